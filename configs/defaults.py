@@ -1,0 +1,162 @@
+"""Every configuration key once: its default, its meaning, its unit, its choices.
+
+Key names and defaults are those of the published programs wherever the meaning is the same; where a default differs,
+the comment says why. A YAML file or the command line may change a value, never its type (`configs.load` converts).
+"""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode as Node
+
+_C = Node()
+
+# ---------------------------------------------------------------------------------------------------------------- model
+_C.MODEL = Node()
+# Where everything runs: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N, mps.
+_C.MODEL.DEVICE = "auto"
+# CLIP's architecture by open_clip's name (ViT-B-16, ViT-B-32, ViT-L-14, ...), or ViT-Tiny-8 (in this repository).
+_C.MODEL.NAME = "ViT-B-16"
+# CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (of ViT-Tiny-8), none (random).
+_C.MODEL.PRETRAIN = "openai"
+# quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP say it themselves; other files do not.
+_C.MODEL.ACTIVATION = "auto"
+# Patch stride (vertical, horizontal) in pixels; below the patch size, patches overlap ("OLP": 12 for patches of 16).
+_C.MODEL.STRIDE_SIZE = (16, 16)
+# Side information (SIE): a learnt vector for every camera, every viewpoint, or every pair, added to the class token.
+_C.MODEL.SIE_CAMERA = False
+_C.MODEL.SIE_VIEW = False
+# Its factor.
+_C.MODEL.SIE_COE = 3.0
+# Weights of the image stage's terms; 0.0 is off.
+_C.MODEL.ID_LOSS_WEIGHT = 1.0
+_C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
+_C.MODEL.I2T_LOSS_WEIGHT = 1.0
+# Label smoothing of 0.1 in the identity and the image-to-text term.
+_C.MODEL.IF_LABELSMOOTH = True
+# Triplet loss with log(1 + exp(.)) instead of the margin.
+_C.MODEL.NO_MARGIN = False
+# Widths of SimCLR's projection heads.
+_C.MODEL.SSL_HIDDEN = 4096
+_C.MODEL.SSL_OUT = 256
+
+# ---------------------------------------------------------------------------------------------------------------- input
+_C.INPUT = Node()
+# Height and width in pixels, for training and for testing.
+_C.INPUT.SIZE_TRAIN = (384, 128)
+_C.INPUT.SIZE_TEST = (384, 128)
+# Probability of a horizontal flip.
+_C.INPUT.PROB = 0.5
+# Probability of random erasing, in the training images and in the twins of the vision self-supervision alike.
+_C.INPUT.RE_PROB = 0.5
+# Black border in pixels, from which the random crop is cut.
+_C.INPUT.PADDING = 10
+# Mean and standard deviation of the three channels, of pixels in 0..1.
+_C.INPUT.PIXEL_MEAN = (0.485, 0.456, 0.406)
+_C.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
+
+# ----------------------------------------------------------------------------------------------------------------- data
+_C.DATASETS = Node()
+# market1501, or synthetic (rendered on the spot below ROOT_DIR).
+_C.DATASETS.NAMES = "market1501"
+# The folder that holds the data sets' folders.
+_C.DATASETS.ROOT_DIR = "data"
+# Share of the training identities that is not trained on but evaluated on, instead of the test split: for choosing
+# settings without looking at test identities. 0.0 is off; must stay below 1.
+_C.DATASETS.HOLD_OUT = 0.0
+_C.DATASETS.SYNTHETIC = Node()
+_C.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 256
+_C.DATASETS.SYNTHETIC.TRAIN_IMAGES = 6  # of each identity
+_C.DATASETS.SYNTHETIC.TEST_IDENTITIES = 64
+_C.DATASETS.SYNTHETIC.TEST_IMAGES = 12  # of each identity, query and gallery together
+# How far the six cameras differ in light, colour, sharpness and viewpoint; 0.0 is not at all, 1.0 is a lot.
+_C.DATASETS.SYNTHETIC.DIFFICULTY = 0.75
+_C.DATASETS.SYNTHETIC.SEED = 0
+
+_C.DATALOADER = Node()
+# Processes that read and transform images, at most one a core; 0 does it in the training process. Affects speed only.
+_C.DATALOADER.NUM_WORKERS = 8
+# Images of an identity in a batch of the image stage (K of P x K).
+_C.DATALOADER.NUM_INSTANCE = 16
+
+# --------------------------------------------------------------------------------------------------------------- solver
+_C.SOLVER = Node()
+_C.SOLVER.SEED = 1234
+# Margin of the triplet loss.
+_C.SOLVER.MARGIN = 0.3
+# Of the towers: fp32, bf16 (autocast), or auto: bf16 on CUDA devices that have it, else fp32. Losses are always fp32.
+_C.SOLVER.PRECISION = "auto"
+
+# The prompt stage: a sentence for every identity.
+_C.SOLVER.STAGE1 = Node()
+_C.SOLVER.STAGE1.IMS_PER_BATCH = 64
+# Adam, AdamW or SGD.
+_C.SOLVER.STAGE1.OPTIMIZER_NAME = "Adam"
+# SGD's; the others do not use it.
+_C.SOLVER.STAGE1.MOMENTUM = 0.9
+_C.SOLVER.STAGE1.MAX_EPOCHS = 100
+_C.SOLVER.STAGE1.BASE_LR = 3e-4
+_C.SOLVER.STAGE1.WEIGHT_DECAY = 5e-4
+# Epochs of linear warm-up from WARMUP_LR_INIT; then a cosine down to LR_MIN. (The published defaults start at 0.01, 33
+# times BASE_LR, which no published file uses; these two are the values of every published file.)
+_C.SOLVER.STAGE1.WARMUP_EPOCHS = 5
+_C.SOLVER.STAGE1.WARMUP_LR_INIT = 1e-5
+_C.SOLVER.STAGE1.LR_MIN = 1e-6
+# Weight of the language self-supervision; 0.0 is off.
+_C.SOLVER.STAGE1.SSL_LOSS_WEIGHT = 0.8
+# How its two copies of a prompt are disturbed: mask (numbers to zero), swap (positions), mix (with another prompt), ...
+_C.SOLVER.STAGE1.PROMPT_AUG_METHOD = "mask"
+# ... and how much, 0..1: share of numbers, share of positions, share of the other prompt.
+_C.SOLVER.STAGE1.PROMPT_AUG_SCALE = 0.5
+# Every so many epochs; a stage's last epoch is always saved.
+_C.SOLVER.STAGE1.CHECKPOINT_PERIOD = 10
+# Every so many steps.
+_C.SOLVER.STAGE1.LOG_PERIOD = 100
+
+# The image stage: the image tower.
+_C.SOLVER.STAGE2 = Node()
+_C.SOLVER.STAGE2.IMS_PER_BATCH = 64
+_C.SOLVER.STAGE2.OPTIMIZER_NAME = "Adam"
+_C.SOLVER.STAGE2.MOMENTUM = 0.9
+_C.SOLVER.STAGE2.MAX_EPOCHS = 100
+_C.SOLVER.STAGE2.BASE_LR = 3e-4
+# Factor of the learning rate of every bias.
+_C.SOLVER.STAGE2.BIAS_LR_FACTOR = 1.0
+# Doubles the learning rate of the identity classifiers.
+_C.SOLVER.STAGE2.LARGE_FC_LR = False
+_C.SOLVER.STAGE2.WEIGHT_DECAY = 5e-4
+_C.SOLVER.STAGE2.WEIGHT_DECAY_BIAS = 5e-4
+# The learning rate is multiplied by GAMMA at each of these epochs.
+_C.SOLVER.STAGE2.STEPS = (40, 70)
+_C.SOLVER.STAGE2.GAMMA = 0.1
+# Linear warm-up from WARMUP_FACTOR * BASE_LR over WARMUP_ITERS *epochs* (the published name; its default of 500 was
+# longer than any training, so the default is the 10 of every published file).
+_C.SOLVER.STAGE2.WARMUP_FACTOR = 0.01
+_C.SOLVER.STAGE2.WARMUP_ITERS = 10
+# Weight of the vision self-supervision; 0.0 is off and loads no twins.
+_C.SOLVER.STAGE2.SSL_LOSS_WEIGHT = 0.8
+_C.SOLVER.STAGE2.CHECKPOINT_PERIOD = 10
+_C.SOLVER.STAGE2.LOG_PERIOD = 100
+# Every so many epochs: evaluation, for the log only.
+_C.SOLVER.STAGE2.EVAL_PERIOD = 10
+
+# ----------------------------------------------------------------------------------------------------------------- test
+_C.TEST = Node()
+_C.TEST.IMS_PER_BATCH = 128
+# The checkpoint that test_svllreid.py evaluates.
+_C.TEST.WEIGHT = ""
+# Compare features before or after the batch-norm necks.
+_C.TEST.NECK_FEAT = "after"
+# Compare features of length 1.
+_C.TEST.FEAT_NORM = True
+
+# ------------------------------------------------------------------------------------------------------------------ run
+_C.PROCESSOR = Node()
+# What is run, in this order: prompt (stage 1), image (stage 2).
+_C.PROCESSOR.STAGES = ("prompt", "image")
+# Where everything is written. Empty: training runs/DATASET_CONFIGFILE_seedSEED, testing the checkpoint's folder.
+_C.OUTPUT_DIR = ""
+
+
+def defaults() -> Node:
+    """A fresh, changeable copy."""
+    return _C.clone()

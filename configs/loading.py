@@ -1,0 +1,168 @@
+"""Defaults, then the YAML file's BASE, then the file, then the command line; frozen."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from configs.checks import ConfigError, check_together, check_value
+from configs.defaults import defaults
+
+SPOKEN = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+NAMES = "DATASETS.NAMES"  # published files write the name as a string or as a tuple
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+    """The frozen configuration.
+
+    Args:
+        path: a YAML file, whose `BASE:` (a path relative to it) is read before it; None for the defaults.
+        overrides: KEY, VALUE, KEY, VALUE, ... as on the command line; they come last.
+
+    Raises:
+        ConfigError: a file that is missing or no YAML; an unknown key (the message names the nearest); a value of the
+            wrong type or out of range; settings that contradict each other.
+    """
+    layers = _layers(Path(path), ()) if path else []
+    return _merge([(str(file), tree) for file, tree in layers], overrides)
+
+
+def to_dict(cfg: CfgNode) -> dict:
+    """The configuration as nested dictionaries of plain types, for checkpoints and files."""
+    return {
+        key: to_dict(value) if isinstance(value, CfgNode) else list(value) if isinstance(value, tuple) else value
+        for key, value in cfg.items()
+    }
+
+
+def from_dict(tree: Mapping, overrides: Sequence[str] = (), *, where: str) -> CfgNode:
+    """The frozen configuration that `to_dict` made `tree` from, with `overrides` on top."""
+    return _merge([(where, tree)], overrides)
+
+
+def _merge(layers: Sequence[tuple[str, Mapping]], overrides: Sequence[str]) -> CfgNode:
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
+    cfg = defaults()
+    for where, tree in layers:
+        for key, value in _flatten(tree):
+            _set(cfg, key, value, where=where)
+    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+        _set(cfg, key, text, where="command line")
+    check_together(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
+    """A YAML file and the files that it stands on, lowest first."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: stands on itself through BASE")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {path}: holds a {type(tree).__name__}, not keys and values")
+    base = tree.pop("BASE", None)
+    below = _layers(path.parent / str(base), (*above, path.resolve())) if base else []
+    return [*below, (path, tree)]
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; an empty block has none."""
+    known = defaults()
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, dotted + ".")
+        elif value is not None or not _is_block(known, dotted):
+            yield dotted, value
+
+
+def _is_block(cfg: CfgNode, key: str) -> bool:
+    for part in key.split("."):
+        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
+    return isinstance(cfg, CfgNode)
+
+
+def _set(cfg: CfgNode, key: str, value: Any, *, where: str) -> None:
+    """Change one value of `cfg`, converted to the type of its default."""
+    *blocks, name = key.split(".")
+    node = cfg
+    for block in blocks:
+        node = node.get(block) if isinstance(node, CfgNode) else None
+    if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
+        raise ConfigError(f"{where}: there is no key {key}{_nearest(key, cfg)}")
+    try:
+        node[name] = _convert(value, node[name], single=key == NAMES)
+        check_value(key, node[name])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {key}: {value!r} will not do; {error}") from None
+
+
+def _nearest(key: str, cfg: CfgNode) -> str:
+    keys = [dotted for dotted, _ in _flatten(cfg)]
+    by_end = {dotted.rpartition(".")[2].lower(): dotted for dotted in keys}
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    near = near or [by_end[m] for m in difflib.get_close_matches(key.rpartition(".")[2].lower(), by_end, n=1)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
+    """`value` as the type of `default`; ValueError says what would be right."""
+    if value is None or (isinstance(value, str) and value.strip() in ("None", "null", "~")):
+        raise ValueError("it needs a value, None is none (off is a weight of 0.0, False or '')")
+    if isinstance(default, tuple):
+        value = _literal(value)
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        kind = default[0]
+        return tuple(_convert(element, kind) for element in values)
+    if isinstance(default, str):
+        literal = _literal(value)
+        if single and isinstance(literal, (tuple, list)) and len(literal) == 1:
+            literal = literal[0]
+        if isinstance(literal, (tuple, list, dict)):
+            raise ValueError("right is one name" if single else "right is a text")
+        if isinstance(literal, str):
+            return literal
+        if isinstance(value, bool):
+            raise ValueError("right is a text")
+        return str(value)
+    value = _literal(value)
+    if isinstance(default, bool):
+        spoken = SPOKEN.get(value.strip().lower()) if isinstance(value, str) else value
+        if not isinstance(spoken, bool):
+            raise ValueError("right is True or False")
+        return spoken
+    if isinstance(value, (bool, tuple, list, dict)):
+        raise ValueError(f"right is one {'whole number' if isinstance(default, int) else 'number'}")
+    if isinstance(default, int):
+        if not isinstance(value, int):
+            raise ValueError("right is a whole number")
+        return value
+    try:
+        return float(value)  # YAML reads 5e-6 as a text
+    except (TypeError, ValueError):
+        raise ValueError("right is a number") from None
+
+
+def _literal(value: Any) -> Any:
+    """What a text of the command line or of a YAML file means as a Python literal, if it is one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value

@@ -1,0 +1,80 @@
+"""From the config to benchmarks and loaders."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from datasets.hold_out import hold_out
+from datasets.images import Images
+from datasets.market1501 import market1501, read_market_folders
+from datasets.sampler import IdentitySampler
+from datasets.synthetic import write_synthetic
+from datasets.transforms import TestTransform, TrainTransform
+from utils.errors import DataError
+from utils.records import Batch, Benchmark, Sample
+
+
+def _synthetic(cfg: CfgNode) -> Benchmark:
+    options = {key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()}
+    return read_market_folders("synthetic", write_synthetic(Path(cfg.DATASETS.ROOT_DIR), **options))
+
+
+BENCHMARKS: dict[str, Callable[[CfgNode], Benchmark]] = {
+    "market1501": lambda cfg: market1501(Path(cfg.DATASETS.ROOT_DIR).expanduser()),
+    "synthetic": _synthetic,
+}
+
+
+def make_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
+    """The data set `name`, or the one that the config names.
+
+    Raises:
+        DataError: an unknown name (the message has the right ones), or what the reader found wrong.
+    """
+    name = name or cfg.DATASETS.NAMES
+    if name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise DataError(f"DATASETS.NAMES: there is no data set {name!r}; {meant}there are: {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name](cfg)
+    if cfg.DATASETS.HOLD_OUT > 0:
+        benchmark = hold_out(benchmark, cfg.DATASETS.HOLD_OUT, cfg.SOLVER.SEED)
+    return benchmark
+
+
+def make_loader(
+    cfg: CfgNode, samples: Sequence[Sample], *, train: bool, twins: bool = False, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Batches of `samples`.
+
+    For training: identity-balanced batches, random transforms and, if asked for, twins; before each epoch call
+    `loader.dataset.set_epoch` and `loader.batch_sampler.set_epoch`. Else: all samples in order, test transform.
+    """
+    pixels = {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
+    if train:
+        transform = TrainTransform(
+            cfg.INPUT.SIZE_TRAIN, flip=cfg.INPUT.PROB, padding=cfg.INPUT.PADDING, erase=cfg.INPUT.RE_PROB, **pixels
+        )
+        instances = cfg.DATALOADER.NUM_INSTANCE
+        identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances
+        pids = [sample.pid for sample in samples]
+        batches = {"batch_sampler": IdentitySampler(pids, identities, instances, seed=cfg.SOLVER.SEED)}
+    else:
+        transform = TestTransform(cfg.INPUT.SIZE_TEST, **pixels)
+        batches = {"batch_size": cfg.TEST.IMS_PER_BATCH}
+    images = Images(samples, transform, twins=twins, seed=cfg.SOLVER.SEED)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    return DataLoader(
+        images,
+        collate_fn=images.collate,
+        num_workers=workers,
+        persistent_workers=train and workers > 0,
+        pin_memory=pin_memory,
+        **batches,
+    )

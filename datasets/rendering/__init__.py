@@ -1,0 +1,1 @@
+"""Procedural images: a sampled subject, seen by a sampled camera, painted with PIL polygons."""

@@ -1,0 +1,67 @@
+"""From a decoded picture to what the network sees."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+
+LARGEST_ERASED = 1 / 3  # of the picture's area
+TRAIN_ERASED, TWIN_ERASED = 0.02, 0.33  # smallest: a twin has a third of it erased, or nothing
+
+
+class TrainTransform:
+    """Training image and twins of the image stage (CLIP-ReID §4.2; SVLL-ReID for the twins).
+
+    Bicubic resize; then, drawn anew for the image and for each twin: horizontal flip, zero padding and random crop,
+    normalisation, random erasing with normal noise. Twins differ in the smallest erased area alone.
+
+    Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
+    """
+
+    def __init__(self, size, *, mean, std, flip: float, padding: int, erase: float):
+        self.resize = v2.Resize(list(size), InterpolationMode.BICUBIC)
+        self.disturb = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(flip),
+                v2.Pad(padding),  # black, before normalisation: -1 with mean and deviation 0.5
+                v2.RandomCrop(list(size)),
+                _to_tensor(mean, std),
+            ]
+        )
+        self.erase = _erasing(erase, TRAIN_ERASED)
+        self.erase_twin = _erasing(erase, TWIN_ERASED)
+
+    def __call__(self, picture: Image.Image, *, twins: bool) -> tuple[Tensor, Tensor | None]:
+        """A picture -> image [3, H, W] and, if asked for, twins [2, 3, H, W]; the resize is shared."""
+        picture = self.resize(picture)
+        image = self.erase(self.disturb(picture))
+        if not twins:
+            return image, None
+        return image, torch.stack([self.erase_twin(self.disturb(picture)) for _ in range(2)])
+
+
+class TestTransform:
+    """Evaluation, and the features of the prompt stage: bilinear resize (not bicubic, as published), normalisation."""
+
+    __test__ = False  # not a test case, whatever its name looks like to pytest
+
+    def __init__(self, size, *, mean, std):
+        self.steps = v2.Compose([v2.Resize(list(size), InterpolationMode.BILINEAR), _to_tensor(mean, std)])
+
+    def __call__(self, picture: Image.Image, *, twins: bool = False) -> tuple[Tensor, None]:
+        """A picture -> image [3, H, W]; there are no twins."""
+        return self.steps(picture), None
+
+
+def _to_tensor(mean, std) -> v2.Compose:
+    return v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
+
+
+def _erasing(probability: float, smallest: float) -> RandomErasing:
+    return RandomErasing(
+        probability, min_area=smallest, max_area=LARGEST_ERASED, min_aspect=0.3, mode="pixel", max_count=1, device="cpu"
+    )

@@ -1,0 +1,102 @@
+"""CLIP's towers, from open_clip, opened up for re-identification."""
+
+from __future__ import annotations
+
+import open_clip
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.heads import SideEmbedding
+from utils.records import ImageFeatures, Side
+
+
+class ViTTower(nn.Module):
+    """CLIP's vision transformer with overlapping patches and, if given, side information.
+
+    Args:
+        visual: open_clip's tower; its patch stride and position table are changed in place.
+        image_size: (H, W) in pixels.
+        stride: (vertical, horizontal) patch stride in pixels; below the patch size, patches overlap.
+        side: added to the class token alone, before the position table, as published (TransReID adds it to every
+            token).
+
+    Attributes:
+        dims: widths (Dp, D, E) of the three features.
+    """
+
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        image_size: tuple[int, int],
+        stride: tuple[int, int],
+        side: SideEmbedding | None = None,
+    ):
+        super().__init__()
+        old_grid = visual.grid_size
+        visual.conv1.stride = tuple(stride)
+        visual.image_size = tuple(image_size)
+        visual.grid_size = patch_grid(image_size, visual.patch_size, stride)
+        visual.positional_embedding = nn.Parameter(
+            resize_positions(visual.positional_embedding.data, old_grid, visual.grid_size)
+        )
+        self.visual = visual
+        self.side = side
+        width = visual.ln_post.normalized_shape[0]
+        self.dims = (width, width, visual.proj.shape[1])
+
+    def forward(self, images: Tensor, side: Side | None = None) -> ImageFeatures:
+        """Images [B, 3, H, W] -> class tokens; another size than the tower's has its position table resized."""
+        visual = self.visual
+        patches = visual.conv1(images)  # [B, D, h, w]
+        positions = resize_positions(visual.positional_embedding, visual.grid_size, tuple(patches.shape[2:]))
+        token = visual.class_embedding.expand(len(images), 1, -1)  # [B, 1, D]
+        if self.side is not None and side is not None:
+            token = token + self.side(side)[:, None]
+        tokens = torch.cat([token.to(patches.dtype), patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h*w, D]
+        # Blocks are counted from the end, so that any depth works.
+        _, (penultimate, last) = visual.transformer.forward_intermediates(visual.ln_pre(tokens + positions), indices=2)
+        last = visual.ln_post(last[:, 0])
+        return ImageFeatures(penultimate[:, 0], last, last @ visual.proj)
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer, entered after the token embedding."""
+
+    def __init__(self, clip: open_clip.CLIP):
+        super().__init__()
+        self.transformer = clip.transformer
+        self.positional_embedding = clip.positional_embedding
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
+        self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
+
+    def forward(self, prompts: Tensor, end: int) -> Tensor:
+        """Token embeddings [N, L, W] and the end-of-text position -> features [N, E].
+
+        Attention is causal: what comes after `end` cannot reach it, so it is cut off before anything is computed.
+        """
+        length = end + 1
+        x = prompts[:, :length] + self.positional_embedding[:length]
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        return self.ln_final(x[:, end]) @ self.text_projection
+
+
+def patch_grid(image_size, patch, stride) -> tuple[int, int]:
+    """Rows and columns of patches, ((H - p) // s + 1, (W - p) // s + 1)."""
+    return tuple((size - p) // s + 1 for size, p, s in zip(image_size, patch, stride, strict=True))
+
+
+def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position table [1 + h*w, D] for grid `old` -> the same for grid `new`; the class token's row stays.
+
+    Bilinear without antialiasing, as CLIP-ReID does it; open_clip's own helper is bicubic and antialiased, which
+    changes the features by 3e-3.
+    """
+    if tuple(old) == tuple(new):
+        return embedding
+    token, patches = embedding[:1], embedding[1:]
+    grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)  # [1, D, h, w]
+    grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False, antialias=False)
+    return torch.cat([token, grid.flatten(2).transpose(1, 2)[0]])

@@ -1,0 +1,197 @@
+"""CLIP with its weights: from open_clip's list, from a local file, or the tiny one in this repository."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip import pretrained as hub
+from open_clip.transformer import VisionTransformer
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model import tiny_clip
+from utils.checkpoint import load_strictly, read_tensors
+from utils.errors import WeightsError
+
+NONE = "none"  # MODEL.PRETRAIN for a random start
+QUICK_GELU, GELU, AUTO = "quick_gelu", "gelu", "auto"
+ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
+
+
+def clip_config(name: str) -> dict:
+    """The architecture called `name`, as open_clip.CLIP takes it.
+
+    Raises:
+        WeightsError: open_clip does not know the name, or it is not a CLIP with a plain vision transformer.
+    """
+    config = open_clip.get_model_config(name)
+    names = [tiny_clip.NAME, *open_clip.list_models()]
+    if config is None:
+        near = difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
+        raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}")
+    config.pop("quick_gelu", None)
+    if set(config) != {"embed_dim", "vision_cfg", "text_cfg"} or "timm_model_name" in config["vision_cfg"]:
+        raise WeightsError(f"MODEL.NAME: {name!r} is not a CLIP of OpenAI's form; for example ViT-B-16 is one")
+    return config
+
+
+def build_clip(name: str, activation: str) -> open_clip.CLIP:
+    """A CLIP without trained weights; `activation` is "quick_gelu" or "gelu" (the tiny one has the former)."""
+    if name == tiny_clip.NAME:
+        return tiny_clip.build()
+    clip = open_clip.CLIP(**clip_config(name), quick_gelu=activation == QUICK_GELU)
+    visual = clip.visual
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise WeightsError(f"MODEL.NAME: {name!r} has no vision transformer with a class token; ViT-B-16 has one")
+    return clip
+
+
+def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_clip.CLIP, str]:
+    """A CLIP with the weights that `pretrain` names, and its activation.
+
+    Args:
+        name: architecture, e.g. "ViT-B-16".
+        pretrain: one of open_clip's tags for it ("openai"), a file, "rendered" (tiny CLIP), or "none".
+        activation: "auto" where the weights say it (tags, OpenAI archives); must be named for other files, because a
+            wrong guess is silent and costs accuracy.
+
+    Raises:
+        WeightsError: unknown tag; an activation that has to be named; a file that is missing, damaged or of another
+            architecture; or it cannot be downloaded.
+    """
+    if pretrain == NONE:
+        activation = QUICK_GELU if activation == AUTO else activation
+        return build_clip(name, activation), activation
+    state, known = _read(name, pretrain)
+    if activation == AUTO:
+        if known is None:
+            raise WeightsError(
+                f"MODEL.ACTIVATION: {pretrain} does not say whether it was trained with quick_gelu (OpenAI, DFN, "
+                "MetaCLIP) or gelu (LAION, DataComp); set it"
+            )
+        activation = known
+    clip = build_clip(name, activation)
+    wanted = clip.state_dict()
+    state = {key: value for key, value in state.items() if key not in ARCHIVE_EXTRAS}
+    if "logit_scale" in state:
+        state["logit_scale"] = state["logit_scale"].reshape(wanted["logit_scale"].shape)
+    load_strictly(clip, state, source=f"MODEL.PRETRAIN {pretrain}", hint=f"is it a {name} (MODEL.NAME)?")
+    return clip, activation
+
+
+def _read(name: str, pretrain: str) -> tuple[dict[str, Tensor], str | None]:
+    """State dict and, where it is known, activation."""
+    if name == tiny_clip.NAME and pretrain == tiny_clip.TAG:
+        return tiny_clip.load(), QUICK_GELU
+    tag = hub.get_pretrained_cfg(name, pretrain)
+    if tag:
+        return _read_file(_download(name, pretrain, tag))[0], QUICK_GELU if tag.get("quick_gelu") else GELU
+    path = Path(pretrain).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    tags = [tiny_clip.TAG] if name == tiny_clip.NAME else hub.list_pretrained_tags_by_model(name)
+    near = difflib.get_close_matches(pretrain, tags, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise WeightsError(
+        f"MODEL.PRETRAIN: {pretrain!r} is neither a file nor a tag of {name}; {meant}tags: {', '.join(tags) or 'none'}"
+    )
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read safetensors, an OpenAI archive or a pickled state dict; nothing in the file is ever executed as Python."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path), None
+        if _is_archive(path):
+            return torch.jit.load(path, map_location="cpu").state_dict(), QUICK_GELU
+        state = read_tensors(path)
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"MODEL.PRETRAIN: {path} cannot be read as weights ({error})") from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}, None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is TorchScript, the form in which OpenAI publishes CLIP."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(entry.endswith("/constants.pkl") for entry in file.namelist())
+
+
+def _download(name: str, tag: str, entry: dict) -> Path:
+    """The local file of one of open_clip's tags, from its cache or from the network."""
+    cached = _cached(entry)
+    if cached is not None:
+        return cached
+    address = _address(entry)
+    if not _answers(address):
+        raise WeightsError(
+            f"MODEL.PRETRAIN {tag}: the weights of {name} are not on this machine and the network does not answer. "
+            f"Download {address} elsewhere, copy it here and set MODEL.PRETRAIN to its path"
+            + (" and MODEL.ACTIVATION quick_gelu" if entry.get("quick_gelu") else " and MODEL.ACTIVATION gelu")
+        )
+    try:
+        return Path(hub.download_pretrained(entry))
+    except Exception as error:
+        raise WeightsError(
+            f"MODEL.PRETRAIN {tag}: downloading {address} failed ({error}); download it by hand and set MODEL.PRETRAIN "
+            "to its path"
+        ) from error
+
+
+def _cached(entry: dict) -> Path | None:
+    """Where open_clip has put a tag's weights before, if it has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if entry.get("hf_hub"):
+        repository, _, file = entry["hf_hub"].rpartition("/")
+        for candidate in [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
+            found = try_to_load_from_cache(repository, candidate)
+            if isinstance(found, str):
+                return Path(found)
+    if entry.get("url"):
+        file = Path("~/.cache/clip").expanduser() / entry["url"].rpartition("/")[2]
+        if file.is_file():
+            return Path(hub.download_pretrained_from_url(entry["url"]))  # checks the sum, downloads nothing if it fits
+    return None
+
+
+def _address(entry: dict) -> str:
+    """Where a person finds a tag's weights."""
+    if not entry.get("hf_hub"):
+        return entry["url"]
+    from huggingface_hub.constants import ENDPOINT
+
+    repository, _, file = entry["hf_hub"].rpartition("/")
+    return f"{ENDPOINT}/{repository}/resolve/main/{file or 'open_clip_model.safetensors'}"
+
+
+def _answers(address: str, seconds: float = 4.0) -> bool:
+    """Whether a server answers at all; libraries' own retries can take minutes to find out that none does."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(address, method="HEAD")
+            with urllib.request.urlopen(request, timeout=seconds):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # an answer, if not the one hoped for; the download itself will tell
+        except OSError:
+            pass
+
+    # A thread, because looking a name up has no time limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

@@ -1,0 +1,89 @@
+"""One learnable sentence for every identity, and the three ways of disturbing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+CONTEXT = 4  # learnt tokens a sentence: "A photo of a X X X X person."
+
+
+class PromptLearner(nn.Module):
+    """The template's token embeddings with `CONTEXT` tokens in the gap that are learnt, identity by identity.
+
+    Only the embeddings of the template's own words are kept (as buffers); the embedding table itself is not.
+
+    Args:
+        num_pids: identities.
+        template: a sentence with {} where the learnt tokens go, e.g. "A photo of a {} person.".
+        token_embedding: CLIP's table [vocabulary, W].
+        tokenizer: CLIP's tokenizer, list of sentences -> token ids [N, L].
+
+    Raises:
+        ValueError: the template has no gap, or a word that the embedding table does not know.
+    """
+
+    def __init__(self, num_pids: int, template: str, token_embedding: nn.Embedding, tokenizer: Callable):
+        super().__init__()
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r}: needs {{}} exactly once, where the learnt tokens go")
+        tokens = tokenizer([template.format(" ".join(["X"] * CONTEXT))])  # [1, L]
+        # The words before the gap, less the end-of-text token, are the start of the full sentence, too.
+        start = int(tokenizer([template.partition("{}")[0]]).argmax())
+        self.end = int(tokens.argmax())  # the end-of-text token has the largest id
+        with torch.no_grad():
+            embedded = token_embedding(tokens)  # [1, L, W]
+        if not torch.isfinite(embedded).all():
+            raise ValueError(
+                f"template {template!r}: a word is not in the vocabulary that these weights were trained on"
+            )
+        self.register_buffer("prefix", embedded[:, :start].clone())
+        self.register_buffer("suffix", embedded[:, start + CONTEXT :].clone())
+        self.context = nn.Parameter(0.02 * torch.randn(num_pids, CONTEXT, embedded.shape[-1]))
+
+    def forward(self, pids: Tensor) -> Tensor:
+        """Identities [N] -> token embeddings [N, L, W] over the full context."""
+        n = len(pids)
+        return torch.cat([self.prefix.expand(n, -1, -1), self.context[pids], self.suffix.expand(n, -1, -1)], dim=1)
+
+
+def mask(prompts: Tensor, strength: float, generator: Generator | None = None) -> Tensor:
+    """Zero every number of [N, L, W] with probability `strength`; what is left is not rescaled."""
+    kept = torch.rand(prompts.shape, generator=generator, device=prompts.device) >= strength
+    return prompts * kept
+
+
+def swap(prompts: Tensor, strength: float, generator: Generator | None = None) -> Tensor:
+    """Permute the embeddings of floor(strength * L) positions of every prompt [N, L, W] among themselves.
+
+    Start, end and padding may move, as published; the read-out position stays.
+    """
+    n, length, width = prompts.shape
+    count = int(strength * length)
+
+    def shuffled(size: int) -> Tensor:
+        return torch.rand(n, size, generator=generator, device=prompts.device).argsort(dim=1)
+
+    to = shuffled(length)[:, :count]
+    source = to.gather(1, shuffled(count))
+    moved = prompts.gather(1, source[..., None].expand(-1, -1, width))
+    return prompts.scatter(1, to[..., None].expand(-1, -1, width), moved)
+
+
+def mix(prompts: Tensor, strength: float, generator: Generator | None = None) -> Tensor:
+    """Blend every prompt of [N, L, W] with another one: (1 - strength) * own + strength * other.
+
+    The partner is uniform over the others and taken from the originals. (Published code never draws the last prompt,
+    may draw the prompt itself and mixes rows that are mixed already.) A single prompt has no partner and stays.
+    """
+    n = len(prompts)
+    if n < 2:
+        return prompts
+    steps = torch.randint(1, n, (n,), generator=generator, device=prompts.device)
+    other = (torch.arange(n, device=prompts.device) + steps) % n
+    return torch.lerp(prompts, prompts[other], strength)
+
+
+AUGMENTATIONS = {"mask": mask, "swap": swap, "mix": mix}

@@ -1,0 +1,195 @@
+"""From the config to stages that run, and to evaluations with all that changes their numbers."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from configs import to_dict
+from datasets.build import make_loader
+from model.prompts import AUGMENTATIONS
+from model.svllreid import SvllReid
+from processor.evaluate import evaluate
+from processor.image_stage import ImageStage, sentence_features
+from processor.loop import fit
+from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from solver.build import make_optimizer, make_schedule
+from utils.devices import pick_precision
+from utils.errors import WeightsError
+from utils.records import Batch, Benchmark, Evaluation, FeatureBatch
+from utils.report import figures
+from utils.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def run_prompt_stage(
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device, fingerprint: dict
+) -> Path:
+    """Stage 1; the last checkpoint."""
+    block, seed = cfg.SOLVER.STAGE1, cfg.SOLVER.SEED
+    loader = make_loader(cfg, benchmark.train, train=False, pin_memory=device.type == "cuda")
+    cache = cache_features(model, loader, device)
+    generator = torch.Generator(device).manual_seed(seed)
+    stage = PromptStage(
+        model,
+        weights={"image_text": 1.0, "language_ssl": block.SSL_LOSS_WEIGHT},
+        augment=partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator),
+    )
+    examples = {sample.pid: sample.path for sample in reversed(benchmark.train)}
+
+    def paths(batch: FeatureBatch) -> list[str]:
+        return [examples[pid] for pid in batch.pids.unique().tolist()]
+
+    return _fit(
+        *(cfg, block, stage, "prompt", folder, device),
+        batches=lambda epoch: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch),
+        paths=paths,
+        file=f"{cfg.MODEL.NAME}_stage1_{{epoch}}.pth",
+        fingerprint=fingerprint,
+    )
+
+
+def run_image_stage(
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device, fingerprint: dict
+) -> Path:
+    """Stage 2; the last checkpoint."""
+    block = cfg.SOLVER.STAGE2
+    weights = {
+        "identity": cfg.MODEL.ID_LOSS_WEIGHT,
+        "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
+        "image_text": cfg.MODEL.I2T_LOSS_WEIGHT,
+        "vision_ssl": block.SSL_LOSS_WEIGHT,
+    }
+    loader = make_loader(
+        *(cfg, benchmark.train),
+        train=True,
+        twins=weights["vision_ssl"] > 0,
+        pin_memory=device.type == "cuda",
+    )
+    stage = ImageStage(
+        model,
+        weights=weights,
+        text_features=sentence_features(model, device) if weights["image_text"] > 0 else None,
+        margin=None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
+        smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
+    )
+
+    def batches(epoch: int) -> DataLoader[Batch]:
+        loader.dataset.set_epoch(epoch)
+        loader.batch_sampler.set_epoch(epoch)
+        return loader
+
+    def evaluate_now(epoch: int) -> None:
+        if epoch % block.EVAL_PERIOD == 0 and epoch < block.MAX_EPOCHS:  # the end has an evaluation of its own
+            evaluation = evaluate_model(cfg, model, benchmark, device)
+            logger.info("image stage  epoch %d/%d  %s", epoch, block.MAX_EPOCHS, figures(evaluation))
+            folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **evaluation.mean)
+
+    return _fit(
+        *(cfg, block, stage, "image", folder, device),
+        batches=batches,
+        paths=lambda batch: [benchmark.train[index].path for index in batch.indices.tolist()],
+        file=f"{cfg.MODEL.NAME}_{{epoch}}.pth",
+        fingerprint=fingerprint,
+        after_epoch=evaluate_now,
+    )
+
+
+RUN_STAGE = {"prompt": run_prompt_stage, "image": run_image_stage}
+
+
+def _fit(
+    cfg, block, stage: nn.Module, name, folder, device, *, batches, paths, file, fingerprint, after_epoch=None
+) -> Path:
+    """What both stages have in common: optimiser, precision, the log, checkpoints."""
+    precision = pick_precision(cfg.SOLVER.PRECISION, device)
+    training = sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in stage.parameters())
+    logger.info("%s stage: %s of %s parameters train, %s", name, f"{training:,}", f"{everything:,}", precision)
+
+    saved: list[Path] = []
+
+    def save_and(epoch: int) -> None:
+        if epoch % block.CHECKPOINT_PERIOD == 0 or epoch == block.MAX_EPOCHS:
+            contents = {
+                "model": stage.model.state_dict(),
+                "stage": name,
+                "epoch": epoch,
+                "config": to_dict(cfg),
+                "architecture": stage.model.architecture,
+                "fingerprint": fingerprint,
+            }
+            saved.append(folder.save(file.format(epoch=epoch), contents))
+        if after_epoch is not None:
+            after_epoch(epoch)
+
+    fit(
+        *(stage, batches, make_optimizer(block, stage), make_schedule(block), block.MAX_EPOCHS),
+        device=device,
+        precision=precision,
+        name=name,
+        log_period=block.LOG_PERIOD,
+        after_epoch=save_and,
+        record=folder.record,
+        paths=paths,
+    )
+    return saved[-1]
+
+
+def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device) -> Evaluation:
+    """Evaluate as TEST says.
+
+    Raises:
+        WeightsError: the benchmark has cameras or viewpoints that the side-information table was not made for.
+    """
+    architecture = model.architecture
+    for used, rows, present, noun in (
+        (architecture["sie_camera"], architecture["num_cams"], benchmark.num_cams, "cameras"),
+        (architecture["sie_view"], architecture["num_views"], benchmark.num_views, "viewpoints"),
+    ):
+        if used and present > rows:
+            raise WeightsError(
+                f"the network's side information knows {rows} {noun}, {benchmark.name} has {present}: "
+                "evaluate on a data set with as many, or train without MODEL.SIE_CAMERA and MODEL.SIE_VIEW"
+            )
+    return evaluate(
+        model,
+        benchmark,
+        partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
+        device=device,
+        neck=cfg.TEST.NECK_FEAT == "after",
+        normalise=cfg.TEST.FEAT_NORM,
+    )
+
+
+def result_entry(
+    when: str, cfg: CfgNode, benchmark: Benchmark, evaluation: Evaluation, *, fingerprint: dict, checkpoint: str | None
+) -> dict:
+    """An entry of results.json: the figures as fractions, and everything that changes them."""
+    first, trial = evaluation.trials[0], benchmark.trials[0]
+    return {
+        "when": when,
+        **evaluation.mean,
+        "valid_queries": first.num_valid,
+        "queries": first.num_queries,
+        "gallery_images": len(trial.gallery),
+        "trials": len(evaluation.trials),
+        "std": evaluation.std if len(evaluation.trials) > 1 else None,
+        "data_set": benchmark.name,
+        "feat_norm": cfg.TEST.FEAT_NORM,
+        "neck_feat": cfg.TEST.NECK_FEAT,
+        "size": list(cfg.INPUT.SIZE_TEST),
+        "stride": list(cfg.MODEL.STRIDE_SIZE),
+        "re_ranking": None,
+        "precision": "fp32",
+        "seed": cfg.SOLVER.SEED,
+        "checkpoint": checkpoint,
+        **fingerprint,
+    }

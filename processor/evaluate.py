@@ -1,0 +1,59 @@
+"""Features once, then every trial of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.svllreid import SvllReid
+from utils.metrics import rank_features
+from utils.progress import progress
+from utils.records import Batch, Benchmark, Evaluation, Labels, Sample, to_device
+
+
+def evaluate(
+    model: SvllReid,
+    benchmark: Benchmark,
+    loader: Callable[[Sequence[Sample]], Iterable[Batch]],
+    *,
+    device: torch.device,
+    neck: bool = False,
+    normalise: bool = True,
+) -> Evaluation:
+    """Rank every trial's gallery for its queries, in fp32 whatever the training's precision.
+
+    Args:
+        model: on `device`; left in eval mode.
+        loader: samples -> batches in their order, test transform.
+        neck: compare features after the batch-norm necks.
+        normalise: compare features of length 1.
+
+    Raises:
+        DataError: an image cannot be read; features that are not finite; a trial without any valid query.
+    """
+    samples = {sample: None for trial in benchmark.trials for side in trial for sample in side}  # a set with an order
+    rows = {sample: row for row, sample in enumerate(samples)}
+    features = embed_all(model, loader(list(samples)), device=device, neck=neck)
+    if normalise:
+        features = F.normalize(features, dim=1)
+    rankings = []
+    for trial in benchmark.trials:
+        query, gallery = (features[[rows[sample] for sample in side]] for side in trial)
+        labels = (Labels.of(side) for side in trial)
+        rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
+    return Evaluation(tuple(rankings))
+
+
+@torch.no_grad()
+def embed_all(model: SvllReid, batches: Iterable[Batch], *, device: torch.device, neck: bool = False) -> Tensor:
+    """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32."""
+    model.eval()
+    features = []
+    for batch in progress(batches, "features"):
+        batch = to_device(batch, device)
+        features.append(model.embed(batch.images, batch.side, neck=neck).float())
+    # Ranking needs double precision, which MPS lacks.
+    return torch.cat(features).to("cpu" if device.type == "mps" else device)

@@ -1,0 +1,84 @@
+"""Stage 1: a sentence for every identity; both towers stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from loss.contrast import ImageTextContrast
+from loss.self_supervised import NTXent
+from loss.weighing import weigh
+from model.svllreid import SvllReid
+from utils.progress import progress
+from utils.records import Batch, FeatureBatch, Losses, to_device
+from utils.seeds import derive
+
+
+class PromptStage(nn.Module):
+    """Only the prompts' learnt tokens train (CLIP-ReID §3.2; SVLL-ReID for the language self-supervision).
+
+    Args:
+        model: with text tower and prompts; everything but the learnt tokens is frozen here.
+        weights: "image_text" (both directions) and "language_ssl"; 0.0 is off.
+        augment: prompts [U, L, W] -> one disturbed copy; called twice.
+
+    The text projector stays at its random start and keeps to batch statistics, as published: language self-supervision
+    acts on the prompts through a fixed random network.
+    """
+
+    def __init__(self, model: SvllReid, *, weights: dict[str, float], augment: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        model.prompts.context.requires_grad_(True)
+        self.weights = weights
+        self.augment = augment
+        self.contrast = ImageTextContrast()
+        self.self_contrast = NTXent()
+
+    def forward(self, batch: FeatureBatch) -> Losses:
+        """The tower runs once, over each identity of the batch and its two disturbed copies."""
+        model = self.model
+        pids, rows = batch.pids.unique(return_inverse=True)
+        prompts = model.prompts(pids)  # [U, L, W]
+        copies = [prompts]
+        # A single identity has nobody to be told apart from, and batch norm no statistics.
+        if self.weights["language_ssl"] > 0 and len(pids) > 1:
+            copies += [self.augment(prompts), self.augment(prompts)]
+        texts, *twins = model.text(torch.cat(copies), model.prompts.end).split(len(pids))  # each [U, E]
+        terms = {"image_text": self.contrast(batch.features, texts[rows], batch.pids)}
+        if twins:
+            terms["language_ssl"] = self.self_contrast(*(model.text_projector(twin) for twin in twins))
+        return weigh(terms, self.weights)
+
+
+@torch.no_grad()
+def cache_features(model: SvllReid, batches: Iterable[Batch], device: torch.device) -> FeatureBatch:
+    """Features [N, E] of all images, in the space shared with text, without side information (as published)."""
+    model.eval()
+    features, pids = [], []
+    for batch in progress(batches, "features of the training images"):
+        features.append(model.encode_image(batch.images.to(device, non_blocking=True)).projected.float())
+        pids.append(batch.pids)
+    return to_device(FeatureBatch(torch.cat(features), torch.cat(pids)), device)
+
+
+class FeatureBatches:
+    """Cached features in random order, in batches; every image once an epoch, the last batch may be short.
+
+    `len` is exact. (Published code makes an empty last batch where the size divides the number of images, and stops.)
+    """
+
+    def __init__(self, cache: FeatureBatch, size: int, *, seed: int, epoch: int):
+        self.cache, self.size = cache, size
+        # Drawn on the CPU, so that every device sees the same order.
+        generator = torch.Generator().manual_seed(derive(seed, epoch))
+        self.order = torch.randperm(len(cache.pids), generator=generator).to(cache.pids.device)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        for rows in self.order.split(self.size):
+            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows])

@@ -1,0 +1,59 @@
+"""From a stage's block of the config to its optimiser and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from solver.schedules import warmup_cosine, warmup_steps
+
+
+def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimizer:
+    """An optimiser of what trains in `module`; each group has its own rate in `initial_lr`.
+
+    Biases (of layer and batch norms, too) have their own factor and decay where the stage has keys for them;
+    LARGE_FC_LR doubles the rate of the identity classifiers. Decay is Adam's own, coupled (L2), as published; AdamW's is not.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor, decay = 1.0, cfg_stage.WEIGHT_DECAY
+        *owners, own = name.split(".")
+        if own.endswith("bias"):  # in_proj_bias, too
+            factor, decay = cfg_stage.get("BIAS_LR_FACTOR", 1.0), cfg_stage.get("WEIGHT_DECAY_BIAS", decay)
+        if "classifier" in owners and cfg_stage.get("LARGE_FC_LR", False):
+            factor *= 2
+        groups.setdefault((cfg_stage.BASE_LR * factor, decay), []).append(parameter)
+    options = [
+        {"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
+    ]
+    if cfg_stage.OPTIMIZER_NAME == "SGD":
+        return torch.optim.SGD(options, lr=cfg_stage.BASE_LR, momentum=cfg_stage.MOMENTUM)
+    return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[cfg_stage.OPTIMIZER_NAME](
+        options, lr=cfg_stage.BASE_LR
+    )
+
+
+def make_schedule(cfg_stage: CfgNode) -> Callable[[int, float], float]:
+    """(epoch from 1, initial rate) -> rate: a cosine where the stage has LR_MIN, steps where it has STEPS."""
+    if "STEPS" in cfg_stage:
+        return partial(
+            warmup_steps,
+            steps=cfg_stage.STEPS,
+            gamma=cfg_stage.GAMMA,
+            warmup_epochs=cfg_stage.WARMUP_ITERS,
+            warmup_factor=cfg_stage.WARMUP_FACTOR,
+        )
+    return partial(
+        warmup_cosine,
+        epochs=cfg_stage.MAX_EPOCHS,
+        floor=cfg_stage.LR_MIN,
+        warmup_epochs=cfg_stage.WARMUP_EPOCHS,
+        warmup_start=cfg_stage.WARMUP_LR_INIT,
+    )

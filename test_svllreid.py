@@ -1,0 +1,62 @@
+"""Test a checkpoint: rank-k and mAP. What builds the network is in the file.
+
+    python test_svllreid.py TEST.WEIGHT runs/market/ViT-B-16_60.pth
+    python test_svllreid.py --config_file configs/person/vit_svllreid.yml TEST.WEIGHT runs/market/ViT-B-16_60.pth
+
+Without --config_file, settings are those that the checkpoint was trained with.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from configs import ConfigError, from_dict, load
+from datasets.build import make_benchmark
+from model.build import load_model, settle_architecture
+from processor.build import evaluate_model, result_entry
+from utils.checkpoint import read_checkpoint
+from utils.command import parse, run
+from utils.devices import describe, pick_device
+from utils.fingerprint import data_fingerprint, versions
+from utils.logs import log_to_screen
+from utils.report import table
+from utils.run_folder import append_result
+
+logger = logging.getLogger("test")
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Test as the command line says; the results file."""
+    arguments = parse(__doc__, argv)
+    log_to_screen()
+    cfg = load(arguments.config_file, arguments.overrides) if arguments.config_file else None
+    given = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=False))
+    weight = cfg.TEST.WEIGHT if cfg else given.get("TEST.WEIGHT", "")
+    if not weight:
+        raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
+    checkpoint = read_checkpoint(weight)
+    if cfg is None:
+        checkpoint["config"]["OUTPUT_DIR"] = ""
+        cfg = from_dict(checkpoint["config"], arguments.overrides, where=weight)
+    cfg, differences = settle_architecture(cfg, checkpoint["architecture"])
+    for difference in differences:
+        logger.info("%s", difference)
+
+    device = pick_device(cfg.MODEL.DEVICE)
+    benchmark = make_benchmark(cfg)
+    model = load_model(weight).to(device)
+    logger.info("%s on %s: %s", weight, describe(device), benchmark.counts())
+    evaluation = evaluate_model(cfg, model, benchmark, device)
+    fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
+    entry = result_entry("test", cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=weight)
+    entry["seed"] = checkpoint["config"]["SOLVER"]["SEED"]
+    path = append_result(Path(cfg.OUTPUT_DIR or Path(weight).parent), entry)
+    logger.info("%s\n%s", benchmark.name, table([entry]))
+    logger.info("added to %s", path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))

@@ -1,0 +1,83 @@
+"""Train: both stages of SVLL-ReID, CLIP-ReID or a baseline, as the configuration says.
+
+python train_svllreid.py --config_file configs/person/vit_svllreid.yml DATASETS.ROOT_DIR /data OUTPUT_DIR runs/market
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from configs import ConfigError, load, to_dict
+from datasets.build import make_benchmark
+from model.build import make_model
+from processor.build import RUN_STAGE, evaluate_model, result_entry
+from utils.clock import Clock, peak_memory
+from utils.command import parse, run
+from utils.devices import describe, pick_device
+from utils.fingerprint import data_fingerprint, versions
+from utils.logs import log_to_file, log_to_screen
+from utils.report import table
+from utils.run_folder import LOG, RunFolder, append_result, check_writable
+from utils.seeds import seed_everything
+
+logger = logging.getLogger("train")
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Train as the command line says; the run's folder."""
+    arguments = parse(__doc__, argv)
+    cfg = load(arguments.config_file, arguments.overrides)
+    log_to_screen()
+    return train(cfg, Path(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file)))
+
+
+def train(cfg: CfgNode, path: Path) -> Path:
+    """The whole way: data, network, evaluation of the start, every stage, evaluation of the end."""
+    clock = Clock()
+    check_writable(path)
+    device = pick_device(cfg.MODEL.DEVICE)
+    seed_everything(cfg.SOLVER.SEED)
+    with clock("data"):
+        benchmark = make_benchmark(cfg)
+        fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
+    with clock("network"):
+        model = make_model(cfg, benchmark).to(device)
+    folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint)
+    log_to_file(path / LOG)
+    logger.info("%s: %s", benchmark.name, benchmark.counts())
+    logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
+
+    entries = []
+
+    def evaluate(when: str, checkpoint: str | None) -> None:
+        evaluation = evaluate_model(cfg, model, benchmark, device)
+        entry = result_entry(when, cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=checkpoint)
+        entries.append(entry)
+        append_result(path, entry)
+
+    with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works
+        evaluate("start", None)
+    logger.info("before training:\n%s", table(entries))
+    for stage in cfg.PROCESSOR.STAGES:
+        with clock(f"{stage} stage"):
+            checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, fingerprint)
+    with clock("evaluation of the end"):
+        evaluate("end", str(checkpoint))
+
+    logger.info("%s, %s", clock, f"peak memory {peak_memory()}")
+    logger.info("%s\n%s", benchmark.name, table(entries))
+    logger.info("test it again: python test_svllreid.py TEST.WEIGHT %s", checkpoint)
+    return path
+
+
+def default_folder(cfg: CfgNode, config_file: str | None) -> str:
+    """runs/DATASET_CONFIGFILE_seedSEED"""
+    return f"runs/{cfg.DATASETS.NAMES}_{Path(config_file or 'defaults').stem}_seed{cfg.SOLVER.SEED}"
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))

@@ -1,0 +1,1 @@
+"""Floor 0: records, files, devices, metrics; imports nothing else of this repository."""

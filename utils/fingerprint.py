@@ -1,0 +1,51 @@
+"""What a number depends on besides the config: data, code and libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from utils.records import Benchmark
+
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "yacs")
+
+
+def data_fingerprint(benchmark: Benchmark) -> str:
+    """Sixteen hexadecimal digits over every image's split, file name, size in bytes, identity, camera and viewpoint.
+
+    File names without folders: the same data set elsewhere has the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    splits = [("train", benchmark.train)]
+    for number, trial in enumerate(benchmark.trials):
+        splits += [(f"query{number}", trial.query), (f"gallery{number}", trial.gallery)]
+    for split, samples in splits:
+        for path, *labels in samples:
+            digest.update(f"{split}|{os.path.basename(path)}|{os.path.getsize(path)}|{labels}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Python, the libraries that change results, and this program's revision."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "revision": _revision(),
+    }
+
+
+def _revision() -> str:
+    """The checkout's commit, with "+" if files differ from it; "unknown" outside a git checkout."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,118 @@
+"""How well a gallery is ranked: CMC, mAP and mINP, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from utils.errors import DataError
+from utils.records import Labels, Ranking
+
+Ignored = Callable[[Labels, Labels], Tensor]
+PAIRS_AT_ONCE = 2**24  # of a chunk of the distance matrix; sorting it takes about 0.5 GB
+
+
+def same_camera(query: Labels, gallery: Labels) -> Tensor:
+    """Market-1501's rule: a query does not look for its own identity in its own camera. -> bool [Q, G]"""
+    return (query.pids[:, None] == gallery.pids) & (query.camids[:, None] == gallery.camids)
+
+
+def rank_features(
+    query: Tensor,
+    gallery: Tensor,
+    query_labels: Labels,
+    gallery_labels: Labels,
+    *,
+    ignored: Ignored = same_camera,
+    top: int = 50,
+) -> Ranking:
+    """Rank the gallery for every query by squared Euclidean distance; features are compared as they are.
+
+    Args:
+        query, gallery: [Q, D] and [G, D].
+        query_labels, gallery_labels: their identities and cameras.
+        ignored: which pairs leave the gallery.
+        top: how many ranks the CMC has.
+
+    Raises:
+        DataError: features that are not finite; or no query has a match (the message says why, with examples).
+    """
+    for name, features in (("query", query), ("gallery", gallery)):
+        if not torch.isfinite(features).all():
+            rows = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
+            raise DataError(f"{len(rows)} {name} features are not finite, the first at row {rows[0]}")
+    lengths = gallery.square().sum(dim=1)
+
+    def distances(rows: slice) -> Tensor:
+        # |q|² is the same for all of a query's pairs, but keeps the values distances.
+        chunk = query[rows]
+        return chunk.square().sum(dim=1, keepdim=True) + lengths - 2 * chunk @ gallery.T
+
+    return _rank(distances, query_labels, gallery_labels, ignored, top)
+
+
+def rank(
+    distances: Tensor, query_labels: Labels, gallery_labels: Labels, *, ignored: Ignored = same_camera, top: int = 50
+) -> Ranking:
+    """The same for distances [Q, G] of any kind, e.g. re-ranked ones."""
+    if torch.isnan(distances).any():
+        raise DataError("some distances are not numbers")
+    return _rank(lambda rows: distances[rows], query_labels, gallery_labels, ignored, top)
+
+
+def _rank(
+    distances: Callable[[slice], Tensor], query_labels: Labels, gallery_labels: Labels, ignored: Ignored, top: int
+) -> Ranking:
+    num_queries, size = len(query_labels.pids), max(1, PAIRS_AT_ONCE // max(1, len(gallery_labels.pids)))
+    chunks = [
+        _rank_chunk(distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, ignored, top)
+        for rows in (slice(start, start + size) for start in range(0, num_queries, size))
+    ]
+    precision, inverse, found = (torch.cat(parts) for parts in zip(*chunks, strict=True)) if chunks else ([], [], [])
+    if not len(precision):
+        raise DataError(_why_none(query_labels, gallery_labels))
+    return Ranking(precision.mean().item(), inverse.mean().item(), found.mean(dim=0).cpu(), len(precision), num_queries)
+
+
+def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, ignored: Ignored, top: int) -> tuple[Tensor, ...]:
+    """Average precision [V], inverse negative penalty [V] and CMC [V, top] of the valid queries, in float64."""
+    device = distances.device
+    query, gallery = (Labels(*(field.to(device) for field in labels)) for labels in (query, gallery))
+    dropped = ignored(query, gallery)
+    # Equal distances keep the gallery's order; what is ignored goes to the end.
+    order = distances.masked_fill(dropped, torch.inf).sort(dim=1, stable=True).indices
+    hits = (gallery.pids[order] == query.pids[:, None]) & ~dropped.gather(1, order)  # [Q, G], best first
+    hits = hits[hits.any(dim=1)]
+    matches = hits.sum(dim=1)
+    found = hits.cumsum(dim=1)
+    seen = torch.arange(1, hits.shape[1] + 1, device=device)
+    average = torch.where(hits, found / seen.double(), 0.0).sum(dim=1) / matches
+    # mINP (Ye et al., 2021, eq. 5): matches over the rank of the last of them.
+    last = (found == matches[:, None]).int().argmax(dim=1) + 1
+    cmc = (found[:, :top] > 0).double()
+    if cmc.shape[1] < top:  # a gallery smaller than `top`: nothing more can be found
+        cmc = torch.cat([cmc, cmc[:, -1:].expand(-1, top - cmc.shape[1])], dim=1)
+    return average, matches / last.double(), cmc
+
+
+def _why_none(query: Labels, gallery: Labels) -> str:
+    if not len(query.pids) or not len(gallery.pids):
+        return f"nothing to rank: {len(query.pids)} queries, {len(gallery.pids)} gallery images"
+    present = torch.isin(query.pids, gallery.pids)
+    absent = query.pids[~present].unique().tolist()
+    reasons = []
+    if present.any():
+        pid = query.pids[present][0]
+        camera = query.camids[present][0].item()
+        cameras = gallery.camids[gallery.pids == pid].unique().tolist()
+        reasons.append(
+            f"{int(present.sum())} have their identity in the gallery only where the protocol ignores it "
+            f"(e.g. identity {pid.item()}: query in camera {camera}, gallery in cameras {cameras})"
+        )
+    if absent:
+        reasons.append(
+            f"{int((~present).sum())} have an identity that the gallery lacks (e.g. {', '.join(map(str, absent[:3]))})"
+        )
+    return f"none of {len(query.pids)} queries has a valid match: {'; '.join(reasons)}"

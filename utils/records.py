@@ -1,0 +1,170 @@
+"""The nouns of this repository: every record that crosses a folder border.
+
+NamedTuples, so that PyTorch's loader collates, pins and moves them field by field, nobody edits them in place and
+nobody counts positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One image on disk and what is known about it."""
+
+    path: str
+    pid: int  # training: dense 0..P-1; query and gallery: the benchmark's own number
+    camid: int  # counted from 0
+    viewid: int = 0  # viewpoint of a vehicle, counted from 0
+
+
+class Trial(NamedTuple):
+    """One evaluation: every query is looked for in the gallery."""
+
+    query: tuple[Sample, ...]
+    gallery: tuple[Sample, ...]
+
+
+class Labels(NamedTuple):
+    """What ranking may know about a list of images."""
+
+    pids: Tensor  # [N] int64
+    camids: Tensor  # [N] int64
+
+    @staticmethod
+    def of(samples: tuple[Sample, ...]) -> Labels:
+        """The labels of a list of samples."""
+        return Labels(torch.tensor([s.pid for s in samples]), torch.tensor([s.camid for s in samples]))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set with its protocol.
+
+    `template` is the sentence of the prompt stage, with {} where the learnt tokens go. `ignored` is the rule for pairs
+    that leave the gallery of a query: (query labels [Q], gallery labels [G]) -> bool [Q, G]; it is called chunk by
+    chunk, because the whole mask of a large benchmark does not fit into memory.
+    """
+
+    name: str
+    template: str
+    train: tuple[Sample, ...]
+    trials: tuple[Trial, ...]
+    ignored: Callable[[Labels, Labels], Tensor]
+
+    def counts(self) -> str:
+        """What there is, in words."""
+        trial = self.trials[0]
+        several = f", {len(self.trials)} trials" if len(self.trials) > 1 else ""
+        return (
+            f"{len(self.train)} training images of {self.num_pids} identities, {len(trial.query)} queries, "
+            f"{len(trial.gallery)} gallery images, {self.num_cams} cameras{several}"
+        )
+
+    def _all(self) -> Iterator[Sample]:
+        yield from self.train
+        for trial in self.trials:
+            yield from trial.query
+            yield from trial.gallery
+
+    @property
+    def num_pids(self) -> int:
+        """Training identities: rows of the classifiers and of the prompts."""
+        return 1 + max((sample.pid for sample in self.train), default=-1)
+
+    @property
+    def num_cams(self) -> int:
+        """Cameras of all splits, as largest index + 1: rows of a table (counts fail when a number is skipped)."""
+        return 1 + max((sample.camid for sample in self._all()), default=-1)
+
+    @property
+    def num_views(self) -> int:
+        """Viewpoints of all splits, as largest index + 1."""
+        return 1 + max((sample.viewid for sample in self._all()), default=-1)
+
+
+class Side(NamedTuple):
+    """What is known of a picture besides its identity; an id of -1 means "unknown"."""
+
+    camids: Tensor  # [B] int64
+    viewids: Tensor  # [B] int64
+
+
+class Batch(NamedTuple):
+    """Images on their way into the network."""
+
+    images: Tensor  # [B, 3, H, W] float, normalised
+    pids: Tensor  # [B] int64
+    side: Side
+    indices: Tensor  # [B] int64, into the list of samples
+    twins: Tensor | None = None  # [2, B, 3, H, W]: two more augmentations of every image
+
+
+class FeatureBatch(NamedTuple):
+    """Image features of a frozen tower."""
+
+    features: Tensor  # [B, E], in the space shared with text
+    pids: Tensor  # [B] int64
+
+
+class ImageFeatures(NamedTuple):
+    """What every image tower returns, one vector a picture and depth."""
+
+    penultimate: Tensor  # [B, Dp] one block before the end
+    last: Tensor  # [B, D] at the end, normalised by the tower's last layer norm
+    projected: Tensor  # [B, E] the same, in the space shared with text
+
+
+class Losses(NamedTuple):
+    """What a stage returns for a batch."""
+
+    total: Tensor  # [] what is differentiated
+    terms: dict[str, Tensor]  # name -> [] detached, unweighted, for the log
+
+
+class Ranking(NamedTuple):
+    """How well one trial's gallery was ranked; fractions, not per cent."""
+
+    mAP: float
+    mINP: float
+    cmc: Tensor  # [K] float64; cmc[0] is rank-1
+    num_valid: int  # queries with at least one match
+    num_queries: int
+
+
+class Evaluation(NamedTuple):
+    """All trials of a benchmark."""
+
+    trials: tuple[Ranking, ...]
+
+    def values(self) -> list[dict[str, float]]:
+        """The figures of every trial by name."""
+        return [
+            {"mAP": t.mAP, "mINP": t.mINP, **{f"rank{k}": t.cmc[k - 1].item() for k in (1, 5, 10)}} for t in self.trials
+        ]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """mAP, mINP, rank1, rank5, rank10, averaged over the trials."""
+        rows = self.values()
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    @property
+    def std(self) -> dict[str, float]:
+        """Their population standard deviation over the trials; 0 for a single trial."""
+        rows, mean = self.values(), self.mean
+        return {name: (sum((row[name] - mean[name]) ** 2 for row in rows) / len(rows)) ** 0.5 for name in mean}
+
+
+def to_device(record, device: torch.device):
+    """A copy of `record`, and of the records in it, with its tensors on `device`."""
+    if isinstance(record, Tensor):
+        return record.to(device, non_blocking=True)
+    if isinstance(record, tuple) and hasattr(record, "_fields"):
+        return type(record)(*(to_device(field, device) for field in record))
+    return record
