@@ -53,20 +53,23 @@ def train(cfg: CfgNode, path: Path) -> Path:
 
     entries = []
 
-    def evaluate(when: str, checkpoint: str | None) -> None:
+    def evaluate(when: str, checkpoint: Path | None) -> None:
         evaluation = evaluate_model(cfg, model, benchmark, device)
         entry = result_entry(when, cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=checkpoint)
         entries.append(entry)
         append_result(path, entry)
 
-    with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works
-        evaluate("start", None)
-    logger.info("before training:\n%s", table(entries))
-    for stage in cfg.PROCESSOR.STAGES:
-        with clock(f"{stage} stage"):
-            checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, fingerprint)
-    with clock("evaluation of the end"):
-        evaluate("end", str(checkpoint))
+    try:
+        with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works
+            evaluate("start", None)
+        logger.info("before training:\n%s", table(entries))
+        for stage in cfg.PROCESSOR.STAGES:
+            with clock(f"{stage} stage"):
+                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, fingerprint)
+        with clock("evaluation of the end"):
+            evaluate("end", checkpoint)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"during the {clock.current}; what was saved is in {path}") from None
 
     logger.info("%s, %s", clock, f"peak memory {peak_memory()}")
     logger.info("%s\n%s", benchmark.name, table(entries))

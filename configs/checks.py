@@ -72,7 +72,8 @@ RULES: dict[str, Rule] = {
     "SOLVER.SEED": at_least(0),
     "SOLVER.MARGIN": at_least(0),
     "SOLVER.PRECISION": one_of("auto", "fp32", "bf16"),
-    "SOLVER.*.IMS_PER_BATCH": at_least(1),
+    "SOLVER.STAGE1.IMS_PER_BATCH": at_least(1),
+    "SOLVER.STAGE2.IMS_PER_BATCH": at_least(2),  # of a single image, batch norm has no statistics
     "SOLVER.*.OPTIMIZER_NAME": one_of("Adam", "AdamW", "SGD"),
     "SOLVER.*.MOMENTUM": within(0, 1),
     "SOLVER.*.MAX_EPOCHS": at_least(1),
@@ -131,8 +132,8 @@ def check_together(cfg: CfgNode) -> None:
             )
         if cfg.MODEL.I2T_LOSS_WEIGHT > 0 and "prompt" not in cfg.PROCESSOR.STAGES:
             faults.append(
-                f"MODEL.I2T_LOSS_WEIGHT {cfg.MODEL.I2T_LOSS_WEIGHT} compares images with sentences that only the prompt "
-                "stage trains: PROCESSOR.STAGES lacks it (for a baseline set MODEL.I2T_LOSS_WEIGHT 0.0)"
+                f"MODEL.I2T_LOSS_WEIGHT {cfg.MODEL.I2T_LOSS_WEIGHT} compares images with sentences that only the "
+                "prompt stage trains: PROCESSOR.STAGES lacks it (for a baseline set MODEL.I2T_LOSS_WEIGHT 0.0)"
             )
         weights = (cfg.MODEL.ID_LOSS_WEIGHT, cfg.MODEL.TRIPLET_LOSS_WEIGHT, cfg.MODEL.I2T_LOSS_WEIGHT)
         if not any((*weights, cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT)):

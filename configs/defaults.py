@@ -15,6 +15,7 @@ _C.MODEL = Node()
 # Where everything runs: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N, mps.
 _C.MODEL.DEVICE = "auto"
 # CLIP's architecture by open_clip's name (ViT-B-16, ViT-B-32, ViT-L-14, ...), or ViT-Tiny-8 (in this repository).
+# (The published default, resnet50, is no name that the published programs know.)
 _C.MODEL.NAME = "ViT-B-16"
 # CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (of ViT-Tiny-8), none (random).
 _C.MODEL.PRETRAIN = "openai"
@@ -22,27 +23,32 @@ _C.MODEL.PRETRAIN = "openai"
 _C.MODEL.ACTIVATION = "auto"
 # Patch stride (vertical, horizontal) in pixels; below the patch size, patches overlap ("OLP": 12 for patches of 16).
 _C.MODEL.STRIDE_SIZE = (16, 16)
-# Side information (SIE): a learnt vector for every camera, every viewpoint, or every pair, added to the class token.
+# Side information (SIE): a learnt vector for every camera, added to the class token.
 _C.MODEL.SIE_CAMERA = False
+# The same for every viewpoint of a vehicle; with both, for every pair of camera and viewpoint.
 _C.MODEL.SIE_VIEW = False
-# Its factor.
+# The factor of that vector.
 _C.MODEL.SIE_COE = 3.0
-# Weights of the image stage's terms; 0.0 is off.
+# Weights of the image stage's terms; 0.0 is off. Here: classifying the identities.
 _C.MODEL.ID_LOSS_WEIGHT = 1.0
+# Triplets of images.
 _C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
+# Images against the sentences of all identities.
 _C.MODEL.I2T_LOSS_WEIGHT = 1.0
 # Label smoothing of 0.1 in the identity and the image-to-text term.
 _C.MODEL.IF_LABELSMOOTH = True
 # Triplet loss with log(1 + exp(.)) instead of the margin.
 _C.MODEL.NO_MARGIN = False
-# Widths of SimCLR's projection heads.
+# Width of the hidden layers of SimCLR's projection heads ...
 _C.MODEL.SSL_HIDDEN = 4096
+# ... and of what they return.
 _C.MODEL.SSL_OUT = 256
 
 # ---------------------------------------------------------------------------------------------------------------- input
 _C.INPUT = Node()
-# Height and width in pixels, for training and for testing.
+# Height and width in pixels, for training ...
 _C.INPUT.SIZE_TRAIN = (384, 128)
+# ... and for testing.
 _C.INPUT.SIZE_TEST = (384, 128)
 # Probability of a horizontal flip.
 _C.INPUT.PROB = 0.5
@@ -50,8 +56,9 @@ _C.INPUT.PROB = 0.5
 _C.INPUT.RE_PROB = 0.5
 # Black border in pixels, from which the random crop is cut.
 _C.INPUT.PADDING = 10
-# Mean and standard deviation of the three channels, of pixels in 0..1.
+# Mean of the three channels, of pixels in 0..1 ...
 _C.INPUT.PIXEL_MEAN = (0.485, 0.456, 0.406)
+# ... and standard deviation.
 _C.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -63,13 +70,16 @@ _C.DATASETS.ROOT_DIR = "data"
 # Share of the training identities that is not trained on but evaluated on, instead of the test split: for choosing
 # settings without looking at test identities. 0.0 is off; must stay below 1.
 _C.DATASETS.HOLD_OUT = 0.0
+# Of the rendered data set; another value renders it anew.
 _C.DATASETS.SYNTHETIC = Node()
-_C.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 256
+_C.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 256  # people to learn from
 _C.DATASETS.SYNTHETIC.TRAIN_IMAGES = 6  # of each identity
-_C.DATASETS.SYNTHETIC.TEST_IDENTITIES = 64
+_C.DATASETS.SYNTHETIC.TEST_IDENTITIES = 64  # other people, to be found again
 _C.DATASETS.SYNTHETIC.TEST_IMAGES = 12  # of each identity, query and gallery together
-# How far the six cameras differ in light, colour, sharpness and viewpoint; 0.0 is not at all, 1.0 is a lot.
-_C.DATASETS.SYNTHETIC.DIFFICULTY = 0.75
+# How far the six cameras differ in light, colour, sharpness and viewpoint: 0.0 is not at all, 1.1 what the tiny CLIP
+# was pre-trained with; above 2 a camera may show hardly anything.
+_C.DATASETS.SYNTHETIC.DIFFICULTY = 1.7
+# Of the renderer; it does not follow SOLVER.SEED, so that seeds share their pictures.
 _C.DATASETS.SYNTHETIC.SEED = 0
 
 _C.DATALOADER = Node()
@@ -80,6 +90,7 @@ _C.DATALOADER.NUM_INSTANCE = 16
 
 # --------------------------------------------------------------------------------------------------------------- solver
 _C.SOLVER = Node()
+# Of every random draw in training.
 _C.SOLVER.SEED = 1234
 # Margin of the triplet loss.
 _C.SOLVER.MARGIN = 0.3
@@ -88,20 +99,26 @@ _C.SOLVER.PRECISION = "auto"
 
 # The prompt stage: a sentence for every identity.
 _C.SOLVER.STAGE1 = Node()
+# Images (their cached features) in a batch.
 _C.SOLVER.STAGE1.IMS_PER_BATCH = 64
 # Adam, AdamW or SGD.
 _C.SOLVER.STAGE1.OPTIMIZER_NAME = "Adam"
 # SGD's; the others do not use it.
 _C.SOLVER.STAGE1.MOMENTUM = 0.9
+# Rounds over all training images.
 _C.SOLVER.STAGE1.MAX_EPOCHS = 100
+# The learning rate after warm-up.
 _C.SOLVER.STAGE1.BASE_LR = 3e-4
+# Coupled (L2) in Adam and SGD, decoupled in AdamW.
 _C.SOLVER.STAGE1.WEIGHT_DECAY = 5e-4
-# Epochs of linear warm-up from WARMUP_LR_INIT; then a cosine down to LR_MIN. (The published defaults start at 0.01, 33
-# times BASE_LR, which no published file uses; these two are the values of every published file.)
+# Epochs of linear warm-up, after which a cosine follows.
 _C.SOLVER.STAGE1.WARMUP_EPOCHS = 5
+# Where the warm-up starts. (The published default is 0.01, 33 times BASE_LR, which no published file uses; this and the
+# next are the values of every published file.)
 _C.SOLVER.STAGE1.WARMUP_LR_INIT = 1e-5
+# Where the cosine ends; the published default is 1.6e-5.
 _C.SOLVER.STAGE1.LR_MIN = 1e-6
-# Weight of the language self-supervision; 0.0 is off.
+# Weight of the language self-supervision; 0.0 is off. (The published default is 2.0; for people, 0.8.)
 _C.SOLVER.STAGE1.SSL_LOSS_WEIGHT = 0.8
 # How its two copies of a prompt are disturbed: mask (numbers to zero), swap (positions), mix (with another prompt), ...
 _C.SOLVER.STAGE1.PROMPT_AUG_METHOD = "mask"
@@ -114,33 +131,45 @@ _C.SOLVER.STAGE1.LOG_PERIOD = 100
 
 # The image stage: the image tower.
 _C.SOLVER.STAGE2 = Node()
+# Images in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.
 _C.SOLVER.STAGE2.IMS_PER_BATCH = 64
+# Adam, AdamW or SGD.
 _C.SOLVER.STAGE2.OPTIMIZER_NAME = "Adam"
+# SGD's; the others do not use it.
 _C.SOLVER.STAGE2.MOMENTUM = 0.9
+# Rounds over the batches that the identity sampler makes of all training images.
 _C.SOLVER.STAGE2.MAX_EPOCHS = 100
+# The learning rate after warm-up.
 _C.SOLVER.STAGE2.BASE_LR = 3e-4
 # Factor of the learning rate of every bias.
 _C.SOLVER.STAGE2.BIAS_LR_FACTOR = 1.0
 # Doubles the learning rate of the identity classifiers.
 _C.SOLVER.STAGE2.LARGE_FC_LR = False
+# Coupled (L2) in Adam and SGD, decoupled in AdamW.
 _C.SOLVER.STAGE2.WEIGHT_DECAY = 5e-4
+# The same, of every bias.
 _C.SOLVER.STAGE2.WEIGHT_DECAY_BIAS = 5e-4
 # The learning rate is multiplied by GAMMA at each of these epochs.
 _C.SOLVER.STAGE2.STEPS = (40, 70)
+# By how much.
 _C.SOLVER.STAGE2.GAMMA = 0.1
-# Linear warm-up from WARMUP_FACTOR * BASE_LR over WARMUP_ITERS *epochs* (the published name; its default of 500 was
-# longer than any training, so the default is the 10 of every published file).
+# Linear warm-up from WARMUP_FACTOR * BASE_LR ...
 _C.SOLVER.STAGE2.WARMUP_FACTOR = 0.01
+# ... over this many *epochs* (the published name; its default of 500 was longer than any training, so the default is
+# the 10 of every published file).
 _C.SOLVER.STAGE2.WARMUP_ITERS = 10
 # Weight of the vision self-supervision; 0.0 is off and loads no twins.
 _C.SOLVER.STAGE2.SSL_LOSS_WEIGHT = 0.8
+# Every so many epochs; a stage's last epoch is always saved.
 _C.SOLVER.STAGE2.CHECKPOINT_PERIOD = 10
+# Every so many steps.
 _C.SOLVER.STAGE2.LOG_PERIOD = 100
 # Every so many epochs: evaluation, for the log only.
 _C.SOLVER.STAGE2.EVAL_PERIOD = 10
 
 # ----------------------------------------------------------------------------------------------------------------- test
 _C.TEST = Node()
+# Images in a batch of evaluation, and of the features of the prompt stage; affects speed and memory only.
 _C.TEST.IMS_PER_BATCH = 128
 # The checkpoint that test_svllreid.py evaluates.
 _C.TEST.WEIGHT = ""

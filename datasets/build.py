@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -22,7 +23,7 @@ from utils.records import Batch, Benchmark, Sample
 
 def _synthetic(cfg: CfgNode) -> Benchmark:
     options = {key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()}
-    return read_market_folders("synthetic", write_synthetic(Path(cfg.DATASETS.ROOT_DIR), **options))
+    return read_market_folders("synthetic", write_synthetic(Path(cfg.DATASETS.ROOT_DIR).expanduser(), **options))
 
 
 BENCHMARKS: dict[str, Callable[[CfgNode], Benchmark]] = {
@@ -76,5 +77,6 @@ def make_loader(
         num_workers=workers,
         persistent_workers=train and workers > 0,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: reading, e.g. for an evaluation, must not move torch's global one
         **batches,
     )

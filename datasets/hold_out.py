@@ -13,7 +13,7 @@ from utils.records import Benchmark, Sample, Trial
 def hold_out(benchmark: Benchmark, share: float, seed: int) -> Benchmark:
     """The same benchmark, trained on fewer identities and evaluated on the others instead of on its test split.
 
-    The held-out identities' first image in every camera becomes a query, the rest the gallery.
+    The held-out identities' first image in every camera becomes a query; all their images are the gallery.
 
     Raises:
         DataError: one of the two sides would have fewer than two identities.
@@ -34,7 +34,7 @@ def hold_out(benchmark: Benchmark, share: float, seed: int) -> Benchmark:
         else:
             seen.add((sample.pid, sample.camid))
             query.append(sample)
-    # An identity with one image a camera would have no gallery: its queries look for each other across cameras.
+    # An identity with one image a camera has no others: its queries look for each other across cameras.
     gallery = gallery + query
     trial = Trial(_ordered(query), _ordered(gallery))
     return replace(

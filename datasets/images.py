@@ -54,7 +54,7 @@ class Images(Dataset):
         seed = derive(self.seed, int(self.epoch), index, repeat)
         state = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
             random.seed(seed)
             image, twins = self.transform(picture, twins=self.twins)
         random.setstate(state)

@@ -28,12 +28,14 @@ class IdentitySampler(Sampler[list[int]]):
 
     Raises:
         DataError: fewer than P identities.
-        ValueError: P cannot be shared evenly among the processes.
+        ValueError: P or K below 1; P cannot be shared evenly among the processes.
     """
 
     def __init__(
         self, pids: Sequence[int], identities: int, instances: int, *, seed: int, rank: int = 0, world_size: int = 1
     ):
+        if min(identities, instances) < 1:
+            raise ValueError(f"{identities} identities x {instances} instances is no batch")
         self.rows: dict[int, list[int]] = {}
         for row, pid in enumerate(pids):
             self.rows.setdefault(int(pid), []).append(row)

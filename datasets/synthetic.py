@@ -117,7 +117,7 @@ def write_synthetic(
     test_identities: int = 64,
     test_images: int = 12,
     cameras_per_identity: int = _DEFAULT_CAMERAS_PER_IDENTITY,
-    difficulty: float = 0.75,
+    difficulty: float = 1.7,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Path:

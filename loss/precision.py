@@ -13,14 +13,21 @@ def in_fp32(forward: Callable) -> Callable:
     """Run a module's `forward` outside autocast, with half-precision arguments widened to fp32; fp64 stays fp64."""
 
     @functools.wraps(forward)
-    def wrapper(self, *arguments):
-        def widen(value):
-            half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-            return value.float() if half else value
-
-        arguments = [type(a)(map(widen, a)) if isinstance(a, (list, tuple)) else widen(a) for a in arguments]
-        device = next(a for a in arguments for a in (a if isinstance(a, (list, tuple)) else (a,))).device
-        with torch.autocast(device.type, enabled=False):
-            return forward(self, *arguments)
+    def wrapper(self, *arguments, **named):
+        arguments = [_widened(value) for value in arguments]
+        named = {name: _widened(value) for name, value in named.items()}
+        with torch.autocast(_device_type([*arguments, *named.values()]), enabled=False):
+            return forward(self, *arguments, **named)
 
     return wrapper
+
+
+def _widened(value):
+    if isinstance(value, (list, tuple)):
+        return [_widened(element) for element in value]
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
+def _device_type(value) -> str:
+    return value.device.type if isinstance(value, Tensor) else _device_type(value[0])

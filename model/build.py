@@ -90,12 +90,12 @@ def load_model(path: str | Path) -> SvllReid:
         WeightsError: not a checkpoint of this program, or its tensors do not fit its own description.
     """
     contents = read_checkpoint(path)
-    architecture = contents["architecture"]
     try:
+        weights, architecture = contents["model"], contents["architecture"]
         model = _assemble(architecture, build_clip(architecture["name"], architecture["activation"]))
     except KeyError as error:
         raise WeightsError(f"{path}: its description of the network lacks {error}") from error
-    load_strictly(model, contents["model"], source=str(path), hint="the file contradicts its own description")
+    load_strictly(model, weights, source=str(path), hint="the file contradicts its own description")
     return model
 
 

@@ -42,14 +42,19 @@ class SideEmbedding(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, side: Side) -> Tensor:
-        """[B] cameras and viewpoints -> [B, dim]; an id beyond the table raises IndexError (on a CPU)."""
+        """[B] cameras and viewpoints -> [B, dim]; an id beyond the table, or below -1, raises IndexError (on a CPU)."""
         table = self.table.view(self.shape)
         table = torch.cat([table.mean(dim=0, keepdim=True), table])  # row 0 is the mean over cameras
         table = torch.cat([table.mean(dim=1, keepdim=True), table], dim=1)  # and column 0 over viewpoints
         # What the table does not tell apart has one row, which is its own mean: row 0.
-        camids = side.camids + 1 if self.camera else torch.zeros_like(side.camids)
-        viewids = side.viewids + 1 if self.view else torch.zeros_like(side.viewids)
+        camids = _rows(side.camids, self.shape[0]) if self.camera else torch.zeros_like(side.camids)
+        viewids = _rows(side.viewids, self.shape[1]) if self.view else torch.zeros_like(side.viewids)
         return self.scale * table[camids, viewids]
+
+
+def _rows(ids: Tensor, count: int) -> Tensor:
+    """Rows 1..count for ids from 0, row 0 for -1; below that a row that is not there, where indexing would go round."""
+    return (ids + 1).masked_fill(ids < -1, count + 1)
 
 
 class Projector(nn.Sequential):

@@ -22,6 +22,8 @@ from utils.errors import WeightsError
 
 NONE = "none"  # MODEL.PRETRAIN for a random start
 QUICK_GELU, GELU, AUTO = "quick_gelu", "gelu", "auto"
+# What a text tower may be described by; others have another tokenizer, another read-out or no causal mask.
+TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
 
 
@@ -37,7 +39,8 @@ def clip_config(name: str) -> dict:
         near = difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
         raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}")
     config.pop("quick_gelu", None)
-    if set(config) != {"embed_dim", "vision_cfg", "text_cfg"} or "timm_model_name" in config["vision_cfg"]:
+    plain = set(config) == {"embed_dim", "vision_cfg", "text_cfg"} and set(config["text_cfg"]) <= TEXT_KEYS
+    if not plain or "timm_model_name" in config["vision_cfg"] or not isinstance(config["vision_cfg"]["layers"], int):
         raise WeightsError(f"MODEL.NAME: {name!r} is not a CLIP of OpenAI's form; for example ViT-B-16 is one")
     return config
 
@@ -45,6 +48,8 @@ def clip_config(name: str) -> dict:
 def build_clip(name: str, activation: str) -> open_clip.CLIP:
     """A CLIP without trained weights; `activation` is "quick_gelu" or "gelu" (the tiny one has the former)."""
     if name == tiny_clip.NAME:
+        if activation != QUICK_GELU:
+            raise WeightsError(f"MODEL.ACTIVATION: {name} has {QUICK_GELU}, not {activation}")
         return tiny_clip.build()
     clip = open_clip.CLIP(**clip_config(name), quick_gelu=activation == QUICK_GELU)
     visual = clip.visual
@@ -66,6 +71,8 @@ def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_cl
         WeightsError: unknown tag; an activation that has to be named; a file that is missing, damaged or of another
             architecture; or it cannot be downloaded.
     """
+    if name != tiny_clip.NAME:
+        clip_config(name)  # a wrong name is said before anything is downloaded for it
     if pretrain == NONE:
         activation = QUICK_GELU if activation == AUTO else activation
         return build_clip(name, activation), activation
@@ -77,6 +84,8 @@ def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_cl
                 "MetaCLIP) or gelu (LAION, DataComp); set it"
             )
         activation = known
+    elif known not in (None, activation):
+        raise WeightsError(f"MODEL.ACTIVATION: {pretrain} was trained with {known}, not {activation}; auto knows it")
     clip = build_clip(name, activation)
     wanted = clip.state_dict()
     state = {key: value for key, value in state.items() if key not in ARCHIVE_EXTRAS}
@@ -112,12 +121,12 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if _is_archive(path):
             return torch.jit.load(path, map_location="cpu").state_dict(), QUICK_GELU
         state = read_tensors(path)
+        state = state.get("state_dict", state)
+        return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}, None
     except WeightsError:
         raise
     except Exception as error:
         raise WeightsError(f"MODEL.PRETRAIN: {path} cannot be read as weights ({error})") from error
-    state = state.get("state_dict", state)
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}, None
 
 
 def _is_archive(path: Path) -> bool:
@@ -162,7 +171,7 @@ def _cached(entry: dict) -> Path | None:
     if entry.get("url"):
         file = Path("~/.cache/clip").expanduser() / entry["url"].rpartition("/")[2]
         if file.is_file():
-            return Path(hub.download_pretrained_from_url(entry["url"]))  # checks the sum, downloads nothing if it fits
+            return file  # open_clip's own check would download it again, without a time limit
     return None
 
 
@@ -176,7 +185,7 @@ def _address(entry: dict) -> str:
     return f"{ENDPOINT}/{repository}/resolve/main/{file or 'open_clip_model.safetensors'}"
 
 
-def _answers(address: str, seconds: float = 4.0) -> bool:
+def _answers(address: str, seconds: float = 3.0) -> bool:
     """Whether a server answers at all; libraries' own retries can take minutes to find out that none does."""
     answered = threading.Event()
 

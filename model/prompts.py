@@ -22,7 +22,8 @@ class PromptLearner(nn.Module):
         tokenizer: CLIP's tokenizer, list of sentences -> token ids [N, L].
 
     Raises:
-        ValueError: the template has no gap, or a word that the embedding table does not know.
+        ValueError: the template has no gap between its words, is too long for the context, or has a word that the
+            embedding table does not know.
     """
 
     def __init__(self, num_pids: int, template: str, token_embedding: nn.Embedding, tokenizer: Callable):
@@ -33,6 +34,9 @@ class PromptLearner(nn.Module):
         # The words before the gap, less the end-of-text token, are the start of the full sentence, too.
         start = int(tokenizer([template.partition("{}")[0]]).argmax())
         self.end = int(tokens.argmax())  # the end-of-text token has the largest id
+        gap = tokens[0, start : start + CONTEXT]
+        if not (gap == tokenizer(["X"])[0, 1]).all() or self.end < start + CONTEXT:
+            raise ValueError(f"template {template!r}: {{}} must stand between spaces, within the context of the tower")
         with torch.no_grad():
             embedded = token_embedding(tokens)  # [1, L, W]
         if not torch.isfinite(embedded).all():

@@ -170,7 +170,13 @@ def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: 
 
 
 def result_entry(
-    when: str, cfg: CfgNode, benchmark: Benchmark, evaluation: Evaluation, *, fingerprint: dict, checkpoint: str | None
+    when: str,
+    cfg: CfgNode,
+    benchmark: Benchmark,
+    evaluation: Evaluation,
+    *,
+    fingerprint: dict,
+    checkpoint: Path | str | None,
 ) -> dict:
     """An entry of results.json: the figures as fractions, and everything that changes them."""
     first, trial = evaluation.trials[0], benchmark.trials[0]
@@ -190,6 +196,6 @@ def result_entry(
         "re_ranking": None,
         "precision": "fp32",
         "seed": cfg.SOLVER.SEED,
-        "checkpoint": checkpoint,
+        "checkpoint": str(checkpoint) if checkpoint else None,
         **fingerprint,
     }

@@ -51,9 +51,10 @@ def evaluate(
 def embed_all(model: SvllReid, batches: Iterable[Batch], *, device: torch.device, neck: bool = False) -> Tensor:
     """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32."""
     model.eval()
-    features = []
+    parts = []
     for batch in progress(batches, "features"):
         batch = to_device(batch, device)
-        features.append(model.embed(batch.images, batch.side, neck=neck).float())
+        parts.append(model.embed(batch.images, batch.side, neck=neck).float())
     # Ranking needs double precision, which MPS lacks.
-    return torch.cat(features).to("cpu" if device.type == "mps" else device)
+    features = torch.cat(parts)
+    return features.cpu() if device.type == "mps" else features

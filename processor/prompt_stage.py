@@ -21,7 +21,7 @@ class PromptStage(nn.Module):
 
     Args:
         model: with text tower and prompts; everything but the learnt tokens is frozen here.
-        weights: "image_text" (both directions) and "language_ssl"; 0.0 is off.
+        weights: "image_text" (both directions), which is always there, and "language_ssl"; 0.0 is off.
         augment: prompts [U, L, W] -> one disturbed copy; called twice.
 
     The text projector stays at its random start and keeps to batch statistics, as published: language self-supervision

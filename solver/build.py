@@ -16,7 +16,7 @@ def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimiz
     """An optimiser of what trains in `module`; each group has its own rate in `initial_lr`.
 
     Biases (of layer and batch norms, too) have their own factor and decay where the stage has keys for them;
-    LARGE_FC_LR doubles the rate of the identity classifiers. Decay is Adam's own, coupled (L2), as published; AdamW's is not.
+    LARGE_FC_LR doubles the rate of the identity classifiers. Adam's decay is coupled (L2), as published.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

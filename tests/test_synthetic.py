@@ -83,7 +83,7 @@ def test_streams_are_disjoint_from_each_other_and_from_pretraining() -> None:
 
 
 def test_layout_is_markets(data_set: Path) -> None:
-    assert data_set.name == "synthetic-3x4-2x6-d0.75-s0"
+    assert data_set.name == "synthetic-3x4-2x6-d1.7-s0"
     counts = {name: len(labels(data_set / name)) for name in FOLDERS}
     assert counts == {"bounding_box_train": 12, "query": 8, "bounding_box_test": 4}
     assert json.loads((data_set / MANIFEST).read_text())["files"] == counts
@@ -128,7 +128,7 @@ def test_an_incomplete_or_outdated_data_set_is_rendered_anew(data_set: Path, tmp
 
 @pytest.mark.skipif(os.name != "posix", reason="cannot ask whether a process runs")
 def test_what_a_killed_run_left_is_removed_but_not_what_a_running_one_writes(tmp_path: Path) -> None:
-    name = "synthetic-3x4-2x6-d0.75-s0"
+    name = "synthetic-3x4-2x6-d1.7-s0"
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait()
     abandoned = synthetic._make_workshop(tmp_path, name)
@@ -154,8 +154,8 @@ def test_another_process_finishing_first_wins(tmp_path: Path, monkeypatch: pytes
     write = synthetic._write
 
     def write_after_somebody_else(folder: Path, parameters: object, progress: bool) -> None:
-        write(tmp_path / "synthetic-3x4-2x6-d0.75-s0", parameters, progress)
-        (tmp_path / "synthetic-3x4-2x6-d0.75-s0" / "mark").touch()
+        write(tmp_path / "synthetic-3x4-2x6-d1.7-s0", parameters, progress)
+        (tmp_path / "synthetic-3x4-2x6-d1.7-s0" / "mark").touch()
         write(folder, parameters, progress)
 
     monkeypatch.setattr(synthetic, "_write", write_after_somebody_else)
@@ -165,7 +165,7 @@ def test_another_process_finishing_first_wins(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_foreign_folder_is_never_deleted(tmp_path: Path) -> None:
-    foreign = tmp_path / "synthetic-3x4-2x6-d0.75-s0"
+    foreign = tmp_path / "synthetic-3x4-2x6-d1.7-s0"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="in the way"):

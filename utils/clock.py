@@ -13,10 +13,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.current = "preparation"
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, self.current = time.perf_counter(), name
         try:
             yield
         finally:

@@ -24,15 +24,17 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     return parser.parse_args(argv)
 
 
-def run(main: Callable[[], None], *mendable: type[Exception]) -> int:
-    """Run a script; what a user can mend becomes one line on stderr. -> exit code"""
+def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
+    """Run a script -> exit code: what `main` returns if that is a number, else 0.
+
+    What a user can mend, UserError and `mendable`, becomes one line on stderr.
+    """
     try:
-        main()
+        returned = main()
     except (UserError, *mendable) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return FAILED
     except KeyboardInterrupt as interrupt:
-        where = f" {interrupt}" if str(interrupt) else ""
-        sys.stderr.write(f"interrupted{where}: what was saved before is intact\n")
+        sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")
         return INTERRUPTED
-    return 0
+    return returned if isinstance(returned, int) else 0

@@ -30,7 +30,10 @@ def log_to_screen() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """From now on, also there."""
+    """From now on, also there, and no longer in an earlier run's file."""
+    for old in [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]:
+        logging.getLogger().removeHandler(old)
+        old.close()
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(FORMAT)
     logging.getLogger().addHandler(handler)

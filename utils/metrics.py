@@ -65,12 +65,15 @@ def rank(
 def _rank(
     distances: Callable[[slice], Tensor], query_labels: Labels, gallery_labels: Labels, ignored: Ignored, top: int
 ) -> Ranking:
-    num_queries, size = len(query_labels.pids), max(1, PAIRS_AT_ONCE // max(1, len(gallery_labels.pids)))
+    num_queries, num_gallery = len(query_labels.pids), len(gallery_labels.pids)
+    if not num_queries or not num_gallery:
+        raise DataError(f"nothing to rank: {num_queries} queries, {num_gallery} gallery images")
+    size = max(1, PAIRS_AT_ONCE // num_gallery)
     chunks = [
         _rank_chunk(distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, ignored, top)
         for rows in (slice(start, start + size) for start in range(0, num_queries, size))
     ]
-    precision, inverse, found = (torch.cat(parts) for parts in zip(*chunks, strict=True)) if chunks else ([], [], [])
+    precision, inverse, found = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     if not len(precision):
         raise DataError(_why_none(query_labels, gallery_labels))
     return Ranking(precision.mean().item(), inverse.mean().item(), found.mean(dim=0).cpu(), len(precision), num_queries)
@@ -81,8 +84,9 @@ def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, ignored: Igno
     device = distances.device
     query, gallery = (Labels(*(field.to(device) for field in labels)) for labels in (query, gallery))
     dropped = ignored(query, gallery)
-    # Equal distances keep the gallery's order; what is ignored goes to the end.
-    order = distances.masked_fill(dropped, torch.inf).sort(dim=1, stable=True).indices
+    # Equal distances keep the gallery's order; what is ignored goes to the end, behind what is infinitely far.
+    distances = distances.clamp(max=torch.finfo(distances.dtype).max).masked_fill(dropped, torch.inf)
+    order = distances.sort(dim=1, stable=True).indices
     hits = (gallery.pids[order] == query.pids[:, None]) & ~dropped.gather(1, order)  # [Q, G], best first
     hits = hits[hits.any(dim=1)]
     matches = hits.sum(dim=1)
@@ -98,8 +102,6 @@ def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, ignored: Igno
 
 
 def _why_none(query: Labels, gallery: Labels) -> str:
-    if not len(query.pids) or not len(gallery.pids):
-        return f"nothing to rank: {len(query.pids)} queries, {len(gallery.pids)} gallery images"
     present = torch.isin(query.pids, gallery.pids)
     absent = query.pids[~present].unique().tolist()
     reasons = []

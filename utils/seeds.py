@@ -17,4 +17,5 @@ def seed_everything(seed: int) -> None:
 
 def derive(*numbers: int) -> int:
     """A seed for the stream that `numbers` (not negative) name; neighbouring names give unrelated streams."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    # With their count, because NumPy takes [5] and [5, 0] for the same.
+    return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])

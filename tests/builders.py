@@ -1,0 +1,112 @@
+"""Small things of the real kinds: a CLIP of a few thousand parameters, networks, batches, benchmarks."""
+
+from __future__ import annotations
+
+import open_clip
+import torch
+from torch import Tensor
+
+from model.clip import TextTower, ViTTower
+from model.heads import Projector, SideEmbedding
+from model.prompts import PromptLearner
+from model.svllreid import SvllReid
+from utils.metrics import same_camera
+from utils.records import Batch, Benchmark, Sample, Side, Trial
+
+TEMPLATE = "A photo of a {} person."
+IMAGE, PATCH = (32, 16), 8
+SMALL = "ViT-Small-Test"
+
+
+def small_config(
+    *, image_size: int | tuple[int, int] = IMAGE, patch: int = PATCH, layers: int = 3, context: int = 77
+) -> dict:
+    """A CLIP of open_clip's form with CLIP's real vocabulary."""
+    return {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "image_size": image_size,
+            "patch_size": patch,
+            "width": 32,
+            "layers": layers,
+            "head_width": 16,
+        },
+        "text_cfg": {"context_length": context, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }
+
+
+def small_clip(*, quick_gelu: bool = True, seed: int = 0, **config) -> open_clip.CLIP:
+    """Random weights of which every one counts: gains are not 1, shifts are not 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        clip = open_clip.CLIP(**small_config(**config), quick_gelu=quick_gelu)
+        with torch.no_grad():
+            for parameter in clip.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+            clip.token_embedding.weight.mul_(20)  # as large as the positions, or the words would hardly count
+    return clip.eval()
+
+
+def small_model(
+    *,
+    pids: int = 5,
+    sentences: bool = True,
+    language: bool = True,
+    vision: bool = True,
+    cams: int = 0,
+    architecture: dict | None = None,
+    seed: int = 0,
+) -> SvllReid:
+    """A whole network at stride 6 (patches of 8 overlap); `cams` above 0 adds side information."""
+    clip = small_clip(seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        side = SideEmbedding(cams, 1, 32, camera=True, view=False, scale=1.0) if cams else None
+        prompts = PromptLearner(pids, TEMPLATE, clip.token_embedding, open_clip.tokenize) if sentences else None
+        return SvllReid(
+            ViTTower(clip.visual, IMAGE, (6, 6), side),
+            pids,
+            text=TextTower(clip) if sentences else None,
+            prompts=prompts,
+            image_projector=Projector(32, 20, 10).reset_as_published() if vision else None,
+            text_projector=Projector(24, 20, 10) if language else None,
+            architecture=architecture,
+        )
+
+
+def image_batch(pids: list[int], *, cams: list[int] | None = None, twins: bool = True, seed: int = 0) -> Batch:
+    """Random images of these identities."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(pids)
+    return Batch(
+        images=torch.randn(n, 3, *IMAGE, generator=generator),
+        pids=torch.tensor(pids),
+        side=Side(torch.tensor(cams or [0] * n), torch.zeros(n, dtype=torch.long)),
+        indices=torch.arange(n),
+        twins=torch.randn(2, n, 3, *IMAGE, generator=generator) if twins else None,
+    )
+
+
+def benchmark(*, pids: int = 3, cams: int = 2, views: int = 1, **changes) -> Benchmark:
+    """A benchmark without files: an image of every identity from every camera, in training and in the test."""
+    train = tuple(
+        Sample(f"train/{pid}_{cam}.jpg", pid, cam, viewid=(pid + cam) % views)
+        for pid in range(pids)
+        for cam in range(cams)
+    )
+    query = tuple(sample._replace(path=sample.path.replace("train", "query")) for sample in train if sample.camid == 0)
+    gallery = tuple(sample._replace(path=sample.path.replace("train", "test")) for sample in train if sample.camid > 0)
+    facts = {"name": "toy", "template": TEMPLATE, "train": train, "trials": (Trial(query, gallery),)}
+    return Benchmark(**{**facts, "ignored": same_camera, **changes})
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Names of the tensors that are not the same bit for bit."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, as they are now."""
+    return {name: value.clone() for name, value in module.state_dict().items()}

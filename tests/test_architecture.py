@@ -1,0 +1,191 @@
+"""Who may import whom, where the config is opened, who may print, name a device or unpickle."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {
+    **{"configs": 0, "utils": 0},
+    **{"datasets": 1, "model": 1, "loss": 1, "solver": 1},
+    **{"processor": 2},
+    **{"train_svllreid": 3, "test_svllreid": 3, "tools": 3},
+}
+TOP = 3
+# Where a device is named for a reason.
+DEVICES_NAMED = {
+    "utils/devices.py": {"cpu", "cuda", "mps"},  # the one place that knows them
+    "datasets/transforms.py": {"cpu"},  # pictures are transformed where they are decoded
+    "tools/verify_gpu.py": {"cuda"},  # what it verifies
+}
+
+
+def sources() -> dict[str, str]:
+    paths = [*ROOT.glob("*.py"), *(path for folder in FLOORS for path in (ROOT / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def owner(path: str) -> str:
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that a module imports; functions' own imports, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+        elif isinstance(node, ast.Call) and _name(node.func) in ("__import__", "importlib.import_module"):
+            yield node.lineno, "(computed)"
+
+
+def _name(node: ast.AST) -> str:
+    """a.b.c of an expression that is one, else an empty text."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and _name(node.value):
+        return f"{_name(node.value)}.{node.attr}"
+    return ""
+
+
+def climbing(path: str, source: str) -> list[str]:
+    faults = []
+    own = owner(path)
+    for line, name in imported(ast.parse(source)):
+        other = name.partition(".")[0]
+        if name.startswith(".") or name == "(computed)":
+            faults.append(f"{path}:{line}: import by full name, not {name}")
+        elif other in FLOORS and other != own and not FLOORS[other] < FLOORS[own] and FLOORS[own] < TOP:
+            faults.append(f"{path}:{line}: floor {FLOORS[own]} imports {name} of floor {FLOORS[other]}")
+    return faults
+
+
+def opens_config(path: str, source: str) -> list[str]:
+    if owner(path) == "configs" or path.endswith("/build.py") or FLOORS[owner(path)] == TOP:
+        return []
+    tree = ast.parse(source)
+    lines = [line for line, name in imported(tree) if name.partition(".")[0] in ("yacs", "configs")]
+    for node in ast.walk(tree):
+        name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, (ast.arg, ast.keyword)) else None
+        if name is not None and (name in ("cfg", "CfgNode") or name.startswith("cfg_")):
+            lines.append(node.lineno)
+    return [f"{path}:{line}: the config is for configs/, build.py and the scripts" for line in lines]
+
+
+def prints(path: str, source: str) -> list[str]:
+    if FLOORS[owner(path)] == TOP:
+        return []
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [f"{path}:{call.lineno}: print" for call in calls if _name(call.func) == "print"]
+
+
+def names_device(path: str, source: str) -> list[str]:
+    tree, harmless = ast.parse(source), set()
+    for node in ast.walk(tree):
+        # `device.type == "cuda"` asks; `map_location="cpu"` reads a file into memory.
+        if isinstance(node, ast.Compare) and _name(node.left).endswith(".type"):
+            harmless |= {id(constant) for constant in node.comparators}
+        elif isinstance(node, ast.keyword) and node.arg == "map_location":
+            harmless.add(id(node.value))
+    faults = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in harmless:
+            kind, _, number = node.value.partition(":")
+            device = kind in ("cpu", "cuda", "mps") and (not number or number.isdigit())
+            if device and kind not in DEVICES_NAMED.get(path, ()):
+                faults.append(f"{path}:{node.lineno}: names a device, {node.value!r}")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
+            faults.append(f"{path}:{node.lineno}: .cuda()")
+    return faults
+
+
+def unpickles(path: str, source: str) -> list[str]:
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        safe = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+        if _name(node.func) == "torch.load" and safe.get("weights_only") is not True:
+            faults.append(f"{path}:{node.lineno}: torch.load without weights_only=True")
+        elif _name(node.func) in ("pickle.load", "pickle.loads", "joblib.load"):
+            faults.append(f"{path}:{node.lineno}: {_name(node.func)}")
+    return faults
+
+
+CHECKS = {
+    "imports": climbing,
+    "config": opens_config,
+    "print": prints,
+    "device": names_device,
+    "unpickling": unpickles,
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_house_is_in_order(check):
+    faults = [fault for path, source in sources().items() for fault in CHECKS[check](path, source)]
+    assert not faults, "\n".join(["", *faults])
+
+
+def test_every_module_has_a_floor():
+    elsewhere = {"tests", "docs", "data", "runs"}
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in elsewhere}
+    folders = {name for name in folders if not name.startswith(".") and any((ROOT / name).rglob("*.py"))}
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    assert folders | scripts == FLOORS.keys()
+    assert {owner(path) for path in sources()} == FLOORS.keys()  # none is left unread
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "source"),
+    [
+        ("imports", "utils/x.py", "import configs"),
+        ("imports", "configs/x.py", "from utils.errors import UserError"),
+        ("imports", "loss/x.py", "def f():\n    from model.clip import ViTTower"),
+        ("imports", "model/x.py", "import datasets.images as d"),
+        ("imports", "solver/x.py", "from processor import loop"),
+        ("imports", "processor/x.py", "from train_svllreid import main"),
+        ("imports", "processor/x.py", "import tools.demo"),
+        ("imports", "model/x.py", "from . import clip"),
+        ("imports", "model/x.py", "import importlib\nimportlib.import_module('loss')"),
+        ("config", "model/heads.py", "from yacs.config import CfgNode"),
+        ("config", "processor/loop.py", "from configs import load"),
+        ("config", "loss/x.py", "def f(cfg): ..."),
+        ("config", "utils/x.py", "def f(cfg_stage): ..."),
+        ("print", "processor/x.py", "print('a')"),
+        ("print", "utils/x.py", "def f():\n    print()"),
+        ("device", "model/x.py", "x.cuda()"),
+        ("device", "model/x.py", "torch.zeros(1, device='cuda')"),
+        ("device", "processor/x.py", "x.to('cuda:1')"),
+        ("device", "datasets/images.py", "torch.device('cpu')"),
+        ("device", "datasets/transforms.py", "torch.device('mps')"),
+        ("device", "train_svllreid.py", "pick('cuda' if x else 'cpu')"),
+        ("unpickling", "model/x.py", "torch.load(path)"),
+        ("unpickling", "model/x.py", "torch.load(path, weights_only=False)"),
+        ("unpickling", "utils/x.py", "import pickle\npickle.load(file)"),
+    ],
+)
+def test_a_fault_is_found_and_its_line_named(check, path, source):
+    faults = CHECKS[check](path, source)
+    assert faults and all(f"{path}:{1 + source.count(chr(10))}: " in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("model/build.py", "from yacs.config import CfgNode\ndef f(cfg: CfgNode): ..."),
+        ("model/x.py", "from model.clip import ViTTower\nfrom utils.records import Side\nimport torch"),
+        ("processor/x.py", "from loss.triplet import BatchHardTriplet\nfrom model.svllreid import SvllReid"),
+        ("tools/x.py", "from train_svllreid import train\nfrom configs import load\nprint('done')"),
+        ("processor/x.py", "pin = device.type == 'cuda'"),
+        ("utils/x.py", "torch.load(path, map_location='cpu', weights_only=True)"),
+        ("configs/x.py", "DEVICES = 'auto, cpu, cuda'"),
+    ],
+)
+def test_what_is_right_is_left_alone(path, source):
+    assert [fault for check in CHECKS.values() for fault in check(path, source)] == []

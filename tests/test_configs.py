@@ -1,0 +1,417 @@
+"""Configuration: what is converted, what is refused and with which words, and the files in the repository."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from yacs.config import CfgNode
+
+from configs import ConfigError, from_dict, load, to_dict
+from configs.defaults import defaults
+
+FOLDER = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED = sorted(FOLDER.rglob("*.yml"))
+
+
+def get(cfg: CfgNode, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def leaves(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def from_file(tmp_path: Path, text: str, *overrides: str) -> CfgNode:
+    path = tmp_path / "settings.yml"
+    path.write_text(text, encoding="utf-8")
+    return load(path, overrides)
+
+
+def nested(key: str, value) -> dict:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+# --------------------------------------------------------------------------------------------------------- conversion
+
+CONVERTED = [  # key, what a YAML file holds, what the command line holds, what comes of both
+    ("MODEL.SIE_COE", 1, "1", 1.0),
+    ("SOLVER.STAGE1.SSL_LOSS_WEIGHT", 0, "0", 0.0),
+    ("SOLVER.STAGE2.BASE_LR", "5e-6", "5e-6", 5e-6),
+    ("SOLVER.STAGE1.WARMUP_LR_INIT", "1E-5", "1E-5", 1e-5),
+    ("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.5, "1.5", 1.5),
+    ("SOLVER.SEED", 7, "7", 7),
+    ("SOLVER.STAGE1.MAX_EPOCHS", "12", "12", 12),
+    ("OUTPUT_DIR", 2024, "2024", "2024"),
+    ("OUTPUT_DIR", "007", "007", "007"),
+    ("OUTPUT_DIR", "", "", ""),
+    ("DATASETS.ROOT_DIR", "/data/with space", "/data/with space", "/data/with space"),
+    ("DATASETS.NAMES", "('veri')", "('veri')", "veri"),
+    ("DATASETS.NAMES", ["market1501"], "('market1501',)", "market1501"),
+    ("DATASETS.NAMES", "market1501", "market1501", "market1501"),
+    ("MODEL.STRIDE_SIZE", [12, 12], "[12, 12]", (12, 12)),
+    ("MODEL.STRIDE_SIZE", "(12, 8)", "(12, 8)", (12, 8)),
+    ("INPUT.PIXEL_MEAN", [0, 1, 0.5], "[0, 1, 0.5]", (0.0, 1.0, 0.5)),
+    ("SOLVER.STAGE2.STEPS", [20], "20", (20,)),
+    ("SOLVER.STAGE2.STEPS", [], "()", ()),
+    ("TEST.FEAT_NORM", "no", "no", False),
+    ("TEST.FEAT_NORM", "yes", "yes", True),
+    ("MODEL.IF_LABELSMOOTH", "off", "off", False),
+    ("MODEL.IF_LABELSMOOTH", "on", "on", True),
+    ("MODEL.SIE_CAMERA", True, "True", True),
+    ("MODEL.SIE_CAMERA", False, "false", False),
+]
+
+
+@pytest.mark.parametrize("where", ["file", "command line"])
+@pytest.mark.parametrize(("key", "in_file", "on_line", "expected"), CONVERTED)
+def test_values_take_the_type_of_their_default(tmp_path, where, key, in_file, on_line, expected):
+    in_file = yaml.safe_dump(nested(key, in_file))
+    cfg = from_file(tmp_path, in_file) if where == "file" else load(None, [key, on_line])
+    value = get(cfg, key)
+    assert (value, type(value)) == (expected, type(expected))
+    if isinstance(expected, tuple):
+        assert [type(element) for element in value] == [type(element) for element in expected]
+
+
+def test_a_bare_number_in_yaml_is_what_people_mean(tmp_path):
+    # YAML reads 5e-6 as a text, yes as True and 2024 as a number.
+    text = "OUTPUT_DIR: 2024\nTEST: {FEAT_NORM: no}\nSOLVER: {STAGE2: {BASE_LR: 5e-6}}\n"
+    cfg = from_file(tmp_path, text)
+    assert (cfg.OUTPUT_DIR, cfg.TEST.FEAT_NORM, cfg.SOLVER.STAGE2.BASE_LR) == ("2024", False, 5e-6)
+
+
+REFUSED = [  # key, what a YAML file holds, what the message says would be right
+    ("OUTPUT_DIR", None, "None is none"),
+    ("MODEL.NAME", "None", "None is none"),
+    ("SOLVER.STAGE1.SSL_LOSS_WEIGHT", None, "None is none"),
+    ("INPUT.PIXEL_MEAN", [0.5, None, 0.5], "None is none"),
+    ("SOLVER.SEED", True, "whole number"),
+    ("SOLVER.SEED", 1.5, "whole number"),
+    ("SOLVER.SEED", 64.0, "whole number"),
+    ("SOLVER.SEED", "many", "whole number"),
+    ("SOLVER.SEED", [1], "one whole number"),
+    ("SOLVER.MARGIN", True, "number"),
+    ("SOLVER.MARGIN", "wide", "number"),
+    ("SOLVER.MARGIN", [0.3], "one number"),
+    ("SOLVER.MARGIN", float("nan"), "finite"),
+    ("SOLVER.MARGIN", float("inf"), "finite"),
+    ("TEST.FEAT_NORM", 1, "True or False"),
+    ("TEST.FEAT_NORM", "perhaps", "True or False"),
+    ("MODEL.NAME", False, "text"),
+    ("MODEL.NAME", ["ViT-B-16"], "text"),
+    ("DATASETS.NAMES", ["market1501", "veri"], "one name"),
+    ("MODEL.STRIDE_SIZE", [12], "two positive numbers"),
+    ("MODEL.STRIDE_SIZE", [12, 0], "two positive numbers"),
+    ("MODEL.STRIDE_SIZE", [12, 1.5], "whole number"),
+    ("MODEL.STRIDE_SIZE", [[12, 12], 12], "whole number"),
+    ("INPUT.PIXEL_STD", [0.5, 0, 0.5], "three positive numbers"),
+    ("INPUT.PROB", 1.1, "from 0 to 1"),
+    ("MODEL.DEVICE", "gpu", "cuda:N"),
+    ("MODEL.ACTIVATION", "relu", "quick_gelu, gelu"),
+    ("SOLVER.PRECISION", "fp16", "auto, fp32, bf16"),
+    ("SOLVER.STAGE1.OPTIMIZER_NAME", "Lion", "Adam, AdamW, SGD"),
+    ("SOLVER.STAGE1.PROMPT_AUG_METHOD", "shuffle", "mask, swap, mix"),
+    ("SOLVER.STAGE2.STEPS", [50, 30], "ascending"),
+    ("SOLVER.STAGE2.BASE_LR", 0, "above 0"),
+    ("SOLVER.STAGE2.IMS_PER_BATCH", 1, "at least 2"),
+    ("TEST.NECK_FEAT", "middle", "before, after"),
+    ("PROCESSOR.STAGES", ["image", "prompt"], "('prompt', 'image')"),
+    ("PROCESSOR.STAGES", [], "('prompt', 'image')"),
+    ("DATASETS.HOLD_OUT", 1, "below 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "right"), REFUSED)
+def test_a_wrong_value_is_refused_by_key_value_and_what_would_be_right(tmp_path, key, value, right):
+    with pytest.raises(ConfigError) as caught:
+        from_file(tmp_path, yaml.safe_dump(nested(key, value)))
+    message = str(caught.value)
+    assert key in message and right in message and "settings.yml" in message and "\n" not in message
+    shown = value if not isinstance(value, list) else next((v for v in value if v not in (12, 0.5)), value)
+    assert str(shown).strip("()[]") in message
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_devices_that_are_understood(device):
+    cfg = load(None, ["MODEL.DEVICE", device])
+    assert get(cfg, "MODEL.DEVICE") == device
+
+
+# --------------------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("SOLVER.STAGE1.BASE_LRR", "SOLVER.STAGE1.BASE_LR"),
+        ("MODEL.SIE_CAMRA", "MODEL.SIE_CAMERA"),
+        ("STRIDE_SIZE", "MODEL.STRIDE_SIZE"),
+        ("model.sie_coe", "MODEL.SIE_COE"),
+        ("OUTPUT_DIRECTORY", "OUTPUT_DIR"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(tmp_path, wrong, right):
+    with pytest.raises(ConfigError, match=rf"command line: there is no key {wrong}; did you mean {right}\?"):
+        load(None, [wrong, "1"])
+    with pytest.raises(ConfigError, match=rf"settings.yml: there is no key {wrong}; did you mean {right}\?"):
+        from_file(tmp_path, yaml.safe_dump(nested(wrong, 1)))
+
+
+def test_an_unknown_key_that_resembles_nothing_is_refused_all_the_same():
+    with pytest.raises(ConfigError, match=r"there is no key QQQQ$"):
+        load(None, ["QQQQ", "1"])
+
+
+@pytest.mark.parametrize("key", ["MODEL", "SOLVER.STAGE1", "MODEL.NAME.X"])
+def test_a_block_is_no_key_and_a_key_is_no_block(key):
+    with pytest.raises(ConfigError, match=f"there is no key {key}"):
+        load(None, [key, "1"])
+
+
+def test_an_empty_block_changes_nothing(tmp_path):
+    assert from_file(tmp_path, "DATASETS:\nSOLVER:\n  STAGE1:\n") == load()
+
+
+@pytest.mark.parametrize("overrides", [["SOLVER.SEED"], ["SOLVER.SEED", "1", "OUTPUT_DIR"]])
+def test_overrides_come_in_pairs(overrides):
+    with pytest.raises(ConfigError, match=f"pairs KEY VALUE; '{overrides[-1]}' is left over"):
+        load(None, overrides)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def test_later_layers_win(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "ground.yml").write_text("SOLVER: {SEED: 1, MARGIN: 0.1}\nMODEL: {NAME: ViT-L-14}\n")
+    (tmp_path / "middle.yml").write_text("BASE: ground.yml\nSOLVER: {SEED: 2, STAGE1: {MAX_EPOCHS: 3}}\n")
+    top = tmp_path / "sub" / "top.yml"
+    top.write_text("BASE: ../middle.yml\nSOLVER: {SEED: 3}\n")
+    cfg = load(top, ["SOLVER.SEED", "4", "SOLVER.SEED", "5"])
+    assert (cfg.SOLVER.SEED, cfg.SOLVER.STAGE1.MAX_EPOCHS, cfg.SOLVER.MARGIN, cfg.MODEL.NAME) == (5, 3, 0.1, "ViT-L-14")
+    assert load(top).SOLVER.SEED == 3 and load(str(tmp_path / "middle.yml")).SOLVER.SEED == 2
+
+
+def test_an_error_names_the_layer_that_has_it(tmp_path):
+    (tmp_path / "ground.yml").write_text("SOLVER: {SEED: x}\n")
+    (tmp_path / "top.yml").write_text("BASE: ground.yml\n")
+    with pytest.raises(ConfigError, match=r"ground\.yml: SOLVER\.SEED"):
+        load(tmp_path / "top.yml")
+
+
+def test_a_file_that_stands_on_itself_is_refused(tmp_path):
+    (tmp_path / "a.yml").write_text("BASE: b.yml\n")
+    (tmp_path / "b.yml").write_text("BASE: ./a.yml\n")
+    (tmp_path / "self.yml").write_text("BASE: self.yml\n")
+    for name in ("a.yml", "self.yml"):
+        with pytest.raises(ConfigError, match=rf"{name}: stands on itself through BASE"):
+            load(tmp_path / name)
+
+
+def test_two_files_may_share_a_base(tmp_path):
+    # No cycle: the same file twice, but not above itself.
+    (tmp_path / "ground.yml").write_text("SOLVER: {SEED: 1}\n")
+    (tmp_path / "top.yml").write_text("BASE: ground.yml\n")
+    assert load(tmp_path / "top.yml").SOLVER.SEED == load(tmp_path / "top.yml").SOLVER.SEED == 1
+
+
+def test_files_that_are_no_settings(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yml: No such file"):
+        load(tmp_path / "absent.yml")
+    (tmp_path / "top.yml").write_text("BASE: absent.yml\n")
+    with pytest.raises(ConfigError, match=r"absent\.yml: No such file"):
+        load(tmp_path / "top.yml")
+    with pytest.raises(ConfigError, match="directory"):
+        load(tmp_path)
+    for text, word in (("a: [1", "is not YAML"), ("- 1\n- 2\n", "holds a list"), ("just words", "holds a str")):
+        with pytest.raises(ConfigError, match=word) as caught:
+            from_file(tmp_path, text)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load(tmp_path / "binary.yml")
+
+
+# ----------------------------------------------------------------------------------------------- values taken together
+
+CONTRADICTIONS = [
+    (["SOLVER.STAGE2.IMS_PER_BATCH", "30"], ["SOLVER.STAGE2.IMS_PER_BATCH 30", "DATALOADER.NUM_INSTANCE 16"]),
+    (["DATALOADER.NUM_INSTANCE", "1"], ["MODEL.TRIPLET_LOSS_WEIGHT", "DATALOADER.NUM_INSTANCE 1"]),
+    (["SOLVER.STAGE2.IMS_PER_BATCH", "16"], ["MODEL.TRIPLET_LOSS_WEIGHT", "two identities"]),
+    (["PROCESSOR.STAGES", "image"], ["MODEL.I2T_LOSS_WEIGHT 1.0", "PROCESSOR.STAGES"]),
+    (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"]),
+    (
+        [
+            *("MODEL.ID_LOSS_WEIGHT", "0", "MODEL.TRIPLET_LOSS_WEIGHT", "0", "MODEL.I2T_LOSS_WEIGHT", "0"),
+            *("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"),
+        ],
+        ["nothing to train"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS)
+def test_settings_at_odds_are_refused(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    assert all(word in str(caught.value) for word in ["do not go together", *words])
+
+
+def test_settings_at_odds_are_refused_all_in_one_message():
+    overrides = ["SOLVER.STAGE2.IMS_PER_BATCH", "30", "PROCESSOR.STAGES", "image", "SOLVER.STAGE1.LR_MIN", "1"]
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    message = str(caught.value)
+    assert all(word in message for word in ("NUM_INSTANCE", "I2T_LOSS_WEIGHT", "LR_MIN")) and "\n" not in message
+
+
+def test_what_a_stage_that_does_not_run_would_need_is_no_contradiction():
+    cfg = load(None, ["PROCESSOR.STAGES", "prompt", "DATALOADER.NUM_INSTANCE", "7"])
+    assert cfg.PROCESSOR.STAGES == ("prompt",)
+    cfg = load(None, ["PROCESSOR.STAGES", "image", "MODEL.I2T_LOSS_WEIGHT", "0"])
+    assert cfg.PROCESSOR.STAGES == ("image",)
+
+
+# ---------------------------------------------------------------------------------------------------------- the result
+
+
+def test_the_result_is_frozen():
+    cfg = load()
+    for block, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "NAME"), (cfg.SOLVER.STAGE1, "MAX_EPOCHS")):
+        with pytest.raises(AttributeError):
+            setattr(block, key, block[key])
+
+
+def test_loading_leaves_nothing_behind():
+    before = copy.deepcopy(to_dict(defaults()))
+    first = load(None, ["SOLVER.SEED", "5", "MODEL.STRIDE_SIZE", "[3, 3]"])
+    with pytest.raises(ConfigError):
+        load(None, ["SOLVER.SEED", "6", "SOLVER.MARGIN", "x"])
+    second = load()
+    assert (first.SOLVER.SEED, second.SOLVER.SEED) == (5, 1234)
+    assert to_dict(defaults()) == to_dict(second) == before
+    assert first.MODEL is not second.MODEL
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_shipped_files_load_and_survive_a_file(tmp_path, path):
+    cfg = load(path)
+    tree = to_dict(cfg)
+    assert from_dict(tree, where="a checkpoint") == cfg
+    written = from_file(tmp_path, yaml.safe_dump(tree))
+    assert written == cfg and written.is_frozen()
+    assert all(isinstance(value, (bool, int, float, str, list)) for value in leaves(tree).values())
+
+
+def test_a_saved_configuration_takes_overrides_and_is_checked():
+    tree = to_dict(load())
+    assert from_dict(tree, ["SOLVER.SEED", "9"], where="x.pth").SOLVER.SEED == 9
+    with pytest.raises(ConfigError, match=r"x\.pth: there is no key OLD"):
+        from_dict({**tree, "OLD": 1}, where="x.pth")
+
+
+def test_there_are_files_to_check():
+    assert {f"{path.parent.name}/{path.name}" for path in SHIPPED} >= {
+        *("base/vit.yml", "person/vit_svllreid.yml"),
+        *("demo/vit_svllreid.yml", "demo/vit_clipreid.yml", "demo/vit_base.yml"),
+    }
+
+
+def test_every_key_is_explained():
+    lines = (FOLDER / "defaults.py").read_text(encoding="utf-8").splitlines()
+    keys, silent = [], []
+    for number, line in enumerate(lines):
+        match = re.match(r"_C\.([A-Z0-9_.]+) = (?!Node\(\))(.*)", line)
+        if match:
+            keys.append(match[1])
+            if "#" not in match[2] and not lines[number - 1].startswith("# "):
+                silent.append(match[1])
+    assert sorted(keys) == sorted(leaves(to_dict(defaults())))  # each once, and none is missed here
+    assert not silent
+
+
+PUBLISHED = {  # SVLL-ReID on people: the published file
+    "MODEL.NAME": "ViT-B-16",
+    "MODEL.PRETRAIN": "openai",
+    "MODEL.STRIDE_SIZE": (12, 12),
+    "MODEL.SIE_CAMERA": True,
+    "MODEL.SIE_VIEW": False,
+    "MODEL.SIE_COE": 1.0,
+    "MODEL.ID_LOSS_WEIGHT": 0.25,
+    "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
+    "MODEL.I2T_LOSS_WEIGHT": 1.0,
+    "MODEL.IF_LABELSMOOTH": True,
+    "MODEL.NO_MARGIN": False,
+    "MODEL.SSL_HIDDEN": 4096,
+    "MODEL.SSL_OUT": 256,
+    "INPUT.SIZE_TRAIN": (256, 128),
+    "INPUT.SIZE_TEST": (256, 128),
+    "INPUT.PROB": 0.5,
+    "INPUT.RE_PROB": 0.5,
+    "INPUT.PADDING": 10,
+    "INPUT.PIXEL_MEAN": (0.5, 0.5, 0.5),
+    "INPUT.PIXEL_STD": (0.5, 0.5, 0.5),
+    "DATALOADER.NUM_INSTANCE": 4,
+    "DATALOADER.NUM_WORKERS": 8,
+    "SOLVER.SEED": 1234,
+    "SOLVER.MARGIN": 0.3,
+    "SOLVER.STAGE1.IMS_PER_BATCH": 256,
+    "SOLVER.STAGE1.OPTIMIZER_NAME": "Adam",
+    "SOLVER.STAGE1.MAX_EPOCHS": 120,
+    "SOLVER.STAGE1.BASE_LR": 3.5e-4,
+    "SOLVER.STAGE1.WARMUP_LR_INIT": 1e-5,
+    "SOLVER.STAGE1.LR_MIN": 1e-6,
+    "SOLVER.STAGE1.WARMUP_EPOCHS": 5,
+    "SOLVER.STAGE1.WEIGHT_DECAY": 1e-4,
+    "SOLVER.STAGE1.SSL_LOSS_WEIGHT": 0.8,
+    "SOLVER.STAGE1.PROMPT_AUG_METHOD": "mask",
+    "SOLVER.STAGE1.PROMPT_AUG_SCALE": 0.5,
+    "SOLVER.STAGE1.LOG_PERIOD": 50,
+    "SOLVER.STAGE2.IMS_PER_BATCH": 64,
+    "SOLVER.STAGE2.OPTIMIZER_NAME": "Adam",
+    "SOLVER.STAGE2.MAX_EPOCHS": 60,
+    "SOLVER.STAGE2.BASE_LR": 5e-6,
+    "SOLVER.STAGE2.BIAS_LR_FACTOR": 2.0,
+    "SOLVER.STAGE2.LARGE_FC_LR": False,
+    "SOLVER.STAGE2.WEIGHT_DECAY": 1e-4,
+    "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": 1e-4,
+    "SOLVER.STAGE2.STEPS": (30, 50),
+    "SOLVER.STAGE2.GAMMA": 0.1,
+    "SOLVER.STAGE2.WARMUP_FACTOR": 0.1,
+    "SOLVER.STAGE2.WARMUP_ITERS": 10,
+    "SOLVER.STAGE2.SSL_LOSS_WEIGHT": 0.8,
+    "SOLVER.STAGE2.CHECKPOINT_PERIOD": 60,
+    "SOLVER.STAGE2.LOG_PERIOD": 50,
+    "TEST.IMS_PER_BATCH": 64,
+    "TEST.NECK_FEAT": "before",
+    "TEST.FEAT_NORM": True,
+    "PROCESSOR.STAGES": ("prompt", "image"),
+}
+
+
+def test_the_person_file_is_the_published_recipe():
+    cfg = load(FOLDER / "person" / "vit_svllreid.yml")
+    assert {key: get(cfg, key) for key in PUBLISHED} == PUBLISHED
+    assert cfg.DATASETS.NAMES == "market1501"
+
+
+def test_the_demo_files_differ_in_what_makes_the_method():
+    svll, clip, base = (
+        leaves(to_dict(load(FOLDER / "demo" / f"vit_{n}.yml"))) for n in ("svllreid", "clipreid", "base")
+    )
+    weights = {"SOLVER.STAGE1.SSL_LOSS_WEIGHT", "SOLVER.STAGE2.SSL_LOSS_WEIGHT"}
+    assert {key for key in svll if svll[key] != clip[key]} == weights
+    assert all(svll[key] > 0 and clip[key] == 0.0 for key in weights)
+    different = {key for key in clip if clip[key] != base[key]}
+    assert {"MODEL.I2T_LOSS_WEIGHT", "PROCESSOR.STAGES"} <= different
+    assert base["MODEL.I2T_LOSS_WEIGHT"] == base["SOLVER.STAGE2.SSL_LOSS_WEIGHT"] == 0.0
+    assert base["PROCESSOR.STAGES"] == ["image"]

@@ -1,0 +1,647 @@
+"""From folders to batches: the Market-1501 reader, held-out identities, transforms, draws, broken files."""
+
+import math
+import random
+import shutil
+import traceback
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import datasets.images
+from configs import load
+from datasets.build import make_benchmark, make_loader
+from datasets.hold_out import hold_out
+from datasets.images import Images, read_image
+from datasets.market1501 import market1501
+from datasets.transforms import TestTransform, TrainTransform
+from utils.errors import DataError, one_line
+from utils.metrics import rank, same_camera
+from utils.records import Benchmark, Labels, Sample, Trial
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+SIZE = (64, 32)
+
+
+def noise(height: int = 20, width: int = 12, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write(folder: Path, *names: str) -> None:
+    """Small pictures, each its own, below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        noise(seed=number).save(folder / name)
+
+
+# ---------------------------------------------------------------------------------------------------------- Market-1501
+
+
+TRAIN = ("0007_c2s1_000451_03.jpg", "0002_c1s1_000451_03.jpg", "0007_c1s3_000001_01.jpg", "1501_c6s4_000002_01.jpg")
+QUERY = ("0001_c1s1_001051_00.jpg", "0003_c5s1_000001_00.jpg")
+GALLERY = ("0000_c3s1_000001_00.jpg", "0001_c2s1_000001_01.jpg", "0003_c1s1_000001_00.jpg", "-1_c1s1_000401_03.jpg")
+
+
+@pytest.fixture
+def market(tmp_path) -> Path:
+    """ROOT_DIR, below a folder that looks like a picture of identity 12 in camera 3."""
+    root = tmp_path / "x12_c3" / "data"
+    folder = root / "Market-1501-v15.09.15"
+    for split, names in (("bounding_box_train", TRAIN), ("query", QUERY), ("bounding_box_test", GALLERY)):
+        write(folder / split, *names)
+        (folder / split / "Thumbs.db").write_bytes(b"left by a file manager")
+    return root
+
+
+def seen(samples) -> list[tuple[str, int, int, int]]:
+    return [(Path(sample.path).name, sample.pid, sample.camid, sample.viewid) for sample in samples]
+
+
+def test_market_reader(market):
+    """Sorted; labels dense in ascending order for training, as they are otherwise; cameras from 0; -1 out, 0 in."""
+    benchmark = market1501(market)
+    (trial,) = benchmark.trials
+    assert seen(benchmark.train) == [
+        ("0002_c1s1_000451_03.jpg", 0, 0, 0),
+        ("0007_c1s3_000001_01.jpg", 1, 0, 0),
+        ("0007_c2s1_000451_03.jpg", 1, 1, 0),
+        ("1501_c6s4_000002_01.jpg", 2, 5, 0),
+    ]
+    assert seen(trial.query) == [("0001_c1s1_001051_00.jpg", 1, 0, 0), ("0003_c5s1_000001_00.jpg", 3, 4, 0)]
+    assert seen(trial.gallery) == [
+        ("0000_c3s1_000001_00.jpg", 0, 2, 0),
+        ("0001_c2s1_000001_01.jpg", 1, 1, 0),
+        ("0003_c1s1_000001_00.jpg", 3, 0, 0),
+    ]
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 6, 1)
+    assert (benchmark.name, benchmark.template) == ("market1501", "A photo of a {} person.")
+    assert benchmark.ignored is same_camera
+    assert all(Path(sample.path).is_file() for sample in (*benchmark.train, *trial.query, *trial.gallery))
+
+
+def test_market_folder_may_be_given_itself_or_by_its_short_name(market):
+    expected = seen(market1501(market).train)
+    inner = market / "Market-1501-v15.09.15"
+    assert seen(market1501(inner).train) == expected
+    inner.rename(market / "Market-1501")
+    assert seen(market1501(market).train) == expected
+
+
+def test_a_camera_of_two_digits(market):
+    """Cameras are as many as there are; tables need the largest number, not the count."""
+    write(market / "Market-1501-v15.09.15" / "query", "0001_c20s1_000001_00.jpg")
+    benchmark = market1501(market)
+    assert benchmark.trials[0].query[1].camid == 19
+    assert benchmark.num_cams == 20
+
+
+@pytest.mark.parametrize("name", ["person7.jpg", "0002_s1_000451.jpg", "0002_c0s1_000451_03.jpg", "-2_c1s1_0_0.jpg"])
+def test_market_name_that_does_not_fit(market, name):
+    write(market / "Market-1501-v15.09.15" / "query", name)
+    with pytest.raises(DataError) as error:
+        market1501(market)
+    assert f"query/{name}: is not named as" in str(error.value)
+
+
+@pytest.mark.parametrize("split", ["bounding_box_train", "query", "bounding_box_test"])
+def test_market_folder_missing_or_empty(market, split):
+    folder = market / "Market-1501-v15.09.15" / split
+    shutil.rmtree(folder)
+    with pytest.raises(DataError) as error:
+        market1501(market)
+    assert str(error.value).startswith(f"{folder}: there is no such folder")
+    write(folder, "-1_c1s1_000401_03.jpg")  # junk does not count
+    with pytest.raises(DataError) as error:
+        market1501(market)
+    assert str(error.value).startswith(f"{folder}: holds no image that counts")
+
+
+def test_market_root_missing_or_of_something_else(market):
+    with pytest.raises(DataError, match=r"^DATASETS\.ROOT_DIR .*/nowhere: there is no such folder"):
+        market1501(market / "nowhere")
+    (market / "holiday").mkdir()
+    with pytest.raises(DataError, match=r"^DATASETS\.ROOT_DIR .*/holiday: no Market-1501 here; right is"):
+        market1501(market / "holiday")
+
+
+def test_make_benchmark(market, monkeypatch):
+    cfg = load(None, ["DATASETS.ROOT_DIR", str(market)])
+    assert make_benchmark(cfg) == market1501(market)
+    monkeypatch.setenv("HOME", str(market.parent))
+    assert make_benchmark(load(None, ["DATASETS.ROOT_DIR", "~/data"])) == market1501(market)
+    with pytest.raises(DataError, match=r"no data set 'market151'; did you mean market1501\?.*synthetic"):
+        make_benchmark(cfg, "market151")
+
+
+# ------------------------------------------------------------------------------------------------------------- hold out
+
+
+def crowd(identities: int = 20, seed: int = 3) -> Benchmark:
+    """Identities with 1 to 8 images in some of four cameras; the first two in one camera and in two, an image each."""
+    rng = random.Random(seed)
+    places = [[0], [1, 2], *([rng.randrange(4) for _ in range(rng.randint(1, 8))] for _ in range(identities - 2))]
+    train = [
+        Sample(f"{pid:04}_c{camid + 1}_{number}.jpg", pid, camid)
+        for pid, cameras in enumerate(places)
+        for number, camid in enumerate(cameras)
+    ]
+    test = Trial((Sample("q", 900, 0),), (Sample("g", 900, 1),))
+    return Benchmark("crowd", "A photo of a {} person.", tuple(train), (test,), same_camera)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_hold_out(share, seed):
+    whole = crowd()
+    held = hold_out(whole, share, seed)
+    (trial,) = held.trials
+    train, query, gallery = ({sample.path for sample in side} for side in (held.train, *trial))
+    assert not train & (query | gallery)  # no image on both sides ...
+    owners = {sample.path: sample.pid for sample in whole.train}
+    assert not {owners[path] for path in train} & {owners[path] for path in gallery}  # ... and no identity
+    assert train | query | gallery == set(owners)  # none lost, none of the test split
+    assert len({owners[path] for path in gallery}) == round(share * 20)
+    # Labels: dense and in the order they had.
+    labels = {owners[sample.path]: sample.pid for sample in held.train}
+    assert [labels[pid] for pid in sorted(labels)] == list(range(held.num_pids))
+    assert len({(owners[sample.path], sample.pid) for sample in held.train}) == len(labels)
+    # One query an identity and camera.
+    pairs = Counter((sample.pid, sample.camid) for sample in trial.query)
+    assert set(pairs.values()) == {1}
+    assert set(pairs) == {(sample.pid, sample.camid) for sample in trial.gallery}
+    assert held.name != whole.name and held.template == whole.template
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hold_out_gives_a_match_to_every_query_that_can_have_one(seed):
+    (trial,) = hold_out(crowd(), 0.9, seed).trials
+    cameras = {pid: {s.camid for s in trial.gallery if s.pid == pid} for pid in {s.pid for s in trial.query}}
+    ranking = rank(torch.rand(len(trial.query), len(trial.gallery)), Labels.of(trial.query), Labels.of(trial.gallery))
+    assert ranking.num_valid == sum(len(cameras[sample.pid]) > 1 for sample in trial.query) > 10
+
+
+def test_hold_out_depends_on_the_seed_alone():
+    """And on what is there, not on the order in which it is listed."""
+    one, again, other = (hold_out(crowd(), 0.5, seed) for seed in (0, 0, 1))
+    assert one == again
+    assert one.trials != other.trials
+
+
+@pytest.mark.parametrize("share", [0.01, 0.07, 0.93, 0.99])
+def test_hold_out_leaves_two_identities_on_both_sides(share):
+    with pytest.raises(DataError, match=rf"DATASETS\.HOLD_OUT {share}: \d+ of 20 training identities"):
+        hold_out(crowd(), share, 0)
+
+
+def test_hold_out_by_config(market):
+    write(market / "Market-1501-v15.09.15" / "bounding_box_train", *(f"{pid:04}_c1s1_0_0.jpg" for pid in (1, 3, 4)))
+    cfg = load(None, ["DATASETS.ROOT_DIR", str(market), "DATASETS.HOLD_OUT", "0.5"])
+    benchmark = make_benchmark(cfg)
+    assert benchmark.num_pids == 3
+    assert {Path(s.path).parent.name for s in benchmark.trials[0].gallery} == {"bounding_box_train"}
+
+
+# ----------------------------------------------------------------------------------------------------------- transforms
+
+
+def plain(size=SIZE, **changed) -> TrainTransform:
+    """The training transform with everything random switched off but for what is `changed`."""
+    return TrainTransform(size, **{**HALF, "flip": 0.0, "padding": 0, "erase": 0.0, **changed})
+
+
+def pixels(picture: Image.Image) -> torch.Tensor:
+    """[3, H, W] in -1..1, by plain arithmetic."""
+    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255).permute(2, 0, 1) * 2 - 1
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [(128, 64), (50, 70), (20, 12)], ids=["shrink", "squeeze", "enlarge"])
+def test_resized_as_pillow_does(given):
+    """Bicubic for training, bilinear for testing; to height x width, whatever the picture's own shape."""
+    picture, (height, width) = noise(*given), SIZE
+    bicubic, bilinear = (
+        pixels(picture.resize((width, height), how)) for how in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
+    )
+    image, none = plain()(picture, twins=False)
+    assert none is None
+    assert (image.shape, image.dtype) == ((3, *SIZE), torch.float32)
+    torch.testing.assert_close(image, bicubic, rtol=0, atol=1e-6)
+    image, none = TestTransform(SIZE, **HALF)(picture)
+    assert none is None
+    torch.testing.assert_close(image, bilinear, rtol=0, atol=1e-6)
+    assert (bicubic - bilinear).abs().max() > 0.05
+
+
+def test_normalised_channel_by_channel():
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    picture = Image.new("RGB", (12, 20), (255, 51, 0))
+    expected = torch.tensor([(1 - 0.1) / 0.5, (0.2 - 0.2) / 1.0, (0 - 0.3) / 2.0])
+    for transform in (TestTransform(SIZE, mean=mean, std=std), plain(mean=mean, std=std)):
+        image, _ = transform(picture, twins=False)
+        torch.testing.assert_close(image, expected[:, None, None].expand(3, *SIZE), rtol=0, atol=1e-6)
+
+
+def test_flipped_always_never_half_of_the_time():
+    picture = noise(*SIZE)
+    torch.manual_seed(0)
+    for probability, times in ((0.0, range(1)), (1.0, range(50, 51)), (0.5, range(10, 41))):
+        images = [plain(flip=probability)(picture, twins=False)[0] for _ in range(50)]
+        mirrored = [close(image, pixels(picture).flip(2)) for image in images]
+        assert all(mirror or close(image, pixels(picture)) for mirror, image in zip(mirrored, images, strict=True))
+        assert sum(mirrored) in times
+
+
+def test_padded_black_and_cropped_anywhere():
+    """Each result is a window of the picture in a border of -1; all 5 x 5 windows come up."""
+    picture, padding = noise(*SIZE), 2
+    framed = torch.full((3, SIZE[0] + 2 * padding, SIZE[1] + 2 * padding), -1.0)
+    framed[:, padding:-padding, padding:-padding] = pixels(picture)
+    windows = {
+        (top, left): framed[:, top : top + SIZE[0], left : left + SIZE[1]]
+        for top in range(2 * padding + 1)
+        for left in range(2 * padding + 1)
+    }
+    torch.manual_seed(0)
+    places = Counter()
+    for _ in range(200):
+        image, _ = plain(padding=padding)(picture, twins=False)
+        (place,) = (place for place, window in windows.items() if close(window, image))
+        places[place] += 1
+    assert set(places) == set(windows)
+
+
+def box(image: torch.Tensor) -> tuple[int, int, int, int]:
+    """Height, width, top and left of what was erased from a picture of -1 everywhere; (0, 0, 0, 0) for nothing."""
+    changed = (image != -1).any(dim=0)
+    if not changed.any():
+        return 0, 0, 0, 0
+    rows, columns = (changed.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    inside = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert (inside != -1).all()  # a full rectangle, in all channels
+    return inside.shape[1], inside.shape[2], rows[0], columns[0]
+
+
+@pytest.fixture(scope="module")
+def erased() -> torch.Tensor:
+    """[300, 3 (image, twin, twin), 3, H, W] from a black picture, all erased."""
+    torch.manual_seed(0)
+    random.seed(0)
+    black, transform = Image.new("RGB", SIZE[::-1]), plain(erase=1.0)
+    items = [transform(black, twins=True) for _ in range(300)]
+    return torch.stack([torch.cat([image[None], twins]) for image, twins in items])
+
+
+@pytest.mark.parametrize("which, smallest", [(0, 0.02), (1, 0.33), (2, 0.33)], ids=["image", "twin", "other twin"])
+def test_erased_area_and_aspect(erased, which, smallest):
+    """A share from `smallest` to a third, sides h : w from 0.3 to 1/0.3, each up to rounding to whole pixels."""
+    boxes = [box(image) for image in erased[:, which]]
+    assert sum(height > 0 for height, *_ in boxes) >= 297  # ten attempts to fit a box nearly always do
+    shares = []
+    for height, width, *_ in boxes:
+        if height:
+            shares.append(height * width / math.prod(SIZE))
+            assert (height + 0.5) * (width + 0.5) >= smallest * math.prod(SIZE)
+            assert (height - 0.5) * (width - 0.5) <= math.prod(SIZE) / 3
+            assert (height + 0.5) / (width - 0.5) >= 0.3
+            assert (height - 0.5) / (width + 0.5) <= 1 / 0.3
+    if which == 0:
+        # Uniform, but large boxes fit into the picture less often.
+        assert min(shares) < 0.05 and max(shares) > 0.28
+        assert sum(share < 1 / 6 for share in shares) in range(100, 230)
+    else:
+        assert sum(shares) / len(shares) == pytest.approx(1 / 3, abs=0.01)
+    assert len({top for _, _, top, _ in boxes}) > 20 and len({left for *_, left in boxes}) > 8
+
+
+def test_erased_with_standard_normal_noise(erased):
+    """Of every pixel and channel its own, in units after normalisation."""
+    values = erased[erased != -1]
+    assert len(values) > 100_000
+    assert values.mean().item() == pytest.approx(0, abs=0.02)
+    assert values.std().item() == pytest.approx(1, abs=0.02)
+    assert len(values.unique()) > 0.9 * len(values)
+
+
+@pytest.mark.parametrize("probability, times", [(0.0, range(1)), (0.5, range(75, 126))])
+def test_erased_with_the_given_probability(probability, times):
+    torch.manual_seed(0)
+    random.seed(0)
+    black, transform = Image.new("RGB", SIZE[::-1]), plain(erase=probability)
+    items = [transform(black, twins=True) for _ in range(200)]
+    for views in ([image for image, _ in items], [twins[0] for _, twins in items], [twins[1] for _, twins in items]):
+        assert sum(bool((view != -1).any()) for view in views) in times
+
+
+def test_twins_have_draws_of_their_own_and_all_of_them():
+    """An image and its twins are flipped one by one and moved by up to 6 pixels: one pair in 338 is alike by chance."""
+    torch.manual_seed(0)
+    picture, transform = noise(*SIZE), plain(flip=0.5, padding=6)
+    inner = pixels(picture)[:, 8:16, 8:16].flip(2)  # somewhere in each mirrored view
+    flips, alike = Counter(), 0
+    for _ in range(100):
+        image, twins = transform(picture, twins=True)
+        assert twins.shape == (2, 3, *SIZE)
+        views = [image, *twins]
+        alike += sum(close(a, b) for a, b in combinations(views, 2))
+        flips[tuple(similar(inner, view) for view in views)] += 1
+    assert len(flips) == 8  # all combinations, each about 12 times
+    assert min(flips.values()) >= 3
+    assert alike <= 5
+
+
+def similar(patch: torch.Tensor, image: torch.Tensor) -> bool:
+    """Whether the patch stands anywhere in the image."""
+    windows = image.unfold(1, patch.shape[1], 1).unfold(2, patch.shape[2], 1)
+    return ((windows - patch[:, None, None]).abs() < 1e-6).all(dim=(0, 3, 4)).any().item()
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def samples(tmp_path) -> list[Sample]:
+    """Eight pictures of four identities in four cameras, the last with viewpoints."""
+    write(tmp_path, *(f"{number}.jpg" for number in range(8)))
+    return [Sample(str(tmp_path / f"{number}.jpg"), number // 2, number % 4, number // 4) for number in range(8)]
+
+
+def images(samples, *, twins: bool = True, seed: int = 0, epoch: int = 1) -> Images:
+    transform = TrainTransform(SIZE, **HALF, flip=0.5, padding=4, erase=0.5)
+    made = Images(samples, transform, twins=twins, seed=seed)
+    made.set_epoch(epoch)
+    return made
+
+
+def batch_of(some: Images, *indices: int):
+    return some.collate(some.__getitems__(list(indices)))
+
+
+def same(one, other) -> bool:
+    return torch.equal(one.images, other.images) and torch.equal(one.twins, other.twins)
+
+
+def test_batch(samples):
+    batch = batch_of(images(samples), 5, 0, 7)
+    assert batch.images.shape == (3, 3, *SIZE)
+    assert batch.twins.shape == (2, 3, 3, *SIZE)
+    assert batch.pids.tolist() == [2, 0, 3]
+    assert batch.side.camids.tolist() == [1, 0, 3]
+    assert batch.side.viewids.tolist() == [1, 0, 1]
+    assert batch.indices.tolist() == [5, 0, 7]
+    assert batch_of(images(samples, twins=False), 5, 0).twins is None
+    assert len(images(samples)) == 8
+
+
+def test_twins_belong_to_their_image(samples):
+    """Without anything random, twins are the image: [twin, row of the batch, ...] and not the other way round."""
+    still = Images(samples, plain(), twins=True)
+    batch = batch_of(still, 3, 6, 1)
+    assert torch.equal(batch.twins[0], batch.images) and torch.equal(batch.twins[1], batch.images)
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
+def test_the_draw_depends_on_seed_epoch_and_index_alone(samples):
+    reference = batch_of(images(samples), *range(8))
+    backwards = batch_of(images(samples), *reversed(range(8)))
+    assert torch.equal(backwards.images.flip(0), reference.images)
+    assert torch.equal(backwards.twins.flip(1), reference.twins)
+    alone = images(samples)[3]
+    assert torch.equal(alone[1], reference.images[3]) and torch.equal(alone[2], reference.twins[:, 3])
+    torch.manual_seed(99)
+    random.seed(99)
+    assert same(batch_of(images(samples), *range(8)), reference)
+    without = batch_of(images(samples, twins=False), *range(8))
+    assert torch.equal(without.images, reference.images)  # twins are drawn after the image
+    for other in (images(samples, epoch=2), images(samples, seed=1)):
+        drawn = batch_of(other, *range(8))
+        assert not any(torch.equal(a, b) for a, b in zip(drawn.images, reference.images, strict=True))
+
+
+def test_the_draw_does_not_depend_on_workers(samples):
+    def read(workers: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        some = images(samples)
+        loader = DataLoader(some, batch_size=size, num_workers=workers, collate_fn=some.collate)
+        batches = list(loader)
+        return torch.cat([batch.images for batch in batches]), torch.cat([batch.twins for batch in batches], dim=1)
+
+    (images_here, twins_here), (images_there, twins_there) = read(0, 8), read(2, 3)
+    assert torch.equal(images_here, images_there) and torch.equal(twins_here, twins_there)
+
+
+def test_an_image_that_fills_several_places_is_drawn_anew_in_each(samples):
+    batch = batch_of(images(samples), 4, 4, 1, 4)
+    views = torch.stack([batch.images, *batch.twins], dim=1)[[0, 1, 3]].flatten(0, 1)  # nine of the same image
+    assert not any(torch.equal(views[i], views[j]) for i in range(9) for j in range(i))
+    elsewhere = batch_of(images(samples), 1, 4, 0, 4, 4)  # the first, the second, the third copy, wherever they are
+    assert torch.equal(elsewhere.images[[1, 3, 4]], batch.images[[0, 1, 3]])
+
+
+def test_global_generators_stay_untouched(samples, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)  # nor may an accelerator's be seeded
+    torch.manual_seed(5)
+    seeded.clear()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    batch_of(images(samples), *range(8))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]
+    assert not seeded
+
+
+def test_decoded_once(samples, monkeypatch):
+    paths = []
+
+    def count(path: str) -> Image.Image:
+        paths.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(datasets.images, "read_image", count)
+    batch_of(images(samples), 6, 2, 3)
+    assert paths == [samples[index].path for index in (6, 2, 3)]
+
+
+def test_pictures_are_read_as_rgb(tmp_path):
+    colours = noise()
+    grey, palette, clear = tmp_path / "grey.jpg", tmp_path / "palette.png", tmp_path / "clear.png"
+    colours.convert("L").save(grey)
+    colours.convert("P").save(palette)
+    colours.convert("RGBA").save(clear)
+    for path in (grey, palette, clear):
+        assert (read_image(str(path)).mode, read_image(str(path)).size) == ("RGB", colours.size)
+    assert np.array_equal(np.asarray(read_image(str(clear))), np.asarray(colours))
+
+
+# --------------------------------------------------------------------------------------------------------- broken files
+
+
+def damaged(path: Path, damage: str) -> None:
+    if damage == "missing":
+        path.unlink()
+    elif damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "a text":
+        path.write_text("<html>404 Not Found</html>")
+    else:
+        share = {"half": 0.5, "nearly whole": 0.98, "a header": 0.02}[damage]
+        noise(128, 64).save(path, quality=95)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+
+
+DAMAGE = pytest.mark.parametrize(
+    "damage", ["missing", "a folder", "empty", "a text", "half", "nearly whole", "a header"]
+)
+
+
+@DAMAGE
+def test_an_unreadable_image_is_named(samples, damage):
+    path = samples[2].path
+    damaged(Path(path), damage)
+    with pytest.raises(DataError) as error:
+        batch_of(images(samples), 0, 2)
+    message = one_line(error.value)
+    assert message.startswith(f"{path}: cannot be read as an image (")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("damage", ["missing", "half"])
+def test_an_unreadable_image_is_named_by_a_worker_too(samples, damage):
+    path = samples[6].path
+    damaged(Path(path), damage)
+    some = images(samples)
+    loader = DataLoader(some, batch_size=4, num_workers=1, collate_fn=some.collate)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    traceback.clear_frames(error.tb)  # lets go of the worker
+    message = one_line(error.value)
+    assert message.startswith(f"{path}: cannot be read as an image (") and message.endswith(")")
+    assert "\n" not in message and "Traceback" not in message
+
+
+# -------------------------------------------------------------------------------------------------------------- loaders
+
+
+def config(*overrides: str):
+    small = ["INPUT.SIZE_TRAIN", "(64, 32)", "INPUT.SIZE_TEST", "(32, 16)", "INPUT.PADDING", "4"]
+    batches = ["DATALOADER.NUM_INSTANCE", "2", "SOLVER.STAGE2.IMS_PER_BATCH", "4", "TEST.IMS_PER_BATCH", "3"]
+    return load(None, [*small, *batches, "DATALOADER.NUM_WORKERS", "0", *overrides])
+
+
+def test_training_loader(samples):
+    loader = make_loader(config(), samples, train=True, twins=True)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 2
+    for batch in batches:
+        assert batch.images.shape == (4, 3, 64, 32) and batch.twins.shape == (2, 4, 3, 64, 32)
+        assert Counter(Counter(batch.pids.tolist()).values()) == {2: 2}
+        assert batch.pids.tolist() == [samples[index].pid for index in batch.indices.tolist()]
+    assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == list(range(8))
+    assert next(iter(make_loader(config(), samples, train=True))).twins is None
+
+
+def test_test_loader(samples):
+    """All in their order, the rest of three images, too; the test transform at the test size."""
+    loader = make_loader(
+        config("INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]", "INPUT.PIXEL_STD", "[0.5, 0.5, 0.5]"), samples, train=False
+    )
+    batches = list(loader)
+    assert [len(batch.pids) for batch in batches] == [3, 3, 2]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(8))
+    assert all(batch.twins is None for batch in batches)
+    expected = pixels(read_image(samples[4].path).resize((16, 32), Image.Resampling.BILINEAR))
+    torch.testing.assert_close(batches[1].images[1], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "override, changed",
+    [
+        (("INPUT.PROB", "1.0"), lambda images: images.flip(3)),
+        (("INPUT.PIXEL_MEAN", "[0.0, 0.0, 0.0]"), lambda images: images + 0.5),
+        (("INPUT.PIXEL_STD", "[0.5, 0.5, 0.5]"), lambda images: images * 2),
+    ],
+    ids=["PROB", "PIXEL_MEAN", "PIXEL_STD"],
+)
+def test_keys_reach_the_training_transform(samples, override, changed):
+    still = ["INPUT.PROB", "0.0", "INPUT.RE_PROB", "0.0", "INPUT.PADDING", "0"]
+    still += ["INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]", "INPUT.PIXEL_STD", "[1.0, 1.0, 1.0]"]
+    before, after = (next(iter(make_loader(config(*still, *more), samples, train=True))) for more in ((), override))
+    torch.testing.assert_close(after.images, changed(before.images), rtol=0, atol=1e-5)
+    assert not torch.equal(before.images, after.images)
+
+
+def test_erasing_and_padding_keys_reach_the_training_transform(tmp_path):
+    """A white picture: only a border and what was erased are not 1."""
+    Image.new("RGB", SIZE[::-1], "white").save(tmp_path / "white.png")
+    white = [Sample(str(tmp_path / "white.png"), pid, 0) for pid in (0, 0, 1, 1) * 4]
+    pixel = ["INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]", "INPUT.PIXEL_STD", "[0.5, 0.5, 0.5]"]
+
+    def first(erase: str, padding: str):
+        keys = ["INPUT.RE_PROB", erase, "INPUT.PADDING", padding]
+        return next(iter(make_loader(config(*pixel, *keys), white, train=True, twins=True)))
+
+    for views in (first("0.0", "0").images, first("0.0", "0").twins):
+        assert (views == 1).all()
+    batch = first("1.0", "0")
+    assert (batch.images != 1).flatten(1).any(dim=1).all()
+    assert (batch.twins != 1).float().mean(dim=(2, 3, 4)) == pytest.approx(torch.full((2, 4), 1 / 3), abs=0.04)
+    assert set(first("0.0", "6").images.unique().tolist()) == {-1, 1}
+
+
+def test_an_epoch_reaches_workers_that_live_on(samples):
+    """With workers, another epoch draws the same as without, and not what the epoch before drew."""
+
+    def read(loader, epoch: int) -> list:
+        loader.dataset.set_epoch(epoch)
+        loader.batch_sampler.set_epoch(epoch)
+        return list(loader)
+
+    here, there = (
+        make_loader(config("DATALOADER.NUM_WORKERS", workers), samples, train=True, twins=True) for workers in "01"
+    )
+    epochs = [read(there, epoch) for epoch in (1, 2)]
+    for epoch, batches in zip((1, 2), epochs, strict=True):
+        expected = read(here, epoch)
+        assert [batch.indices.tolist() for batch in batches] == [batch.indices.tolist() for batch in expected]
+        assert all(same(a, b) for a, b in zip(batches, expected, strict=True))
+    assert not any(same(a, b) for a, b in zip(*epochs, strict=True))
+
+
+def test_seed_reaches_sampler_and_images(samples):
+    one, again, other = (make_loader(config("SOLVER.SEED", seed), samples, train=True) for seed in ("1", "1", "2"))
+    assert list(one.batch_sampler) == list(again.batch_sampler) != list(other.batch_sampler)
+    drawn, anew, differently = (torch.stack([loader.dataset[k][1] for k in range(8)]) for loader in (one, again, other))
+    assert torch.equal(drawn, anew)
+    assert not any(torch.equal(a, b) for a, b in zip(drawn, differently, strict=True))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_reading_leaves_the_global_generator(samples, train):
+    loader = make_loader(config(), samples, train=train)
+    before = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_are_no_more_than_cores(samples, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for asked, given in (("0", 0), ("1", 1), ("64", 2)):
+        assert make_loader(config("DATALOADER.NUM_WORKERS", asked), samples, train=True).num_workers == given
+
+
+def test_too_few_identities_for_a_batch(samples):
+    with pytest.raises(DataError, match="takes 5 identities a batch; the training set has 4"):
+        make_loader(config("SOLVER.STAGE2.IMS_PER_BATCH", "10"), samples, train=True)

@@ -1,0 +1,342 @@
+"""The whole way as a user goes it: train, test the checkpoint in a new process, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import train_svllreid
+from configs import ConfigError
+from datasets.market1501 import FOLDERS
+from datasets.synthetic import write_synthetic
+from model import tiny_clip
+from processor.loop import NonFiniteLoss
+from tools import demo
+from utils.checkpoint import read_checkpoint
+from utils.command import run
+from utils.errors import DataError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+SMALL = {
+    "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "20",
+    "DATASETS.SYNTHETIC.TRAIN_IMAGES": "4",
+    "DATASETS.SYNTHETIC.TEST_IDENTITIES": "6",
+    "DATASETS.SYNTHETIC.TEST_IMAGES": "6",
+    "SOLVER.STAGE1.MAX_EPOCHS": "2",
+    "SOLVER.STAGE1.IMS_PER_BATCH": "32",
+    "SOLVER.STAGE2.MAX_EPOCHS": "2",
+    "SOLVER.STAGE2.IMS_PER_BATCH": "32",
+    "SOLVER.STAGE2.EVAL_PERIOD": "1",
+    "DATALOADER.NUM_WORKERS": "0",
+}
+
+
+def arguments(config: str, folder: Path, **changes: str) -> list[str]:
+    """A training's command line; `changes` have __ for the dots of a key."""
+    settings = {**SMALL, "DATASETS.ROOT_DIR": str(folder / "data"), "OUTPUT_DIR": str(folder / "run")}
+    settings.update({key.replace("__", "."): value for key, value in changes.items()})
+    return ["--config_file", str(ROOT / config), *(word for pair in settings.items() for word in pair)]
+
+
+def script(name: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / name), *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def results(folder: Path) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())["evaluations"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with data/ and run/, trained by the script in its own process, with a worker, from another folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = arguments("configs/demo/vit_svllreid.yml", folder, DATALOADER__NUM_WORKERS="1")
+    done = script("train_svllreid.py", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "rank-1" in done.stdout
+    return folder
+
+
+def test_training_writes_a_whole_run(trained):
+    run_folder = trained / "run"
+    names = {path.name for path in run_folder.iterdir()} - {"tensorboard"}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "results.json", "train_log.txt", "versions.json"),
+        *("ViT-Tiny-8_stage1_2.pth", "ViT-Tiny-8_2.pth"),
+    }
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["SOLVER"]["STAGE2"]["MAX_EPOCHS"] == 2
+    versions = json.loads((run_folder / "versions.json").read_text())
+    assert len(versions["data_fingerprint"]) == 16
+    assert {"torch", "torchvision", "revision", "python"} <= versions["versions"].keys()
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    by_stage = {line["stage"]: line for line in lines if line["kind"] == "train"}
+    assert {"image_text", "language_ssl", "loss", "lr"} <= by_stage["prompt"].keys()
+    assert {"identity", "triplet", "image_text", "vision_ssl"} <= by_stage["image"].keys()
+    assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1]
+    log = (run_folder / "train_log.txt").read_text()
+    assert "vision_ssl" in log and "language_ssl" in log and "rank-1" in log
+
+
+def test_results_file_has_fractions_and_what_changes_them(trained):
+    start, end = results(trained / "run")[:2]
+    assert (start["when"], end["when"]) == ("start", "end")
+    for entry in (start, end):
+        assert all(0 <= entry[name] <= 1 for name in ("mAP", "mINP", "rank1", "rank5", "rank10"))
+        assert entry["valid_queries"] == entry["queries"] == 24  # 6 identities in 4 cameras each
+        for name in ("feat_norm", "neck_feat", "size", "stride", "data_set", "data_fingerprint", "seed", "versions"):
+            assert entry[name] is not None
+    assert start["mAP"] != end["mAP"]
+
+
+def test_a_new_process_gets_the_same_numbers_from_the_checkpoint(trained):
+    end = next(entry for entry in results(trained / "run") if entry["when"] == "end")
+    done = script("test_svllreid.py", "TEST.WEIGHT", trained / "run" / "ViT-Tiny-8_2.pth", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    test = results(trained / "run")[-1]
+    assert test["when"] == "test"
+    for name in ("mAP", "mINP", "rank1", "rank5", "rank10"):
+        assert test[name] == pytest.approx(end[name], abs=1e-9)
+    assert test["data_fingerprint"] == end["data_fingerprint"]
+
+
+def test_a_yaml_that_contradicts_the_checkpoint_is_reported_and_not_used(trained, tmp_path):
+    end = next(entry for entry in results(trained / "run") if entry["when"] == "end")
+    words = arguments(
+        "configs/demo/vit_svllreid.yml",
+        trained,
+        MODEL__STRIDE_SIZE="[8, 8]",
+        INPUT__SIZE_TEST="[32, 32]",
+        TEST__WEIGHT=str(trained / "run" / "ViT-Tiny-8_2.pth"),
+        OUTPUT_DIR=str(tmp_path),
+    )
+    done = script("test_svllreid.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "MODEL.STRIDE_SIZE: the checkpoint has [6, 6], the configuration [8, 8], which is not used" in done.stdout
+    assert "INPUT.SIZE_TEST" in done.stdout
+    assert results(tmp_path)[0]["mAP"] == pytest.approx(end["mAP"], abs=1e-9)
+
+
+def test_feature_norm_and_neck_change_the_ranking(trained, tmp_path):
+    import test_svllreid
+
+    scores = {}
+    for norm in ("True", "False"):
+        for neck in ("before", "after"):
+            words = ["TEST.WEIGHT", str(trained / "run" / "ViT-Tiny-8_2.pth"), "TEST.FEAT_NORM", norm]
+            test_svllreid.main([*words, "TEST.NECK_FEAT", neck, "OUTPUT_DIR", str(tmp_path / norm / neck)])
+            scores[norm, neck] = results(tmp_path / norm / neck)[0]["mINP"]
+    assert len(set(scores.values())) == 4
+
+
+def test_checkpoints_hold_plain_things_only(trained):
+    checkpoint = read_checkpoint(trained / "run" / "ViT-Tiny-8_2.pth")
+    assert (checkpoint["stage"], checkpoint["epoch"]) == ("image", 2)
+    assert checkpoint["architecture"]["num_pids"] == 20
+    assert checkpoint["config"]["MODEL"]["NAME"] == tiny_clip.NAME
+    assert not any("token_embedding" in name for name in checkpoint["model"])
+
+
+def test_a_folder_with_a_run_is_refused_and_left_alone(trained):
+    before = {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir()}
+    with pytest.raises(UserError, match="holds a run already"):
+        train_svllreid.main(arguments("configs/demo/vit_svllreid.yml", trained))
+    assert {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("config", "stages", "terms"),
+    [
+        ("configs/demo/vit_base.yml", {"image"}, {"identity", "triplet"}),
+        ("configs/demo/vit_clipreid.yml", {"prompt", "image"}, {"identity", "triplet", "image_text"}),
+    ],
+)
+def test_other_methods_are_the_same_code_with_terms_off(trained, tmp_path, config, stages, terms):
+    words = arguments(config, tmp_path, DATASETS__ROOT_DIR=str(trained / "data"), SOLVER__STAGE1__MAX_EPOCHS="1")
+    train_svllreid.main([*words, "SOLVER.STAGE2.MAX_EPOCHS", "1"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    assert {line["stage"] for line in train} == stages
+    last = train[-1].keys() - {"kind", "step", "stage", "epoch", "lr", "loss"}
+    assert last == terms
+    model = read_checkpoint(tmp_path / "run" / "ViT-Tiny-8_1.pth")["model"]
+    assert not any("projector" in name for name in model)
+    assert any(name.startswith("prompts") for name in model) == ("prompt" in stages)
+
+
+def test_same_seed_same_run_other_seed_another(trained, tmp_path):
+    scores = []
+    for number, seed in enumerate(("5", "5", "6")):
+        words = arguments(
+            "configs/demo/vit_svllreid.yml",
+            tmp_path,
+            DATASETS__ROOT_DIR=str(trained / "data"),
+            OUTPUT_DIR=str(tmp_path / str(number)),
+            SOLVER__SEED=seed,
+            SOLVER__STAGE1__MAX_EPOCHS="1",
+            SOLVER__STAGE2__MAX_EPOCHS="1",
+        )
+        train_svllreid.main(words)
+        scores.append((tmp_path / str(number) / "metrics.jsonl").read_text())
+    assert scores[0] == scores[1] != scores[2]
+
+
+def test_bf16_autocast_trains_both_stages(trained, tmp_path):
+    words = arguments("configs/demo/vit_svllreid.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
+    train_svllreid.main([*words, "SOLVER.PRECISION", "bf16"])
+    losses = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
+    halves = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for full, half in zip(losses, halves, strict=True):
+        if full["kind"] == "train":
+            assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
+            assert half["loss"] != full["loss"]
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def market(folder: Path) -> Path:
+    """A small data set in Market-1501's own place below `folder`."""
+    written = write_synthetic(
+        folder / "made", train_identities=8, train_images=4, test_identities=2, test_images=6, difficulty=0.5, seed=1
+    )
+    shutil.copytree(written, folder / FOLDERS[0])
+    return folder
+
+
+def market_arguments(folder: Path, *more: str) -> list[str]:
+    words = arguments("configs/demo/vit_base.yml", folder, DATASETS__NAMES="market1501", DATASETS__ROOT_DIR=str(folder))
+    return [*words, "SOLVER.STAGE2.IMS_PER_BATCH", "16", *more]
+
+
+def test_missing_data_ends_with_one_line_and_leaves_nothing(tmp_path):
+    done = script("train_svllreid.py", *market_arguments(tmp_path))
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and "DATASETS.ROOT_DIR" in line and "Market-1501-v15.09.15" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_truncated_image_is_named_in_one_line(tmp_path, workers):
+    folder = market(tmp_path)
+    broken = sorted((folder / FOLDERS[0] / "bounding_box_train").glob("*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:300])
+    done = script("train_svllreid.py", *market_arguments(folder, "DATALOADER.NUM_WORKERS", workers))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.strip().splitlines() if line.startswith("error: ")]
+    assert str(broken) in line and "Traceback" not in done.stderr
+
+
+def test_queries_without_a_match_are_explained(tmp_path):
+    folder = market(tmp_path)
+    for path in (folder / FOLDERS[0] / "bounding_box_test").glob("*.jpg"):
+        if path.name.startswith("0009"):
+            path.unlink()
+        else:  # the other test identity: only in the camera of its queries
+            Image.open(path).save(path.with_name(path.name.replace(path.name[5:7], "c1")))
+            path.unlink()
+    for path in (folder / FOLDERS[0] / "query").glob("*.jpg"):
+        path.rename(path.with_name(path.name.replace(path.name[5:7], "c1")))
+    with pytest.raises(DataError, match=r"none of \d+ queries has a valid match.*ignores it.*gallery lacks \(e\.g\. 9"):
+        train_svllreid.main(market_arguments(folder))
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_first(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"OUTPUT_DIR .*file is a file; a folder is needed"):
+        train_svllreid.main(market_arguments(tmp_path, "OUTPUT_DIR", str(tmp_path / "file" / "run")))
+
+
+def test_a_checkpoint_of_something_else_is_refused(trained, tmp_path):
+    import test_svllreid
+
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"no checkpoint at all")
+    with pytest.raises(UserError, match=r"weights\.pth: "):
+        test_svllreid.main(["TEST.WEIGHT", str(weights)])
+    with pytest.raises(ConfigError, match=r"TEST\.WEIGHT"):
+        test_svllreid.main([])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_any_checkpoint(trained, tmp_path, monkeypatch):
+    broken = tiny_clip.load()
+    broken["visual.ln_post.weight"] = (
+        broken["visual.ln_post.weight"] * 1e30
+    )  # finite weights and features; the loss is not
+    monkeypatch.setattr(tiny_clip, "load", lambda: broken)
+    words = arguments("configs/demo/vit_base.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
+    with pytest.raises(NonFiniteLoss, match=r"image stage, epoch 1, step 1: .*triplet.*\.jpg"):
+        train_svllreid.main(words)
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_ctrl_c_ends_with_one_line(trained, tmp_path):
+    words = arguments(
+        "configs/demo/vit_svllreid.yml",
+        tmp_path,
+        DATASETS__ROOT_DIR=str(trained / "data"),
+        SOLVER__STAGE2__MAX_EPOCHS="10000",
+        SOLVER__STAGE2__EVAL_PERIOD="10000",
+        DATALOADER__NUM_WORKERS="1",
+    )
+    command = [sys.executable, str(ROOT / "train_svllreid.py"), *words]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    for line in process.stdout:
+        if "image stage  epoch 2/" in line:
+            break
+        assert time.monotonic() < deadline, "training did not begin"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers, too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = errors.strip().splitlines()
+    assert line.startswith("interrupted") and str(tmp_path / "run") in line
+    read_checkpoint(tmp_path / "run" / "ViT-Tiny-8_stage1_2.pth")
+
+
+def test_errors_become_one_line_and_an_exit_code(capsys):
+    def fail() -> None:
+        raise DataError(
+            "Caught DataError in DataLoader worker process 0.\nTraceback\n  x\nutils.errors.DataError: a.jpg"
+        )
+
+    assert run(fail) == 2
+    assert capsys.readouterr().err == "error: a.jpg\n"
+
+
+def test_the_demo_fails_when_training_does_not_help(tmp_path, capsys):
+    def outcome(start: float, end: float) -> int:
+        entries = [{"when": "start", "mAP": start}, {"when": "end", "mAP": end}]
+        (tmp_path / "results.json").write_text(json.dumps({"evaluations": entries}))
+        return demo.judge(tmp_path)
+
+    assert outcome(0.40, 0.46) == 0
+    assert outcome(0.40, 0.44) == 1
+    assert "did not gain" in capsys.readouterr().err
+
+
+def test_the_demo_removes_nothing_but_a_demo(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="no earlier demo"):
+        demo.empty(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()

@@ -1,0 +1,139 @@
+"""Necks, classifiers, projection heads and the table of side information."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.heads import BNNeckHead, Projector, SideEmbedding
+from utils.records import Side
+
+
+def side(camids: list[int], viewids: list[int]) -> Side:
+    return Side(torch.tensor(camids), torch.tensor(viewids))
+
+
+# ---------------------------------------------------------------------------------------------------------------- neck
+
+
+def test_a_head_starts_undecided():
+    head = BNNeckHead(64, 300)
+    assert head.classifier.bias is None and head.classifier.weight.shape == (300, 64)
+    assert head.classifier.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert torch.equal(head.neck.weight, torch.ones(64)) and torch.equal(head.neck.bias, torch.zeros(64))
+    assert (head.neck.eps, head.neck.momentum) == (1e-5, 0.1)
+
+
+def test_a_head_normalises_then_classifies():
+    head, features = BNNeckHead(4, 3), 5 + 2 * torch.randn(50, 4)
+    whitened = (features - features.mean(dim=0)) / (features.var(dim=0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(head(features), whitened @ head.classifier.weight.T, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ projection head
+
+
+def test_projector_layer_by_layer():
+    assert [type(module) for module in Projector(8, 6, 4)] == [
+        *(nn.Linear, nn.BatchNorm1d, nn.ReLU),
+        *(nn.Linear, nn.BatchNorm1d, nn.ReLU),
+        nn.Linear,
+    ]
+    shapes = [tuple(module.weight.shape) for module in Projector(8, 6, 4) if isinstance(module, nn.Linear)]
+    assert shapes == [(6, 8), (6, 6), (4, 6)]
+    assert all(module.bias is not None for module in Projector(8, 6, 4) if isinstance(module, nn.Linear))
+
+
+def test_projector_has_the_published_widths_by_default():
+    with torch.device("meta"):
+        shapes = [tuple(module.weight.shape) for module in Projector(768) if isinstance(module, nn.Linear)]
+    assert shapes == [(4096, 768), (4096, 4096), (256, 4096)]
+
+
+def test_published_start_of_the_image_projector():
+    torch.manual_seed(1)
+    plain = Projector(100, 400, 50)
+    biases = {name: value.clone() for name, value in plain.named_parameters() if name in ("0.bias", "3.bias", "6.bias")}
+    published = plain.reset_as_published()
+    assert published is plain
+    for layer in (0, 3, 6):
+        weight = published[layer].weight
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / weight.shape[1]), rel=0.03)
+        beyond = (weight.abs() > 2 * weight.std()).float().mean().item()
+        assert beyond == pytest.approx(0.0455, abs=0.01)  # normal; a uniform draw has none
+        assert torch.equal(published[layer].bias, biases[f"{layer}.bias"])  # PyTorch's own
+    for layer in (1, 4):
+        for value in (published[layer].weight, published[layer].bias):
+            assert 0 <= value.min() < 0.05 and 0.95 < value.max() <= 1
+            assert value.mean().item() == pytest.approx(0.5, abs=0.08)
+
+
+def test_the_text_projector_keeps_pytorchs_start():
+    torch.manual_seed(2)
+    ours = Projector(7, 5, 3)
+    torch.manual_seed(2)
+    theirs = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU())
+    last = nn.Linear(5, 3)
+    for layer in (0, 3):
+        assert torch.equal(ours[layer].weight, theirs[layer].weight)
+    assert torch.equal(ours[6].weight, last.weight)
+
+
+def test_projector_uses_the_statistics_of_what_it_is_given():
+    projector, a, b = Projector(6, 5, 4), torch.randn(8, 6), 3 + torch.randn(8, 6)
+    apart = torch.cat([projector(a), projector(b)])
+    assert not torch.allclose(apart, projector(torch.cat([a, b])), atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- side information
+
+
+def test_rows_are_camera_times_viewpoints_plus_viewpoint():
+    table = SideEmbedding(3, 4, 5, camera=True, view=True, scale=2.0)
+    for cam in range(3):
+        for view in range(4):
+            assert torch.equal(table(side([cam], [view]))[0], 2.0 * table.table[cam * 4 + view])
+
+
+@pytest.mark.parametrize(("camera", "view", "rows"), [(True, False, 3), (False, True, 4)])
+def test_what_the_table_does_not_tell_apart_does_not_count(camera, view, rows):
+    table = SideEmbedding(3, 4, 5, camera=camera, view=view, scale=1.0)
+    assert table.table.shape == (rows, 5)
+    other = [99, -1, -7]  # out of every range, and ignored
+    for row in range(rows):
+        ids = ([row] * 3, other) if camera else (other, [row] * 3)
+        assert torch.equal(table(side(*ids)), table.table[row].expand(3, -1))
+
+
+@torch.no_grad()
+def test_unknown_is_the_mean_over_what_it_could_have_been():
+    table = SideEmbedding(3, 4, 5, camera=True, view=True, scale=2.0)
+    rows = table.table.view(3, 4, 5)
+    torch.testing.assert_close(table(side([-1], [2]))[0], 2 * rows[:, 2].mean(dim=0))
+    torch.testing.assert_close(table(side([1], [-1]))[0], 2 * rows[1].mean(dim=0))
+    torch.testing.assert_close(table(side([-1], [-1]))[0], 2 * rows.mean(dim=(0, 1)))
+    cameras = SideEmbedding(3, 1, 5, camera=True, view=False, scale=1.0)
+    torch.testing.assert_close(cameras(side([-1, 0], [0, 0])), torch.stack([cameras.table.mean(0), cameras.table[0]]))
+    views = SideEmbedding(1, 4, 5, camera=False, view=True, scale=1.0)
+    torch.testing.assert_close(views(side([0], [-1]))[0], views.table.mean(dim=0))
+
+
+@pytest.mark.parametrize("ids", [([3], [0]), ([-2], [0]), ([0], [4]), ([0], [-2]), ([0, 99], [0, 0]), ([-9], [-9])])
+def test_ids_that_are_not_in_the_table_raise(ids):
+    table = SideEmbedding(3, 4, 5, camera=True, view=True, scale=1.0)
+    with pytest.raises(IndexError):
+        table(side(*ids))
+
+
+def test_the_table_starts_small_and_cut_off():
+    table = SideEmbedding(100, 1, 200, camera=True, view=False, scale=1.0).table
+    assert table.std().item() == pytest.approx(0.02, rel=0.05)
+    assert table.abs().max() > 0.06  # cut at 2, not at 2 standard deviations
+    assert table.mean().abs() < 0.001
+
+
+def test_every_row_learns_from_its_own_pictures():
+    table = SideEmbedding(3, 1, 5, camera=True, view=False, scale=1.0)
+    table(side([0, 2, 2], [0, 0, 0])).sum().backward()
+    assert table.table.grad.tolist() == [[1.0] * 5, [0.0] * 5, [2.0] * 5]

@@ -1,0 +1,362 @@
+"""CLIP's weights: every form of file, every way of going wrong."""
+
+import io
+import os
+import pickle
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from builders import SMALL, benchmark, small_clip
+from open_clip import pretrained as hub
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from configs import load
+from model import pretrained, tiny_clip
+from model.build import make_model
+from model.clip import resize_positions
+from model.pretrained import load_clip
+from utils.errors import WeightsError
+
+pytestmark = [
+    pytest.mark.usefixtures("small_architecture"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning"),  # OpenAI's files are in that form
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning"),
+]
+
+
+def weights(**config) -> dict[str, Tensor]:
+    return small_clip(image_size=32, **config).state_dict()
+
+
+def archive(path: Path, state: dict[str, Tensor]) -> Path:
+    """As OpenAI publishes: TorchScript, half precision, three numbers beside the weights."""
+    root = nn.Module()
+    for name, value in state.items():
+        *blocks, leaf = name.split(".")
+        module = root
+        for block in blocks:
+            if not hasattr(module, block):
+                module.add_module(block, nn.Module())
+            module = getattr(module, block)
+        module.register_parameter(leaf, nn.Parameter(value.half(), requires_grad=False))
+    for name, number in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
+        root.register_buffer(name, torch.tensor(number))
+    torch.jit.save(torch.jit.script(root), str(path))
+    return path
+
+
+def write(path: Path, state: dict[str, Tensor], form: str) -> Path:
+    if form == "safetensors":
+        save_file(state, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors")
+    if form == "archive":
+        return archive(path.with_suffix(".pt"), state)
+    contents = {
+        "state dict": state,
+        "module.": {f"module.{name}": value for name, value in state.items()},
+        "state_dict": {"epoch": 3, "name": "x", "state_dict": {f"module.{n}": v for n, v in state.items()}},
+    }[form]
+    torch.save(contents, path.with_suffix(".bin"))
+    return path.with_suffix(".bin")
+
+
+FORMS = ["safetensors", "state dict", "module.", "state_dict", "archive"]
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FORMS)
+def test_local_files_of_every_form(tmp_path, form):
+    path = write(tmp_path / "weights", weights(), form)
+    clip, activation = load_clip(SMALL, str(path), "quick_gelu")
+    assert activation == "quick_gelu"
+    images = torch.randn(2, 3, 32, 32)
+    tolerance = 5e-3 if form == "archive" else 0  # half precision
+    expected = small_clip(image_size=32).encode_image(images)
+    torch.testing.assert_close(clip.eval().encode_image(images), expected, rtol=0, atol=tolerance)
+    assert all(value.dtype == torch.float32 for value in clip.state_dict().values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FORMS)
+def test_the_activation_has_to_be_named_unless_the_file_is_openais(tmp_path, form):
+    path = write(tmp_path / "weights", weights(), form)
+    if form == "archive":
+        clip, activation = load_clip(SMALL, str(path))
+        assert activation == "quick_gelu"
+    else:
+        with pytest.raises(WeightsError, match=r"MODEL\.ACTIVATION: .*weights.* quick_gelu .* gelu .*set it"):
+            load_clip(SMALL, str(path))
+        clip, activation = load_clip(SMALL, str(path), "gelu")
+        assert activation == "gelu"
+    images = torch.randn(2, 3, 32, 32)
+    expected, other = (
+        small_clip(image_size=32, quick_gelu=quick).eval().encode_image(images)
+        for quick in (activation == "quick_gelu", activation != "quick_gelu")
+    )
+    result = clip.eval().encode_image(images)
+    assert (result - expected).abs().max() < 5e-3 < (result - other).abs().max()
+
+
+def test_a_random_start_needs_no_file():
+    clip, activation = load_clip(SMALL, "none")
+    assert activation == "quick_gelu" and load_clip(SMALL, "none", "gelu")[1] == "gelu"
+    assert not torch.equal(clip.visual.proj, load_clip(SMALL, "none")[0].visual.proj)
+
+
+def test_the_tiny_clip_is_complete():
+    clip, activation = load_clip(tiny_clip.NAME, tiny_clip.TAG)
+    assert activation == "quick_gelu"
+    assert all(torch.isfinite(value).all() for name, value in clip.state_dict().items() if "token_emb" not in name)
+    assert clip.visual.grid_size == (10, 5) and clip.visual.conv1.stride == (6, 6)
+    with pytest.raises(WeightsError, match=r"MODEL\.ACTIVATION: rendered was trained with quick_gelu"):
+        load_clip(tiny_clip.NAME, tiny_clip.TAG, "gelu")
+
+
+def test_positions_are_resized_from_those_in_the_file(tmp_path):
+    state = weights()
+    path = write(tmp_path / "weights", state, "state dict")
+    settings = ["MODEL.NAME", SMALL, "MODEL.PRETRAIN", str(path), "MODEL.ACTIVATION", "gelu"]
+    sizes = ["INPUT.SIZE_TRAIN", "(32, 16)", "INPUT.SIZE_TEST", "(32, 16)", "MODEL.STRIDE_SIZE", "(6, 6)"]
+    heads = ["MODEL.SSL_HIDDEN", "8", "MODEL.SSL_OUT", "4"]
+    model = make_model(load(None, settings + sizes + heads), benchmark())
+    table = resize_positions(state["visual.positional_embedding"], (4, 4), (5, 2))
+    assert torch.equal(model.image.visual.positional_embedding, table)
+    assert torch.equal(model.image.visual.conv1.weight, state["visual.conv1.weight"])
+    assert torch.equal(model.prompts.prefix[0], state["token_embedding.weight"][[49406, 320, 1125, 539, 320]])
+    assert model.architecture["activation"] == "gelu"
+
+
+# ------------------------------------------------------------------------------------------------ what does not fit in
+
+
+def loaded(tmp_path: Path, state: dict[str, Tensor]) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load_clip(SMALL, str(write(tmp_path / "weights", state, "state dict")), "gelu")
+    message = str(caught.value)
+    assert "weights.bin" in message and f"is it a {SMALL} (MODEL.NAME)?" in message and "\n" not in message
+    return message
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path):
+    state = weights()
+    lacking = {name: value for name, value in state.items() if name != "visual.proj"}
+    assert "1 missing (visual.proj)" in loaded(tmp_path, lacking)
+    assert "1 unexpected (extra.weight)" in loaded(tmp_path, {**state, "extra.weight": torch.zeros(1)})
+    message = loaded(tmp_path, {**state, "visual.proj": torch.zeros(24, 32)})
+    assert "visual.proj is [24, 32], not [32, 24]" in message
+    message = loaded(tmp_path, weights(layers=4))
+    assert "12 unexpected (visual.transformer.resblocks.3." in message and "…" in message
+    # A shape that would broadcast is wrong all the same.
+    assert "visual.ln_pre.bias is [1], not [32]" in loaded(tmp_path, {**state, "visual.ln_pre.bias": torch.zeros(1)})
+    everything = {**lacking, "extra": torch.zeros(1), "visual.ln_pre.bias": torch.zeros(1)}
+    assert all(word in loaded(tmp_path, everything) for word in ("missing", "unexpected", "not [32]"))
+
+
+def test_names_that_are_unknown_are_answered_with_the_nearest(monkeypatch):
+    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("downloaded before the name was checked"))
+    with pytest.raises(WeightsError, match=r"MODEL\.NAME: there is no architecture 'ViT-B16'; near it: .*ViT-B-16"):
+        load_clip("ViT-B16", "openai")
+    with pytest.raises(WeightsError, match=r"near it: .*ViT-Tiny-8"):
+        load_clip("ViT-Tiny8", "rendered")
+    with pytest.raises(
+        WeightsError, match=r"'opnai' is neither a file nor a tag of ViT-B-16; did you mean openai\? tags"
+    ):
+        load_clip("ViT-B-16", "opnai")
+    with pytest.raises(
+        WeightsError, match=r"'/no/such/file\.pt' is neither a file nor a tag of ViT-B-16; tags: openai"
+    ):
+        load_clip("ViT-B-16", "/no/such/file.pt")
+    with pytest.raises(WeightsError, match=r"'openai' is neither a file nor a tag of ViT-Tiny-8; tags: rendered"):
+        load_clip("ViT-Tiny-8", "openai")
+
+
+@pytest.mark.parametrize("name", ["RN50", "coca_ViT-B-32", "roberta-ViT-B-32", "ViT-B-16-SigLIP", "ViT-H-14-CLIPA"])
+@pytest.mark.parametrize("tag", ["none", "openai"])
+def test_architectures_of_another_kind_are_refused_before_anything_is_fetched(monkeypatch, name, tag):
+    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("downloaded for nothing"))
+    with pytest.raises(WeightsError, match=rf"MODEL\.NAME: '{name}'.* ViT-B-16 (is|has) one"):
+        load_clip(name, tag)
+
+
+# ------------------------------------------------------------------------------------------------- tags, with a network
+
+
+@pytest.fixture
+def nothing_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+
+
+@pytest.fixture
+def tag(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A tag of the small architecture, as open_clip has them."""
+    entry = {"url": "https://example.org/here/small.pt", "hf_hub": "somebody/small/"}
+    monkeypatch.setitem(hub._PRETRAINED, SMALL, {"toy": entry})
+    return entry
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tag_says_its_activation(monkeypatch, tmp_path, tag, known):
+    path = write(tmp_path / "weights", weights(), "safetensors")
+    if known:
+        tag["quick_gelu"] = True
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: asked.append(names) or str(path))
+    monkeypatch.setattr(pretrained, "_answers", lambda *_: pytest.fail("asked the network for what is here"))
+    clip, activation = load_clip(SMALL, "toy")
+    assert activation == ("quick_gelu" if known else "gelu")
+    assert asked == [("somebody/small", "open_clip_model.safetensors")]
+    assert torch.equal(clip.visual.proj, weights()["visual.proj"])
+
+
+@pytest.mark.usefixtures("nothing_cached")
+def test_a_tag_in_openais_own_cache(tmp_path, monkeypatch, tag):
+    monkeypatch.setattr(pretrained, "_answers", lambda *_: pytest.fail("asked the network for what is here"))
+    cache = tmp_path / ".cache" / "clip"
+    cache.mkdir(parents=True)
+    tag["quick_gelu"] = True
+    archive(cache / "small.pt", weights())
+    assert load_clip(SMALL, "toy")[1] == "quick_gelu"
+    whole = (cache / "small.pt").read_bytes()
+    (cache / "small.pt").write_bytes(whole[: len(whole) // 2])  # an interrupted download
+    with pytest.raises(WeightsError, match=r"small\.pt"):
+        load_clip(SMALL, "toy")
+
+
+@pytest.mark.usefixtures("nothing_cached")
+def test_a_tag_is_downloaded_where_the_network_answers(monkeypatch, tmp_path, tag):
+    path = write(tmp_path / "weights", weights(), "safetensors")
+    monkeypatch.setattr(pretrained, "_answers", lambda *_: True)
+    monkeypatch.setattr(hub, "download_pretrained", lambda entry: str(path) if entry is tag else None)
+    assert load_clip(SMALL, "toy")[1] == "gelu"
+
+    def fails(entry):
+        raise FileNotFoundError("connection lost")
+
+    monkeypatch.setattr(hub, "download_pretrained", fails)
+    with pytest.raises(WeightsError, match=r"toy: downloading .*open_clip_model.safetensors failed \(connection lost"):
+        load_clip(SMALL, "toy")
+
+
+def test_any_answer_of_a_server_is_an_answer(monkeypatch):
+    def refuses(request, timeout):
+        assert request.get_method() == "HEAD" and timeout <= 5
+        raise urllib.error.HTTPError(request.full_url, 403, "no", {}, io.BytesIO())
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuses)
+    assert pretrained._answers("https://example.org/x")
+
+
+# ----------------------------------------------------------------------------------------------------------- offline
+
+
+def unresolved(*_, **__):
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+@pytest.mark.usefixtures("nothing_cached")
+@pytest.mark.parametrize(
+    ("name", "tag", "words"),
+    [
+        ("ViT-B-16", "openai", ["timm/vit_base_patch16_clip_224.openai/resolve/main/", "ACTIVATION quick_gelu"]),
+        ("ViT-B-16", "laion2b_s34b_b88k", ["laion/CLIP-ViT-B-16-laion2B-s34B-b88K/resolve/main/", "ACTIVATION gelu"]),
+    ],
+)
+def test_offline_one_message_says_what_to_fetch_and_where_to_put_it(monkeypatch, name, tag, words):
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    monkeypatch.setattr(hub, "download_pretrained", lambda *_: pytest.fail("tried to download without a network"))
+    started = time.perf_counter()
+    with pytest.raises(WeightsError) as caught:
+        load_clip(name, tag)
+    assert time.perf_counter() - started < 5
+    message = str(caught.value)
+    assert all(word in message for word in [f"MODEL.PRETRAIN {tag}", "set MODEL.PRETRAIN to its path", *words])
+    assert "https://" in message and "open_clip_model.safetensors" in message and "\n" not in message
+
+
+@pytest.mark.usefixtures("nothing_cached")
+def test_a_network_that_swallows_everything_is_given_up_within_5_seconds(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait() and unresolved())
+    started = time.perf_counter()
+    try:
+        with pytest.raises(WeightsError, match="the network does not answer"):
+            load_clip("ViT-B-16", "openai")
+        assert time.perf_counter() - started < 5
+    finally:
+        released.set()
+
+
+# ----------------------------------------------------------------------------------------------------- hostile, broken
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def hostile_files(folder: Path, target: Path) -> list[Path]:
+    paths = [folder / name for name in ("zip.pt", "plain.pt", "bare.pkl", "archive.pt", "named.safetensors")]
+    torch.save({"state_dict": Hostile(target)}, paths[0])
+    torch.save({"state_dict": Hostile(target)}, paths[1], _use_new_zipfile_serialization=False)
+    paths[2].write_bytes(pickle.dumps(Hostile(target)))
+    torch.save(Hostile(target), paths[3])
+    with zipfile.ZipFile(paths[3], "a") as file:  # as if it were TorchScript
+        file.writestr(file.namelist()[0].partition("/")[0] + "/constants.pkl", pickle.dumps(Hostile(target)))
+    paths[4].write_bytes(paths[0].read_bytes())
+    return paths
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path):
+    target = tmp_path / "hit"
+    paths = hostile_files(tmp_path, target)
+    with open(paths[2], "rb") as file:
+        pickle.load(file)  # the weapon works
+    target.rmdir()
+    for path in paths:
+        with pytest.raises(WeightsError, match=path.name) as caught:
+            load_clip(SMALL, str(path), "gelu")
+        assert not target.exists(), path
+        assert caught.value
+
+
+@pytest.mark.parametrize("form", ["safetensors", "state dict", "archive"])
+def test_cut_off_files_are_refused(tmp_path, form):
+    path = write(tmp_path / "weights", {"visual.proj": torch.randn(32, 24)}, form)
+    whole = path.read_bytes()
+    for length in (0, 1, 7, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=path.name):
+            load_clip(SMALL, str(path), "gelu")
+
+
+@pytest.mark.parametrize("contents", [[1, 2], torch.zeros(3), {"state_dict": 5}, {0: torch.zeros(1)}, {"epoch": 1}, 7])
+def test_files_of_something_else_are_refused(tmp_path, contents):
+    torch.save(contents, tmp_path / "thing.pth")
+    with pytest.raises(WeightsError, match=r"thing\.pth"):
+        load_clip(SMALL, str(tmp_path / "thing.pth"), "gelu")
+
+
+def test_a_file_of_noise_is_refused(tmp_path):
+    for seed, name in enumerate(("noise.pt", "noise.safetensors", "noise.bin")):
+        noise = torch.randint(0, 256, (5000,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        (tmp_path / name).write_bytes(noise.numpy().tobytes())
+        with pytest.raises(WeightsError, match=name):
+            load_clip(SMALL, str(tmp_path / name), "gelu")

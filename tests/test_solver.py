@@ -1,0 +1,196 @@
+"""Learning rates against their closed forms and the published numbers; optimisers and their groups."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from configs import load
+from solver.build import make_optimizer, make_schedule
+from solver.schedules import warmup_cosine, warmup_steps
+
+PERSON = "configs/person/vit_svllreid.yml"
+
+
+def exactly(value: float):
+    return pytest.approx(value, rel=1e-12, abs=0)
+
+
+def printed(text: str):
+    """A number as precisely as its digits say."""
+    mantissa, _, exponent = text.partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    return pytest.approx(float(text), rel=0, abs=0.5001 * 10.0 ** (int(exponent) - decimals))
+
+
+# ------------------------------------------------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize("epochs, warmup", [(120, 5), (60, 5), (10, 0), (7, 1), (3, 3)])
+def test_cosine_closed_form(epochs, warmup):
+    lr, start, floor = 3.5e-4, 1e-5, 1e-6
+    for epoch in range(1, epochs + 3):
+        if epoch < warmup:
+            expected = start + epoch * (lr - start) / warmup
+        elif epoch < epochs:
+            expected = floor + (lr - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        else:
+            expected = floor
+        got = warmup_cosine(epoch, lr, epochs=epochs, floor=floor, warmup_epochs=warmup, warmup_start=start)
+        assert got == exactly(expected), epoch
+
+
+def test_cosine_of_the_published_prompt_stage():
+    rate = make_schedule(load(PERSON).SOLVER.STAGE1)
+    published = {
+        **{1: "7.8e-5", 2: "1.46e-4", 3: "2.14e-4", 4: "2.82e-4"},  # warm-up
+        **{5: "3.48507e-4", 6: "3.47852e-4", 119: "1.0598e-6"},  # cosine, counted from epoch 0
+    }
+    for epoch, text in published.items():
+        assert rate(epoch, 3.5e-4) == printed(text), epoch
+    assert rate(120, 3.5e-4) == 1e-6
+
+
+@pytest.mark.parametrize(
+    "epochs, warmup, factor, gamma, steps",
+    [(60, 10, 0.1, 0.1, (30, 50)), (12, 0, 0.5, 0.3, (8,)), (9, 20, 0.01, 0.1, ())],
+)
+def test_steps_closed_form(epochs, warmup, factor, gamma, steps):
+    lr = 5e-6
+    for epoch in range(1, epochs + 1):
+        expected = lr * (factor * (1 - epoch / warmup) + epoch / warmup if epoch < warmup else 1)
+        for step in steps:
+            if epoch >= step:
+                expected *= gamma
+        got = warmup_steps(epoch, lr, steps=steps, gamma=gamma, warmup_epochs=warmup, warmup_factor=factor)
+        assert got == exactly(expected), epoch
+
+
+def test_steps_of_the_published_image_stage():
+    rate = make_schedule(load(PERSON).SOLVER.STAGE2)
+    published = {1: 9.5e-7, 2: 1.4e-6, 3: 1.85e-6, 9: 4.55e-6}
+    published |= dict.fromkeys(range(10, 30), 5e-6)
+    published |= dict.fromkeys(range(30, 50), 5e-7) | dict.fromkeys(range(50, 61), 5e-8)
+    for epoch, expected in published.items():
+        assert rate(epoch, 5e-6) == exactly(expected), epoch
+        assert rate(epoch, 2 * 5e-6) == exactly(2 * expected), epoch  # biases
+
+
+def test_steps_of_the_published_convolutional_networks():
+    def rate(epoch: int) -> float:
+        return warmup_steps(epoch, 3.5e-4, steps=(40, 70), gamma=0.1, warmup_epochs=10, warmup_factor=0.01)
+
+    published = {1: 3.815e-5, 2: 7.28e-5}
+    published |= dict.fromkeys(range(10, 40), 3.5e-4)
+    published |= dict.fromkeys(range(40, 70), 3.5e-5) | dict.fromkeys(range(70, 121), 3.5e-6)
+    for epoch, expected in published.items():
+        assert rate(epoch) == exactly(expected), epoch
+
+
+def test_schedules_run_over_the_configured_epochs():
+    rate = make_schedule(block("STAGE1", MAX_EPOCHS=30, WARMUP_EPOCHS=2, LR_MIN=0.0))
+    assert rate(1, 1.0) == exactly((1.0 + 1e-5) / 2)
+    assert rate(15, 1.0) == exactly(0.5)
+    assert rate(30, 1.0) == 0
+
+
+# ----------------------------------------------------------------------------------------------------------- optimisers
+
+
+class Network(nn.Module):
+    """One parameter of every kind that names can trip over."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)  # in_proj_weight, in_proj_bias, out_proj.weight, out_proj.bias
+        self.norm = nn.LayerNorm(4)
+        self.debias = nn.Linear(4, 4, bias=False)  # an owner's name does not make a weight a bias
+        self.head = nn.ModuleDict({"neck": nn.BatchNorm1d(4), "classifier": nn.Linear(4, 3)})
+        self.token = nn.Parameter(torch.ones(4))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.head.neck.bias.requires_grad_(False)
+
+
+BIASES = {"attention.in_proj_bias", "attention.out_proj.bias", "norm.bias", "head.classifier.bias"}
+OTHERS = {"attention.in_proj_weight", "attention.out_proj.weight", "norm.weight", "debias.weight", "head.neck.weight"}
+OTHERS |= {"head.classifier.weight", "token"}
+
+
+def block(stage: str = "STAGE2", **changed) -> CfgNode:
+    cfg = load(None).SOLVER[stage].clone()
+    cfg.defrost()
+    cfg.update({"BASE_LR": 0.01, "WEIGHT_DECAY": 0.2, **changed})
+    return cfg
+
+
+def settings(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, tuple[float, float]]:
+    """Name -> (rate, decay) of everything in the optimiser; nothing may be in it twice."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    rows = [
+        (names[parameter], (group["lr"], group["weight_decay"]))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(rows) == len(dict(rows))
+    assert all(group["initial_lr"] == group["lr"] for group in optimizer.param_groups)
+    return dict(rows)
+
+
+def test_biases_have_a_rate_and_a_decay_of_their_own():
+    network = Network()
+    cfg = block(BIAS_LR_FACTOR=2.0, WEIGHT_DECAY_BIAS=0.3)
+    expected = dict.fromkeys(BIASES, (0.02, 0.3)) | dict.fromkeys(OTHERS, (0.01, 0.2))  # and nothing that is frozen
+    assert settings(make_optimizer(cfg, network), network) == expected
+
+
+def test_a_larger_rate_for_classifiers_on_request():
+    network = Network()
+    got = settings(make_optimizer(block(LARGE_FC_LR=False, BIAS_LR_FACTOR=3.0), network), network)
+    rates = {name: rate for name, (rate, _) in got.items()}
+    assert rates == pytest.approx(dict.fromkeys(BIASES, 0.03) | dict.fromkeys(OTHERS, 0.01))
+    got = settings(make_optimizer(block(LARGE_FC_LR=True, BIAS_LR_FACTOR=3.0), network), network)
+    rates |= {"head.classifier.weight": 0.02, "head.classifier.bias": 0.06}
+    assert {name: rate for name, (rate, _) in got.items()} == pytest.approx(rates)
+
+
+def test_a_stage_without_keys_for_biases_treats_all_alike():
+    network = Network()
+    got = settings(make_optimizer(block("STAGE1"), network), network)
+    assert got == dict.fromkeys(BIASES | OTHERS, (0.01, 0.2))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_first_step_of_each_optimiser(name):
+    """Gradient 1 for the weight p = 3, rate r = 0.01, decay d = 0.2.
+
+    Adam: the first step is r times the sign of (gradient + d p), whatever its size; AdamW: decay besides, r d p;
+    SGD: r (gradient + d p), then with momentum 0.5 the step before adds half of itself.
+    """
+    module = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(module.weight, 3.0)
+    optimizer = make_optimizer(block(OPTIMIZER_NAME=name, MOMENTUM=0.5), module)
+    assert type(optimizer) is getattr(torch.optim, name)
+    module.weight.grad = torch.ones_like(module.weight)
+    optimizer.step()
+    step = {"Adam": 0.01, "AdamW": 0.01 + 0.01 * 0.2 * 3, "SGD": 0.01 * (1 + 0.2 * 3)}[name]
+    assert module.weight.item() == pytest.approx(3 - step, abs=1e-9)
+    if name == "SGD":
+        after = module.weight.item()
+        optimizer.step()
+        assert module.weight.item() == pytest.approx(after - 0.01 * (1 + 0.2 * after) - step / 2, abs=1e-9)
+
+
+def test_adam_decays_through_the_gradient():
+    """Without a gradient, coupled decay d p = 0.6 is one itself: a step of the whole rate, not of r d p = 0.006."""
+    module = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(module.weight, 3.0)
+    module.weight.grad = torch.zeros_like(module.weight)
+    make_optimizer(block(), module).step()
+    assert module.weight.item() == pytest.approx(3 - 0.01, abs=1e-9)
+
+
+def test_adam_as_published():
+    group = make_optimizer(block(), Network()).param_groups[0]
+    assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.9, 0.999), 1e-8, False)

@@ -1,0 +1,579 @@
+"""Both stages on a small network, the training loop on a toy, evaluation of an ideal and of a misled model."""
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+from builders import benchmark, changed, copied, image_batch, small_model
+from torch import nn
+
+from loss.contrast import ImageTextContrast, ImageToText
+from loss.identity import IdentityLoss
+from loss.self_supervised import NTXent
+from loss.triplet import BatchHardTriplet
+from model.prompts import mask
+from processor.evaluate import evaluate
+from processor.image_stage import ImageStage, sentence_features
+from processor.loop import NonFiniteLoss, fit
+from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from utils.errors import DataError
+from utils.records import Batch, FeatureBatch, Losses, Sample, Side, Trial
+
+CPU = torch.device("cpu")
+
+
+def trainable(stage: nn.Module) -> set[str]:
+    return {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
+
+
+def one_step(stage: nn.Module, batch) -> set[str]:
+    """Names of all tensors that one optimiser step changes, however small the gradients."""
+    stage.train()
+    optimizer = torch.optim.Adam([p for p in stage.parameters()], lr=0.01)  # of what is frozen, too
+    before = copied(stage)
+    stage(batch).total.backward()
+    optimizer.step()
+    return changed(before, copied(stage))
+
+
+class Count:
+    """How many rows a module was given, call by call."""
+
+    def __init__(self, module: nn.Module):
+        self.rows: list[int] = []
+        module.register_forward_pre_hook(lambda module, inputs: self.rows.append(len(inputs[0])))
+
+
+# -------------------------------------------------------------------------------------------------------- prompt stage
+
+BOTH = {"image_text": 1.0, "language_ssl": 0.8}
+
+
+def features_of(pids: list[int], seed: int = 0) -> FeatureBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return FeatureBatch(torch.randn(len(pids), 24, generator=generator), torch.tensor(pids))
+
+
+def prompt_stage(model=None, *, weights=BOTH, seed: int = 4) -> PromptStage:
+    model = model or small_model(cams=2)
+    generator = torch.Generator().manual_seed(seed)
+    return PromptStage(model, weights=weights, augment=partial(mask, strength=0.5, generator=generator)).train()
+
+
+def test_only_the_learnt_tokens_train():
+    stage = prompt_stage()
+    assert trainable(stage) == {"model.prompts.context"}
+    before = stage.model.prompts.context.detach().clone()
+    moved = one_step(stage, features_of([4, 1, 1, 0]))
+    statistics = {name for name in moved if ".running_" in name or name.endswith(".num_batches_tracked")}
+    assert moved - statistics == {"model.prompts.context"}
+    assert all(name.startswith("model.text_projector.") for name in statistics)
+    rows = (stage.model.prompts.context != before).flatten(1).any(dim=1)
+    assert rows.tolist() == [True, True, False, False, True]  # identities of the batch
+
+
+def test_no_gradient_is_kept_for_what_is_frozen():
+    stage = prompt_stage()
+    stage(features_of([0, 1, 2])).total.backward()
+    assert [name for name, p in stage.named_parameters() if p.grad is not None] == ["model.prompts.context"]
+
+
+def test_what_an_image_stage_left_trainable_is_frozen_again():
+    model = small_model().requires_grad_(True)
+    assert trainable(prompt_stage(model)) == {"model.prompts.context"}
+
+
+def test_the_prompt_stages_loss_by_hand():
+    stage, batch = prompt_stage(), features_of([3, 0, 3, 2])
+    model = stage.model
+    losses = stage(batch)
+    assert list(losses.terms) == ["image_text", "language_ssl"]
+
+    texts = model.encode_text(batch.pids)
+    image_text = ImageTextContrast()(batch.features, texts, batch.pids)
+    generator = torch.Generator().manual_seed(4)
+    prompts = model.prompts(torch.tensor([0, 2, 3]))  # each identity once, in order
+    views = [model.text(mask(prompts, 0.5, generator), model.prompts.end) for _ in range(2)]
+    language = NTXent()(*(model.text_projector(view) for view in views))
+    torch.testing.assert_close(losses.terms["image_text"], image_text)
+    torch.testing.assert_close(losses.terms["language_ssl"], language)
+    torch.testing.assert_close(losses.total, image_text + 0.8 * language)
+    assert not any(term.requires_grad for term in losses.terms.values()) and losses.total.requires_grad
+
+    both = NTXent()(*model.text_projector(torch.cat(views)).chunk(2))
+    assert (both - language).abs() > 1e-3  # batch norm sees one view at a time, and that matters
+
+
+def test_batch_norm_keeps_to_its_batch_in_training():
+    stage = prompt_stage()
+    stage(features_of([0, 1, 2]))
+    norms = [module for module in stage.model.text_projector if isinstance(module, nn.BatchNorm1d)]
+    assert [int(norm.num_batches_tracked) for norm in norms] == [2, 2]  # twice: once a view
+    assert all(norm.training for norm in norms)
+
+
+def test_the_text_tower_runs_once_over_each_identity_and_its_copies():
+    stage = prompt_stage()
+    towers, heads = Count(stage.model.text), Count(stage.model.text_projector)
+    stage(features_of([3, 0, 3, 3, 2]))
+    assert (towers.rows, heads.rows) == ([9], [3, 3])
+
+
+@pytest.mark.parametrize("projector", [True, False])
+def test_language_self_supervision_of_weight_0_does_not_exist(projector):
+    model = small_model(language=projector)
+    stage = PromptStage(model, weights={**BOTH, "language_ssl": 0.0}, augment=lambda _: pytest.fail("disturbed"))
+    towers, batch = Count(model.text), features_of([3, 0, 3])
+    if projector:
+        model.text_projector.forward = lambda _: pytest.fail("projected")
+    losses = stage(batch)
+    assert list(losses.terms) == ["image_text"] and towers.rows == [2]
+    torch.testing.assert_close(
+        losses.total, ImageTextContrast()(batch.features, model.encode_text(batch.pids), batch.pids)
+    )
+
+
+def test_a_batch_of_a_single_identity():
+    stage = prompt_stage()
+    losses = stage(features_of([2, 2]))
+    assert list(losses.terms) == ["image_text"] and torch.isfinite(losses.total)
+    losses.total.backward()
+    losses = stage(features_of([1]))  # a short last batch
+    assert losses.total.item() == 0.0
+
+
+def test_feature_cache():
+    model = small_model(cams=3).train()
+    torch.nn.init.normal_(model.image.side.table)
+    batches = [image_batch([0, 1, 2], cams=[2, 1, 0]), image_batch([3, 1], cams=[1, 1], seed=1)]
+    cache = cache_features(model, batches, CPU)
+    assert cache.pids.tolist() == [0, 1, 2, 3, 1] and not cache.features.requires_grad
+    assert cache.features.dtype == torch.float32
+    for batch, cached in zip(batches, cache.features.split([3, 2]), strict=True):
+        with torch.no_grad():
+            expected = model.encode_image(batch.images).projected
+            assert not torch.allclose(model.encode_image(batch.images, batch.side).projected, expected)
+        torch.testing.assert_close(cached, expected)  # no side information
+
+
+@pytest.mark.parametrize(("images", "size"), [(12, 4), (13, 4), (3, 4), (4, 4), (7, 1)])
+def test_feature_batches_hold_every_image_once(images, size):
+    cache = FeatureBatch(torch.arange(images)[:, None].float(), 10 * torch.arange(images))
+    batches = FeatureBatches(cache, size, seed=1, epoch=1)
+    got = list(batches)
+    assert len(got) == len(batches) == (images + size - 1) // size
+    assert all(len(batch.pids) == size for batch in got[:-1]) and 0 < len(got[-1].pids) <= size
+    assert sorted(torch.cat([batch.pids for batch in got]).tolist()) == [10 * i for i in range(images)]
+    assert all(torch.equal(10 * batch.features[:, 0], batch.pids.float()) for batch in got)  # rows stay together
+
+
+def test_feature_batches_are_shuffled_by_seed_and_epoch():
+    cache = FeatureBatch(torch.zeros(50, 1), torch.arange(50))
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return torch.cat([batch.pids for batch in FeatureBatches(cache, 8, seed=seed, epoch=epoch)]).tolist()
+
+    orders = [order(1, 1), order(1, 2), order(2, 1), list(range(50))]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    assert order(1, 2) == orders[1]
+
+
+# --------------------------------------------------------------------------------------------------------- image stage
+
+ALL = {"identity": 0.25, "triplet": 1.0, "image_text": 0.7, "vision_ssl": 0.8}
+PIDS, CAMS = [0, 0, 3, 3, 1, 1], [0, 1, 1, 1, 0, 1]
+
+
+def image_stage(model=None, *, weights=ALL, **options) -> ImageStage:
+    model = model or small_model(cams=2)
+    if model.image.side is not None:
+        # Large, so that leaving it out, or in, shows.
+        nn.init.normal_(model.image.side.table, generator=torch.Generator().manual_seed(7))
+    texts = sentence_features(model, CPU) if weights["image_text"] else None
+    return ImageStage(model, weights=weights, text_features=texts, **options).train()
+
+
+FROZEN = ("model.text.", "model.prompts.", "model.text_projector.")
+
+
+def test_the_image_side_trains_and_the_text_side_stands_still():
+    stage = image_stage()
+    everything = {name for name, _ in stage.named_parameters()}
+    frozen = {name for name in everything if name.startswith(FROZEN)} | {f"model.heads.{i}.neck.bias" for i in (0, 1)}
+    assert len(frozen) > 30 and trainable(stage) == everything - frozen
+    assert {"model.image.side.table", "model.heads.1.neck.weight", "model.image_projector.0.weight"} <= trainable(stage)
+    moved = one_step(stage, image_batch(PIDS, cams=CAMS))
+    statistics = {name for name in moved if ".running_" in name or name.endswith(".num_batches_tracked")}
+    assert moved - statistics == everything - frozen
+    assert all(name.startswith(("model.heads.", "model.image_projector.")) for name in statistics)
+
+
+def test_the_image_stage_thaws_what_the_prompt_stage_froze():
+    model = small_model(cams=2)
+    fresh = trainable(image_stage(small_model(cams=2)))
+    prompt_stage(model)
+    assert trainable(image_stage(model)) == fresh
+
+
+def terms_by_hand(model, batch: Batch, *, margin=0.3, smoothing=0.1) -> dict[str, torch.Tensor]:
+    features = model.encode_image(batch.images, batch.side)
+    texts = torch.stack([model.encode_text(torch.tensor([pid]))[0] for pid in range(model.num_pids)])
+    twins = [model.encode_image(twin).last for twin in batch.twins]  # without side information
+    triplet = BatchHardTriplet(margin)
+    return {
+        "identity": IdentityLoss(smoothing)(model.classify(features), batch.pids),
+        "triplet": sum(triplet(depth, batch.pids) for depth in features),
+        "image_text": ImageToText(smoothing)(features.projected, texts, batch.pids),
+        "vision_ssl": NTXent()(*(model.image_projector(twin) for twin in twins)),
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": None, "smoothing": 0.0}])
+def test_the_image_stages_loss_by_hand(options):
+    stage, batch = image_stage(**options), image_batch(PIDS, cams=CAMS)
+    losses = stage(batch)
+    expected = terms_by_hand(stage.model, batch, **options)
+    assert list(losses.terms) == list(ALL)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses.terms[name], value, rtol=1e-4, atol=1e-5)
+    total = sum(ALL[name] * value for name, value in expected.items())
+    torch.testing.assert_close(losses.total, total, rtol=1e-4, atol=1e-5)
+    assert losses.total.requires_grad and not any(term.requires_grad for term in losses.terms.values())
+
+    model = stage.model
+    twins = model.encode_image(batch.twins.flatten(0, 1)).last
+    both = NTXent()(*model.image_projector(twins).chunk(2))
+    assert (both - losses.terms["vision_ssl"]).abs() > 1e-3  # one view at a time, and that matters
+    beside = Side(*(torch.cat([ids, ids]) for ids in batch.side))
+    with_side = model.encode_image(batch.twins.flatten(0, 1), beside).last
+    known = NTXent()(*(model.image_projector(twin) for twin in with_side.chunk(2)))
+    assert (known - losses.terms["vision_ssl"]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("off", ALL)
+def test_a_term_of_weight_0_does_not_exist(off):
+    stage, batch = image_stage(), image_batch(PIDS, cams=CAMS)
+    expected = stage(batch)
+    stage = image_stage(weights={**ALL, off: 0.0})
+    losses = stage(batch if off != "vision_ssl" else batch._replace(twins=None))
+    assert list(losses.terms) == [name for name in ALL if name != off]
+    missing = ALL[off] * expected.terms[off]
+    torch.testing.assert_close(losses.total, expected.total - missing, rtol=1e-4, atol=1e-4)
+    assert stage.text_features is None or off != "image_text"
+
+
+def test_what_is_off_costs_no_forward():
+    model, batch = small_model(cams=2), image_batch(PIDS, cams=CAMS)
+    towers, heads, projectors = Count(model.image), Count(model.heads[0]), Count(model.image_projector)
+    off = dict.fromkeys(ALL, 0.0)
+    for weights, expected in (
+        ({**off, "vision_ssl": 1.0}, ([12], [], [6, 6])),
+        ({**off, "triplet": 1.0}, ([6], [], [])),
+        ({**off, "identity": 1.0}, ([6], [6], [])),
+        (ALL, ([6, 12], [6], [6, 6])),
+    ):
+        for count in (towers, heads, projectors):
+            count.rows.clear()
+        image_stage(model, weights=weights)(batch)
+        assert (towers.rows, heads.rows, projectors.rows) == expected
+
+
+def test_a_baseline_has_no_text_at_all():
+    model = small_model(sentences=False, language=False, vision=False)
+    stage = image_stage(model, weights={"identity": 1.0, "triplet": 1.0, "image_text": 0.0, "vision_ssl": 0.0})
+    losses = stage(image_batch(PIDS, twins=False))
+    losses.total.backward()
+    assert list(losses.terms) == ["identity", "triplet"]
+
+
+def test_sentences_are_those_of_all_identities_and_not_saved():
+    model = small_model(pids=7).train()
+    stage = image_stage(model)
+    expected = torch.cat([model.encode_text(torch.tensor([pid])) for pid in range(7)])
+    torch.testing.assert_close(stage.text_features, expected)
+    torch.testing.assert_close(sentence_features(model, CPU, size=3), expected)
+    assert not stage.text_features.requires_grad
+    assert not any("text_features" in name for name in stage.state_dict())
+
+
+def test_losses_are_full_precision_whatever_the_towers_compute_in():
+    batch, features = image_batch(PIDS, cams=CAMS), features_of([0, 1, 2])
+    for make, given in ((image_stage, batch), (prompt_stage, features)):
+        full = make()(given)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = make()(given)
+        assert half.total.dtype == torch.float32
+        assert all(term.dtype == torch.float32 for term in half.terms.values())
+        torch.testing.assert_close(half.total, full.total, rtol=0.15, atol=0.05)
+        assert half.total != full.total
+
+
+# ----------------------------------------------------------------------------------------------------------------- fit
+
+
+class Pull(nn.Module):
+    """Pulls a number towards 0: the gradient of the total is 2 * value + 3."""
+
+    def __init__(self, value: float = 1.0):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+        self.seen: list[tuple[float, bool]] = []
+        self.spoilt: dict[int, float] = {}  # call -> what the second term is instead
+
+    def forward(self, batch: FeatureBatch) -> Losses:
+        square, line = self.value**2, 3 * self.value
+        line = line + self.spoilt.get(len(self.seen), 0.0)
+        self.seen.append((self.value.item(), self.training))
+        return Losses(square + line, {"square": square.detach(), "line": line.detach()})
+
+
+def toy_batches(count: int, size: int = 2):
+    return lambda epoch: [FeatureBatch(torch.zeros(size, 1), torch.arange(size)) for _ in range(count)]
+
+
+def sgd(stage: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
+    groups = [{"params": list(stage.parameters()), "initial_lr": rate}]
+    return torch.optim.SGD(groups, lr=rate)
+
+
+def test_fit_is_gradient_descent_with_the_epochs_own_rate():
+    stage = Pull()
+    fit(stage, toy_batches(3), sgd(stage), lambda epoch, lr: lr / epoch, 2, device=CPU)
+    value = 1.0
+    for rate in (0.1, 0.1, 0.1, 0.05, 0.05, 0.05):
+        value -= rate * (2 * value + 3)
+    assert stage.value.item() == pytest.approx(value, rel=1e-5)
+    assert len(stage.seen) == 6
+
+
+def test_the_order_of_an_epoch():
+    events, stage = [], Pull()
+    optimizer = torch.optim.SGD([{"params": [stage.value], "initial_lr": 0.1}], lr=0.1)
+    other = nn.Parameter(torch.zeros(1))
+    optimizer.add_param_group({"params": [other], "initial_lr": 0.3})
+
+    def before(epoch):
+        events.append(("before", epoch, [group["lr"] for group in optimizer.param_groups]))
+        stage.eval()
+
+    def lr_at(epoch, initial):
+        events.append(("rate", epoch, initial))
+        return initial / 10**epoch
+
+    def batches(epoch):
+        events.append(("batches", epoch, [group["lr"] for group in optimizer.param_groups]))
+        return toy_batches(1)(epoch)
+
+    def after(epoch):
+        events.append(("after", epoch, len(stage.seen)))
+        stage.eval()
+
+    fit(stage, batches, optimizer, lr_at, 2, device=CPU, before_epoch=before, after_epoch=after)
+    order = [(what, epoch) for what, epoch, _ in events]
+    for epoch in (1, 2):
+        own = [what for what, e in order if e == epoch]
+        assert own[:4] == ["before", "rate", "rate", "batches"]
+        assert [what for what in own if what != "rate"] == ["before", "batches", "after"]
+    assert order == sorted(order, key=lambda event: event[1])
+    assert events[1:3] == [("rate", 1, 0.1), ("rate", 1, 0.3)]
+    rates = [value for what, _, value in events if what == "batches"]
+    assert rates == [pytest.approx([0.01, 0.03]), pytest.approx([0.001, 0.003])]
+    assert [value for what, _, value in events if what == "after"] == [1, 2]
+
+
+def test_every_epoch_trains_in_training_mode():
+    stage = Pull()
+    fit(
+        *(stage, toy_batches(2), sgd(stage), lambda epoch, lr: lr, 3),
+        device=CPU,
+        after_epoch=lambda epoch: stage.eval(),
+    )
+    assert [training for _, training in stage.seen] == [True] * 6
+
+
+def test_every_term_is_recorded_and_logged_by_name(caplog):
+    caplog.set_level(logging.INFO)
+    records, stage = [], Pull()
+    fit(
+        *(stage, toy_batches(5), sgd(stage), lambda epoch, lr: lr / epoch, 2),
+        device=CPU,
+        name="toy",
+        log_period=2,
+        record=lambda kind, **values: records.append({"kind": kind, **values}),
+    )
+    assert [record["step"] for record in records] == [2, 4, 5, 7, 9, 10]
+    assert [record["epoch"] for record in records] == [1, 1, 1, 2, 2, 2]
+    assert {record["kind"] for record in records} == {"train"} and {record["stage"] for record in records} == {"toy"}
+    assert [record["lr"] for record in records] == [0.1] * 3 + [0.05] * 3
+    starts = [value for value, _ in stage.seen]
+    for record, steps in zip(records, ([0, 1], [2, 3], [4], [5, 6], [7, 8], [9]), strict=True):
+        square = sum(starts[step] ** 2 for step in steps) / len(steps)
+        line = sum(3 * starts[step] for step in steps) / len(steps)
+        assert record["square"] == pytest.approx(square, rel=1e-5)
+        assert record["line"] == pytest.approx(line, rel=1e-5)
+        assert record["loss"] == pytest.approx(square + line, rel=1e-5, abs=1e-6)
+    assert len(caplog.messages) == 6
+    assert all(
+        word in caplog.messages[1] for word in ("toy stage", "epoch 1/2", "step 4/5", "square", "line", "lr 0.1")
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(value):
+    records, saved, stage = [], [], Pull()
+    stage.spoilt = {6: value}  # epoch 2, step 3
+    paths = [f"image{i}.jpg" for i in range(6)]
+    with pytest.raises(NonFiniteLoss) as caught:
+        fit(
+            *(stage, toy_batches(4), sgd(stage), lambda epoch, lr: lr, 5),
+            device=CPU,
+            name="toy",
+            after_epoch=saved.append,
+            record=lambda kind, **values: records.append({"kind": kind, **values}),
+            paths=lambda batch: paths,
+        )
+    message = str(caught.value)
+    for word in ("toy stage, epoch 2, step 3", "not finite", f"line {value:g}", "square", "loss", "image0.jpg"):
+        assert word in message
+    assert "image3.jpg and 2 more" in message and "image4" not in message and "\n" not in message
+    assert stage.value.item() == stage.seen[-1][0] and torch.isfinite(stage.value)  # no update since that loss
+    assert len(stage.seen) == 7 and saved == [1]
+    last = records[-1]
+    assert (last["kind"], last["step"], last["stage"], last["epoch"]) == ("non_finite", 7, "toy", 2)
+    assert last["paths"] == paths and last["terms"].keys() == {"loss", "square", "line"}
+
+
+def test_a_loss_that_is_not_finite_without_anybody_to_tell():
+    stage = Pull()
+    stage.spoilt = {0: float("nan")}
+    with pytest.raises(NonFiniteLoss, match=r"epoch 1, step 1.*images: unknown"):
+        fit(stage, toy_batches(1), sgd(stage), lambda epoch, lr: lr, 1, device=CPU)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_towers_run_in_the_precision_asked_for(precision):
+    class Probe(Pull):
+        def forward(self, batch):
+            products.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return super().forward(batch)
+
+    products: list[torch.dtype] = []
+    stage = Probe()
+    fit(stage, toy_batches(1), sgd(stage), lambda epoch, lr: lr, 1, device=CPU, precision=precision)
+    assert products == [precision] and stage.value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["prompt", "image"])
+def test_a_stage_learns_its_batch(kind):
+    if kind == "prompt":
+        stage, batch = prompt_stage(), features_of([0, 1, 2, 2])
+    else:
+        stage, batch = image_stage(), image_batch(PIDS, cams=CAMS)
+    losses: list[float] = []
+    optimizer = torch.optim.Adam([{"params": [p for p in stage.parameters() if p.requires_grad], "initial_lr": 3e-3}])
+    fit(
+        *(stage, lambda epoch: [batch], optimizer, lambda epoch, lr: lr, 12),
+        device=CPU,
+        record=lambda kind, **values: losses.append(values["loss"]),
+    )
+    assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+class Toy(nn.Module):
+    """Sees the identity in every picture, as a direction; the length says nothing."""
+
+    def __init__(self, directions: torch.Tensor):
+        super().__init__()
+        self.directions = directions
+        self.seen: list[int] = []
+        self.asked: list[tuple[bool, bool]] = []
+
+    def embed(self, images, side=None, *, neck=False):
+        self.asked.append((neck, self.training))
+        self.seen += images[:, 1].long().tolist()
+        assert torch.equal(side.camids, images[:, 2].long())
+        return self.directions[images[:, 0].long()] * images[:, 3:]
+
+
+def loader(samples, lengths=lambda number: 1.0):
+    """Batches of two; a picture is (identity, number, camera, length)."""
+    rows = [[s.pid, i, s.camid, lengths(i)] for i, s in enumerate(samples)]
+    for start in range(0, len(rows), 2):
+        images = torch.tensor(rows[start : start + 2])
+        ids = images[:, :3].long()
+        yield Batch(images, ids[:, 0], Side(ids[:, 2], torch.zeros(len(ids), dtype=torch.long)), ids[:, 1])
+
+
+def test_an_ideal_model_finds_everything():
+    model = Toy(torch.eye(5)).train()
+    evaluation = evaluate(model, benchmark(pids=5, cams=3), loader, device=CPU)
+    assert evaluation.mean == {"mAP": 1.0, "mINP": 1.0, "rank1": 1.0, "rank5": 1.0, "rank10": 1.0}
+    ranking = evaluation.trials[0]
+    assert (ranking.num_valid, ranking.num_queries) == (5, 5)
+    assert not model.training and all(asked == (False, False) for asked in model.asked)
+
+
+def test_the_worst_model_finds_everything_last():
+    # Identity i looks like i + 1: every match comes behind the two images of the wrong identity.
+    toy = benchmark(pids=2, cams=3)
+
+    class Swapped(Toy):
+        def embed(self, images, side=None, *, neck=False):
+            query = torch.tensor([sample.camid == 0 for sample in toy_samples])[images[:, 1].long()]
+            return self.directions[torch.where(query, 1 - images[:, 0].long(), images[:, 0].long())]
+
+    toy_samples = [*toy.trials[0].query, *toy.trials[0].gallery]
+    figures = evaluate(Swapped(torch.eye(2)), toy, loader, device=CPU).mean
+    assert figures["mAP"] == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert (figures["rank1"], figures["rank5"], figures["mINP"]) == (0.0, 1.0, 0.5)
+
+
+def test_lengths_count_unless_features_are_normalised():
+    toy = benchmark(pids=4, cams=3)
+    directions = torch.eye(4) + 0.2
+    evaluations = {
+        normalise: evaluate(
+            *(Toy(directions), toy, lambda samples: loader(samples, lengths=lambda i: 1.0 + 5.0 * (i % 3))),
+            device=CPU,
+            normalise=normalise,
+        )
+        for normalise in (True, False)
+    }
+    assert evaluations[True].mean["mAP"] == 1.0 > evaluations[False].mean["mAP"]
+    plain = evaluate(Toy(directions), toy, lambda s: loader(s, lengths=lambda i: 1.0 + 5.0 * (i % 3)), device=CPU)
+    assert plain.mean == evaluations[True].mean  # normalised unless told otherwise
+
+
+def test_the_neck_is_the_models_business():
+    model = Toy(torch.eye(5))
+    evaluate(model, benchmark(pids=5), loader, device=CPU, neck=True)
+    assert {neck for neck, _ in model.asked} == {True}
+
+
+def test_features_are_computed_once_for_all_trials():
+    toy = benchmark(pids=3, cams=3)
+    query, gallery = toy.trials[0]
+    stranger = Sample("elsewhere.jpg", 0, 1)
+    trials = (Trial(query, gallery), Trial(query, (stranger, *gallery[2:])), Trial(gallery[:2], query))
+    model = Toy(torch.eye(3))
+    evaluation = evaluate(model, benchmark(pids=3, cams=3, trials=trials), loader, device=CPU)
+    assert sorted(model.seen) == list(range(len(query) + len(gallery) + 1))
+    assert [ranking.num_valid for ranking in evaluation.trials] == [3, 3, 2]
+    assert evaluation.std == dict.fromkeys(evaluation.mean, 0.0) and evaluation.mean["mAP"] == 1.0
+
+
+def test_the_benchmarks_own_rule_is_followed():
+    def everything(query, gallery):
+        return torch.ones(len(query.pids), len(gallery.pids), dtype=torch.bool)
+
+    with pytest.raises(DataError, match="none of 3 queries has a valid match"):
+        evaluate(Toy(torch.eye(3)), benchmark(ignored=everything), loader, device=CPU)
+
+
+def test_features_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="not finite"):
+        evaluate(Toy(torch.full((3, 3), torch.nan)), benchmark(), loader, device=CPU)

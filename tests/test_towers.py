@@ -1,0 +1,296 @@
+"""The towers against open_clip's own forward and against arithmetic written out, on random weights."""
+
+import copy
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from builders import IMAGE, PATCH, TEMPLATE, small_clip, small_model
+from open_clip.transformer import VisionTransformer
+
+from model.clip import TextTower, ViTTower, patch_grid, resize_positions
+from model.heads import SideEmbedding
+from model.prompts import AUGMENTATIONS, PromptLearner
+from utils.records import Side
+
+OPENAI = (14, 14)  # the grid of OpenAI's position table: 224 / 16
+
+
+def pictures(count: int = 3, size: tuple[int, int] = IMAGE) -> torch.Tensor:
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(5))
+
+
+def tower(clip: open_clip.CLIP, size=IMAGE, stride=(PATCH, PATCH), side=None) -> ViTTower:
+    """The tower changes what it is given, so it is given a copy."""
+    return ViTTower(copy.deepcopy(clip.visual), size, stride, side).eval()
+
+
+def blocks_written_out(visual: VisionTransformer, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Tokens after the first layer norm, then after every block."""
+    states = [visual.ln_pre(tokens)]
+    for block in visual.transformer.resblocks:
+        states.append(block(states[-1]))
+    return states
+
+
+# --------------------------------------------------------------------------------------------------------- image tower
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("size", [(32, 32), (32, 16), (16, 40)])
+def test_without_overlap_it_is_open_clips_tower(quick_gelu, size):
+    clip = small_clip(quick_gelu=quick_gelu, image_size=size)
+    expected = clip.visual(pictures(size=size))
+    features = tower(clip, size)(pictures(size=size))
+    torch.testing.assert_close(features.projected, expected, rtol=0, atol=1e-5)
+    other = small_clip(quick_gelu=not quick_gelu, image_size=size).visual(pictures(size=size))
+    assert (features.projected - other).abs().max() > 1e-3  # the comparison above can tell activations apart
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [2, 3, 5])
+def test_the_three_features_counted_from_the_end(layers):
+    clip = small_clip(layers=layers)
+    visual = clip.visual
+    patches = visual.conv1(pictures()).flatten(2).transpose(1, 2)
+    token = visual.class_embedding.expand(len(patches), 1, -1)
+    states = blocks_written_out(visual, torch.cat([token, patches], dim=1) + visual.positional_embedding)
+    features = tower(clip)(pictures())
+    torch.testing.assert_close(features.penultimate, states[-2][:, 0])  # without the last layer norm
+    torch.testing.assert_close(features.last, visual.ln_post(states[-1])[:, 0])
+    torch.testing.assert_close(features.projected, features.last @ visual.proj)
+
+
+def test_widths_are_those_of_the_features():
+    image = tower(small_clip())
+    assert image.dims == tuple(feature.shape[1] for feature in image(pictures())) == (32, 32, 24)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"),
+    [((256, 128), 16, (16, 8)), ((256, 128), 12, (21, 10)), ((256, 256), 16, (16, 16)), ((256, 256), 12, (21, 21))],
+)
+def test_overlapping_grids(size, stride, grid):
+    assert patch_grid(size, (16, 16), (stride, stride)) == grid
+    visual = small_clip(image_size=64, patch=16).visual
+    image = ViTTower(visual, size, (stride, stride))
+    assert image.visual.positional_embedding.shape == (1 + grid[0] * grid[1], 32)
+    assert visual.conv1(torch.zeros(1, 3, *size)).shape[2:] == grid
+
+
+def test_strides_may_differ_by_direction():
+    assert patch_grid((32, 16), (8, 8), (6, 4)) == (5, 3)
+    assert tower(small_clip(), stride=(6, 4))(pictures()).last.shape == (3, 32)
+
+
+@torch.no_grad()
+def test_overlapping_patches_against_the_same_thing_written_out():
+    clip, size, stride = small_clip(), (32, 24), (6, 5)
+    visual, images, p = clip.visual, pictures(size=(32, 24)), PATCH
+    rows = range(0, size[0] - p + 1, stride[0])
+    columns = range(0, size[1] - p + 1, stride[1])
+    cut = torch.stack([images[:, :, y : y + p, x : x + p].flatten(1) for y in rows for x in columns], dim=1)
+    patches = cut @ visual.conv1.weight.flatten(1).T  # row by row, as the position table
+    table = torch.tensor(bilinear(visual.positional_embedding.numpy(), (4, 2), (len(rows), len(columns))))
+    token = visual.class_embedding.expand(len(images), 1, -1)
+    states = blocks_written_out(visual, torch.cat([token, patches], dim=1) + table.float())
+    features = tower(clip, size, stride)(images)
+    torch.testing.assert_close(features.last, visual.ln_post(states[-1][:, 0]), rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ position table
+
+
+def bilinear(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Pixel centres at (i + 0.5) * old / new - 0.5, four neighbours, edges repeated; no smoothing when shrinking."""
+    grid = table[1:].astype(np.float64).reshape(*old, -1)
+    rows = [table[0].astype(np.float64)]
+    for i in range(new[0]):
+        for j in range(new[1]):
+            y = max((i + 0.5) * old[0] / new[0] - 0.5, 0.0)
+            x = max((j + 0.5) * old[1] / new[1] - 0.5, 0.0)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, old[0] - 1), min(left + 1, old[1] - 1)
+            down, across = y - top, x - left
+            above = (1 - across) * grid[top, left] + across * grid[top, right]
+            below = (1 - across) * grid[bottom, left] + across * grid[bottom, right]
+            rows.append((1 - down) * above + down * below)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(OPENAI, (16, 8)), (OPENAI, (21, 10)), (OPENAI, (21, 21)), ((4, 2), (9, 1)), ((3, 5), (3, 4)), ((2, 2), (1, 1))],
+)
+def test_resizing_is_bilinear_without_smoothing(old, new):
+    table = torch.randn(1 + old[0] * old[1], 3)
+    resized = resize_positions(table, old, new)
+    assert resized.shape == (1 + new[0] * new[1], 3)
+    assert torch.equal(resized[0], table[0])
+    np.testing.assert_allclose(resized.numpy(), bilinear(table.numpy(), old, new), atol=1e-5)
+
+
+def test_the_same_grid_keeps_the_table_bit_for_bit():
+    table = torch.randn(9, 3)
+    assert torch.equal(resize_positions(table, (4, 2), (4, 2)), table)
+    assert not torch.equal(resize_positions(table, (4, 2), (2, 4)), table)  # as many patches, placed otherwise
+
+
+@torch.no_grad()
+def test_pictures_of_another_size_than_the_towers():
+    clip = small_clip(image_size=(32, 16))
+    features = tower(clip, (32, 16))(pictures(size=(48, 24)))
+    larger = copy.deepcopy(clip)
+    larger.visual.positional_embedding = torch.nn.Parameter(
+        torch.tensor(bilinear(clip.visual.positional_embedding.numpy(), (4, 2), (6, 3))).float()
+    )
+    torch.testing.assert_close(features.projected, larger.visual(pictures(size=(48, 24))), rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- side information
+
+
+def known(camids: list[int], viewids: list[int] | None = None) -> Side:
+    return Side(torch.tensor(camids), torch.tensor(viewids or [0] * len(camids)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("camera", "view", "rows"), [(True, False, 3), (False, True, 2), (True, True, 6)])
+def test_side_information_is_added_to_the_class_token_alone(camera, view, rows):
+    clip = small_clip()
+    side = SideEmbedding(3, 2, 32, camera=camera, view=view, scale=1.5)
+    assert side.table.shape == (rows, 32)
+    torch.nn.init.normal_(side.table)
+    camids, viewids = [2, 0, 1], [1, 0, 1]
+    visual = clip.visual
+    patches = visual.conv1(pictures()).flatten(2).transpose(1, 2)
+    for row, (cam, viewpoint) in enumerate(zip(camids, viewids, strict=True)):
+        index = cam * 2 + viewpoint if camera and view else cam if camera else viewpoint
+        token = visual.class_embedding + 1.5 * side.table[index]
+        tokens = torch.cat([token[None], patches[row]])[None] + visual.positional_embedding
+        expected = visual.ln_post(blocks_written_out(visual, tokens)[-1][:, 0])
+        with_side = tower(clip, side=side)(pictures(), known(camids, viewids)).last[row]
+        torch.testing.assert_close(with_side, expected[0], rtol=0, atol=1e-5)
+        assert (with_side - tower(clip)(pictures()).last[row]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_without_side_information_given_or_without_a_table_nothing_is_added():
+    clip = small_clip()
+    plain = tower(clip)(pictures()).last
+    side = SideEmbedding(3, 1, 32, camera=True, view=False, scale=3.0)
+    torch.nn.init.normal_(side.table)
+    assert torch.equal(tower(clip, side=side)(pictures()).last, plain)
+    assert torch.equal(tower(clip)(pictures(), known([0, 1, 2])).last, plain)
+
+
+# ---------------------------------------------------------------------------------------------------------- text tower
+
+
+@pytest.fixture(scope="module")
+def language() -> tuple[open_clip.CLIP, TextTower, PromptLearner]:
+    torch.manual_seed(3)
+    clip = small_clip()
+    prompts = PromptLearner(4, TEMPLATE, clip.token_embedding, open_clip.tokenize)
+    torch.nn.init.normal_(prompts.context, std=0.3)
+    return clip, TextTower(clip).eval(), prompts
+
+
+def whole_context(clip: open_clip.CLIP, prompts: torch.Tensor, end: int) -> torch.Tensor:
+    """All 77 positions through open_clip's own parts, read out at the end-of-text token."""
+    x = clip.transformer(prompts + clip.positional_embedding, attn_mask=clip.attn_mask)
+    return clip.ln_final(x)[:, end] @ clip.text_projection
+
+
+@torch.no_grad()
+def test_cut_text_is_open_clips_own_text(language):
+    clip, text, prompts = language
+    sentence = open_clip.tokenize(["A photo of a X X X X person."])
+    words = copy.deepcopy(prompts)
+    words.context.copy_(clip.token_embedding(sentence)[:, 5:9].expand(4, -1, -1))
+    features = text(words(torch.tensor([1])), words.end)
+    torch.testing.assert_close(features, clip.encode_text(sentence), rtol=0, atol=3e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [None, *AUGMENTATIONS])
+def test_cut_text_is_whole_text_whatever_was_disturbed(language, method):
+    clip, text, prompts = language
+    sentences = prompts(torch.arange(4))
+    if method:
+        generator = torch.Generator().manual_seed(1)
+        sentences = AUGMENTATIONS[method](sentences, 0.5, generator=generator)
+        assert not torch.equal(sentences[:, 12:], prompts(torch.arange(4))[:, 12:]) or method == "mix"
+    expected = whole_context(clip, sentences, prompts.end)
+    torch.testing.assert_close(text(sentences, prompts.end), expected, rtol=0, atol=3e-6)
+    longer = whole_context(clip, sentences, prompts.end + 1)
+    assert (text(sentences, prompts.end) - longer).abs().max() > 1e-3  # another position would have been seen
+
+
+@torch.no_grad()
+def test_only_tokens_up_to_the_end_are_computed(language):
+    _, text, prompts = language
+    lengths = []
+    handle = text.transformer.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    text(prompts(torch.tensor([0, 1])), prompts.end)
+    handle.remove()
+    assert lengths == [prompts.end + 1] == [12]
+
+
+def test_text_gradients_reach_the_learnt_tokens(language):
+    _, text, prompts = language
+    text(prompts(torch.tensor([0, 2])), prompts.end).square().sum().backward()
+    reached = prompts.context.grad.abs().sum(dim=(1, 2)) > 0
+    assert reached.tolist() == [True, False, True, False]
+
+
+# --------------------------------------------------------------------------------------------------------- the network
+
+
+@torch.no_grad()
+def test_each_identity_is_computed_once():
+    model = small_model(pids=6).eval()
+    rows = []
+    handle = model.text.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    pids = torch.tensor([4, 1, 4, 4, 0, 1])
+    features = model.encode_text(pids)
+    handle.remove()
+    assert rows == [3] and features.shape == (6, 24)
+    for row, pid in enumerate(pids):
+        alone = model.text(model.prompts(pid[None]), model.prompts.end)[0]
+        torch.testing.assert_close(features[row], alone)
+    assert not torch.allclose(features[0], features[1])
+
+
+@torch.no_grad()
+def test_what_retrieval_compares():
+    model = small_model(cams=2).eval()
+    for head in model.heads:
+        head.neck.running_mean.normal_()
+        head.neck.running_var.uniform_(0.5, 2)
+    side = known([0, 1, 1])
+    features = model.encode_image(pictures(), side)
+    plain = model.embed(pictures(), side)
+    torch.testing.assert_close(plain, torch.cat([features.last, features.projected], dim=1))
+    assert plain.shape == (3, 32 + 24)
+    assert (plain.norm(dim=1) - 1).abs().min() > 0.1  # lengths are left to the evaluation
+    necks = [head.neck for head in model.heads]
+    expected = [
+        neck.weight * (f - neck.running_mean) / (neck.running_var + 1e-5).sqrt()
+        for neck, f in zip(necks, (features.last, features.projected), strict=True)
+    ]
+    torch.testing.assert_close(model.embed(pictures(), side, neck=True), torch.cat(expected, dim=1))
+    assert not torch.allclose(model.embed(pictures()), plain)  # side information counts
+
+
+@torch.no_grad()
+def test_scores_come_from_behind_the_necks():
+    model = small_model().eval()
+    features = model.encode_image(pictures())
+    for score, head, feature in zip(model.classify(features), model.heads, features[1:], strict=True):
+        head.neck.running_mean.fill_(0.5)
+        assert score.shape == (3, 5)
+        expected = (feature - 0.5) / (1 + 1e-5) ** 0.5 @ head.classifier.weight.T
+        torch.testing.assert_close(head(feature), expected)

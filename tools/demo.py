@@ -1,0 +1,103 @@
+"""The demo: render a data set, train both stages, evaluate before and after, and check that training helped.
+
+    python -m tools.demo                                     # what `make demo` does
+    python -m tools.demo --config_file configs/demo/vit_clipreid.yml SOLVER.SEED 1
+
+Writes to runs/demo, which is emptied first. Exit code 1 if the end is not 5 mAP points above the frozen start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage.util import montage
+from yacs.config import CfgNode
+
+from configs import ConfigError, load
+from datasets.build import make_benchmark
+from train_svllreid import train
+from utils.command import parse, run
+from utils.errors import UserError
+from utils.logs import log_to_screen
+from utils.records import Benchmark
+from utils.run_folder import CONFIG, RESULTS
+
+logger = logging.getLogger("demo")
+
+FOLDER = Path("runs/demo")
+DEMO, PUBLISHED = Path("configs/demo/vit_svllreid.yml"), Path("configs/person/vit_svllreid.yml")
+GAIN = 0.05  # of mAP, below which the demo has failed
+SHEET = "people.png"
+SHEET_ROWS, SHEET_COLUMNS = 6, 8
+# Settings that say where and on what, not how.
+NO_DEPARTURE = ("DATASETS.", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "LOG_PERIOD", "_PERIOD")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo; 0 if training helped, 1 if not."""
+    arguments = parse(__doc__, argv)
+    cfg = load(arguments.config_file or DEMO, arguments.overrides)
+    log_to_screen()
+    folder = Path(cfg.OUTPUT_DIR or FOLDER)
+    empty(folder)
+    train(cfg, folder)
+
+    write_sheet(make_benchmark(cfg), folder / SHEET)
+    departures = list(compare(cfg, load(PUBLISHED)))
+    logger.info("differences from %s, the published recipe:\n%s", PUBLISHED, "\n".join(departures))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    logger.info("files:\n%s", "\n".join(f"  {path}  {path.stat().st_size / 1e3:,.0f} kB" for path in files))
+    return judge(folder)
+
+
+def empty(folder: Path) -> None:
+    """Remove an earlier demo; a folder that holds anything else than a run is left alone."""
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: is in the way and is no earlier demo (no {CONFIG} in it); move it away")
+    shutil.rmtree(folder)
+
+
+def write_sheet(benchmark: Benchmark, path: Path) -> None:
+    """A picture of what was trained on: identities in rows, their images side by side."""
+    tiles = []
+    for pid in range(min(SHEET_ROWS, benchmark.num_pids)):
+        of_pid = [sample.path for sample in benchmark.train if sample.pid == pid][:SHEET_COLUMNS]
+        tiles += [np.asarray(Image.open(image).convert("RGB").resize((64, 128))) for image in of_pid]
+        tiles += [np.full((128, 64, 3), 255, np.uint8)] * (SHEET_COLUMNS - len(of_pid))
+    rows = len(tiles) // SHEET_COLUMNS
+    sheet = montage(tiles, grid_shape=(rows, SHEET_COLUMNS), padding_width=2, fill=(255, 255, 255), channel_axis=-1)
+    Image.fromarray(sheet).save(path)
+
+
+def compare(ours: CfgNode, published: CfgNode, prefix: str = "") -> Iterator[str]:
+    """A line for every setting of the recipe that differs."""
+    for name, value in ours.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, CfgNode):
+            yield from compare(value, published[name], f"{key}.")
+        elif value != published[name] and not any(key.startswith(word) or key.endswith(word) for word in NO_DEPARTURE):
+            yield f"  {key}: {value} (published {published[name]})"
+
+
+def judge(folder: Path) -> int:
+    """Compare the frozen start with the end."""
+    evaluations = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["evaluations"]
+    start, end = (next(entry["mAP"] for entry in evaluations if entry["when"] == when) for when in ("start", "end"))
+    logger.info("mAP %.1f before training, %.1f after: %+.1f", 100 * start, 100 * end, 100 * (end - start))
+    if end < start + GAIN:
+        sys.stderr.write(f"error: training did not gain {100 * GAIN:.0f} mAP points; something is broken\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))

@@ -1,0 +1,143 @@
+"""Both stages at full ViT-B/16 size on a CUDA device, in fp32 and in bf16, compared. `make test-gpu` runs it.
+
+    python -m tools.verify_gpu --steps 40
+
+CLIP's weights are not needed: the towers start at random, the same way in both precisions, and see the same batches.
+What is checked is that everything runs on the device, that losses fall, that both precisions tell the same story, and
+that a checkpoint gives the same features in a fresh network. Speed and memory are reported, not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from configs import ConfigError, load
+from datasets.build import make_benchmark, make_loader
+from model.build import load_model, make_model
+from processor.build import RUN_STAGE
+from processor.evaluate import embed_all
+from utils.command import run
+from utils.devices import describe, pick_device
+from utils.logs import log_to_screen
+from utils.run_folder import RunFolder
+from utils.seeds import seed_everything
+
+logger = logging.getLogger("verify_gpu")
+
+CONFIG = "configs/person/vit_svllreid.yml"
+LOSS_TOLERANCE = 0.05  # of the mean over a stage's steps, relative
+FEATURE_TOLERANCE = 0.95  # least mean cosine of features from fp32 and bf16 training
+
+
+def main() -> int:
+    """0 if both precisions agree, 1 if not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40, help="about so many, in each stage")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    arguments = parser.parse_args()
+    log_to_screen()
+    device = pick_device(arguments.device)
+    logger.info("%s, torch %s", describe(device), torch.__version__)
+    with tempfile.TemporaryDirectory() as temporary:
+        results = {
+            precision: train(Path(temporary), precision, device, arguments.steps, arguments.overrides)
+            for precision in ("fp32", "bf16")
+        }
+    return compare(*results.values())
+
+
+def train(temporary: Path, precision: str, device: torch.device, steps: int, overrides: list[str]) -> dict:
+    """Both stages; their logged losses by stage, and features of the test images."""
+    settings = {
+        "MODEL.PRETRAIN": "none",
+        "DATASETS.NAMES": "synthetic",
+        "DATASETS.ROOT_DIR": str(temporary / "data"),
+        "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "64",
+        "DATASETS.SYNTHETIC.TRAIN_IMAGES": "8",
+        "DATASETS.SYNTHETIC.TEST_IDENTITIES": "8",
+        "SOLVER.PRECISION": precision,
+        "SOLVER.STAGE1.IMS_PER_BATCH": "128",
+        "SOLVER.STAGE1.MAX_EPOCHS": str(max(1, steps // 4)),  # 512 images, 4 batches
+        "SOLVER.STAGE2.MAX_EPOCHS": str(max(1, steps // 8)),  # 8 batches of 64
+        # From a random start, and for a few dozen steps, the published rates would move nothing.
+        "SOLVER.STAGE1.BASE_LR": "0.0035",
+        "SOLVER.STAGE1.WARMUP_EPOCHS": "0",
+        "SOLVER.STAGE2.BASE_LR": "0.0001",
+        "SOLVER.STAGE2.WARMUP_ITERS": "0",
+        "SOLVER.STAGE1.LOG_PERIOD": "1",
+        "SOLVER.STAGE2.LOG_PERIOD": "1",
+    }
+    pairs = [word for pair in settings.items() for word in pair]
+    cfg = load(CONFIG, [*pairs, *overrides])
+    seed_everything(cfg.SOLVER.SEED)
+    benchmark = make_benchmark(cfg)
+    model = make_model(cfg, benchmark).to(device)
+    losses: dict[str, list[float]] = {}
+    folder = RunFolder(temporary / precision, config={}, fingerprint={})
+    write = folder.record
+
+    def record(kind: str, **values) -> None:
+        write(kind, **values)
+        if kind == "train":
+            losses.setdefault(values["stage"], []).append(values["loss"])
+
+    folder.record = record
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for stage in cfg.PROCESSOR.STAGES:
+        started = time.perf_counter()
+        checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, {})
+        logger.info(
+            "%s %s stage: %.1f s, %d steps", precision, stage, time.perf_counter() - started, len(losses[stage])
+        )
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    query = benchmark.trials[0].query
+    features = embed_all(model, make_loader(cfg, query, train=False), device=device)
+    again = embed_all(load_model(checkpoint).to(device), make_loader(cfg, query, train=False), device=device)
+    return {"losses": losses, "features": features, "again": again, "memory": memory}
+
+
+def compare(full: dict, half: dict) -> int:
+    """Say what differs; 1 if too much does."""
+    faults = []
+    for stage, losses in full["losses"].items():
+        means = [torch.tensor(values).mean().item() for values in (losses, half["losses"][stage])]
+        gap = abs(means[0] - means[1]) / abs(means[0])
+        logger.info("%s stage: mean loss %.4f in fp32, %.4f in bf16: %.2f %% apart", stage, *means, 100 * gap)
+        if gap > LOSS_TOLERANCE:
+            faults.append(f"{stage} stage: losses of fp32 and bf16 are {100 * gap:.1f} % apart")
+        quarter = max(1, len(losses) // 4)
+        for precision, values in (("fp32", losses), ("bf16", half["losses"][stage])):
+            if not sum(values[-quarter:]) < sum(values[:quarter]):
+                faults.append(f"{stage} stage: the loss does not fall in {precision}")
+    cosine = torch.nn.functional.cosine_similarity(full["features"], half["features"]).mean().item()
+    logger.info("features of unseen people: mean cosine of fp32 and bf16 training %.4f", cosine)
+    logger.info("peak device memory: %.1f GiB in fp32, %.1f GiB in bf16", full["memory"], half["memory"])
+    if cosine < FEATURE_TOLERANCE:
+        faults.append(f"features of fp32 and bf16 training: mean cosine {cosine:.4f} is below {FEATURE_TOLERANCE}")
+    faults += [
+        f"{precision}: the checkpoint's features differ by {error:.1e}"
+        for precision, result in (("fp32", full), ("bf16", half))
+        if (error := largest(result["features"] - result["again"])) > 1e-4
+    ]
+    for fault in faults:
+        sys.stderr.write(f"error: {fault}\n")
+    logger.info("%s", "NOT the same" if faults else "fp32 and bf16 tell the same story")
+    return 1 if faults else 0
+
+
+def largest(values: Tensor) -> float:
+    return values.abs().max().item()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))
