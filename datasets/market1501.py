@@ -19,6 +19,7 @@ TEMPLATE = "A photo of a {} person."
 FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501")
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 JUNK = -1
+SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; Market-1501 itself has .jpg, and a Thumbs.db to pass over
 NAME = re.compile(r"(-1|\d+)_c([1-9]\d*)")  # matched at the start of the base name, never on the folders above
 
 
@@ -55,7 +56,7 @@ def _read(folder: Path) -> tuple[Sample, ...]:
             f"{folder}: there is no such folder; a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
         )
     samples = []
-    for path in sorted(folder.glob("*.jpg")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
         match = NAME.match(path.name)
         if match is None:
             raise DataError(f"{path}: is not named as Market-1501's images are, e.g. 0002_c1s1_000451_03.jpg")
@@ -63,5 +64,5 @@ def _read(folder: Path) -> tuple[Sample, ...]:
         if pid != JUNK:
             samples.append(Sample(str(path), pid, camera - 1))
     if not samples:
-        raise DataError(f"{folder}: holds no image that counts (*.jpg, identity other than -1)")
+        raise DataError(f"{folder}: holds no image that counts ({', '.join(SUFFIXES)}; identity other than -1)")
     return tuple(samples)

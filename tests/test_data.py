@@ -102,6 +102,14 @@ def test_a_camera_of_two_digits(market):
     assert benchmark.num_cams == 20
 
 
+def test_images_of_any_usual_suffix_count(market):
+    folder = market / "Market-1501-v15.09.15" / "bounding_box_train"
+    write(folder, "0009_c1_a.JPG", "0009_c2_b.png", "0009_c3_c.jpeg")
+    (folder / "Thumbs.db").write_bytes(b"left behind by a file manager")
+    names = [Path(sample.path).name for sample in market1501(market).train]
+    assert [name for name in names if name.startswith("0009")] == ["0009_c1_a.JPG", "0009_c2_b.png", "0009_c3_c.jpeg"]
+
+
 @pytest.mark.parametrize("name", ["person7.jpg", "0002_s1_000451.jpg", "0002_c0s1_000451_03.jpg", "-2_c1s1_0_0.jpg"])
 def test_market_name_that_does_not_fit(market, name):
     write(market / "Market-1501-v15.09.15" / "query", name)

@@ -136,7 +136,9 @@ def test_feature_norm_and_neck_change_the_ranking(trained, tmp_path):
         for neck in ("before", "after"):
             words = ["TEST.WEIGHT", str(trained / "run" / "ViT-Tiny-8_2.pth"), "TEST.FEAT_NORM", norm]
             test_svllreid.main([*words, "TEST.NECK_FEAT", neck, "OUTPUT_DIR", str(tmp_path / norm / neck)])
-            scores[norm, neck] = results(tmp_path / norm / neck)[0]["mINP"]
+            (entry,) = results(tmp_path / norm / neck)
+            assert (entry["feat_norm"], entry["neck_feat"]) == (norm == "True", neck)
+            scores[norm, neck] = entry["mAP"], entry["mINP"]
     assert len(set(scores.values())) == 4
 
 

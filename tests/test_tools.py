@@ -1,0 +1,90 @@
+"""The tools beside training and testing, at the smallest size that still does everything."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from configs import load
+from datasets.build import make_benchmark
+from model import tiny_clip
+from tools import compare_methods, demo, pretrain_tiny_clip, verify_gpu
+
+
+def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_tiny_clip, "HELD_OUT", 32)
+    monkeypatch.setattr(pretrain_tiny_clip, "CAMERAS", 3)
+    file = tmp_path / "tiny.safetensors"
+    words = ["--identities", "40", "--steps", "3", "--batch", "16", "--processes", "1", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", ["pretrain_tiny_clip", *words])
+    pretrain_tiny_clip.main()
+    facts = tiny_clip.facts(file)
+    assert facts["steps"] == 3 and 0 <= facts["held_out_top1_of_32"] <= 1
+    clip = tiny_clip.build()
+    clip.load_state_dict(tiny_clip.load(file))
+    known = torch.isfinite(clip.token_embedding.weight).all(dim=1)
+    assert 20 < known.sum() < 100 and known[49406] and known[49407]
+
+
+def test_the_demo_draws_a_sheet_and_lists_what_differs_from_the_recipe(tmp_path):
+    cfg = load(
+        "configs/demo/vit_svllreid.yml",
+        [
+            *("DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "3"),
+            *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),
+        ],
+    )
+    demo.write_sheet(make_benchmark(cfg), tmp_path / "people.png")
+    width, height = Image.open(tmp_path / "people.png").size
+    assert width > 8 * 64 and height > 3 * 128
+    lines = "\n".join(demo.compare(cfg, load("configs/person/vit_svllreid.yml")))
+    assert "MODEL.NAME: ViT-Tiny-8 (published ViT-B-16)" in lines
+    assert "SOLVER.STAGE2.BASE_LR" in lines and "OUTPUT_DIR" not in lines and "SYNTHETIC" not in lines
+    published = load("configs/person/vit_svllreid.yml")
+    assert list(demo.compare(published, published)) == []
+
+
+def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
+    def entries(*scores: float) -> list[dict]:
+        return [{"mAP": score, "rank1": score + 0.1} for score in scores]
+
+    scores = {
+        compare_methods.PIXELS: entries(0.02, 0.03),
+        compare_methods.FROZEN: entries(0.4, 0.5),
+        "CLIP-ReID": entries(0.6, 0.7),
+        "SVLL-ReID": entries(0.55, 0.72),
+    }
+    lines = compare_methods.table(scores, [0, 1]).splitlines()
+    assert lines[0] == "| | seed 0 | seed 1 | mean mAP | mean rank-1 |"
+    assert lines[3].endswith("| 40.0 | 50.0 | 45.0 ± 7.1 | 55.0 |")
+    assert lines[-1] == "| SVLL-ReID − CLIP-ReID | -5.0 | +2.0 | -1.5 |  |"
+
+
+@pytest.fixture
+def outcome() -> dict:
+    features = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    losses = {"prompt": [4.0, 3.0, 2.0, 1.0], "image": [9.0, 8.0, 7.0, 6.0]}
+    return {"losses": losses, "features": features, "again": features.clone(), "memory": 0.0}
+
+
+def test_the_gpu_check_accepts_the_same_story(outcome):
+    assert verify_gpu.compare(outcome, copy.deepcopy(outcome)) == 0
+
+
+@pytest.mark.parametrize("fault", ["losses", "rising", "features", "again"])
+def test_the_gpu_check_refuses_another_story(outcome, fault):
+    half = copy.deepcopy(outcome)
+    if fault == "losses":
+        half["losses"]["image"] = [value * 1.2 for value in half["losses"]["image"]]
+    elif fault == "rising":
+        for result in (outcome, half):
+            result["losses"]["prompt"].reverse()
+    elif fault == "features":
+        half["features"] = half["again"] = half["features"].flip(0)
+    else:
+        half["again"] = half["again"] + 0.01
+    assert verify_gpu.compare(outcome, half) == 1
