@@ -12,6 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
+import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
 from datasets.build import make_benchmark
 from model.build import load_model, settle_architecture

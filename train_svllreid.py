@@ -11,6 +11,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+import utils.threads  # noqa: F401
 from configs import ConfigError, load, to_dict
 from datasets.build import make_benchmark
 from model.build import make_model

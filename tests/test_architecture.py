@@ -1,6 +1,8 @@
 """Who may import whom, where the config is opened, who may print, name a device or unpickle."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,19 @@ def _name(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute) and _name(node.value):
         return f"{_name(node.value)}.{node.attr}"
     return ""
+
+
+@pytest.mark.parametrize("module", ["train_svllreid", "tools.compare_methods"])
+def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
+    code = (
+        "import sys, builtins; real = builtins.__import__\n"
+        "def watch(name, *rest, **named):\n"
+        "    if name == 'torch' and 'utils.threads' not in sys.modules: raise SystemExit('torch came first')\n"
+        "    return real(name, *rest, **named)\n"
+        f"builtins.__import__ = watch; import {module}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def climbing(path: str, source: str) -> list[str]:
