@@ -15,7 +15,7 @@ from pathlib import Path
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
 from datasets.build import make_benchmark
-from model.build import load_model, settle_architecture
+from model.build import model_from, settle_architecture
 from processor.build import evaluate_model, result_entry
 from utils.checkpoint import read_checkpoint
 from utils.command import parse, run
@@ -23,7 +23,7 @@ from utils.devices import describe, pick_device
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_screen
 from utils.report import table
-from utils.run_folder import append_result
+from utils.run_folder import RESULTS, append_result, check_writable
 
 logger = logging.getLogger("test")
 
@@ -38,25 +38,32 @@ def main(argv: list[str] | None = None) -> Path:
     if not weight:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
     checkpoint = read_checkpoint(weight)
+    trained = checkpoint["config"]
     if cfg is None:
-        checkpoint["config"]["OUTPUT_DIR"] = ""
-        cfg = from_dict(checkpoint["config"], arguments.overrides, where=weight)
+        cfg = from_dict({**trained, "OUTPUT_DIR": ""}, arguments.overrides, where=weight)
+    folder = Path(cfg.OUTPUT_DIR or Path(weight).parent).expanduser()
+    check_writable(folder)
     cfg, differences = settle_architecture(cfg, checkpoint["architecture"])
     for difference in differences:
         logger.info("%s", difference)
 
     device = pick_device(cfg.MODEL.DEVICE)
     benchmark = make_benchmark(cfg)
-    model = load_model(weight).to(device)
+    model = model_from(checkpoint, source=weight).to(device)
     logger.info("%s on %s: %s", weight, describe(device), benchmark.counts())
+    if model.image.side is not None and trained["DATASETS"]["NAMES"] != cfg.DATASETS.NAMES:
+        logger.warning(
+            "the network's side information was learnt for the cameras of %s; those of %s are others",
+            trained["DATASETS"]["NAMES"],
+            cfg.DATASETS.NAMES,
+        )
     evaluation = evaluate_model(cfg, model, benchmark, device)
     fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
     entry = result_entry("test", cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=weight)
-    entry["seed"] = checkpoint["config"]["SOLVER"]["SEED"]
-    path = append_result(Path(cfg.OUTPUT_DIR or Path(weight).parent), entry)
+    entry["seed"] = trained["SOLVER"]["SEED"]
     logger.info("%s\n%s", benchmark.name, table([entry]))
-    logger.info("added to %s", path)
-    return path
+    logger.info("added to %s", append_result(folder, entry))
+    return folder / RESULTS
 
 
 if __name__ == "__main__":

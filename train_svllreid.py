@@ -13,16 +13,17 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load, to_dict
-from datasets.build import make_benchmark
+from datasets.build import make_benchmark, make_loader
 from model.build import make_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.command import parse, run
 from utils.devices import describe, pick_device
+from utils.errors import UserError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
 from utils.report import table
-from utils.run_folder import LOG, RunFolder, append_result, check_writable
+from utils.run_folder import LOG, RunFolder, append_result, check_unused, check_writable
 from utils.seeds import seed_everything
 
 logger = logging.getLogger("train")
@@ -33,26 +34,29 @@ def main(argv: list[str] | None = None) -> Path:
     arguments = parse(__doc__, argv)
     cfg = load(arguments.config_file, arguments.overrides)
     log_to_screen()
-    return train(cfg, Path(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file)))
+    return train(cfg, Path(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file)).expanduser())
 
 
 def train(cfg: CfgNode, path: Path) -> Path:
     """The whole way: data, network, evaluation of the start, every stage, evaluation of the end."""
     clock = Clock()
+    check_unused(path)
     check_writable(path)
     device = pick_device(cfg.MODEL.DEVICE)
     seed_everything(cfg.SOLVER.SEED)
     with clock("data"):
         benchmark = make_benchmark(cfg)
-        fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
+        if "image" in cfg.PROCESSOR.STAGES:  # enough identities for a batch? Said now, not after the prompt stage.
+            make_loader(cfg, benchmark.train, train=True)
     with clock("network"):
         model = make_model(cfg, benchmark).to(device)
+    fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
     folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint)
     log_to_file(path / LOG)
     logger.info("%s: %s", benchmark.name, benchmark.counts())
     logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
 
-    entries = []
+    entries: list[dict] = []
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
         evaluation = evaluate_model(cfg, model, benchmark, device)
@@ -66,13 +70,17 @@ def train(cfg: CfgNode, path: Path) -> Path:
         logger.info("before training:\n%s", table(entries))
         for stage in cfg.PROCESSOR.STAGES:
             with clock(f"{stage} stage"):
-                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, fingerprint)
+                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device)
         with clock("evaluation of the end"):
             evaluate("end", checkpoint)
+    except UserError:
+        folder.discard()
+        raise
     except KeyboardInterrupt:
+        folder.discard()
         raise KeyboardInterrupt(f"during the {clock.current}; what was saved is in {path}") from None
 
-    logger.info("%s, %s", clock, f"peak memory {peak_memory()}")
+    logger.info("%s, peak memory %s", clock, peak_memory())
     logger.info("%s\n%s", benchmark.name, table(entries))
     logger.info("test it again: python test_svllreid.py TEST.WEIGHT %s", checkpoint)
     return path

@@ -64,12 +64,12 @@ RULES: dict[str, Rule] = {
     "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": at_least(2),
     "DATASETS.SYNTHETIC.TRAIN_IMAGES": at_least(1),
     "DATASETS.SYNTHETIC.TEST_IDENTITIES": at_least(1),
-    "DATASETS.SYNTHETIC.TEST_IMAGES": at_least(2),
+    "DATASETS.SYNTHETIC.TEST_IMAGES": at_least(6),
     "DATASETS.SYNTHETIC.DIFFICULTY": at_least(0),
-    "DATASETS.SYNTHETIC.SEED": at_least(0),
+    "DATASETS.SYNTHETIC.SEED": within(0, 2**32 - 1),
     "DATALOADER.NUM_WORKERS": at_least(0),
     "DATALOADER.NUM_INSTANCE": at_least(1),
-    "SOLVER.SEED": at_least(0),
+    "SOLVER.SEED": within(0, 2**32 - 1),
     "SOLVER.MARGIN": at_least(0),
     "SOLVER.PRECISION": one_of("auto", "fp32", "bf16"),
     "SOLVER.STAGE1.IMS_PER_BATCH": at_least(1),
@@ -138,7 +138,7 @@ def check_together(cfg: CfgNode) -> None:
         weights = (cfg.MODEL.ID_LOSS_WEIGHT, cfg.MODEL.TRIPLET_LOSS_WEIGHT, cfg.MODEL.I2T_LOSS_WEIGHT)
         if not any((*weights, cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT)):
             faults.append("all loss weights of the image stage are 0: nothing to train")
-    if cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
+    if "prompt" in cfg.PROCESSOR.STAGES and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
         faults.append("SOLVER.STAGE1.LR_MIN is above SOLVER.STAGE1.BASE_LR")
     if faults:
         raise ConfigError("settings that do not go together: " + "; ".join(faults))

@@ -56,7 +56,7 @@ def _read(folder: Path) -> tuple[Sample, ...]:
             f"{folder}: there is no such folder; a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
         )
     samples = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."):
         match = NAME.match(path.name)
         if match is None:
             raise DataError(f"{path}: is not named as Market-1501's images are, e.g. 0002_c1s1_000451_03.jpg")

@@ -136,12 +136,13 @@ def write_synthetic(
         train_identities, train_images: people for training, and pictures of each.
         test_identities, test_images: other people for query and gallery, and pictures of each.
         cameras_per_identity: how many of the six cameras see one person.
-        difficulty: spread of the cameras' light, colour and sharpness; 0 is clean, 1 is hard.
+        difficulty: spread of the cameras' light, colour and sharpness; 0 is clean, 2 is hard.
         seed: another seed gives other people, cameras and pictures.
         progress: show a bar; by default if stderr is a terminal. Otherwise two lines go to the log.
 
     Raises:
-        UserError: for parameters out of range, or if something that this function did not write is in the way.
+        UserError: for parameters out of range; if something that this function did not write is in the way; or if the
+            folder cannot be written to.
     """
     parameters = _Parameters(
         train_identities=int(train_identities),
@@ -154,6 +155,15 @@ def write_synthetic(
     )
     root = Path(root)
     target = root / parameters.folder_name
+    try:
+        return _find_or_write(root, target, parameters, sys.stderr.isatty() if progress is None else progress)
+    except OSError as error:
+        raise UserError(
+            f"{root}: the synthetic data set cannot be written there ({error.strerror or error})"
+        ) from error
+
+
+def _find_or_write(root: Path, target: Path, parameters: _Parameters, progress: bool) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
     if _is_complete(target, parameters):
@@ -165,7 +175,7 @@ def write_synthetic(
     try:
         # A folder inside the temporary one: mkdtemp's own is closed to other users, and would stay so when renamed.
         draft = workshop / "data"
-        _write(draft, parameters, sys.stderr.isatty() if progress is None else progress)
+        _write(draft, parameters, progress)
         _publish(draft, target, parameters, workshop)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from model.clip import TextTower, ViTTower
 from model.heads import Projector, SideEmbedding
-from model.pretrained import build_clip, load_clip
+from model.pretrained import build_clip, clip_config, load_clip
 from model.prompts import PromptLearner
 from model.svllreid import SvllReid
 from utils.checkpoint import load_strictly, read_checkpoint
@@ -37,6 +37,12 @@ SETTLED = {
 
 def make_model(cfg: CfgNode, benchmark: Benchmark) -> SvllReid:
     """The network that `cfg` describes, with CLIP's weights, sized for `benchmark`."""
+    for key in ("SIZE_TRAIN", "SIZE_TEST"):
+        patch = clip_config(cfg.MODEL.NAME)["vision_cfg"]["patch_size"]
+        if min(cfg.INPUT[key]) < patch:
+            raise WeightsError(
+                f"INPUT.{key} {cfg.INPUT[key]}: is smaller than a patch of {cfg.MODEL.NAME}, {patch} pixels"
+            )
     clip, activation = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
     sentences = "prompt" in cfg.PROCESSOR.STAGES
     architecture = {
@@ -89,13 +95,17 @@ def load_model(path: str | Path) -> SvllReid:
     Raises:
         WeightsError: not a checkpoint of this program, or its tensors do not fit its own description.
     """
-    contents = read_checkpoint(path)
+    return model_from(read_checkpoint(path), source=str(path))
+
+
+def model_from(checkpoint: dict, *, source: str) -> SvllReid:
+    """The same for a checkpoint that was read already; `source` is its name in messages."""
+    architecture = checkpoint["architecture"]
     try:
-        weights, architecture = contents["model"], contents["architecture"]
         model = _assemble(architecture, build_clip(architecture["name"], architecture["activation"]))
     except KeyError as error:
-        raise WeightsError(f"{path}: its description of the network lacks {error}") from error
-    load_strictly(model, weights, source=str(path), hint="the file contradicts its own description")
+        raise WeightsError(f"{source}: its description of the network lacks {error}") from error
+    load_strictly(model, checkpoint["model"], source=source, hint="the file contradicts its own description")
     return model
 
 

@@ -33,6 +33,8 @@ def clip_config(name: str) -> dict:
     Raises:
         WeightsError: open_clip does not know the name, or it is not a CLIP with a plain vision transformer.
     """
+    if name == tiny_clip.NAME:
+        return tiny_clip.config()
     config = open_clip.get_model_config(name)
     names = [tiny_clip.NAME, *open_clip.list_models()]
     if config is None:
@@ -71,8 +73,7 @@ def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_cl
         WeightsError: unknown tag; an activation that has to be named; a file that is missing, damaged or of another
             architecture; or it cannot be downloaded.
     """
-    if name != tiny_clip.NAME:
-        clip_config(name)  # a wrong name is said before anything is downloaded for it
+    clip_config(name)  # a wrong name is said before anything is downloaded for it
     if pretrain == NONE:
         activation = QUICK_GELU if activation == AUTO else activation
         return build_clip(name, activation), activation
@@ -121,6 +122,8 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if _is_archive(path):
             return torch.jit.load(path, map_location="cpu").state_dict(), QUICK_GELU
         state = read_tensors(path)
+        if "architecture" in state:
+            raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint of this program, not CLIP's weights")
         state = state.get("state_dict", state)
         return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}, None
     except WeightsError:

@@ -26,14 +26,18 @@ VOCABULARY = 49408  # CLIP's
 TOKENS, TABLE = "token_ids", "token_embedding.weight"
 
 
+def config(vocabulary: int = VOCABULARY) -> dict:
+    """The architecture, as open_clip.CLIP takes it."""
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 8, "width": 96, "layers": 4, "head_width": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": vocabulary, "width": 96, "heads": 3, "layers": 2},
+    }
+
+
 def build(vocabulary: int = VOCABULARY) -> open_clip.CLIP:
     """The network without trained weights; its patches overlap already, unlike those of open_clip's own towers."""
-    clip = open_clip.CLIP(
-        embed_dim=128,
-        vision_cfg={"image_size": IMAGE_SIZE, "patch_size": 8, "width": 96, "layers": 4, "head_width": 32},
-        text_cfg={"context_length": 77, "vocab_size": vocabulary, "width": 96, "heads": 3, "layers": 2},
-        quick_gelu=True,
-    )
+    clip = open_clip.CLIP(**config(vocabulary), quick_gelu=True)
     visual = clip.visual
     visual.conv1.stride = STRIDE
     visual.grid_size = patch_grid(IMAGE_SIZE, visual.patch_size, STRIDE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_prompt_stage(
-    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device, fingerprint: dict
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device
 ) -> Path:
     """Stage 1; the last checkpoint."""
     block, seed = cfg.SOLVER.STAGE1, cfg.SOLVER.SEED
@@ -48,16 +50,20 @@ def run_prompt_stage(
         return [examples[pid] for pid in batch.pids.unique().tolist()]
 
     return _fit(
-        *(cfg, block, stage, "prompt", folder, device),
+        cfg,
+        block,
+        stage,
+        "prompt",
+        folder,
+        device,
         batches=lambda epoch: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch),
         paths=paths,
         file=f"{cfg.MODEL.NAME}_stage1_{{epoch}}.pth",
-        fingerprint=fingerprint,
     )
 
 
 def run_image_stage(
-    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device, fingerprint: dict
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device
 ) -> Path:
     """Stage 2; the last checkpoint."""
     block = cfg.SOLVER.STAGE2
@@ -68,7 +74,8 @@ def run_image_stage(
         "vision_ssl": block.SSL_LOSS_WEIGHT,
     }
     loader = make_loader(
-        *(cfg, benchmark.train),
+        cfg,
+        benchmark.train,
         train=True,
         twins=weights["vision_ssl"] > 0,
         pin_memory=device.type == "cuda",
@@ -93,11 +100,15 @@ def run_image_stage(
             folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **evaluation.mean)
 
     return _fit(
-        *(cfg, block, stage, "image", folder, device),
+        cfg,
+        block,
+        stage,
+        "image",
+        folder,
+        device,
         batches=batches,
         paths=lambda batch: [benchmark.train[index].path for index in batch.indices.tolist()],
         file=f"{cfg.MODEL.NAME}_{{epoch}}.pth",
-        fingerprint=fingerprint,
         after_epoch=evaluate_now,
     )
 
@@ -106,7 +117,17 @@ RUN_STAGE = {"prompt": run_prompt_stage, "image": run_image_stage}
 
 
 def _fit(
-    cfg, block, stage: nn.Module, name, folder, device, *, batches, paths, file, fingerprint, after_epoch=None
+    cfg: CfgNode,
+    block: CfgNode,
+    stage: nn.Module,
+    name: str,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    batches: Callable[[int], Iterable],
+    paths: Callable[[Any], Sequence[str]],
+    file: str,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> Path:
     """What both stages have in common: optimiser, precision, the log, checkpoints."""
     precision = pick_precision(cfg.SOLVER.PRECISION, device)
@@ -124,14 +145,17 @@ def _fit(
                 "epoch": epoch,
                 "config": to_dict(cfg),
                 "architecture": stage.model.architecture,
-                "fingerprint": fingerprint,
             }
             saved.append(folder.save(file.format(epoch=epoch), contents))
         if after_epoch is not None:
             after_epoch(epoch)
 
     fit(
-        *(stage, batches, make_optimizer(block, stage), make_schedule(block), block.MAX_EPOCHS),
+        stage,
+        batches,
+        make_optimizer(block, stage),
+        make_schedule(block),
+        block.MAX_EPOCHS,
         device=device,
         precision=precision,
         name=name,

@@ -88,9 +88,14 @@ def fit(
                 lr, means = lr_at(epoch, optimizer.defaults["lr"]), window.take()
                 logger.info(
                     "%s stage  epoch %d/%d  step %d/%d  %s  lr %.3g  %.0f images/s",
-                    *(name, epoch, epochs, step, len(loader)),
+                    name,
+                    epoch,
+                    epochs,
+                    step,
+                    len(loader),
                     "  ".join(f"{term} {value:.3f}" for term, value in means.items()),
-                    *(lr, images / (now - since)),
+                    lr,
+                    images / (now - since),
                 )
                 if record is not None:
                     record("train", step=total_steps + step, stage=name, epoch=epoch, lr=lr, **means)

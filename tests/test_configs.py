@@ -267,11 +267,15 @@ def test_settings_at_odds_are_refused(overrides, words):
 
 
 def test_settings_at_odds_are_refused_all_in_one_message():
-    overrides = ["SOLVER.STAGE2.IMS_PER_BATCH", "30", "PROCESSOR.STAGES", "image", "SOLVER.STAGE1.LR_MIN", "1"]
+    overrides = ["SOLVER.STAGE2.IMS_PER_BATCH", "30", "SOLVER.STAGE1.LR_MIN", "1"]
+    overrides += ["SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0", "MODEL.ID_LOSS_WEIGHT", "0", "MODEL.I2T_LOSS_WEIGHT", "0"]
+    overrides += ["MODEL.TRIPLET_LOSS_WEIGHT", "0"]
     with pytest.raises(ConfigError) as caught:
         load(None, overrides)
     message = str(caught.value)
-    assert all(word in message for word in ("NUM_INSTANCE", "I2T_LOSS_WEIGHT", "LR_MIN")) and "\n" not in message
+    assert all(word in message for word in ("NUM_INSTANCE", "nothing to train", "LR_MIN")) and "\n" not in message
+    with pytest.raises(ConfigError, match=r"MODEL\.I2T_LOSS_WEIGHT 1\.0 compares images with sentences"):
+        load(None, ["PROCESSOR.STAGES", "image"])
 
 
 def test_what_a_stage_that_does_not_run_would_need_is_no_contradiction():

@@ -16,16 +16,18 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from yacs.config import CfgNode
 
-from configs import ConfigError, load
+from configs import ConfigError, load, to_dict
 from datasets.build import make_benchmark, make_loader
 from train_svllreid import train
 from utils.command import run
+from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
 from utils.records import Labels
-from utils.run_folder import RESULTS
+from utils.run_folder import CONFIG, RESULTS
 
 logger = logging.getLogger("compare_methods")
 METHODS = {
@@ -33,7 +35,8 @@ METHODS = {
     "CLIP-ReID": "configs/demo/vit_clipreid.yml",
     "SVLL-ReID": "configs/demo/vit_svllreid.yml",
 }
-PIXELS, FROZEN = "raw pixels", "frozen tiny CLIP"
+PIXELS, FROZEN = "raw pixels", "tiny CLIP before training"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -49,8 +52,8 @@ def main() -> None:
         for name, config in METHODS.items():
             folder = arguments.folder / f"{Path(config).stem}_{seed}"
             seeds = ["SOLVER.SEED", str(seed), "DATASETS.SYNTHETIC.SEED", str(seed)]
-            cfg = load(config, [*arguments.overrides, *seeds])
-            if not _finished(folder):
+            cfg = load(ROOT / config, [*arguments.overrides, *seeds])
+            if not finished(folder, cfg):
                 train(cfg, folder)
             start, end = (next(e for e in _entries(folder) if e["when"] == when) for when in ("start", "end"))
             scores[name].append(end)
@@ -94,12 +97,24 @@ def table(scores: dict[str, list[dict]], seeds: list[int]) -> str:
     return "\n".join(lines)
 
 
+def finished(folder: Path, cfg: CfgNode) -> bool:
+    """Whether a run with these settings is there.
+
+    Raises:
+        UserError: the folder holds a run with other settings, or one that did not end.
+    """
+    if not (folder / CONFIG).is_file():
+        return False
+    if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) != to_dict(cfg):
+        raise UserError(f"{folder}: holds a run with other settings; delete it or give another --folder")
+    if not any(entry["when"] == "end" for entry in _entries(folder)):
+        raise UserError(f"{folder}: holds a run that did not end; delete it or give another --folder")
+    return True
+
+
 def _entries(folder: Path) -> list[dict]:
-    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))["evaluations"]
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / RESULTS).is_file() and any(entry["when"] == "end" for entry in _entries(folder))
+    file = folder / RESULTS
+    return json.loads(file.read_text(encoding="utf-8"))["evaluations"] if file.is_file() else []
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m tools.demo                                     # what `make demo` does
     python -m tools.demo --config_file configs/demo/vit_clipreid.yml SOLVER.SEED 1
 
-Writes to runs/demo, which is emptied first. Exit code 1 if the end is not 5 mAP points above the frozen start.
+Writes to runs/demo, which is emptied first (another OUTPUT_DIR is not). Exit code 1 if the end is not 5 mAP points
+above the frozen start.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 from skimage.util import montage
 from yacs.config import CfgNode
@@ -24,6 +26,7 @@ from configs import ConfigError, load
 from datasets.build import make_benchmark
 from train_svllreid import train
 from utils.command import parse, run
+from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.records import Benchmark
@@ -32,12 +35,13 @@ from utils.run_folder import CONFIG, RESULTS
 logger = logging.getLogger("demo")
 
 FOLDER = Path("runs/demo")
-DEMO, PUBLISHED = Path("configs/demo/vit_svllreid.yml"), Path("configs/person/vit_svllreid.yml")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
 GAIN = 0.05  # of mAP, below which the demo has failed
 SHEET = "people.png"
 SHEET_ROWS, SHEET_COLUMNS = 6, 8
 # Settings that say where and on what, not how.
-NO_DEPARTURE = ("DATASETS.", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "LOG_PERIOD", "_PERIOD")
+NO_DEPARTURE = ("DATASETS.", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "_PERIOD")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,24 +49,30 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(__doc__, argv)
     cfg = load(arguments.config_file or DEMO, arguments.overrides)
     log_to_screen()
-    folder = Path(cfg.OUTPUT_DIR or FOLDER)
-    empty(folder)
+    folder = Path(cfg.OUTPUT_DIR or FOLDER).expanduser()
+    pick_device(cfg.MODEL.DEVICE)
+    if not cfg.OUTPUT_DIR:  # a folder that was named is treated as any training's
+        empty(folder)
     train(cfg, folder)
 
     write_sheet(make_benchmark(cfg), folder / SHEET)
     departures = list(compare(cfg, load(PUBLISHED)))
-    logger.info("differences from %s, the published recipe:\n%s", PUBLISHED, "\n".join(departures))
+    logger.info("differences from configs/person/%s, the published recipe:\n%s", PUBLISHED.name, "\n".join(departures))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     logger.info("files:\n%s", "\n".join(f"  {path}  {path.stat().st_size / 1e3:,.0f} kB" for path in files))
     return judge(folder)
 
 
 def empty(folder: Path) -> None:
-    """Remove an earlier demo; a folder that holds anything else than a run is left alone."""
-    if not folder.exists():
+    """Remove an earlier demo; what is anything else is left alone."""
+    if not folder.exists() and not folder.is_symlink():
         return
-    if any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: is in the way and is no earlier demo (no {CONFIG} in it); move it away")
+    try:
+        earlier = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["DATASETS"]["NAMES"] == "synthetic"
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        earlier = folder.is_dir() and not any(folder.iterdir())
+    if folder.is_symlink() or not earlier:
+        raise UserError(f"{folder}: is in the way and is no earlier demo; move it away, or set OUTPUT_DIR")
     shutil.rmtree(folder)
 
 

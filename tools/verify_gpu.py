@@ -32,6 +32,7 @@ from utils.seeds import seed_everything
 
 logger = logging.getLogger("verify_gpu")
 
+ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/person/vit_svllreid.yml"
 LOSS_TOLERANCE = 0.05  # of the mean over a stage's steps, relative
 FEATURE_TOLERANCE = 0.95  # least mean cosine of features from fp32 and bf16 training
@@ -77,7 +78,7 @@ def train(temporary: Path, precision: str, device: torch.device, steps: int, ove
         "SOLVER.STAGE2.LOG_PERIOD": "1",
     }
     pairs = [word for pair in settings.items() for word in pair]
-    cfg = load(CONFIG, [*pairs, *overrides])
+    cfg = load(ROOT / CONFIG, [*pairs, *overrides])
     seed_everything(cfg.SOLVER.SEED)
     benchmark = make_benchmark(cfg)
     model = make_model(cfg, benchmark).to(device)
@@ -95,7 +96,7 @@ def train(temporary: Path, precision: str, device: torch.device, steps: int, ove
         torch.cuda.reset_peak_memory_stats(device)
     for stage in cfg.PROCESSOR.STAGES:
         started = time.perf_counter()
-        checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, {})
+        checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device)
         logger.info(
             "%s %s stage: %.1f s, %d steps", precision, stage, time.perf_counter() - started, len(losses[stage])
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.errors import WeightsError
 
 FORMAT = "svllreid-1"
+PARTS = ("model", "architecture", "config")
 
 
 def save_checkpoint(path: Path, contents: dict) -> None:
@@ -44,6 +45,9 @@ def read_checkpoint(path: str | Path) -> dict:
     contents = read_tensors(path)
     if contents.get("format") != FORMAT:
         raise WeightsError(f"{path}: is not a checkpoint of this program (no format {FORMAT!r} in it)")
+    lacking = [part for part in PARTS if not isinstance(contents.get(part), dict)]
+    if lacking:
+        raise WeightsError(f"{path}: is no whole checkpoint, it lacks {', '.join(lacking)}")
     return contents
 
 

@@ -35,4 +35,7 @@ def peak_memory() -> str:
     except ImportError:  # Windows
         return "unknown"
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
+    own, children = (
+        resource.getrusage(who).ru_maxrss * unit / 2**30 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return f"{own:.1f} GiB" + (f", of its largest worker {children:.1f} GiB" if children > 0.1 else "")

@@ -14,14 +14,16 @@ FAILED, INTERRUPTED = 2, 130
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """`config_file` (a path or None) and `overrides` (KEY VALUE KEY VALUE ...)."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config_file", metavar="FILE", help="a YAML file, e.g. configs/person/vit_svllreid.yml")
+    parser.add_argument(
+        "--config_file", "--config-file", metavar="FILE", help="a YAML file, e.g. configs/person/vit_svllreid.yml"
+    )
     parser.add_argument(
         "overrides",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         metavar="KEY VALUE",
         help="settings that come last, e.g. SOLVER.SEED 1 MODEL.STRIDE_SIZE '[12, 12]' (all keys: configs/defaults.py)",
     )
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
