@@ -29,13 +29,10 @@ class Clock:
 
 
 def peak_memory() -> str:
-    """The most memory that this process had at once, as far as the system tells."""
+    """The most memory that this process, without a loader's workers, had at once, as far as the system tells."""
     try:
         import resource
     except ImportError:  # Windows
         return "unknown"
     unit = 1 if sys.platform == "darwin" else 1024
-    own, children = (
-        resource.getrusage(who).ru_maxrss * unit / 2**30 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return f"{own:.1f} GiB" + (f", of its largest worker {children:.1f} GiB" if children > 0.1 else "")
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
