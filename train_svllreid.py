@@ -77,8 +77,8 @@ def train(cfg: CfgNode, path: Path) -> Path:
         folder.discard()
         raise
     except KeyboardInterrupt:
-        folder.discard()
-        raise KeyboardInterrupt(f"during the {clock.current}; what was saved is in {path}") from None
+        outcome = "nothing was saved" if folder.discard() else f"what was saved is in {path}"
+        raise KeyboardInterrupt(f"during the {clock.current}; {outcome}") from None
 
     logger.info("%s, peak memory %s", clock, peak_memory())
     logger.info("%s\n%s", benchmark.name, table(entries))

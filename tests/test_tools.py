@@ -12,7 +12,7 @@ from PIL import Image
 from configs import load
 from datasets.build import make_benchmark
 from model import tiny_clip
-from tools import compare_methods, demo, pretrain_tiny_clip, verify_gpu
+from tools import benchmark, compare_methods, demo, pretrain_tiny_clip, verify_gpu
 
 
 def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_the_demo_draws_a_sheet_and_lists_what_differs_from_the_recipe(tmp_path)
     )
     demo.write_sheet(make_benchmark(cfg), tmp_path / "people.png")
     width, height = Image.open(tmp_path / "people.png").size
-    assert width > 8 * 64 and height > 3 * 128
+    assert 4 * 64 < width < 5 * 64 and 3 * 128 < height < 4 * 128
     lines = "\n".join(demo.compare(cfg, load("configs/person/vit_svllreid.yml")))
     assert "MODEL.NAME: ViT-Tiny-8 (published ViT-B-16)" in lines
     assert "SOLVER.STAGE2.BASE_LR" in lines and "OUTPUT_DIR" not in lines and "SYNTHETIC" not in lines
@@ -88,3 +88,14 @@ def test_the_gpu_check_refuses_another_story(outcome, fault):
     else:
         half["again"] = half["again"] + 0.01
     assert verify_gpu.compare(outcome, half) == 1
+
+
+def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
+    words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" tokens")[0].strip() for line in lines[1:]] == [
+        *("4 sentences of 77", "4 sentences of 12", "2 sentences of 12"),
+    ]
+    assert lines[1].endswith("1.0 x")

@@ -78,13 +78,17 @@ def empty(folder: Path) -> None:
 
 def write_sheet(benchmark: Benchmark, path: Path) -> None:
     """A picture of what was trained on: identities in rows, their images side by side."""
+    rows = [
+        [sample.path for sample in benchmark.train if sample.pid == pid][:SHEET_COLUMNS]
+        for pid in range(min(SHEET_ROWS, benchmark.num_pids))
+    ]
+    columns = max(map(len, rows))
     tiles = []
-    for pid in range(min(SHEET_ROWS, benchmark.num_pids)):
-        of_pid = [sample.path for sample in benchmark.train if sample.pid == pid][:SHEET_COLUMNS]
-        tiles += [np.asarray(Image.open(image).convert("RGB").resize((64, 128))) for image in of_pid]
-        tiles += [np.full((128, 64, 3), 255, np.uint8)] * (SHEET_COLUMNS - len(of_pid))
-    rows = len(tiles) // SHEET_COLUMNS
-    sheet = montage(tiles, grid_shape=(rows, SHEET_COLUMNS), padding_width=2, fill=(255, 255, 255), channel_axis=-1)
+    for row in rows:
+        tiles += [np.asarray(Image.open(image).convert("RGB").resize((64, 128))) for image in row]
+        tiles += [np.full((128, 64, 3), 255, np.uint8)] * (columns - len(row))
+    grid = (len(rows), columns)
+    sheet = montage(tiles, grid_shape=grid, padding_width=2, fill=(255, 255, 255), channel_axis=-1)
     Image.fromarray(sheet).save(path)
 
 

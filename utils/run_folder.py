@@ -100,17 +100,19 @@ class RunFolder:
         logger.info("saved %s", path)
         return path
 
-    def discard(self) -> None:
-        """Give the folder free again, if no training step was logged and no checkpoint saved; else leave it alone."""
+    def discard(self) -> bool:
+        """Give the folder free again, if no training step was logged and no checkpoint saved -> whether it was."""
         if any(self.path.glob("*.pth")) or (self.path / METRICS).exists():
-            return
+            return False
         if self._tensorboard is not None:
             self._tensorboard.close()
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
         for name in (RESULTS, LOG, VERSIONS, CONFIG):
-            (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows keeps a log file that is open
+                (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it holds something else
             self.path.rmdir()
+        return True
 
 
 def append_result(folder: Path, entry: dict) -> Path:

@@ -1,0 +1,77 @@
+"""What two shortcuts of the prompt stage save, as ratios between two ways in one run.
+
+    python -m tools.benchmark                                # the tiny CLIP
+    python -m tools.benchmark --name ViT-B-16 --device cuda
+
+Forward and backward of the text tower over a batch: all positions of the context against those up to the end of the
+text (attention is causal, so that the features are the same), and a sentence for every image against one for every
+identity of the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import open_clip
+import torch
+
+from model.clip import TextTower
+from model.pretrained import QUICK_GELU, build_clip
+from model.prompts import PromptLearner
+from model.tiny_clip import NAME
+from utils.command import run
+from utils.devices import describe, pick_device
+
+TEMPLATE = "A photo of a {} person."
+
+
+def main() -> None:
+    """Print a line for each way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default=NAME, help="architecture")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=64, help="images")
+    parser.add_argument("--identities", type=int, default=16, help="in the batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    clip = build_clip(arguments.name, QUICK_GELU)
+    tower = TextTower(clip).to(device).requires_grad_(False)
+    prompts = PromptLearner(arguments.identities, TEMPLATE, clip.token_embedding, open_clip.tokenize).to(device)
+    images = torch.arange(arguments.batch, device=device) % arguments.identities
+    context = prompts.prefix.shape[1] + prompts.context.shape[1] + prompts.suffix.shape[1]
+    ways = {
+        f"{arguments.batch} sentences of {context} tokens": (images, context - 1),
+        f"{arguments.batch} sentences of {prompts.end + 1} tokens": (images, prompts.end),
+        f"{arguments.identities} sentences of {prompts.end + 1} tokens": (images.unique(), prompts.end),
+    }
+    sys.stdout.write(f"text tower of {arguments.name} on {describe(device)}, forward and backward\n")
+    first = None
+    for name, (pids, end) in ways.items():
+
+        def step(pids=pids, end=end) -> None:
+            prompts.zero_grad()
+            tower(prompts(pids), end).sum().backward()
+
+        seconds = fastest(step, device, arguments.repeats)
+        first = first or seconds
+        sys.stdout.write(f"  {name:<32} {1000 * seconds:9.1f} ms   {first / seconds:5.1f} x\n")
+
+
+def fastest(step: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """The least seconds that `step` took; the first time does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
