@@ -63,6 +63,7 @@ def train(cfg: CfgNode, path: Path) -> Path:
         entry = result_entry(when, cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=checkpoint)
         entries.append(entry)
         append_result(path, entry)
+        folder.record("evaluation", step=len(entries), stage=when, **evaluation.mean)
 
     try:
         with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works

@@ -63,6 +63,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, config: dict, fingerprint: dict):
         self.path, self.fingerprint = path, fingerprint
+        self.kinds: set[str] = set()  # of what was recorded
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Opened exclusively: of two runs that start at once in one folder, one is refused.
@@ -77,6 +78,7 @@ class RunFolder:
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
         """Append numbers to metrics.jsonl, and to TensorBoard; `step` counts over the whole stage."""
+        self.kinds.add(kind)
         try:
             with open(self.path / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
@@ -102,12 +104,12 @@ class RunFolder:
 
     def discard(self) -> bool:
         """Give the folder free again, if no training step was logged and no checkpoint saved -> whether it was."""
-        if any(self.path.glob("*.pth")) or (self.path / METRICS).exists():
+        if any(self.path.glob("*.pth")) or self.kinds - {"evaluation"}:
             return False
         if self._tensorboard is not None:
             self._tensorboard.close()
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
-        for name in (RESULTS, LOG, VERSIONS, CONFIG):
+        for name in (METRICS, RESULTS, LOG, VERSIONS, CONFIG):
             with contextlib.suppress(OSError):  # Windows keeps a log file that is open
                 (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it holds something else
