@@ -20,6 +20,7 @@ from processor.build import evaluate_model, result_entry
 from utils.checkpoint import read_checkpoint
 from utils.command import parse, run
 from utils.devices import describe, pick_device
+from utils.errors import WeightsError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_screen
 from utils.report import table
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> Path:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
     checkpoint = read_checkpoint(weight)
     trained = checkpoint["config"]
+    if not {"DATASETS", "SOLVER"} <= trained.keys():
+        raise WeightsError(f"{weight}: is no whole checkpoint, its configuration lacks DATASETS or SOLVER")
     if cfg is None:
         cfg = from_dict({**trained, "OUTPUT_DIR": ""}, arguments.overrides, where=weight)
     folder = Path(cfg.OUTPUT_DIR or Path(weight).parent).expanduser()

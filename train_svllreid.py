@@ -19,7 +19,6 @@ from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.command import parse, run
 from utils.devices import describe, pick_device
-from utils.errors import UserError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
 from utils.report import table
@@ -74,12 +73,11 @@ def train(cfg: CfgNode, path: Path) -> Path:
                 checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device)
         with clock("evaluation of the end"):
             evaluate("end", checkpoint)
-    except UserError:
-        folder.discard()
-        raise
-    except KeyboardInterrupt:
+    except BaseException as error:  # out of memory, too
         outcome = "nothing was saved" if folder.discard() else f"what was saved is in {path}"
-        raise KeyboardInterrupt(f"during the {clock.current}; {outcome}") from None
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"during the {clock.current}; {outcome}") from None
+        raise
 
     logger.info("%s, peak memory %s", clock, peak_memory())
     logger.info("%s\n%s", benchmark.name, table(entries))

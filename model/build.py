@@ -67,6 +67,9 @@ def settle_architecture(cfg: CfgNode, architecture: dict) -> tuple[CfgNode, list
 
     MODEL.ACTIVATION "auto" says nothing and differs from nothing.
     """
+    lacking = SETTLED.keys() - architecture.keys()
+    if lacking:
+        raise WeightsError(f"TEST.WEIGHT: its description of the network lacks {', '.join(sorted(lacking))}")
     cfg, differences = cfg.clone(), []
     cfg.defrost()
     for name, key in SETTLED.items():

@@ -54,7 +54,7 @@ class ViTTower(nn.Module):
         token = visual.class_embedding.expand(len(images), 1, -1)  # [B, 1, D]
         if self.side is not None and side is not None:
             token = token + self.side(side)[:, None]
-        tokens = torch.cat([token.to(patches.dtype), patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h*w, D]
+        tokens = torch.cat([token, patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h*w, D]
         # Blocks are counted from the end, so that any depth works.
         _, (penultimate, last) = visual.transformer.forward_intermediates(visual.ln_pre(tokens + positions), indices=2)
         last = visual.ln_post(last[:, 0])

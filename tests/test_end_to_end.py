@@ -363,6 +363,7 @@ def test_ctrl_c_ends_with_one_line(trained, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a job runs in the background
     )
     deadline = time.monotonic() + 120
     for line in process.stdout:

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from configs import load
+from configs import load, to_dict
 from datasets.build import make_benchmark
 from model import tiny_clip
 from tools import benchmark, compare_methods, demo, pretrain_tiny_clip, verify_gpu
+from utils.errors import UserError
 
 
 def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
@@ -99,3 +101,15 @@ def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
         *("4 sentences of 77", "4 sentences of 12", "2 sentences of 12"),
     ]
     assert lines[1].endswith("1.0 x")
+
+
+def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):
+    cfg = load("configs/demo/vit_base.yml")
+    assert not compare_methods.finished(tmp_path, cfg)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
+    with pytest.raises(UserError, match="did not end"):
+        compare_methods.finished(tmp_path, cfg)
+    (tmp_path / "results.json").write_text('{"evaluations": [{"when": "end"}]}')
+    assert compare_methods.finished(tmp_path, cfg)
+    with pytest.raises(UserError, match="other settings"):
+        compare_methods.finished(tmp_path, load("configs/demo/vit_base.yml", ["SOLVER.SEED", "1"]))

@@ -69,7 +69,7 @@ def empty(folder: Path) -> None:
         return
     try:
         earlier = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["DATASETS"]["NAMES"] == "synthetic"
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
         earlier = folder.is_dir() and not any(folder.iterdir())
     if folder.is_symlink() or not earlier:
         raise UserError(f"{folder}: is in the way and is no earlier demo; move it away, or set OUTPUT_DIR")

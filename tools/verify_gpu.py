@@ -70,7 +70,7 @@ def train(temporary: Path, precision: str, device: torch.device, steps: int, ove
         "SOLVER.STAGE1.MAX_EPOCHS": str(max(1, steps // 4)),  # 512 images, 4 batches
         "SOLVER.STAGE2.MAX_EPOCHS": str(max(1, steps // 8)),  # 8 batches of 64
         # From a random start, and for a few dozen steps, the published rates would move nothing.
-        "SOLVER.STAGE1.BASE_LR": "0.0035",
+        "SOLVER.STAGE1.BASE_LR": "0.001",
         "SOLVER.STAGE1.WARMUP_EPOCHS": "0",
         "SOLVER.STAGE2.BASE_LR": "0.0001",
         "SOLVER.STAGE2.WARMUP_ITERS": "0",

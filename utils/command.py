@@ -13,7 +13,9 @@ FAILED, INTERRUPTED = 2, 130
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """`config_file` (a path or None) and `overrides` (KEY VALUE KEY VALUE ...)."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
         "--config_file", "--config-file", metavar="FILE", help="a YAML file, e.g. configs/person/vit_svllreid.yml"
     )
@@ -35,6 +37,12 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
         returned = main()
     except (UserError, *mendable) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
+        return FAILED
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        hint = "is its memory or /dev/shm full? (docker run --shm-size 4g, or DATALOADER.NUM_WORKERS 0)"
+        sys.stderr.write(f"error: a process that reads images died; {hint}\n")
         return FAILED
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")

@@ -13,6 +13,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: the device is not there.
     """
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in the patch convolution as elsewhere
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -24,6 +25,8 @@ def pick_device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"MODEL.DEVICE {name}: there is no MPS device here; auto takes what is there")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # or the loader's pinning would open the first device, too
     return device
 
 

@@ -18,6 +18,7 @@ from utils.errors import UserError, one_line
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train_log.txt", "metrics.jsonl", "results.json"
 VERSIONS, TENSORBOARD = "versions.json", "tensorboard"
+WRITTEN = (METRICS, RESULTS, LOG, VERSIONS)
 logger = logging.getLogger(__name__)
 
 
@@ -34,10 +35,11 @@ def check_writable(path: Path, *, key: str = "OUTPUT_DIR") -> None:
 
 
 def check_unused(path: Path) -> None:
-    """Raise UserError if `path` holds a run already."""
-    if (path / CONFIG).exists():
+    """Raise UserError if `path` holds a run already, or any file that a run would write."""
+    taken = [name for name in (CONFIG, *WRITTEN, TENSORBOARD) if (path / name).exists()]
+    if taken:
         raise UserError(
-            f"OUTPUT_DIR {path}: holds a run already ({CONFIG}); give another OUTPUT_DIR, or move that one away"
+            f"OUTPUT_DIR {path}: holds a run already ({taken[0]}); give another OUTPUT_DIR, or move that one away"
         )
 
 
@@ -109,7 +111,7 @@ class RunFolder:
         if self._tensorboard is not None:
             self._tensorboard.close()
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
-        for name in (METRICS, RESULTS, LOG, VERSIONS, CONFIG):
+        for name in (*WRITTEN, CONFIG):
             with contextlib.suppress(OSError):  # Windows keeps a log file that is open
                 (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it holds something else

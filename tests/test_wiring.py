@@ -1,0 +1,143 @@
+"""processor/build.py: what the configuration says reaches the stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from configs import load, to_dict
+from datasets.build import make_benchmark
+from model.build import make_model
+from processor import build
+from utils.errors import UserError, WeightsError
+from utils.run_folder import RunFolder, check_unused
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    return load(
+        "configs/demo/vit_svllreid.yml",
+        [
+            *("DATASETS.ROOT_DIR", str(tmp_path_factory.mktemp("data")), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8"),
+            *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "8", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),
+            *("DATASETS.SYNTHETIC.TEST_IMAGES", "6", "SOLVER.STAGE2.IMS_PER_BATCH", "16"),
+            *("SOLVER.STAGE1.MAX_EPOCHS", "5", "SOLVER.STAGE1.CHECKPOINT_PERIOD", "2"),
+            *(
+                "SOLVER.STAGE2.MAX_EPOCHS",
+                "5",
+                "SOLVER.STAGE2.CHECKPOINT_PERIOD",
+                "2",
+                "SOLVER.STAGE2.EVAL_PERIOD",
+                "9",
+            ),
+        ],
+    )
+
+
+@pytest.fixture
+def parts(cfg, tmp_path):
+    benchmark = make_benchmark(cfg)
+    return cfg, make_model(cfg, benchmark), benchmark, RunFolder(tmp_path, config={}, fingerprint={"data": "x"}), CPU
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Stands in for `fit`: keeps what it was given and goes through the epochs without training."""
+    given = {}
+
+    def fit(stage, batches, optimizer, lr_at, epochs, **rest):
+        given.update(rest, stage=stage, batches=batches, optimizer=optimizer, lr_at=lr_at, epochs=epochs)
+        for epoch in range(1, epochs + 1):
+            rest["after_epoch"](epoch)
+
+    monkeypatch.setattr(build, "fit", fit)
+    return given
+
+
+def test_every_epoch_of_the_image_stage_draws_batches_and_augmentations_anew(parts, fitted):
+    build.run_image_stage(*parts)
+    seen = []
+    for epoch in (1, 2, 1):
+        loader = fitted["batches"](epoch)
+        seen.append((loader.batch_sampler.batches, int(loader.dataset.epoch)))
+    assert seen[0] == seen[2]
+    assert seen[0][0] != seen[1][0]
+    assert [epoch for _, epoch in seen] == [1, 2, 1]
+
+
+def test_the_prompt_stage_sees_every_image_once_as_it_is_tested(parts, fitted, monkeypatch):
+    asked = []
+
+    def make_loader(cfg, samples, *, train, **rest):
+        asked.append((samples, train))
+        return real(cfg, samples, train=train, **rest)
+
+    real = build.make_loader
+    monkeypatch.setattr(build, "make_loader", make_loader)
+    benchmark = parts[2]
+    build.run_prompt_stage(*parts)
+    assert asked == [(benchmark.train, False)]
+    batches = list(fitted["batches"](1))
+    assert sum(len(batch.pids) for batch in batches) == len(benchmark.train)
+    orders = [torch.cat([batch.pids for batch in fitted["batches"](epoch)]).tolist() for epoch in (1, 2)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+@pytest.mark.parametrize(("stage", "name"), [("prompt", "ViT-Tiny-8_stage1_{}.pth"), ("image", "ViT-Tiny-8_{}.pth")])
+def test_checkpoints_come_by_their_period_and_always_at_the_end(parts, fitted, stage, name):
+    cfg, _, _, folder, _ = parts
+    last = build.RUN_STAGE[stage](*parts)
+    assert {path.name for path in folder.path.glob("*.pth")} == {name.format(epoch) for epoch in (2, 4, 5)}
+    assert last == folder.path / name.format(5)
+    contents = torch.load(last, weights_only=True)
+    assert (contents["stage"], contents["epoch"], contents["fingerprint"]) == (stage, 5, {"data": "x"})
+    assert contents["config"] == to_dict(cfg)
+
+
+def test_weights_and_switches_reach_the_image_stage(parts, fitted):
+    cfg, *rest = parts
+    changed = load(
+        "configs/demo/vit_svllreid.yml",
+        [
+            *("DATASETS.ROOT_DIR", cfg.DATASETS.ROOT_DIR, "SOLVER.STAGE2.IMS_PER_BATCH", "16"),
+            *("MODEL.ID_LOSS_WEIGHT", "0.5", "MODEL.TRIPLET_LOSS_WEIGHT", "0.75", "MODEL.I2T_LOSS_WEIGHT", "0.125"),
+            *("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.25", "MODEL.NO_MARGIN", "True", "MODEL.IF_LABELSMOOTH", "off"),
+        ],
+    )
+    build.run_image_stage(changed, *rest)
+    stage = fitted["stage"]
+    assert stage.weights == {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
+    assert stage.triplet.margin is None and stage.identity.smoothing == stage.image_text.smoothing == 0.0
+    build.run_image_stage(cfg, *rest)
+    stage = fitted["stage"]
+    assert stage.triplet.margin == 0.3 and stage.identity.smoothing == stage.image_text.smoothing == 0.1
+
+
+def test_more_cameras_than_the_table_has_are_refused(parts):
+    cfg, model, benchmark, _, _ = parts
+    (trial,) = benchmark.trials
+    elsewhere = replace(benchmark, trials=(trial._replace(query=(trial.query[0]._replace(camid=6),)),))
+    with pytest.raises(WeightsError, match=r"knows 6 cameras, synthetic has 7"):
+        build.evaluate_model(cfg, model, elsewhere, CPU)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt", "versions.json"])
+def test_a_folder_with_any_file_of_a_run_is_refused(tmp_path, name):
+    check_unused(tmp_path)
+    (tmp_path / name).write_text("old")
+    with pytest.raises(UserError, match="holds a run already"):
+        check_unused(tmp_path)
+
+
+def test_a_run_that_logged_a_step_keeps_its_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
+    folder.record("evaluation", step=1, mAP=0.5)
+    folder.record("train", step=1, loss=1.0)
+    assert not folder.discard() and (tmp_path / "run" / "config.yaml").exists()
+    folder = RunFolder(tmp_path / "other", config={}, fingerprint={})
+    folder.record("evaluation", step=1, mAP=0.5)
+    assert folder.discard() and not (tmp_path / "other").exists()
