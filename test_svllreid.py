@@ -33,16 +33,15 @@ def main(argv: list[str] | None = None) -> Path:
     """Test as the command line says; the results file."""
     arguments = parse(__doc__, argv)
     log_to_screen()
-    cfg = load(arguments.config_file, arguments.overrides) if arguments.config_file else None
-    given = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=False))
-    weight = cfg.TEST.WEIGHT if cfg else given.get("TEST.WEIGHT", "")
+    cfg = load(arguments.config_file, arguments.overrides)
+    weight = cfg.TEST.WEIGHT
     if not weight:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
     checkpoint = read_checkpoint(weight)
     trained = checkpoint["config"]
     if not {"DATASETS", "SOLVER"} <= trained.keys():
         raise WeightsError(f"{weight}: is no whole checkpoint, its configuration lacks DATASETS or SOLVER")
-    if cfg is None:
+    if not arguments.config_file:
         cfg = from_dict({**trained, "OUTPUT_DIR": ""}, arguments.overrides, where=weight)
     folder = Path(cfg.OUTPUT_DIR or Path(weight).parent).expanduser()
     check_writable(folder)
@@ -62,8 +61,8 @@ def main(argv: list[str] | None = None) -> Path:
         )
     evaluation = evaluate_model(cfg, model, benchmark, device)
     fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
-    entry = result_entry("test", cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=weight)
-    entry["seed"] = trained["SOLVER"]["SEED"]
+    seed = trained["SOLVER"]["SEED"]
+    entry = result_entry("test", cfg, benchmark, evaluation, seed=seed, fingerprint=fingerprint, checkpoint=weight)
     logger.info("%s\n%s", benchmark.name, table([entry]))
     logger.info("added to %s", append_result(folder, entry))
     return folder / RESULTS

@@ -59,7 +59,10 @@ def train(cfg: CfgNode, path: Path) -> Path:
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
         evaluation = evaluate_model(cfg, model, benchmark, device)
-        entry = result_entry(when, cfg, benchmark, evaluation, fingerprint=fingerprint, checkpoint=checkpoint)
+        seed = cfg.SOLVER.SEED
+        entry = result_entry(
+            when, cfg, benchmark, evaluation, seed=seed, fingerprint=fingerprint, checkpoint=checkpoint
+        )
         entries.append(entry)
         append_result(path, entry)
         folder.record("evaluation", step=len(entries), stage=when, **evaluation.mean)

@@ -27,6 +27,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from datasets.market1501 import GALLERY as GALLERY_FOLDER
+from datasets.market1501 import QUERY as QUERY_FOLDER
+from datasets.market1501 import TRAIN as TRAIN_FOLDER
 from datasets.rendering.camera import BACKGROUNDS, Camera, sample_camera
 from datasets.rendering.person import Person, sample_person
 from datasets.rendering.scene import RENDERER_VERSION, render
@@ -37,9 +40,6 @@ IDENTITY_STREAM = 2000
 IMAGE_STREAM = 3000
 ASSIGNMENT_STREAM = 4000  # which cameras an identity walks past
 
-TRAIN_FOLDER = "bounding_box_train"
-QUERY_FOLDER = "query"
-GALLERY_FOLDER = "bounding_box_test"
 MANIFEST = "synthetic.json"
 
 _MANIFEST_KIND = "svll-reid synthetic person data set"

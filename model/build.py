@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import open_clip
@@ -16,9 +15,6 @@ from model.svllreid import SvllReid
 from utils.checkpoint import load_strictly, read_checkpoint
 from utils.errors import WeightsError
 from utils.records import Benchmark
-
-logger = logging.getLogger(__name__)
-
 
 # What a checkpoint's network was built for and fed with: name in `architecture` -> configuration key.
 SETTLED = {

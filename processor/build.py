@@ -199,10 +199,11 @@ def result_entry(
     benchmark: Benchmark,
     evaluation: Evaluation,
     *,
+    seed: int,
     fingerprint: dict,
     checkpoint: Path | str | None,
 ) -> dict:
-    """An entry of results.json: the figures as fractions, and everything that changes them."""
+    """An entry of results.json: the figures as fractions, and everything that changes them (`seed`: the training's)."""
     first, trial = evaluation.trials[0], benchmark.trials[0]
     return {
         "when": when,
@@ -219,7 +220,7 @@ def result_entry(
         "stride": list(cfg.MODEL.STRIDE_SIZE),
         "re_ranking": None,
         "precision": "fp32",
-        "seed": cfg.SOLVER.SEED,
+        "seed": seed,
         "checkpoint": str(checkpoint) if checkpoint else None,
         **fingerprint,
     }
