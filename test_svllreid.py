@@ -3,7 +3,8 @@
     python test_svllreid.py TEST.WEIGHT runs/market/ViT-B-16_60.pth
     python test_svllreid.py --config_file configs/person/vit_svllreid.yml TEST.WEIGHT runs/market/ViT-B-16_60.pth
 
-Without --config_file, settings are those that the checkpoint was trained with.
+Without --config_file, settings are those that the checkpoint was trained with. Published CLIP-ReID and SVLL-ReID files
+hold no settings: they need --config_file. Training images are not needed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
 from datasets.build import make_benchmark
-from model.build import model_from, settle_architecture
+from model.build import RESIZING, model_from, settle_architecture
+from model.weights import read_weights
 from processor.build import evaluate_model, result_entry
-from utils.checkpoint import read_checkpoint
 from utils.command import parse, run
 from utils.devices import describe, pick_device
 from utils.errors import WeightsError
@@ -33,27 +34,36 @@ def main(argv: list[str] | None = None) -> Path:
     """Test as the command line says; the results file."""
     arguments = parse(__doc__, argv)
     log_to_screen()
-    cfg = load(arguments.config_file, arguments.overrides)
-    weight = cfg.TEST.WEIGHT
+    requested = arguments.overrides[::2]
+    if arguments.config_file:
+        cfg = load(arguments.config_file, arguments.overrides)
+        weight = cfg.TEST.WEIGHT
+    else:
+        weight = dict(zip(requested, arguments.overrides[1::2], strict=False)).get("TEST.WEIGHT")
     if not weight:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
-    checkpoint = read_checkpoint(weight)
-    trained = checkpoint["config"]
-    if not {"DATASETS", "SOLVER"} <= trained.keys():
+    weights = read_weights(weight)
+    trained = weights.config
+    if trained is not None and not {"DATASETS", "SOLVER"} <= trained.keys():
         raise WeightsError(f"{weight}: is no whole checkpoint, its configuration lacks DATASETS or SOLVER")
     if not arguments.config_file:
+        if trained is None:
+            raise WeightsError(f"{weight}: is a published file, which holds no settings; give its --config_file")
         cfg = from_dict({**trained, "OUTPUT_DIR": ""}, arguments.overrides, where=weight)
     folder = Path(cfg.OUTPUT_DIR or Path(weight).parent).expanduser()
     check_writable(folder)
-    cfg, differences = settle_architecture(cfg, checkpoint["architecture"])
+    cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     for difference in differences:
         logger.info("%s", difference)
 
     device = pick_device(cfg.MODEL.DEVICE)
-    benchmark = make_benchmark(cfg)
-    model = model_from(checkpoint, source=weight).to(device)
+    model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
+    for line in verdict:
+        logger.info("TEST.WEIGHT: %s", line)
+    benchmark = make_benchmark(cfg, train=False)
+    model = model.to(device)
     logger.info("%s on %s: %s", weight, describe(device), benchmark.counts())
-    if model.image.side is not None and trained["DATASETS"]["NAMES"] != cfg.DATASETS.NAMES:
+    if model.image.side is not None and trained is not None and trained["DATASETS"]["NAMES"] != cfg.DATASETS.NAMES:
         logger.warning(
             "the network's side information was learnt for the cameras of %s; those of %s are others",
             trained["DATASETS"]["NAMES"],
@@ -61,7 +71,7 @@ def main(argv: list[str] | None = None) -> Path:
         )
     evaluation = evaluate_model(cfg, model, benchmark, device)
     fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
-    seed = trained["SOLVER"]["SEED"]
+    seed = trained["SOLVER"]["SEED"] if trained else None
     entry = result_entry("test", cfg, benchmark, evaluation, seed=seed, fingerprint=fingerprint, checkpoint=weight)
     logger.info("%s\n%s", benchmark.name, table([entry]))
     logger.info("added to %s", append_result(folder, entry))

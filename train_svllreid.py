@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -31,13 +32,17 @@ logger = logging.getLogger("train")
 def main(argv: list[str] | None = None) -> Path:
     """Train as the command line says; the run's folder."""
     arguments = parse(__doc__, argv)
-    cfg = load(arguments.config_file, arguments.overrides)
     log_to_screen()
-    return train(cfg, Path(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file)).expanduser())
+    cfg = load(arguments.config_file, arguments.overrides)
+    folder = Path(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file)).expanduser()
+    return train(cfg, folder, requested=arguments.overrides[::2])
 
 
-def train(cfg: CfgNode, path: Path) -> Path:
-    """The whole way: data, network, evaluation of the start, every stage, evaluation of the end."""
+def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
+    """The whole way: data, network, evaluation of the start, every stage, evaluation of the end.
+
+    `requested` are the keys of the command line.
+    """
     clock = Clock()
     check_unused(path)
     check_writable(path)
@@ -48,7 +53,7 @@ def train(cfg: CfgNode, path: Path) -> Path:
         if "image" in cfg.PROCESSOR.STAGES:  # enough identities for a batch? Said now, not after the prompt stage.
             make_loader(cfg, benchmark.train, train=True)
     with clock("network"):
-        model = make_model(cfg, benchmark).to(device)
+        model = make_model(cfg, benchmark, requested=requested).to(device)
     fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
     folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint)
     log_to_file(path / LOG)
@@ -65,7 +70,7 @@ def train(cfg: CfgNode, path: Path) -> Path:
         )
         entries.append(entry)
         append_result(path, entry)
-        folder.record("evaluation", step=len(entries), stage=when, **evaluation.mean)
+        folder.record("evaluation", step=len(entries), stage=when, re_ranking=entry["re_ranking"], **evaluation.mean)
 
     try:
         with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works

@@ -49,12 +49,20 @@ RULES: dict[str, Rule] = {
     "MODEL.ID_LOSS_WEIGHT": at_least(0),
     "MODEL.TRIPLET_LOSS_WEIGHT": at_least(0),
     "MODEL.I2T_LOSS_WEIGHT": at_least(0),
+    "MODEL.SSL_TYPE": (
+        lambda value: value in ("SIMCLR", "SIMSIAM"),
+        "SIMCLR or SIMSIAM (a weight of 0.0 switches self-supervision off: SOLVER.STAGE2.SSL_LOSS_WEIGHT 0.0)",
+    ),
     "MODEL.SSL_HIDDEN": at_least(1),
     "MODEL.SSL_OUT": at_least(1),
     "INPUT.SIZE_TRAIN": SIZE,
     "INPUT.SIZE_TEST": SIZE,
     "INPUT.PROB": within(0, 1),
     "INPUT.RE_PROB": within(0, 1),
+    "INPUT.TWIN_ERASED_AREA": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < 1,
+        "two shares above 0 and below 1, the smaller first",
+    ),
     "INPUT.PADDING": at_least(0),
     "INPUT.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "INPUT.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three positive numbers"),
@@ -87,6 +95,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.STAGE1.LR_MIN": at_least(0),
     "SOLVER.STAGE1.PROMPT_AUG_METHOD": one_of("mask", "swap", "mix"),
     "SOLVER.STAGE1.PROMPT_AUG_SCALE": within(0, 1),
+    "SOLVER.STAGE1.PROMPT_AUG_TOKENS": one_of("all", "words"),
     "SOLVER.STAGE2.BIAS_LR_FACTOR": at_least(0),
     "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": at_least(0),
     "SOLVER.STAGE2.STEPS": (
@@ -99,6 +108,9 @@ RULES: dict[str, Rule] = {
     "SOLVER.STAGE2.EVAL_PERIOD": at_least(1),
     "TEST.IMS_PER_BATCH": at_least(1),
     "TEST.NECK_FEAT": one_of("before", "after"),
+    "TEST.RE_RANKING_K1": at_least(1),
+    "TEST.RE_RANKING_K2": at_least(1),
+    "TEST.RE_RANKING_LAMBDA": within(0, 1),
     "PROCESSOR.STAGES": (
         lambda value: value in (STAGE_NAMES, STAGE_NAMES[:1], STAGE_NAMES[1:]),
         "('prompt', 'image'), ('prompt',) or ('image',)",
@@ -130,15 +142,29 @@ def check_together(cfg: CfgNode) -> None:
                 "MODEL.TRIPLET_LOSS_WEIGHT above 0 needs two identities in a batch: SOLVER.STAGE2.IMS_PER_BATCH "
                 f"{images}, DATALOADER.NUM_INSTANCE {k}"
             )
-        if cfg.MODEL.I2T_LOSS_WEIGHT > 0 and "prompt" not in cfg.PROCESSOR.STAGES:
+        trained = "prompt" in cfg.PROCESSOR.STAGES or cfg.MODEL.INIT_FROM
+        if cfg.MODEL.I2T_LOSS_WEIGHT > 0 and not (trained or cfg.PROCESSOR.UNTRAINED_PROMPTS):
             faults.append(
                 f"MODEL.I2T_LOSS_WEIGHT {cfg.MODEL.I2T_LOSS_WEIGHT} compares images with sentences that only the "
-                "prompt stage trains: PROCESSOR.STAGES lacks it (for a baseline set MODEL.I2T_LOSS_WEIGHT 0.0)"
+                "prompt stage trains, and PROCESSOR.STAGES lacks it: name a checkpoint that has them "
+                "(MODEL.INIT_FROM), set MODEL.I2T_LOSS_WEIGHT 0.0 (a baseline), or allow sentences that nobody "
+                "trained (PROCESSOR.UNTRAINED_PROMPTS True)"
+            )
+        ignoring = cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0 and cfg.SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY
+        if ignoring and cfg.MODEL.SSL_TYPE == "SIMSIAM":
+            faults.append(
+                "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY True leaves images out of negatives, of which MODEL.SSL_TYPE "
+                "SIMSIAM has none"
             )
         weights = (cfg.MODEL.ID_LOSS_WEIGHT, cfg.MODEL.TRIPLET_LOSS_WEIGHT, cfg.MODEL.I2T_LOSS_WEIGHT)
         if not any((*weights, cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT)):
             faults.append("all loss weights of the image stage are 0: nothing to train")
     if "prompt" in cfg.PROCESSOR.STAGES and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
         faults.append("SOLVER.STAGE1.LR_MIN is above SOLVER.STAGE1.BASE_LR")
+    if cfg.TEST.RE_RANKING and cfg.TEST.RE_RANKING_K2 > cfg.TEST.RE_RANKING_K1:
+        faults.append(
+            f"TEST.RE_RANKING_K2 {cfg.TEST.RE_RANKING_K2} is above TEST.RE_RANKING_K1 {cfg.TEST.RE_RANKING_K1}: "
+            "more neighbours would be averaged than are looked for"
+        )
     if faults:
         raise ConfigError("settings that do not go together: " + "; ".join(faults))

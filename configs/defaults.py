@@ -1,7 +1,8 @@
 """Every configuration key once: its default, its meaning, its unit, its choices.
 
 Key names and defaults are those of the published programs wherever the meaning is the same; where a default differs,
-the comment says why. A YAML file or the command line may change a value, never its type (`configs.load` converts).
+the comment says why. What becomes of published keys that are not here is in `configs/published.py`. A YAML file or the
+command line may change a value, never its type (`configs.load` converts).
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ _C = Node()
 _C.MODEL = Node()
 # Where everything runs: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N, mps.
 _C.MODEL.DEVICE = "auto"
-# CLIP's architecture by open_clip's name (ViT-B-16, ViT-B-32, ViT-L-14, ...), or ViT-Tiny-8 (in this repository).
+# CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), or ViT-Tiny-8 (in this repository).
 # (The published default, resnet50, is no name that the published programs know.)
 _C.MODEL.NAME = "ViT-B-16"
 # CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (of ViT-Tiny-8), none (random).
 _C.MODEL.PRETRAIN = "openai"
+# A checkpoint, ours or a published CLIP-ReID or SVLL-ReID file, whose weights training starts from; empty for none.
+_C.MODEL.INIT_FROM = ""
 # quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP say it themselves; other files do not.
 _C.MODEL.ACTIVATION = "auto"
 # Patch stride (vertical, horizontal) in pixels; below the patch size, patches overlap ("OLP": 12 for patches of 16).
@@ -29,6 +32,8 @@ _C.MODEL.SIE_CAMERA = False
 _C.MODEL.SIE_VIEW = False
 # The factor of that vector.
 _C.MODEL.SIE_COE = 3.0
+# Whether the twins of the vision self-supervision get that vector, too; published: no.
+_C.MODEL.SIE_TWINS = False
 # Weights of the image stage's terms; 0.0 is off. Here: classifying the identities.
 _C.MODEL.ID_LOSS_WEIGHT = 1.0
 # Triplets of images.
@@ -39,7 +44,9 @@ _C.MODEL.I2T_LOSS_WEIGHT = 1.0
 _C.MODEL.IF_LABELSMOOTH = True
 # Triplet loss with log(1 + exp(.)) instead of the margin.
 _C.MODEL.NO_MARGIN = False
-# Width of the hidden layers of SimCLR's projection heads ...
+# The vision self-supervision: SIMCLR or SIMSIAM; a weight of 0.0 switches it off. That of language is always SimCLR.
+_C.MODEL.SSL_TYPE = "SIMCLR"
+# Width of the hidden layers of the projection heads ...
 _C.MODEL.SSL_HIDDEN = 4096
 # ... and of what they return.
 _C.MODEL.SSL_OUT = 256
@@ -54,6 +61,8 @@ _C.INPUT.SIZE_TEST = (384, 128)
 _C.INPUT.PROB = 0.5
 # Probability of random erasing, in the training images and in the twins of the vision self-supervision alike.
 _C.INPUT.RE_PROB = 0.5
+# Smallest and largest share of a twin's area that is erased, when something is; published: always a third.
+_C.INPUT.TWIN_ERASED_AREA = (0.33, 1 / 3)
 # Black border in pixels, from which the random crop is cut.
 _C.INPUT.PADDING = 10
 # Mean of the three channels, of pixels in 0..1 ...
@@ -113,17 +122,21 @@ _C.SOLVER.STAGE1.BASE_LR = 3e-4
 _C.SOLVER.STAGE1.WEIGHT_DECAY = 5e-4
 # Epochs of linear warm-up, after which a cosine follows.
 _C.SOLVER.STAGE1.WARMUP_EPOCHS = 5
-# Where the warm-up starts. (The published default is 0.01, 33 times BASE_LR, which no published file uses; this and the
-# next are the values of every published file.)
-_C.SOLVER.STAGE1.WARMUP_LR_INIT = 1e-5
-# Where the cosine ends; the published default is 1.6e-5.
-_C.SOLVER.STAGE1.LR_MIN = 1e-6
-# Weight of the language self-supervision; 0.0 is off. (The published default is 2.0; for people, 0.8.)
-_C.SOLVER.STAGE1.SSL_LOSS_WEIGHT = 0.8
+# Where the warm-up starts. (The published default, 33 times BASE_LR; every published file sets 1e-5.)
+_C.SOLVER.STAGE1.WARMUP_LR_INIT = 0.01
+# Where the cosine ends. (Every published file sets 1e-6.)
+_C.SOLVER.STAGE1.LR_MIN = 1.6e-5
+# Weight of the language self-supervision; 0.0 is off. (The published files set 0.8 for people and VehicleID, 2.0 for
+# VeRi.)
+_C.SOLVER.STAGE1.SSL_LOSS_WEIGHT = 2.0
+# Whether its projection head is trained with the prompts; published: it stays at its random start.
+_C.SOLVER.STAGE1.TRAIN_PROJECTOR = False
 # How its two copies of a prompt are disturbed: mask (numbers to zero), swap (positions), mix (with another prompt), ...
 _C.SOLVER.STAGE1.PROMPT_AUG_METHOD = "mask"
 # ... and how much, 0..1: share of numbers, share of positions, share of the other prompt.
 _C.SOLVER.STAGE1.PROMPT_AUG_SCALE = 0.5
+# Where: all (published: the whole context, start, end and padding included) or words (only between start and end).
+_C.SOLVER.STAGE1.PROMPT_AUG_TOKENS = "all"
 # Every so many epochs; a stage's last epoch is always saved.
 _C.SOLVER.STAGE1.CHECKPOINT_PERIOD = 10
 # Every so many steps.
@@ -155,11 +168,13 @@ _C.SOLVER.STAGE2.STEPS = (40, 70)
 _C.SOLVER.STAGE2.GAMMA = 0.1
 # Linear warm-up from WARMUP_FACTOR * BASE_LR ...
 _C.SOLVER.STAGE2.WARMUP_FACTOR = 0.01
-# ... over this many *epochs* (the published name; its default of 500 was longer than any training, so the default is
-# the 10 of every published file).
-_C.SOLVER.STAGE2.WARMUP_ITERS = 10
+# ... over this many *epochs*, whatever the published name says. (The published default, longer than any training; every
+# published file sets 10.)
+_C.SOLVER.STAGE2.WARMUP_ITERS = 500
 # Weight of the vision self-supervision; 0.0 is off and loads no twins.
 _C.SOLVER.STAGE2.SSL_LOSS_WEIGHT = 0.8
+# Leaves other images of the same identity out of its negatives (SIMCLR only); published: they are negatives.
+_C.SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY = False
 # Every so many epochs; a stage's last epoch is always saved.
 _C.SOLVER.STAGE2.CHECKPOINT_PERIOD = 10
 # Every so many steps.
@@ -177,11 +192,21 @@ _C.TEST.WEIGHT = ""
 _C.TEST.NECK_FEAT = "after"
 # Compare features of length 1.
 _C.TEST.FEAT_NORM = True
+# Re-rank by k-reciprocal neighbours (Zhong et al., 2017). The published programs have the key but never read it.
+_C.TEST.RE_RANKING = False
+# Neighbours that must find each other ...
+_C.TEST.RE_RANKING_K1 = 50
+# ... neighbours whose neighbourhoods are averaged, at most K1 ...
+_C.TEST.RE_RANKING_K2 = 15
+# ... and the share of the original distance, 0..1.
+_C.TEST.RE_RANKING_LAMBDA = 0.3
 
 # ------------------------------------------------------------------------------------------------------------------ run
 _C.PROCESSOR = Node()
 # What is run, in this order: prompt (stage 1), image (stage 2).
 _C.PROCESSOR.STAGES = ("prompt", "image")
+# Allows the image stage to compare images with sentences that nobody trained: no prompt stage, no MODEL.INIT_FROM.
+_C.PROCESSOR.UNTRAINED_PROMPTS = False
 # Where everything is written. Empty: training runs/DATASET_CONFIGFILE_seedSEED, testing the checkpoint's folder.
 _C.OUTPUT_DIR = ""
 

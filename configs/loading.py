@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from yacs.config import CfgNode
 
 from configs.checks import ConfigError, check_together, check_value
 from configs.defaults import defaults
-
-SPOKEN = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-NAMES = "DATASETS.NAMES"  # published files write the name as a string or as a tuple
+from configs.published import SWITCHES, Switches, translate
+from configs.values import convert
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
     """The frozen configuration.
+
+    Files and overrides may have the keys of the published programs (`configs.published`).
 
     Args:
         path: a YAML file, whose `BASE:` (a path relative to it) is read before it; None for the defaults.
@@ -29,8 +29,11 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
         ConfigError: a file that is missing or no YAML; an unknown key (the message names the nearest); a value of the
             wrong type or out of range; settings that contradict each other.
     """
-    layers = _layers(Path(path), ()) if path else []
-    return _merge([(str(file), tree) for file, tree in layers], overrides)
+    cfg = defaults()
+    switches = Switches(cfg)
+    for number, (file, tree) in enumerate(_layers(Path(path), ()) if path else []):
+        _add(cfg, dict(_flatten(tree)), switches, where=str(file), root=number == 0)
+    return _finish(cfg, overrides, switches)
 
 
 def to_dict(cfg: CfgNode) -> dict:
@@ -43,22 +46,32 @@ def to_dict(cfg: CfgNode) -> dict:
 
 def from_dict(tree: Mapping, overrides: Sequence[str] = (), *, where: str) -> CfgNode:
     """The frozen configuration that `to_dict` made `tree` from, with `overrides` on top."""
-    return _merge([(where, tree)], overrides)
+    cfg = defaults()
+    switches = Switches(cfg)
+    for key, value in _flatten(tree):
+        _set(cfg, key, value, where=where)
+    switches.follow({}, cfg, where=where)
+    return _finish(cfg, overrides, switches)
 
 
-def _merge(layers: Sequence[tuple[str, Mapping]], overrides: Sequence[str]) -> CfgNode:
+def _finish(cfg: CfgNode, overrides: Sequence[str], switches: Switches) -> CfgNode:
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
-    cfg = defaults()
-    for where, tree in layers:
-        for key, value in _flatten(tree):
-            _set(cfg, key, value, where=where)
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        _set(cfg, key, text, where="command line")
+        _add(cfg, {key: text}, switches, where="command line")
     check_together(cfg)
     cfg.freeze()
     return cfg
+
+
+def _add(cfg: CfgNode, values: Mapping[str, Any], switches: Switches, *, where: str, root: bool = False) -> None:
+    """Change `cfg` to what one layer says, be it in our keys or in published ones."""
+    values = translate(values, cfg, where=where, root=root)
+    for key, value in values.items():
+        if key not in SWITCHES:
+            _set(cfg, key, value, where=where)
+    switches.follow(values, cfg, where=where)
 
 
 def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
@@ -103,13 +116,11 @@ def _set(cfg: CfgNode, key: str, value: Any, *, where: str) -> None:
         node = node.get(block) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
         raise ConfigError(f"{where}: there is no key {key}{_nearest(key, cfg)}")
+    node[name] = convert(key, value, node[name], where=where)
     try:
-        node[name] = _convert(value, node[name], single=key == NAMES)
         check_value(key, node[name])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except ValueError as error:
-        raise ConfigError(f"{where}: {key}: {value!r} will not do; {error}") from None
 
 
 def _nearest(key: str, cfg: CfgNode) -> str:
@@ -118,51 +129,3 @@ def _nearest(key: str, cfg: CfgNode) -> str:
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     near = near or [by_end[m] for m in difflib.get_close_matches(key.rpartition(".")[2].lower(), by_end, n=1)]
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
-    """`value` as the type of `default`; ValueError says what would be right."""
-    if value is None or (isinstance(value, str) and value.strip() in ("None", "null", "~")):
-        raise ValueError("it needs a value, None is none (off is a weight of 0.0, False or '')")
-    if isinstance(default, tuple):
-        value = _literal(value)
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        kind = default[0]
-        return tuple(_convert(element, kind) for element in values)
-    if isinstance(default, str):
-        literal = _literal(value)
-        if single and isinstance(literal, (tuple, list)) and len(literal) == 1:
-            literal = literal[0]
-        if isinstance(literal, (tuple, list, dict)):
-            raise ValueError("right is one name" if single else "right is a text")
-        if isinstance(literal, str):
-            return literal
-        if isinstance(value, bool):
-            raise ValueError("right is a text")
-        return str(value)
-    value = _literal(value)
-    if isinstance(default, bool):
-        spoken = SPOKEN.get(value.strip().lower()) if isinstance(value, str) else value
-        if not isinstance(spoken, bool):
-            raise ValueError("right is True or False")
-        return spoken
-    if isinstance(value, (bool, tuple, list, dict)):
-        raise ValueError(f"right is one {'whole number' if isinstance(default, int) else 'number'}")
-    if isinstance(default, int):
-        if not isinstance(value, int):
-            raise ValueError("right is a whole number")
-        return value
-    try:
-        return float(value)  # YAML reads 5e-6 as a text
-    except (TypeError, ValueError):
-        raise ValueError("right is a number") from None
-
-
-def _literal(value: Any) -> Any:
-    """What a text of the command line or of a YAML file means as a Python literal, if it is one."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value

@@ -23,19 +23,21 @@ from utils.records import Batch, Benchmark, Sample
 HOLD_OUT_SEED = 1234  # the split stays the same whatever SOLVER.SEED, so that no later test meets what was trained on
 
 
-def _synthetic(cfg: CfgNode) -> Benchmark:
+def _market1501(cfg: CfgNode, train: bool) -> Benchmark:
+    return market1501(Path(cfg.DATASETS.ROOT_DIR).expanduser(), train=train)
+
+
+def _synthetic(cfg: CfgNode, train: bool) -> Benchmark:
     options = {key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()}
-    return read_market_folders("synthetic", write_synthetic(Path(cfg.DATASETS.ROOT_DIR).expanduser(), **options))
+    folder = write_synthetic(Path(cfg.DATASETS.ROOT_DIR).expanduser(), **options)
+    return read_market_folders("synthetic", folder, train=train)
 
 
-BENCHMARKS: dict[str, Callable[[CfgNode], Benchmark]] = {
-    "market1501": lambda cfg: market1501(Path(cfg.DATASETS.ROOT_DIR).expanduser()),
-    "synthetic": _synthetic,
-}
+BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {"market1501": _market1501, "synthetic": _synthetic}
 
 
-def make_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
-    """The data set `name`, or the one that the config names.
+def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True) -> Benchmark:
+    """The data set `name`, or the one that the config names; without `train`, its training images need not be there.
 
     Raises:
         DataError: an unknown name (the message has the right ones), or what the reader found wrong.
@@ -45,7 +47,7 @@ def make_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise DataError(f"DATASETS.NAMES: there is no data set {name!r}; {meant}there are: {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name](cfg)
+    benchmark = BENCHMARKS[name](cfg, train or cfg.DATASETS.HOLD_OUT > 0)
     if cfg.DATASETS.HOLD_OUT > 0:
         benchmark = hold_out(benchmark, cfg.DATASETS.HOLD_OUT, HOLD_OUT_SEED)
     return benchmark
@@ -62,7 +64,12 @@ def make_loader(
     pixels = {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
     if train:
         transform = TrainTransform(
-            cfg.INPUT.SIZE_TRAIN, flip=cfg.INPUT.PROB, padding=cfg.INPUT.PADDING, erase=cfg.INPUT.RE_PROB, **pixels
+            cfg.INPUT.SIZE_TRAIN,
+            flip=cfg.INPUT.PROB,
+            padding=cfg.INPUT.PADDING,
+            erase=cfg.INPUT.RE_PROB,
+            erase_twin=cfg.INPUT.TWIN_ERASED_AREA,
+            **pixels,
         )
         instances = cfg.DATALOADER.NUM_INSTANCE
         identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances

@@ -23,30 +23,30 @@ SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; Market-1501 itself has .jpg
 NAME = re.compile(r"(-1|\d+)_c([1-9]\d*)")  # matched at the start of the base name, never on the folders above
 
 
-def market1501(root: Path) -> Benchmark:
-    """Read the data set below `root`.
+def market1501(root: Path, *, train: bool = True) -> Benchmark:
+    """Read the data set below `root`; without `train`, its training images need not be there.
 
     Raises:
         DataError: naming the folder that is missing or empty, or the file whose name does not fit.
     """
     folder = next((root / name for name in FOLDERS if (root / name).is_dir()), None)
-    if folder is None and (root / TRAIN).is_dir():
+    if folder is None and (root / GALLERY).is_dir():
         folder = root  # the data set's own folder was given
     if folder is None:
         raise DataError(
-            f"DATASETS.ROOT_DIR {root}: no Market-1501 here; right is the folder that holds {FOLDERS[0]}/{TRAIN}"
+            f"DATASETS.ROOT_DIR {root}: no Market-1501 here; right is the folder that holds {FOLDERS[0]}/{GALLERY}"
             if root.is_dir()
             else f"DATASETS.ROOT_DIR {root}: there is no such folder; right is the folder that holds {FOLDERS[0]}"
         )
-    return read_market_folders("market1501", folder)
+    return read_market_folders("market1501", folder, train=train)
 
 
-def read_market_folders(name: str, folder: Path) -> Benchmark:
+def read_market_folders(name: str, folder: Path, *, train: bool = True) -> Benchmark:
     """A benchmark from three folders of images named as Market-1501's."""
-    train, query, gallery = (_read(folder / split) for split in (TRAIN, QUERY, GALLERY))
-    labels = {pid: label for label, pid in enumerate(sorted({sample.pid for sample in train}))}
-    train = tuple(sample._replace(pid=labels[sample.pid]) for sample in train)
-    return Benchmark(name, TEMPLATE, train, (Trial(query, gallery),), same_camera)
+    samples = _read(folder / TRAIN) if train else ()
+    labels = {pid: label for label, pid in enumerate(sorted({sample.pid for sample in samples}))}
+    samples = tuple(sample._replace(pid=labels[sample.pid]) for sample in samples)
+    return Benchmark(name, TEMPLATE, samples, (Trial(_read(folder / QUERY), _read(folder / GALLERY)),), same_camera)
 
 
 def _read(folder: Path) -> tuple[Sample, ...]:

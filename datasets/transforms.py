@@ -9,20 +9,21 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-LARGEST_ERASED = 1 / 3  # of the picture's area
-TRAIN_ERASED, TWIN_ERASED = 0.02, 0.33  # smallest: a twin has a third of it erased, or nothing
+ERASED = (0.02, 1 / 3)  # smallest and largest share of a training picture that is erased ...
+TWIN_ERASED = (0.33, 1 / 3)  # ... and, as published, of a twin
 
 
 class TrainTransform:
     """Training image and twins of the image stage (CLIP-ReID §4.2; SVLL-ReID for the twins).
 
     Bicubic resize; then, drawn anew for the image and for each twin: horizontal flip, zero padding and random crop,
-    normalisation, random erasing with normal noise. Twins differ in the smallest erased area alone.
+    normalisation, random erasing with normal noise. Twins differ in the erased area alone: as published it is always a
+    third of the picture, if anything.
 
     Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
     """
 
-    def __init__(self, size, *, mean, std, flip: float, padding: int, erase: float):
+    def __init__(self, size, *, mean, std, flip: float, padding: int, erase: float, erase_twin=TWIN_ERASED):
         self.resize = v2.Resize(list(size), InterpolationMode.BICUBIC)
         self.disturb = v2.Compose(
             [
@@ -32,8 +33,8 @@ class TrainTransform:
                 _to_tensor(mean, std),
             ]
         )
-        self.erase = _erasing(erase, TRAIN_ERASED)
-        self.erase_twin = _erasing(erase, TWIN_ERASED)
+        self.erase = _erasing(erase, ERASED)
+        self.erase_twin = _erasing(erase, erase_twin)
 
     def __call__(self, picture: Image.Image, *, twins: bool) -> tuple[Tensor, Tensor | None]:
         """A picture -> image [3, H, W] and, if asked for, twins [2, 3, H, W]; the resize is shared."""
@@ -61,7 +62,8 @@ def _to_tensor(mean, std) -> v2.Compose:
     return v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
 
 
-def _erasing(probability: float, smallest: float) -> RandomErasing:
+def _erasing(probability: float, area) -> RandomErasing:
+    smallest, largest = area
     return RandomErasing(
-        probability, min_area=smallest, max_area=LARGEST_ERASED, min_aspect=0.3, mode="pixel", max_count=1, device="cpu"
+        probability, min_area=smallest, max_area=largest, min_aspect=0.3, mode="pixel", max_count=1, device="cpu"
     )

@@ -12,7 +12,8 @@ from loss.precision import in_fp32
 class NTXent(nn.Module):
     """SimCLR's loss (Chen et al., 2020, eq. 1): each of 2N views finds its partner among the other 2N - 1.
 
-    Cosine similarity over a temperature. Other images of the same identity count as strangers, as published.
+    Cosine similarity over a temperature. Other images of the same identity count as strangers, as published, unless
+    identities are given.
     """
 
     def __init__(self, temperature: float = 0.1):
@@ -20,10 +21,26 @@ class NTXent(nn.Module):
         self.temperature = temperature
 
     @in_fp32
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Views [N, D] and [N, D], row i of one being the partner of row i of the other -> []; 0 for N = 1."""
+    def forward(self, a: Tensor, b: Tensor, pids: Tensor | None = None) -> Tensor:
+        """Views [N, D] and [N, D], row i of one being the partner of row i of the other -> []; 0 for N = 1.
+
+        With identities [N], other images of an image's own identity are neither partners nor strangers.
+        """
         views = F.normalize(torch.cat([a, b]), dim=1)  # [2N, D]
         scores = views @ views.T / self.temperature
-        itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        partner = torch.arange(len(scores), device=scores.device).roll(len(a))
-        return F.cross_entropy(scores.masked_fill(itself, -torch.inf), partner)
+        rows = torch.arange(len(scores), device=scores.device)
+        partner = rows.roll(len(a))
+        left_out = rows[:, None] == rows  # a view itself
+        if pids is not None:
+            owners = pids.repeat(2)
+            left_out = (owners[:, None] == owners) & (partner[:, None] != rows)
+        return F.cross_entropy(scores.masked_fill(left_out, -torch.inf), partner)
+
+
+class NegativeCosine(nn.Module):
+    """SimSiam's loss (Chen and He, 2021, eq. 4): what is predicted from one view against the other view, both ways."""
+
+    @in_fp32
+    def forward(self, p1: Tensor, z2: Tensor, p2: Tensor, z1: Tensor) -> Tensor:
+        """Predictions p and views z, each [N, D] -> [], from -1 to 1; no gradient goes through the views."""
+        return -0.5 * (F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean())

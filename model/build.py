@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import open_clip
 from yacs.config import CfgNode
 
-from model.clip import TextTower, ViTTower
-from model.heads import Projector, SideEmbedding
-from model.pretrained import build_clip, clip_config, load_clip
+from model.clip import ResNetTower, TextTower, ViTTower
+from model.heads import Predictor, Projector, SideEmbedding
+from model.pretrained import AUTO, QUICK_GELU, build_clip, is_resnet, load_clip, patch_size
 from model.prompts import PromptLearner
+from model.published import describe
 from model.svllreid import SvllReid
-from utils.checkpoint import load_strictly, read_checkpoint
+from model.weights import Weights, load_weights, nearest_grid, plan_reuse, read_weights, side_rows
 from utils.errors import WeightsError
 from utils.records import Benchmark
+
+logger = logging.getLogger(__name__)
 
 # What a checkpoint's network was built for and fed with: name in `architecture` -> configuration key.
 SETTLED = {
@@ -29,83 +35,211 @@ SETTLED = {
     "pixel_mean": "INPUT.PIXEL_MEAN",
     "pixel_std": "INPUT.PIXEL_STD",
 }
+# Of these, what a command line may ask to change ...
+RESIZING = {"INPUT.SIZE_TRAIN", "MODEL.STRIDE_SIZE"}
+CHANGEABLE = {*RESIZING, "INPUT.SIZE_TEST", "MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
+# ... and parts that only training needs.
+FOR_TRAINING = ("identity classifiers", "text tower", "prompts", "image projector", "text projector")
+VEHICLES = ("veri", "VehicleID")  # data sets of the published files whose sentence speaks of a vehicle
 
 
-def make_model(cfg: CfgNode, benchmark: Benchmark) -> SvllReid:
-    """The network that `cfg` describes, with CLIP's weights, sized for `benchmark`."""
-    for key in ("SIZE_TRAIN", "SIZE_TEST"):
-        patch = clip_config(cfg.MODEL.NAME)["vision_cfg"]["patch_size"]
-        if min(cfg.INPUT[key]) < patch:
-            raise WeightsError(
-                f"INPUT.{key} {cfg.INPUT[key]}: is smaller than a patch of {cfg.MODEL.NAME}, {patch} pixels"
-            )
-    clip, activation = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
-    sentences = "prompt" in cfg.PROCESSOR.STAGES
+def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str] = ()) -> SvllReid:
+    """The network that `cfg` describes, sized for `benchmark`, with the weights of CLIP or of MODEL.INIT_FROM.
+
+    Args:
+        requested: keys given on the command line; a position table is resized only for them.
+
+    Raises:
+        WeightsError: sizes, strides or side information that the architecture does not take; weights that are missing
+            or do not fit.
+    """
+    _check_sizes(cfg)
+    sentences = "prompt" in cfg.PROCESSOR.STAGES or cfg.MODEL.I2T_LOSS_WEIGHT > 0
     architecture = {
-        "name": cfg.MODEL.NAME,
-        "activation": activation,
-        **{name: _plain(_get(cfg, key)) for name, key in SETTLED.items() if name not in ("name", "activation")},
+        **{name: _plain(_get(cfg, key)) for name, key in SETTLED.items()},
         "num_pids": benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
         "template": benchmark.template,
         "sentences": sentences,
         "language_ssl": sentences and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
-        "vision_ssl": "image" in cfg.PROCESSOR.STAGES and cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
+        "vision_ssl": cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
+        "ssl_type": cfg.MODEL.SSL_TYPE,
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
         "ssl_out": cfg.MODEL.SSL_OUT,
     }
+    if is_resnet(cfg.MODEL.NAME) and tuple(cfg.MODEL.STRIDE_SIZE) != ResNetTower.STRIDE:
+        logger.warning("MODEL.STRIDE_SIZE %s: not used, a ResNet's stride is 16", cfg.MODEL.STRIDE_SIZE)
+        architecture["stride"] = list(ResNetTower.STRIDE)
+    if cfg.MODEL.INIT_FROM:
+        return _make_from_file(cfg, architecture, resize=bool(RESIZING & set(requested)))
+    clip, architecture["activation"] = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
     return _assemble(architecture, clip)
 
 
-def settle_architecture(cfg: CfgNode, architecture: dict) -> tuple[CfgNode, list[str]]:
-    """The configuration with a checkpoint's own values wherever they decide on the network, and a line a difference.
+def _check_sizes(cfg: CfgNode) -> None:
+    name = cfg.MODEL.NAME
+    patch, resnet = patch_size(name), is_resnet(name)
+    for key in ("SIZE_TRAIN", "SIZE_TEST"):
+        if min(cfg.INPUT[key]) < patch:
+            raise WeightsError(f"INPUT.{key} {cfg.INPUT[key]}: is smaller than a patch of {name}, {patch} pixels")
+    if not resnet and max(cfg.MODEL.STRIDE_SIZE) > patch:
+        raise WeightsError(
+            f"MODEL.STRIDE_SIZE {cfg.MODEL.STRIDE_SIZE}: passes over pixels between patches of {name}, which have "
+            f"{patch}; right is at most ({patch}, {patch})"
+        )
+    for key in ("SIE_CAMERA", "SIE_VIEW"):
+        if resnet and cfg.MODEL[key]:
+            raise WeightsError(
+                f"MODEL.{key} True: side information is added to the class token, which {name} has not; set it to False"
+            )
 
-    MODEL.ACTIVATION "auto" says nothing and differs from nothing.
+
+def _make_from_file(cfg: CfgNode, architecture: dict, *, resize: bool) -> SvllReid:
+    """A network for training that starts from MODEL.INIT_FROM, and from CLIP where that file lacks CLIP's part."""
+    weights = read_weights(cfg.MODEL.INIT_FROM)
+    there = weights.architecture or {"activation": QUICK_GELU}
+    if architecture["activation"] not in (AUTO, there["activation"]):
+        raise WeightsError(
+            f"MODEL.ACTIVATION {architecture['activation']}: {weights.source} was trained with {there['activation']}; "
+            "auto knows it"
+        )
+    architecture["activation"] = there["activation"]
+    for name in ("name", "sie_scale", "pixel_mean", "pixel_std"):
+        if there.get(name, architecture[name]) != architecture[name]:
+            logger.warning(
+                "MODEL.INIT_FROM: trained with %s %s, here %s", SETTLED[name], there[name], architecture[name]
+            )
+    reuse = plan_reuse(weights, architecture)
+    if reuse.prompts_anew and "prompt" not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
+        raise WeightsError(
+            f"MODEL.INIT_FROM {weights.source}: has no prompts for these {architecture['num_pids']} identities "
+            f"({reuse.spare.get('prompts') or 'none at all'}), and the image stage compares images with them; train "
+            "them first (PROCESSOR.STAGES \"('prompt', 'image')\") or set MODEL.I2T_LOSS_WEIGHT 0.0"
+        )
+    if architecture["sentences"] and (reuse.prompts_anew or not weights.part("text tower")):
+        # The words around the learnt tokens, or the text tower, are in no part of the file.
+        clip, _ = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, architecture["activation"])
+    else:
+        clip = build_clip(cfg.MODEL.NAME, architecture["activation"])
+    model = _assemble(architecture, clip)
+    verdict = load_weights(
+        model,
+        weights,
+        spare=reuse.spare,
+        fresh={**reuse.fresh, "text tower": f"taken from MODEL.PRETRAIN {cfg.MODEL.PRETRAIN}"},
+        old_grid=partial(_old_grid, model, weights),
+        resize=resize,
+    )
+    if model.prompts is not None:
+        model.prompts.trained = not reuse.prompts_anew
+    for line in verdict:
+        logger.info("MODEL.INIT_FROM: %s", line)
+    return model
+
+
+def _old_grid(model: SvllReid, weights: Weights, positions: int) -> tuple[int, int]:
+    """Rows and columns of a file's position table; published files do not say, so that they are found by proportion."""
+    if weights.architecture is None:
+        return nearest_grid(positions, model.image.grid)
+    return model.image.grid_for(tuple(weights.architecture["image_size"]), tuple(weights.architecture["stride"]))
+
+
+def settle_architecture(
+    cfg: CfgNode, weights: Weights, *, requested: Collection[str] = ()
+) -> tuple[CfgNode, dict, list[str]]:
+    """What to build for a file: the configuration with the file's own values wherever they decide on the network, the
+    description of the network, and a line for every difference.
+
+    What `requested` (keys of the command line) names wins over the file where the file can follow: sizes and stride,
+    and leaving side information out. MODEL.ACTIVATION "auto" says nothing and differs from nothing. A published file
+    has no values of its own: there the configuration holds.
+
+    Raises:
+        WeightsError: a file that does not describe its network; a published one that the configuration does not fit.
     """
+    architecture = dict(weights.architecture or _published_architecture(weights, cfg, requested))
     lacking = SETTLED.keys() - architecture.keys()
     if lacking:
-        raise WeightsError(f"TEST.WEIGHT: its description of the network lacks {', '.join(sorted(lacking))}")
+        raise WeightsError(f"{weights.source}: its description of the network lacks {', '.join(sorted(lacking))}")
     cfg, differences = cfg.clone(), []
     cfg.defrost()
     for name, key in SETTLED.items():
         asked, settled = _plain(_get(cfg, key)), architecture[name]
-        if asked not in (settled, "auto"):
+        if key in requested and key in CHANGEABLE and asked is not True:
+            if asked != settled:
+                differences.append(f"{key}: {asked} as asked for, trained with {settled}")
+            architecture[name] = settled = asked
+        elif asked not in (settled, AUTO):
             differences.append(f"{key}: the checkpoint has {settled}, the configuration {asked}, which is not used")
         *blocks, leaf = key.split(".")
         _get(cfg, ".".join(blocks))[leaf] = tuple(settled) if isinstance(settled, list) else settled
     cfg.freeze()
-    return cfg, differences
+    return cfg, architecture, differences
 
 
-def _get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+def _published_architecture(weights: Weights, cfg: CfgNode, requested: Collection[str]) -> dict:
+    settled = {name: _plain(_get(cfg, key)) for name, key in SETTLED.items()}
+    noun = "vehicle" if cfg.DATASETS.NAMES in VEHICLES else "person"
+    return describe(
+        weights.tensors,
+        {
+            **settled,
+            "template": f"A photo of a {{}} {noun}.",
+            "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
+            "ssl_out": cfg.MODEL.SSL_OUT,
+        },
+        resnet=is_resnet(cfg.MODEL.NAME),
+        side_refused=not {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}.isdisjoint(requested),
+        source=weights.source,
+    )
 
 
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
+def load_model(path: str | Path, cfg: CfgNode | None = None) -> SvllReid:
+    """The network that a checkpoint describes, with its weights; needs no training data.
 
-
-def load_model(path: str | Path) -> SvllReid:
-    """The network that a checkpoint describes, with its weights; needs no config and no training data.
+    Args:
+        cfg: for published files, which do not say their architecture, image size, stride and side information.
 
     Raises:
-        WeightsError: not a checkpoint of this program, or its tensors do not fit its own description.
+        WeightsError: not a checkpoint, its tensors do not fit its description or `cfg`, or a published file without
+            `cfg`.
     """
-    return model_from(read_checkpoint(path), source=str(path))
+    weights = read_weights(path)
+    if weights.architecture is None and cfg is None:
+        raise WeightsError(f"{path}: is a published file, which does not say its image size and stride; give cfg, too")
+    architecture = weights.architecture or settle_architecture(cfg, weights)[1]
+    return model_from(weights, architecture)[0]
 
 
-def model_from(checkpoint: dict, *, source: str) -> SvllReid:
-    """The same for a checkpoint that was read already; `source` is its name in messages."""
-    architecture = checkpoint["architecture"]
+def model_from(
+    weights: Weights, architecture: dict, *, testing: bool = False, resize: bool = False
+) -> tuple[SvllReid, list[str]]:
+    """The network of `architecture` with a file's weights, and what became of each part of the file.
+
+    Args:
+        testing: leave out what only training needs.
+        resize: whether a position table of another grid is resized, or refused.
+    """
+    spare = {}
+    if testing:
+        spare = dict.fromkeys(FOR_TRAINING, "at test")
+        architecture = {**architecture, "sentences": False, "language_ssl": False, "vision_ssl": False}
     try:
+        if side_rows(architecture) is None and weights.part("side information"):
+            spare["side information"] = "off, or the tower has no use for it"
         model = _assemble(architecture, build_clip(architecture["name"], architecture["activation"]))
     except KeyError as error:
-        raise WeightsError(f"{source}: its description of the network lacks {error}") from error
-    load_strictly(model, checkpoint["model"], source=source, hint="the file contradicts its own description")
-    return model
+        raise WeightsError(f"{weights.source}: its description of the network lacks {error}") from error
+    try:
+        verdict = load_weights(model, weights, spare=spare, old_grid=partial(_old_grid, model, weights), resize=resize)
+    except WeightsError as error:
+        if weights.architecture is None:
+            raise
+        raise WeightsError(f"{error}; the file contradicts its own description") from None
+    if model.prompts is not None:
+        model.prompts.trained = True
+    return model, verdict
 
 
 def _assemble(architecture: dict, clip: open_clip.CLIP) -> SvllReid:
@@ -117,14 +251,20 @@ def _assemble(architecture: dict, clip: open_clip.CLIP) -> SvllReid:
         side = SideEmbedding(
             a["num_cams"], a["num_views"], width, camera=a["sie_camera"], view=a["sie_view"], scale=a["sie_scale"]
         )
-    image = ViTTower(clip.visual, tuple(a["image_size"]), tuple(a["stride"]), side)
+    if is_resnet(a["name"]):
+        image = ResNetTower(clip.visual, tuple(a["image_size"]))
+    else:
+        image = ViTTower(clip.visual, tuple(a["image_size"]), tuple(a["stride"]), side)
     _, width, joint = image.dims
     text = prompts = image_projector = text_projector = None
     if a["sentences"]:
         text = TextTower(clip)
         prompts = PromptLearner(a["num_pids"], a["template"], clip.token_embedding, open_clip.tokenize)
     if a["vision_ssl"]:
-        image_projector = Projector(width, a["ssl_hidden"], a["ssl_out"]).reset_as_published()
+        simsiam = a["ssl_type"] == "SIMSIAM"
+        image_projector = (
+            Predictor(width) if simsiam else Projector(width, a["ssl_hidden"], a["ssl_out"]).reset_as_published()
+        )
     if a["language_ssl"]:
         text_projector = Projector(joint, a["ssl_hidden"], a["ssl_out"])
     return SvllReid(
@@ -136,3 +276,13 @@ def _assemble(architecture: dict, clip: open_clip.CLIP) -> SvllReid:
         text_projector=text_projector,
         architecture=a,
     )
+
+
+def _get(cfg: CfgNode, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

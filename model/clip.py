@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import open_clip
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from model.heads import SideEmbedding
@@ -24,7 +26,13 @@ class ViTTower(nn.Module):
 
     Attributes:
         dims: widths (Dp, D, E) of the three features.
+        grid: rows and columns of the position table.
+        positions: the table's name in the state dict.
+        batch_statistics: whether images of a batch touch each other through batch norm in training.
     """
+
+    positions = "visual.positional_embedding"
+    batch_statistics = False
 
     def __init__(
         self,
@@ -34,23 +42,23 @@ class ViTTower(nn.Module):
         side: SideEmbedding | None = None,
     ):
         super().__init__()
-        old_grid = visual.grid_size
-        visual.conv1.stride = tuple(stride)
-        visual.image_size = tuple(image_size)
-        visual.grid_size = patch_grid(image_size, visual.patch_size, stride)
-        visual.positional_embedding = nn.Parameter(
-            resize_positions(visual.positional_embedding.data, old_grid, visual.grid_size)
-        )
         self.visual = visual
+        old, self.grid = visual.grid_size, self.grid_for(image_size, stride)
+        visual.conv1.stride = tuple(stride)
+        visual.positional_embedding = nn.Parameter(resize_positions(visual.positional_embedding.data, old, self.grid))
         self.side = side
         width = visual.ln_post.normalized_shape[0]
         self.dims = (width, width, visual.proj.shape[1])
+
+    def grid_for(self, image_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of positions for images [H, W] at this patch stride."""
+        return patch_grid(image_size, self.visual.patch_size, stride)
 
     def forward(self, images: Tensor, side: Side | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> class tokens; another size than the tower's has its position table resized."""
         visual = self.visual
         patches = visual.conv1(images)  # [B, D, h, w]
-        positions = resize_positions(visual.positional_embedding, visual.grid_size, tuple(patches.shape[2:]))
+        positions = resize_positions(visual.positional_embedding, self.grid, tuple(patches.shape[2:]))
         token = visual.class_embedding.expand(len(images), 1, -1)  # [B, 1, D]
         if self.side is not None and side is not None:
             token = token + self.side(side)[:, None]
@@ -59,6 +67,50 @@ class ViTTower(nn.Module):
         _, (penultimate, last) = visual.transformer.forward_intermediates(visual.ln_pre(tokens + positions), indices=2)
         last = visual.ln_post(last[:, 0])
         return ImageFeatures(penultimate[:, 0], last, last @ visual.proj)
+
+
+class ResNetTower(nn.Module):
+    """CLIP's ResNet with its last stage at stride 1, so that features have a sixteenth of the image's size.
+
+    There is no class token, hence no side information, and the stride is always 16.
+
+    Args:
+        visual: open_clip's tower; the strides of its last stage and its position table are changed in place.
+        image_size: (H, W) in pixels.
+
+    Attributes: as `ViTTower`.
+    """
+
+    positions = "visual.attnpool.positional_embedding"
+    batch_statistics = True
+    side = None
+    STRIDE = (16, 16)
+
+    def __init__(self, visual: ModifiedResNet, image_size: tuple[int, int]):
+        super().__init__()
+        first, pool = visual.layer4[0], visual.attnpool
+        first.avgpool = first.downsample[0] = nn.Identity()  # the two average pools that halve the size
+        self.grid = self.grid_for(image_size)
+        old = round((len(pool.positional_embedding) - 1) ** 0.5)
+        pool.positional_embedding = nn.Parameter(
+            resize_positions(pool.positional_embedding.data, (old, old), self.grid)
+        )
+        self.visual = visual
+        widths = (stage[-1].bn3.num_features for stage in (visual.layer3, visual.layer4))
+        self.dims = (*widths, pool.c_proj.out_features)
+
+    def grid_for(self, image_size: tuple[int, int], stride: tuple[int, int] = STRIDE) -> tuple[int, int]:
+        """Rows and columns of positions for images [H, W]: a convolution of stride 2, then three pools of 2."""
+        return tuple((size + 1) // 2 // 8 for size in image_size)
+
+    def forward(self, images: Tensor, side: Side | None = None) -> ImageFeatures:
+        """Images [B, 3, H, W] -> means over the last two stages, and what the attention pool makes of the last."""
+        visual = self.visual
+        penultimate = visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))  # [B, Dp, h, w]
+        last = visual.layer4(penultimate)  # [B, D, h, w]
+        table = resize_positions(visual.attnpool.positional_embedding, self.grid, tuple(last.shape[2:]))
+        projected = functional_call(visual.attnpool, {"positional_embedding": table}, last)
+        return ImageFeatures(penultimate.mean(dim=(2, 3)), last.mean(dim=(2, 3)), projected)
 
 
 class TextTower(nn.Module):

@@ -12,14 +12,16 @@ class BNNeckHead(nn.Module):
     """A batch-norm neck without shift, then a linear identity classifier (Luo et al., 2019, "bag of tricks", §3.5).
 
     The neck's shift is never trained; the classifier has no bias and starts near zero, so that all identities start
-    equally likely.
+    equally likely. Without identities there is no classifier.
     """
 
     def __init__(self, dim: int, num_pids: int):
         super().__init__()
         self.neck = nn.BatchNorm1d(dim)
-        self.classifier = nn.Linear(dim, num_pids, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.classifier = None  # where only features are wanted
+        if num_pids:
+            self.classifier = nn.Linear(dim, num_pids, bias=False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, dim] -> identity scores [B, num_pids]."""
@@ -80,3 +82,13 @@ class Projector(nn.Sequential):
                 nn.init.uniform_(module.weight)
                 nn.init.uniform_(module.bias)
         return self
+
+
+class Predictor(nn.Sequential):
+    """SimSiam's prediction head (Chen and He, 2021, §3): what one view tells of the other.
+
+    Its input itself is what is compared with, as published: there is no projector between tower and predictor.
+    """
+
+    def __init__(self, dim: int, hidden: int = 512):
+        super().__init__(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))

@@ -12,6 +12,7 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip import pretrained as hub
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,7 +32,8 @@ def clip_config(name: str) -> dict:
     """The architecture called `name`, as open_clip.CLIP takes it.
 
     Raises:
-        WeightsError: open_clip does not know the name, or it is not a CLIP with a plain vision transformer.
+        WeightsError: open_clip does not know the name, or it is not a CLIP of OpenAI's two forms: a vision transformer
+            with a class token, or a ResNet with an attention pool.
     """
     if name == tiny_clip.NAME:
         return tiny_clip.config()
@@ -42,9 +44,19 @@ def clip_config(name: str) -> dict:
         raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}")
     config.pop("quick_gelu", None)
     plain = set(config) == {"embed_dim", "vision_cfg", "text_cfg"} and set(config["text_cfg"]) <= TEXT_KEYS
-    if not plain or "timm_model_name" in config["vision_cfg"] or not isinstance(config["vision_cfg"]["layers"], int):
-        raise WeightsError(f"MODEL.NAME: {name!r} is not a CLIP of OpenAI's form; for example ViT-B-16 is one")
+    if not plain or "timm_model_name" in config["vision_cfg"]:
+        raise WeightsError(f"MODEL.NAME: {name!r} is not a CLIP of OpenAI's form; ViT-B-16 and RN50, for example, are")
     return config
+
+
+def is_resnet(name: str) -> bool:
+    """Whether the image tower of this architecture is a ResNet."""
+    return isinstance(clip_config(name)["vision_cfg"]["layers"], (list, tuple))
+
+
+def patch_size(name: str) -> int:
+    """Side of a patch in pixels; of a ResNet, of the square that a feature stands for."""
+    return 16 if is_resnet(name) else clip_config(name)["vision_cfg"]["patch_size"]
 
 
 def build_clip(name: str, activation: str) -> open_clip.CLIP:
@@ -55,8 +67,11 @@ def build_clip(name: str, activation: str) -> open_clip.CLIP:
         return tiny_clip.build()
     clip = open_clip.CLIP(**clip_config(name), quick_gelu=activation == QUICK_GELU)
     visual = clip.visual
-    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise WeightsError(f"MODEL.NAME: {name!r} has no vision transformer with a class token; ViT-B-16 has one")
+    transformer = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+    if not transformer and not isinstance(visual, ModifiedResNet):
+        raise WeightsError(
+            f"MODEL.NAME: {name!r} has neither a vision transformer with a class token (ViT-B-16) nor CLIP's ResNet"
+        )
     return clip
 
 

@@ -21,6 +21,9 @@ class PromptLearner(nn.Module):
         token_embedding: CLIP's table [vocabulary, W].
         tokenizer: CLIP's tokenizer, list of sentences -> token ids [N, L].
 
+    Attributes:
+        trained: whether the tokens were learnt, here or in the run that a file comes from.
+
     Raises:
         ValueError: the template has no gap between its words, is too long for the context, or has a word that the
             embedding table does not know.
@@ -45,6 +48,7 @@ class PromptLearner(nn.Module):
             )
         self.register_buffer("prefix", embedded[:, :start].clone())
         self.register_buffer("suffix", embedded[:, start + CONTEXT :].clone())
+        self.trained = False
         self.context = nn.Parameter(0.02 * torch.randn(num_pids, CONTEXT, embedded.shape[-1]))
 
     def forward(self, pids: Tensor) -> Tensor:
@@ -91,3 +95,16 @@ def mix(prompts: Tensor, strength: float, generator: Generator | None = None) ->
 
 
 AUGMENTATIONS = {"mask": mask, "swap": swap, "mix": mix}
+
+
+def words_only(augment: Callable[[Tensor], Tensor], end: int) -> Callable[[Tensor], Tensor]:
+    """An augmentation that leaves start, end (at position `end`) and padding as they are.
+
+    Published code disturbs the whole context: with `mask`, half of what the sentence is read out from is lost; with
+    `swap`, most words are replaced with padding.
+    """
+
+    def augmented(prompts: Tensor) -> Tensor:
+        return torch.cat([prompts[:, :1], augment(prompts[:, 1:end]), prompts[:, end:]], dim=1)
+
+    return augmented

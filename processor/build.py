@@ -15,16 +15,16 @@ from yacs.config import CfgNode
 
 from configs import to_dict
 from datasets.build import make_loader
-from model.prompts import AUGMENTATIONS
+from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
 from processor.loop import fit
-from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
 from utils.errors import WeightsError
-from utils.records import Batch, Benchmark, Evaluation, FeatureBatch
+from utils.records import Batch, Benchmark, Evaluation, FeatureBatch, Reranking
 from utils.report import figures
 from utils.run_folder import RunFolder
 
@@ -39,17 +39,19 @@ def run_prompt_stage(
     loader = make_loader(cfg, benchmark.train, train=False, pin_memory=device.type == "cuda")
     cache = cache_features(model, loader, device)
     generator = torch.Generator(device).manual_seed(seed)
+    augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)
     stage = PromptStage(
         model,
         weights={"image_text": 1.0, "language_ssl": block.SSL_LOSS_WEIGHT},
-        augment=partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator),
+        augment=words_only(augment, model.prompts.end) if block.PROMPT_AUG_TOKENS == "words" else augment,
+        train_projector=block.TRAIN_PROJECTOR,
     )
     examples = {sample.pid: sample.path for sample in reversed(benchmark.train)}
 
     def paths(batch: FeatureBatch) -> list[str]:
         return [examples[pid] for pid in batch.pids.unique().tolist()]
 
-    return _fit(
+    last = _fit(
         cfg,
         block,
         stage,
@@ -60,12 +62,26 @@ def run_prompt_stage(
         paths=paths,
         file=f"{cfg.MODEL.NAME}_stage1_{{epoch}}.pth",
     )
+    model.prompts.trained = True
+    accuracy = matching_accuracy(cache, sentence_features(model, device))
+    logger.info(
+        "prompt stage  on its own training features (this is no test): %.1f %% of the images are nearest to their "
+        "identity's sentence, %.1f %% of the sentences to an image of their identity",
+        100 * accuracy["image_to_text"],
+        100 * accuracy["text_to_image"],
+    )
+    folder.record("training_features", step=block.MAX_EPOCHS, stage="prompt", epoch=block.MAX_EPOCHS, **accuracy)
+    return last
 
 
 def run_image_stage(
     cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device
 ) -> Path:
-    """Stage 2; the last checkpoint."""
+    """Stage 2; the last checkpoint.
+
+    Raises:
+        WeightsError: images are to be compared with sentences that nobody trained.
+    """
     block = cfg.SOLVER.STAGE2
     weights = {
         "identity": cfg.MODEL.ID_LOSS_WEIGHT,
@@ -73,6 +89,15 @@ def run_image_stage(
         "image_text": cfg.MODEL.I2T_LOSS_WEIGHT,
         "vision_ssl": block.SSL_LOSS_WEIGHT,
     }
+    if weights["image_text"] > 0 and not model.prompts.trained:
+        if not cfg.PROCESSOR.UNTRAINED_PROMPTS:
+            raise WeightsError(
+                "the image stage compares images with sentences that nobody trained: run the prompt stage before it, "
+                "load them with MODEL.INIT_FROM, or say PROCESSOR.UNTRAINED_PROMPTS True"
+            )
+        logger.warning(
+            "image stage: the %d sentences are untrained, as PROCESSOR.UNTRAINED_PROMPTS allows", model.num_pids
+        )
     loader = make_loader(
         cfg,
         benchmark.train,
@@ -86,6 +111,9 @@ def run_image_stage(
         text_features=sentence_features(model, device) if weights["image_text"] > 0 else None,
         margin=None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
         smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
+        self_supervision=cfg.MODEL.SSL_TYPE,
+        side_on_twins=cfg.MODEL.SIE_TWINS,
+        ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
     )
 
     def batches(epoch: int) -> DataLoader[Batch]:
@@ -97,7 +125,8 @@ def run_image_stage(
         if epoch % block.EVAL_PERIOD == 0 and epoch < block.MAX_EPOCHS:  # the end has an evaluation of its own
             evaluation = evaluate_model(cfg, model, benchmark, device)
             logger.info("image stage  epoch %d/%d  %s", epoch, block.MAX_EPOCHS, figures(evaluation))
-            folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **evaluation.mean)
+            settings = reranking_settings(evaluation)
+            folder.record("evaluation", step=epoch, stage="image", epoch=epoch, re_ranking=settings, **evaluation.mean)
 
     return _fit(
         cfg,
@@ -131,9 +160,9 @@ def _fit(
 ) -> Path:
     """What both stages have in common: optimiser, precision, the log, checkpoints."""
     precision = pick_precision(cfg.SOLVER.PRECISION, device)
-    training = sum(p.numel() for p in stage.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in stage.parameters())
-    logger.info("%s stage: %s of %s parameters train, %s", name, f"{training:,}", f"{everything:,}", precision)
+    for line in _what_trains(stage.model):
+        logger.info("%s stage: %s", name, line)
+    logger.info("%s stage: towers in %s", name, str(precision).removeprefix("torch."))
 
     saved: list[Path] = []
 
@@ -167,6 +196,16 @@ def _fit(
     return saved[-1]
 
 
+def _what_trains(model: SvllReid) -> list[str]:
+    """Two lines: what trains with how many parameters, and what is frozen."""
+    parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
+    training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
+    total = sum(p.numel() for p in model.parameters())
+    trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
+    frozen = ", ".join(name for name, count in training.items() if not count)
+    return [f"{sum(training.values()):,} of {total:,} parameters train ({trains})", f"frozen: {frozen or 'nothing'}"]
+
+
 def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device) -> Evaluation:
     """Evaluate as TEST says.
 
@@ -190,7 +229,19 @@ def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: 
         device=device,
         neck=cfg.TEST.NECK_FEAT == "after",
         normalise=cfg.TEST.FEAT_NORM,
+        reranking=_reranking(cfg),
     )
+
+
+def _reranking(cfg: CfgNode) -> Reranking | None:
+    if not cfg.TEST.RE_RANKING:
+        return None
+    return Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+
+
+def reranking_settings(evaluation: Evaluation) -> dict | None:
+    """How an evaluation was re-ranked, as plain types."""
+    return evaluation.reranking._asdict() if evaluation.reranking else None
 
 
 def result_entry(
@@ -218,7 +269,7 @@ def result_entry(
         "neck_feat": cfg.TEST.NECK_FEAT,
         "size": list(cfg.INPUT.SIZE_TEST),
         "stride": list(cfg.MODEL.STRIDE_SIZE),
-        "re_ranking": None,
+        "re_ranking": reranking_settings(evaluation),
         "precision": "fp32",
         "seed": seed,
         "checkpoint": str(checkpoint) if checkpoint else None,

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.svllreid import SvllReid
-from utils.metrics import rank_features
+from utils.metrics import rank, rank_features
 from utils.progress import progress
-from utils.records import Batch, Benchmark, Evaluation, Labels, Sample, to_device
+from utils.records import Batch, Benchmark, Evaluation, Labels, Reranking, Sample, to_device
+from utils.reranking import rerank
 
 
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     device: torch.device,
     neck: bool = False,
     normalise: bool = True,
+    reranking: Reranking | None = None,
 ) -> Evaluation:
     """Rank every trial's gallery for its queries, in fp32 whatever the training's precision.
 
@@ -30,6 +32,7 @@ def evaluate(
         loader: samples -> batches in their order, test transform.
         neck: compare features after the batch-norm necks.
         normalise: compare features of length 1.
+        reranking: rank by k-reciprocal distances instead.
 
     Raises:
         DataError: an image cannot be read; features that are not finite; a trial without any valid query.
@@ -43,8 +46,11 @@ def evaluate(
     for trial in benchmark.trials:
         query, gallery = (features[[rows[sample] for sample in side]] for side in trial)
         labels = (Labels.of(side) for side in trial)
-        rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
-    return Evaluation(tuple(rankings))
+        if reranking is None:
+            rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
+        else:
+            rankings.append(rank(rerank(query, gallery, *reranking), *labels, ignored=benchmark.ignored))
+    return Evaluation(tuple(rankings), reranking)
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from loss.contrast import ImageToText
 from loss.identity import IdentityLoss
-from loss.self_supervised import NTXent
+from loss.self_supervised import NegativeCosine, NTXent
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from utils.records import Batch, Losses
+from utils.records import Batch, Losses, Side
 
 
 class ImageStage(nn.Module):
@@ -23,6 +23,9 @@ class ImageStage(nn.Module):
         text_features: the sentences of all identities [P, E]; None where "image_text" is off.
         margin: of the triplet loss; None for its soft form.
         smoothing: of the labels, in the identity and image-text terms.
+        self_supervision: "SIMCLR" or "SIMSIAM", for which the model's image projector must have been made.
+        side_on_twins: whether twins get side information; as published they do not.
+        ignore_same_identity: whether SimCLR leaves other images of the same identity out of the strangers.
     """
 
     def __init__(
@@ -33,8 +36,12 @@ class ImageStage(nn.Module):
         text_features: Tensor | None,
         margin: float | None = 0.3,
         smoothing: float = 0.1,
+        self_supervision: str = "SIMCLR",
+        side_on_twins: bool = False,
+        ignore_same_identity: bool = False,
     ):
         super().__init__()
+        self.side_on_twins, self.ignore_same_identity = side_on_twins, ignore_same_identity
         self.model = model.requires_grad_(True)
         for frozen in (model.text, model.prompts, model.text_projector):
             if frozen is not None:
@@ -46,7 +53,7 @@ class ImageStage(nn.Module):
         self.identity = IdentityLoss(smoothing)
         self.triplet = BatchHardTriplet(margin)
         self.image_text = ImageToText(smoothing)
-        self.self_contrast = NTXent()
+        self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else NTXent()
 
     def forward(self, batch: Batch) -> Losses:
         """Terms of weight 0 are not computed."""
@@ -61,10 +68,22 @@ class ImageStage(nn.Module):
             if "image_text" in on:
                 terms["image_text"] = self.image_text(features.projected, self.text_features, pids)
         if "vision_ssl" in on:
-            # Twins go without side information, as published.
-            twins = model.encode_image(batch.twins.flatten(0, 1)).last.chunk(2)  # each [B, D]
-            terms["vision_ssl"] = self.self_contrast(*(model.image_projector(twin) for twin in twins))
+            terms["vision_ssl"] = self._recognise(self._twin_features(batch), pids)
         return weigh(terms, self.weights)
+
+    def _twin_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The two twins of every image, each [B, D]."""
+        tower, side = self.model.image, batch.side if self.side_on_twins else None
+        if tower.batch_statistics:  # of one view at a time, as published
+            return tuple(tower(view, side).last for view in batch.twins)
+        both = Side(*(field.repeat(2) for field in side)) if side else None
+        return tower(batch.twins.flatten(0, 1), both).last.chunk(2)
+
+    def _recognise(self, twins: tuple[Tensor, Tensor], pids: Tensor) -> Tensor:
+        first, second = (self.model.image_projector(twin) for twin in twins)  # batch norm sees one view at a time
+        if isinstance(self.self_supervised, NegativeCosine):
+            return self.self_supervised(first, twins[1], second, twins[0])
+        return self.self_supervised(first, second, pids if self.ignore_same_identity else None)
 
 
 @torch.no_grad()

@@ -23,15 +23,23 @@ class PromptStage(nn.Module):
         model: with text tower and prompts; everything but the learnt tokens is frozen here.
         weights: "image_text" (both directions), which is always there, and "language_ssl"; 0.0 is off.
         augment: prompts [U, L, W] -> one disturbed copy; called twice.
-
-    The text projector stays at its random start and keeps to batch statistics, as published: language self-supervision
-    acts on the prompts through a fixed random network.
+        train_projector: whether the text projector trains, too. As published it does not: it stays at its random start
+            and keeps to batch statistics, so that language self-supervision acts through a fixed random network.
     """
 
-    def __init__(self, model: SvllReid, *, weights: dict[str, float], augment: Callable[[Tensor], Tensor]):
+    def __init__(
+        self,
+        model: SvllReid,
+        *,
+        weights: dict[str, float],
+        augment: Callable[[Tensor], Tensor],
+        train_projector: bool = False,
+    ):
         super().__init__()
         self.model = model.requires_grad_(False)
         model.prompts.context.requires_grad_(True)
+        if train_projector and model.text_projector is not None:
+            model.text_projector.requires_grad_(True)
         self.weights = weights
         self.augment = augment
         self.contrast = ImageTextContrast()
@@ -62,6 +70,33 @@ def cache_features(model: SvllReid, batches: Iterable[Batch], device: torch.devi
         features.append(model.encode_image(batch.images.to(device, non_blocking=True)).projected.float())
         pids.append(batch.pids)
     return to_device(FeatureBatch(torch.cat(features), torch.cat(pids)), device)
+
+
+@torch.no_grad()
+def matching_accuracy(cache: FeatureBatch, sentences: Tensor, size: int = 4096) -> dict[str, float]:
+    """How often an image's best sentence, and a sentence's best image, is of its own identity; fractions.
+
+    On the features that the prompts were trained with: it shows that training worked, not how well people are found.
+
+    Args:
+        cache: features [N, E] of all images and their identities.
+        sentences: [P, E], of all identities.
+        size: images at once.
+    """
+    best_score = torch.full((len(sentences),), -torch.inf, device=sentences.device)
+    best_pid = torch.full_like(best_score, -1, dtype=torch.long)
+    right = 0
+    for features, pids in zip(cache.features.split(size), cache.pids.split(size), strict=True):
+        scores = features @ sentences.T  # [B, P], as the loss sees them: not of length 1
+        right += int((scores.argmax(dim=1) == pids).sum())
+        score, row = scores.max(dim=0)
+        better = score > best_score
+        best_score, best_pid = torch.where(better, score, best_score), torch.where(better, pids[row], best_pid)
+    wanted = torch.arange(len(sentences), device=sentences.device)
+    return {
+        "image_to_text": right / len(cache.pids),
+        "text_to_image": (best_pid == wanted).double().mean().item(),
+    }
 
 
 class FeatureBatches:

@@ -60,6 +60,16 @@ CONVERTED = [  # key, what a YAML file holds, what the command line holds, what 
     ("MODEL.STRIDE_SIZE", [12, 12], "[12, 12]", (12, 12)),
     ("MODEL.STRIDE_SIZE", "(12, 8)", "(12, 8)", (12, 8)),
     ("INPUT.PIXEL_MEAN", [0, 1, 0.5], "[0, 1, 0.5]", (0.0, 1.0, 0.5)),
+    ("INPUT.TWIN_ERASED_AREA", [0.1, "0.25"], "(0.1, 0.25)", (0.1, 0.25)),
+    ("INPUT.TWIN_ERASED_AREA", [0.5, 0.5], "[0.5, 0.5]", (0.5, 0.5)),
+    ("MODEL.SSL_TYPE", "SIMSIAM", "'SIMSIAM'", "SIMSIAM"),
+    ("MODEL.INIT_FROM", "runs/a.pth", "runs/a.pth", "runs/a.pth"),
+    ("MODEL.SIE_TWINS", "yes", "yes", True),
+    ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "words", "words", "words"),
+    ("SOLVER.STAGE1.TRAIN_PROJECTOR", True, "on", True),
+    ("TEST.RE_RANKING", "yes", "yes", True),
+    ("TEST.RE_RANKING_LAMBDA", 1, "1", 1.0),
+    ("TEST.RE_RANKING_LAMBDA", 0, "0", 0.0),
     ("SOLVER.STAGE2.STEPS", [20], "20", (20,)),
     ("SOLVER.STAGE2.STEPS", [], "()", ()),
     ("TEST.FEAT_NORM", "no", "no", False),
@@ -124,6 +134,17 @@ REFUSED = [  # key, what a YAML file holds, what the message says would be right
     ("SOLVER.STAGE2.BASE_LR", 0, "above 0"),
     ("SOLVER.STAGE2.IMS_PER_BATCH", 1, "at least 2"),
     ("TEST.NECK_FEAT", "middle", "before, after"),
+    ("MODEL.SSL_TYPE", "BYOL", "SIMCLR or SIMSIAM (a weight of 0.0 switches self-supervision off"),
+    ("MODEL.SSL_TYPE", "simclr", "SIMCLR or SIMSIAM"),
+    ("INPUT.TWIN_ERASED_AREA", [0.5, 0.2], "two shares above 0 and below 1, the smaller first"),
+    ("INPUT.TWIN_ERASED_AREA", [0, 0.5], "two shares above 0"),
+    ("INPUT.TWIN_ERASED_AREA", [0.5, 1.0], "and below 1"),
+    ("INPUT.TWIN_ERASED_AREA", [0.3], "two shares"),
+    ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "start", "one of all, words"),
+    ("TEST.RE_RANKING_K1", 0, "at least 1"),
+    ("TEST.RE_RANKING_K2", 0, "at least 1"),
+    ("TEST.RE_RANKING_LAMBDA", 1.5, "from 0 to 1"),
+    ("TEST.RE_RANKING_LAMBDA", -0.5, "from 0 to 1"),
     ("PROCESSOR.STAGES", ["image", "prompt"], "('prompt', 'image')"),
     ("PROCESSOR.STAGES", [], "('prompt', 'image')"),
     ("DATASETS.HOLD_OUT", 1, "below 1"),
@@ -247,7 +268,21 @@ CONTRADICTIONS = [
     (["SOLVER.STAGE2.IMS_PER_BATCH", "30"], ["SOLVER.STAGE2.IMS_PER_BATCH 30", "DATALOADER.NUM_INSTANCE 16"]),
     (["DATALOADER.NUM_INSTANCE", "1"], ["MODEL.TRIPLET_LOSS_WEIGHT", "DATALOADER.NUM_INSTANCE 1"]),
     (["SOLVER.STAGE2.IMS_PER_BATCH", "16"], ["MODEL.TRIPLET_LOSS_WEIGHT", "two identities"]),
-    (["PROCESSOR.STAGES", "image"], ["MODEL.I2T_LOSS_WEIGHT 1.0", "PROCESSOR.STAGES"]),
+    (
+        ["PROCESSOR.STAGES", "image"],
+        [
+            *("MODEL.I2T_LOSS_WEIGHT 1.0", "PROCESSOR.STAGES", "MODEL.I2T_LOSS_WEIGHT 0.0", "MODEL.INIT_FROM"),
+            "PROCESSOR.UNTRAINED_PROMPTS True",
+        ],
+    ),
+    (
+        ["MODEL.SSL_TYPE", "SIMSIAM", "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True"],
+        ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY True", "MODEL.SSL_TYPE SIMSIAM has none"],
+    ),
+    (
+        ["TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "20", "TEST.RE_RANKING_K2", "21"],
+        ["TEST.RE_RANKING_K2 21", "TEST.RE_RANKING_K1 20"],
+    ),
     (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"]),
     (
         [
@@ -283,6 +318,22 @@ def test_what_a_stage_that_does_not_run_would_need_is_no_contradiction():
     assert cfg.PROCESSOR.STAGES == ("prompt",)
     cfg = load(None, ["PROCESSOR.STAGES", "image", "MODEL.I2T_LOSS_WEIGHT", "0"])
     assert cfg.PROCESSOR.STAGES == ("image",)
+    ignoring = ["MODEL.SSL_TYPE", "SIMSIAM", "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True"]
+    assert load(None, [*ignoring, "PROCESSOR.STAGES", "prompt"]).MODEL.SSL_TYPE == "SIMSIAM"
+    assert load(None, [*ignoring, "SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"]).MODEL.SSL_TYPE == "SIMSIAM"
+    assert load(None, ignoring[:2]).MODEL.SSL_TYPE == "SIMSIAM"
+    assert load(None, ignoring[2:]).SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY is True
+    neighbours = ["TEST.RE_RANKING_K1", "20", "TEST.RE_RANKING_K2", "21"]
+    assert load(None, neighbours).TEST.RE_RANKING_K2 == 21
+    assert load(None, [*neighbours, "TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "21"]).TEST.RE_RANKING_K1 == 21
+
+
+@pytest.mark.parametrize("way", [["MODEL.INIT_FROM", "x.pth"], ["PROCESSOR.UNTRAINED_PROMPTS", "True"]])
+def test_the_image_stage_may_have_its_sentences_from_elsewhere(way):
+    cfg = load(None, ["PROCESSOR.STAGES", "image", *way])
+    assert (cfg.PROCESSOR.STAGES, cfg.MODEL.I2T_LOSS_WEIGHT) == (("image",), 1.0)
+    with pytest.raises(ConfigError, match="is no multiple"):  # the image stage is still checked
+        load(None, ["PROCESSOR.STAGES", "image", *way, "SOLVER.STAGE2.IMS_PER_BATCH", "30"])
 
 
 # ---------------------------------------------------------------------------------------------------------- the result
@@ -325,7 +376,10 @@ def test_a_saved_configuration_takes_overrides_and_is_checked():
 
 def test_there_are_files_to_check():
     assert {f"{path.parent.name}/{path.name}" for path in SHIPPED} >= {
-        *("base/vit.yml", "person/vit_svllreid.yml"),
+        *("base/published.yml", "base/vit.yml", "base/cnn.yml", "base/demo.yml"),
+        *(f"{data}/{tower}_base.yml" for data in ("person", "veri", "VehicleID") for tower in ("vit", "cnn")),
+        *(f"{data}/{tower}_clipreid.yml" for data in ("person", "veri", "VehicleID") for tower in ("vit", "cnn")),
+        *(f"{data}/{tower}_svllreid.yml" for data in ("person", "veri", "VehicleID") for tower in ("vit", "cnn")),
         *("demo/vit_svllreid.yml", "demo/vit_clipreid.yml", "demo/vit_base.yml"),
     }
 
@@ -341,6 +395,97 @@ def test_every_key_is_explained():
                 silent.append(match[1])
     assert sorted(keys) == sorted(leaves(to_dict(defaults())))  # each once, and none is missed here
     assert not silent
+
+
+PUBLISHED_DEFAULTS = {  # wherever the published programs have the key and mean the same by it
+    "MODEL.ID_LOSS_WEIGHT": 1.0,
+    "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
+    "MODEL.I2T_LOSS_WEIGHT": 1.0,
+    "MODEL.SSL_TYPE": "SIMCLR",
+    "MODEL.NO_MARGIN": False,
+    "MODEL.IF_LABELSMOOTH": True,
+    "MODEL.STRIDE_SIZE": (16, 16),
+    "MODEL.SIE_COE": 3.0,
+    "MODEL.SIE_CAMERA": False,
+    "MODEL.SIE_VIEW": False,
+    "INPUT.SIZE_TRAIN": (384, 128),
+    "INPUT.SIZE_TEST": (384, 128),
+    "INPUT.PROB": 0.5,
+    "INPUT.RE_PROB": 0.5,
+    "INPUT.PADDING": 10,
+    "INPUT.PIXEL_MEAN": (0.485, 0.456, 0.406),
+    "INPUT.PIXEL_STD": (0.229, 0.224, 0.225),
+    "DATASETS.NAMES": "market1501",
+    "DATALOADER.NUM_WORKERS": 8,
+    "DATALOADER.NUM_INSTANCE": 16,
+    "SOLVER.SEED": 1234,
+    "SOLVER.MARGIN": 0.3,
+    "SOLVER.STAGE1.IMS_PER_BATCH": 64,
+    "SOLVER.STAGE1.OPTIMIZER_NAME": "Adam",
+    "SOLVER.STAGE1.MAX_EPOCHS": 100,
+    "SOLVER.STAGE1.BASE_LR": 3e-4,
+    "SOLVER.STAGE1.MOMENTUM": 0.9,
+    "SOLVER.STAGE1.WEIGHT_DECAY": 5e-4,
+    "SOLVER.STAGE1.WARMUP_EPOCHS": 5,
+    "SOLVER.STAGE1.WARMUP_LR_INIT": 0.01,
+    "SOLVER.STAGE1.LR_MIN": 1.6e-5,
+    "SOLVER.STAGE1.CHECKPOINT_PERIOD": 10,
+    "SOLVER.STAGE1.LOG_PERIOD": 100,
+    "SOLVER.STAGE1.SSL_LOSS_WEIGHT": 2.0,
+    "SOLVER.STAGE1.PROMPT_AUG_SCALE": 0.5,
+    "SOLVER.STAGE1.PROMPT_AUG_METHOD": "mask",
+    "SOLVER.STAGE2.IMS_PER_BATCH": 64,
+    "SOLVER.STAGE2.OPTIMIZER_NAME": "Adam",
+    "SOLVER.STAGE2.MAX_EPOCHS": 100,
+    "SOLVER.STAGE2.BASE_LR": 3e-4,
+    "SOLVER.STAGE2.MOMENTUM": 0.9,
+    "SOLVER.STAGE2.LARGE_FC_LR": False,
+    "SOLVER.STAGE2.BIAS_LR_FACTOR": 1.0,
+    "SOLVER.STAGE2.WEIGHT_DECAY": 5e-4,
+    "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": 5e-4,
+    "SOLVER.STAGE2.GAMMA": 0.1,
+    "SOLVER.STAGE2.STEPS": (40, 70),
+    "SOLVER.STAGE2.WARMUP_FACTOR": 0.01,
+    "SOLVER.STAGE2.WARMUP_ITERS": 500,
+    "SOLVER.STAGE2.SSL_LOSS_WEIGHT": 0.8,
+    "SOLVER.STAGE2.CHECKPOINT_PERIOD": 10,
+    "SOLVER.STAGE2.LOG_PERIOD": 100,
+    "SOLVER.STAGE2.EVAL_PERIOD": 10,
+    "TEST.IMS_PER_BATCH": 128,
+    "TEST.WEIGHT": "",
+    "TEST.NECK_FEAT": "after",
+    "TEST.FEAT_NORM": True,
+    "TEST.RE_RANKING": False,
+    "OUTPUT_DIR": "",
+}
+# What the published programs do without having a key for it; the rest of their constants are in their formulas.
+PUBLISHED_BEHAVIOUR = {
+    "MODEL.SIE_TWINS": False,
+    "MODEL.SSL_HIDDEN": 4096,
+    "MODEL.SSL_OUT": 256,
+    "MODEL.INIT_FROM": "",
+    "INPUT.TWIN_ERASED_AREA": (0.33, 1 / 3),
+    "SOLVER.STAGE1.PROMPT_AUG_TOKENS": "all",
+    "SOLVER.STAGE1.TRAIN_PROJECTOR": False,
+    "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY": False,
+    "TEST.RE_RANKING_K1": 50,
+    "TEST.RE_RANKING_K2": 15,
+    "TEST.RE_RANKING_LAMBDA": 0.3,
+    "PROCESSOR.STAGES": ("prompt", "image"),
+    "PROCESSOR.UNTRAINED_PROMPTS": False,
+}
+NOT_PUBLISHED = {  # keys that are ours, or of which the published default is of no use here
+    *("MODEL.DEVICE", "MODEL.NAME", "MODEL.PRETRAIN", "MODEL.ACTIVATION", "SOLVER.PRECISION"),
+    *("DATASETS.ROOT_DIR", "DATASETS.HOLD_OUT"),
+}
+
+
+def test_the_defaults_are_the_published_ones():
+    cfg = load()
+    for right in (PUBLISHED_DEFAULTS, PUBLISHED_BEHAVIOUR):
+        assert {key: get(cfg, key) for key in right} == right
+    others = set(leaves(to_dict(cfg))) - {*PUBLISHED_DEFAULTS, *PUBLISHED_BEHAVIOUR}
+    assert {key for key in others if not key.startswith("DATASETS.SYNTHETIC.")} == NOT_PUBLISHED
 
 
 PUBLISHED = {  # SVLL-ReID on people: the published file

@@ -79,7 +79,7 @@ def test_training_writes_a_whole_run(trained):
     }
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["SOLVER"]["STAGE2"]["MAX_EPOCHS"] == 2
     versions = json.loads((run_folder / "versions.json").read_text())
-    assert len(versions["data_fingerprint"]) == 16
+    assert {split: len(digits) for split, digits in versions["data_fingerprint"].items()} == {"train": 16, "test": 16}
     assert {"torch", "torchvision", "revision", "python"} <= versions["versions"].keys()
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     by_stage = {line["stage"]: line for line in lines if line["kind"] == "train"}
@@ -109,24 +109,36 @@ def test_a_new_process_gets_the_same_numbers_from_the_checkpoint(trained):
     assert test["when"] == "test"
     for name in ("mAP", "mINP", "rank1", "rank5", "rank10"):
         assert test[name] == pytest.approx(end[name], abs=1e-9)
-    assert test["data_fingerprint"] == end["data_fingerprint"]
+    assert test["data_fingerprint"] == {"train": None, "test": end["data_fingerprint"]["test"]}
 
 
 def test_a_yaml_that_contradicts_the_checkpoint_is_reported_and_not_used(trained, tmp_path):
     end = next(entry for entry in results(trained / "run") if entry["when"] == "end")
+    other = tmp_path / "other.yml"
+    other.write_text(
+        f"BASE: {ROOT / 'configs/demo/vit_svllreid.yml'}\n"
+        "MODEL: {STRIDE_SIZE: [8, 8]}\nINPUT: {SIZE_TEST: [32, 32]}\n"
+    )
     words = arguments(
-        "configs/demo/vit_svllreid.yml",
-        trained,
-        MODEL__STRIDE_SIZE="[8, 8]",
-        INPUT__SIZE_TEST="[32, 32]",
-        TEST__WEIGHT=str(trained / "run" / "ViT-Tiny-8_2.pth"),
-        OUTPUT_DIR=str(tmp_path),
+        str(other), trained, TEST__WEIGHT=str(trained / "run" / "ViT-Tiny-8_2.pth"), OUTPUT_DIR=str(tmp_path)
     )
     done = script("test_svllreid.py", *words)
     assert done.returncode == 0, done.stderr
     assert "MODEL.STRIDE_SIZE: the checkpoint has [6, 6], the configuration [8, 8], which is not used" in done.stdout
     assert "INPUT.SIZE_TEST" in done.stdout
     assert results(tmp_path)[0]["mAP"] == pytest.approx(end["mAP"], abs=1e-9)
+
+
+def test_what_the_command_line_asks_for_is_resized(trained, tmp_path):
+    end = next(entry for entry in results(trained / "run") if entry["when"] == "end")
+    words = ["TEST.WEIGHT", str(trained / "run" / "ViT-Tiny-8_2.pth"), "OUTPUT_DIR", str(tmp_path)]
+    done = script("test_svllreid.py", *words, "MODEL.STRIDE_SIZE", "[8, 8]", "INPUT.SIZE_TEST", "[80, 32]")
+    assert done.returncode == 0, done.stderr
+    assert "MODEL.STRIDE_SIZE: [8, 8] as asked for, trained with [6, 6]" in done.stdout
+    assert "resized from 10 x 5 to 8 x 4: position table" in done.stdout
+    (entry,) = results(tmp_path)
+    assert (entry["stride"], entry["size"]) == ([8, 8], [80, 32])
+    assert entry["mAP"] > 0.2 and entry["mAP"] != end["mAP"]
 
 
 def test_feature_norm_and_neck_change_the_ranking(trained, tmp_path):

@@ -90,7 +90,7 @@ def test_steps_of_the_published_convolutional_networks():
 
 
 def test_schedules_run_over_the_configured_epochs():
-    rate = make_schedule(block("STAGE1", MAX_EPOCHS=30, WARMUP_EPOCHS=2, LR_MIN=0.0))
+    rate = make_schedule(block("STAGE1", MAX_EPOCHS=30, WARMUP_EPOCHS=2, WARMUP_LR_INIT=1e-5, LR_MIN=0.0))
     assert rate(1, 1.0) == exactly((1.0 + 1e-5) / 2)
     assert rate(15, 1.0) == exactly(0.5)
     assert rate(30, 1.0) == 0

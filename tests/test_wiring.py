@@ -41,7 +41,9 @@ def cfg(tmp_path_factory):
 @pytest.fixture
 def parts(cfg, tmp_path):
     benchmark = make_benchmark(cfg)
-    return cfg, make_model(cfg, benchmark), benchmark, RunFolder(tmp_path, config={}, fingerprint={"data": "x"}), CPU
+    model = make_model(cfg, benchmark)
+    model.prompts.trained = True  # so that each stage runs by itself
+    return cfg, model, benchmark, RunFolder(tmp_path, config={}, fingerprint={"data": "x"}), CPU
 
 
 @pytest.fixture

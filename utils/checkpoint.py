@@ -25,10 +25,19 @@ def save_checkpoint(path: Path, contents: dict) -> None:
     for name, value in contents["model"].items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise WeightsError(f"{path}: not written, because {name} holds values that are not finite")
+    write_tensors(path, {"format": FORMAT, **contents})
+
+
+def write_tensors(path: Path, contents: dict) -> None:
+    """Write a dictionary; `path` holds either all of it or what it held before.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **contents}, file)
+            torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -43,12 +52,17 @@ def read_checkpoint(path: str | Path) -> dict:
         WeightsError: no such file, damaged, would execute code, or not a checkpoint of this program.
     """
     contents = read_tensors(path)
+    check_checkpoint(contents, path)
+    return contents
+
+
+def check_checkpoint(contents: dict, path: str | Path) -> None:
+    """Raise WeightsError if what was read from `path` is no whole checkpoint of this program."""
     if contents.get("format") != FORMAT:
         raise WeightsError(f"{path}: is not a checkpoint of this program (no format {FORMAT!r} in it)")
     lacking = [part for part in PARTS if not isinstance(contents.get(part), dict)]
     if lacking:
         raise WeightsError(f"{path}: is no whole checkpoint, it lacks {', '.join(lacking)}")
-    return contents
 
 
 def read_tensors(path: str | Path) -> dict:

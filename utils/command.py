@@ -11,14 +11,16 @@ from utils.errors import UserError, one_line
 FAILED, INTERRUPTED = 2, 130
 
 
-def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """`config_file` (a path or None) and `overrides` (KEY VALUE KEY VALUE ...)."""
+def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequence[str] = ()) -> argparse.Namespace:
+    """`config_file` (a path or None), the required `files` by name, and `overrides` (KEY VALUE KEY VALUE ...)."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--config_file", "--config-file", metavar="FILE", help="a YAML file, e.g. configs/person/vit_svllreid.yml"
     )
+    for file in files:
+        parser.add_argument(file, metavar=file.upper())
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -9,20 +9,25 @@ import platform
 import subprocess
 from pathlib import Path
 
-from utils.records import Benchmark
+from utils.records import Benchmark, Sample
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "yacs")
 
 
-def data_fingerprint(benchmark: Benchmark) -> str:
-    """Sixteen hexadecimal digits over every image's split, file name, size in bytes, identity, camera and viewpoint.
+def data_fingerprint(benchmark: Benchmark) -> dict[str, str | None]:
+    """Sixteen hexadecimal digits for the training images, and sixteen for all queries and galleries.
 
-    File names without folders: the same data set elsewhere has the same fingerprint.
+    Over every image's split, file name, size in bytes, identity, camera and viewpoint. File names without folders: the
+    same data set elsewhere has the same fingerprint. None for training images that were not read.
     """
-    digest = hashlib.sha256()
-    splits = [("train", benchmark.train)]
+    tests = []
     for number, trial in enumerate(benchmark.trials):
-        splits += [(f"query{number}", trial.query), (f"gallery{number}", trial.gallery)]
+        tests += [(f"query{number}", trial.query), (f"gallery{number}", trial.gallery)]
+    return {"train": _digest([("train", benchmark.train)]) if benchmark.train else None, "test": _digest(tests)}
+
+
+def _digest(splits: list[tuple[str, tuple[Sample, ...]]]) -> str:
+    digest = hashlib.sha256()
     for split, samples in splits:
         for path, *labels in samples:
             digest.update(f"{split}|{os.path.basename(path)}|{os.path.getsize(path)}|{labels}\n".encode())

@@ -17,12 +17,23 @@ class _AboveTheBar(logging.Handler):
         sys.stdout.flush()
 
 
+class _Early(logging.Handler):
+    """Keeps what is said before there is a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 def log_to_screen() -> None:
     """Once, at the start of a script."""
     handler = _AboveTheBar()
     handler.setFormatter(FORMAT)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, _Early()]
     root.setLevel(logging.INFO)
     for chatty in ("httpx", "huggingface_hub", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -30,10 +41,15 @@ def log_to_screen() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """From now on, also there, and no longer in an earlier run's file."""
-    for old in [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]:
-        logging.getLogger().removeHandler(old)
-        old.close()
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(FORMAT)
-    logging.getLogger().addHandler(handler)
+    """Also there, from the first line of the script on, and no longer in an earlier run's file."""
+    root = logging.getLogger()
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(FORMAT)
+    for old in root.handlers[:]:
+        if isinstance(old, _Early):
+            for record in old.records:
+                file.handle(record)
+        if isinstance(old, (_Early, logging.FileHandler)):
+            root.removeHandler(old)
+            old.close()
+    root.addHandler(file)

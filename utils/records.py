@@ -48,7 +48,8 @@ class Benchmark:
 
     `template` is the sentence of the prompt stage, with {} where the learnt tokens go. `ignored` is the rule for pairs
     that leave the gallery of a query: (query labels [Q], gallery labels [G]) -> bool [Q, G]; it is called chunk by
-    chunk, because the whole mask of a large benchmark does not fit into memory.
+    chunk, because the whole mask of a large benchmark does not fit into memory. `train` is empty where only testing was
+    asked for.
     """
 
     name: str
@@ -60,10 +61,10 @@ class Benchmark:
     def counts(self) -> str:
         """What there is, in words."""
         trial = self.trials[0]
+        train = f"{len(self.train)} training images of {self.num_pids} identities, " if self.train else ""
         several = f", {len(self.trials)} trials" if len(self.trials) > 1 else ""
         return (
-            f"{len(self.train)} training images of {self.num_pids} identities, {len(trial.query)} queries, "
-            f"{len(trial.gallery)} gallery images, {self.num_cams} cameras{several}"
+            f"{train}{len(trial.query)} queries, {len(trial.gallery)} gallery images, {self.num_cams} cameras{several}"
         )
 
     def _all(self) -> Iterator[Sample]:
@@ -127,6 +128,17 @@ class Losses(NamedTuple):
     terms: dict[str, Tensor]  # name -> [] detached, unweighted, for the log
 
 
+class Reranking(NamedTuple):
+    """The settings of k-reciprocal re-ranking (Zhong et al., 2017)."""
+
+    k1: int  # neighbours that must be mutual
+    k2: int  # neighbours that a picture's neighbourhood is averaged over
+    lambda_value: float  # share of the original distance
+
+    def __str__(self) -> str:
+        return f"k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_value:g}"
+
+
 class Ranking(NamedTuple):
     """How well one trial's gallery was ranked; fractions, not per cent."""
 
@@ -141,6 +153,7 @@ class Evaluation(NamedTuple):
     """All trials of a benchmark."""
 
     trials: tuple[Ranking, ...]
+    reranking: Reranking | None = None  # how distances were changed before ranking; None: they were not
 
     def values(self) -> list[dict[str, float]]:
         """The figures of every trial by name."""

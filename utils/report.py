@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from utils.records import Evaluation
+from utils.records import Evaluation, Reranking
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
 
 
 def figures(evaluation: Evaluation) -> str:
     """One line: mAP 63.9  rank-1 71.1 ..."""
-    return "  ".join(f"{title} {100 * evaluation.mean[name]:.1f}" for name, title in COLUMNS.items())
+    numbers = "  ".join(f"{title} {100 * evaluation.mean[name]:.1f}" for name, title in COLUMNS.items())
+    return f"{numbers}  re-ranked ({evaluation.reranking})" if evaluation.reranking else numbers
 
 
 def table(entries: Sequence[Mapping]) -> str:
-    """Entries of results.json, a line each, in per cent."""
-    rows = [["", *COLUMNS.values(), "valid queries"]]
+    """Entries of results.json, a line each, in per cent; what was re-ranked says how."""
+    reranked = any(entry["re_ranking"] for entry in entries)
+    rows = [["", *COLUMNS.values(), "valid queries", *(["re-ranking"] if reranked else [])]]
     for entry in entries:
         numbers = [f"{100 * entry[name]:.1f}" for name in COLUMNS]
-        rows.append([entry["when"], *numbers, f"{entry['valid_queries']} of {entry['queries']}"])
+        how = [str(Reranking(**entry["re_ranking"])) if entry["re_ranking"] else "none"] if reranked else []
+        rows.append([entry["when"], *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

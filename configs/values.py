@@ -1,0 +1,67 @@
+"""A value of a YAML file or of the command line, as the type of its default."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from configs.checks import ConfigError
+
+SPOKEN = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+NAMES = "DATASETS.NAMES"  # published files write the name as a string or as a tuple
+
+
+def convert(key: str, value: Any, default: Any, *, where: str) -> Any:
+    """`value` as the type of `default`; the ConfigError says what would be right."""
+    try:
+        return _convert(value, default, single=key == NAMES)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {key}: {value!r} will not do; {error}") from None
+
+
+def literal(value: Any) -> Any:
+    """What a text of the command line or of a YAML file means as a Python literal, if it is one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
+    """ValueError says what would be right."""
+    if value is None or (isinstance(value, str) and value.strip() in ("None", "null", "~")):
+        raise ValueError("it needs a value, None is none (off is a weight of 0.0, False or '')")
+    if isinstance(default, tuple):
+        value = literal(value)
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        kind = default[0]
+        return tuple(_convert(element, kind) for element in values)
+    if isinstance(default, str):
+        text = literal(value)
+        if single and isinstance(text, (tuple, list)) and len(text) == 1:
+            text = text[0]
+        if isinstance(text, (tuple, list, dict)):
+            raise ValueError("right is one name" if single else "right is a text")
+        if isinstance(text, str):
+            return text
+        if isinstance(value, bool):
+            raise ValueError("right is a text")
+        return str(value)
+    value = literal(value)
+    if isinstance(default, bool):
+        spoken = SPOKEN.get(value.strip().lower()) if isinstance(value, str) else value
+        if not isinstance(spoken, bool):
+            raise ValueError("right is True or False")
+        return spoken
+    if isinstance(value, (bool, tuple, list, dict)):
+        raise ValueError(f"right is one {'whole number' if isinstance(default, int) else 'number'}")
+    if isinstance(default, int):
+        if not isinstance(value, int):
+            raise ValueError("right is a whole number")
+        return value
+    try:
+        return float(value)  # YAML reads 5e-6 as a text
+    except (TypeError, ValueError):
+        raise ValueError("right is a number") from None

@@ -1,0 +1,599 @@
+"""Published configuration files: what they mean here, with which numbers, and what is said of keys that are gone."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import ConfigError, from_dict, load, to_dict
+from configs.defaults import defaults
+from configs.published import BASELINE, CLIPREID, DROPPED, FLAT, ONE_VALUE, SELF_SUPERVISION, SWITCHES
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ROOT / "configs"
+THEIRS = ROOT / "tests" / "published"
+LANGUAGE, VISION = "SOLVER.STAGE1.SSL_LOSS_WEIGHT", "SOLVER.STAGE2.SSL_LOSS_WEIGHT"
+I2T, STAGES = "MODEL.I2T_LOSS_WEIGHT", "PROCESSOR.STAGES"
+CLIP = "SOLVER: {STAGE1: {MAX_EPOCHS: 7}}\n"
+SVLL = "SOLVER: {STAGE1: {MAX_EPOCHS: 7}}\nMODEL: {SSL_TYPE: SIMCLR}\n"
+BASE = "SOLVER: {MAX_EPOCHS: 7}\n"
+
+
+def leaves(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def flat(cfg) -> dict:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in leaves(to_dict(cfg)).items()}
+
+
+def nested(key: str, value) -> dict:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def lines(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.partition(".")[0] == "configs"]
+
+
+@pytest.fixture
+def root(tmp_path, caplog):
+    """Load a file of this text, which stands on no other; the settings, flat."""
+    caplog.set_level(logging.INFO)
+
+    def of(text: str, *overrides: str, above: str = "") -> dict:
+        path = tmp_path / "root.yml"
+        path.write_text(text, encoding="utf-8")
+        if above:
+            path = tmp_path / "upper.yml"
+            path.write_text("BASE: root.yml\n" + above, encoding="utf-8")
+        return flat(load(path, overrides))
+
+    return of
+
+
+# ----------------------------------------------------------------------------------- the files here, number by number
+
+SHARED = {
+    "MODEL.PRETRAIN": "openai",
+    "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
+    "MODEL.NO_MARGIN": False,
+    "MODEL.SSL_TYPE": "SIMCLR",
+    "MODEL.SSL_HIDDEN": 4096,
+    "MODEL.SSL_OUT": 256,
+    "MODEL.SIE_TWINS": False,
+    "MODEL.INIT_FROM": "",
+    "INPUT.PROB": 0.5,
+    "INPUT.RE_PROB": 0.5,
+    "INPUT.PADDING": 10,
+    "INPUT.TWIN_ERASED_AREA": (0.33, 1 / 3),
+    "DATALOADER.NUM_INSTANCE": 4,
+    "DATALOADER.NUM_WORKERS": 8,
+    "SOLVER.SEED": 1234,
+    "SOLVER.MARGIN": 0.3,
+    "SOLVER.STAGE2.OPTIMIZER_NAME": "Adam",
+    "SOLVER.STAGE2.LARGE_FC_LR": False,
+    "SOLVER.STAGE2.BIAS_LR_FACTOR": 2.0,
+    "SOLVER.STAGE2.GAMMA": 0.1,
+    "SOLVER.STAGE2.WARMUP_ITERS": 10,
+    "SOLVER.STAGE2.LOG_PERIOD": 50,
+    "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY": False,
+    "TEST.IMS_PER_BATCH": 64,
+    "TEST.NECK_FEAT": "before",
+    "TEST.FEAT_NORM": True,
+    "TEST.RE_RANKING": False,
+    "PROCESSOR.UNTRAINED_PROMPTS": False,
+}
+PROMPT_STAGE = {
+    "SOLVER.STAGE1.OPTIMIZER_NAME": "Adam",
+    "SOLVER.STAGE1.BASE_LR": 3.5e-4,
+    "SOLVER.STAGE1.WARMUP_LR_INIT": 1e-5,
+    "SOLVER.STAGE1.LR_MIN": 1e-6,
+    "SOLVER.STAGE1.WARMUP_EPOCHS": 5,
+    "SOLVER.STAGE1.WEIGHT_DECAY": 1e-4,
+    "SOLVER.STAGE1.LOG_PERIOD": 50,
+    "SOLVER.STAGE1.PROMPT_AUG_METHOD": "mask",
+    "SOLVER.STAGE1.PROMPT_AUG_SCALE": 0.5,
+    "SOLVER.STAGE1.PROMPT_AUG_TOKENS": "all",
+    "SOLVER.STAGE1.TRAIN_PROJECTOR": False,
+    STAGES: ("prompt", "image"),
+    I2T: 1.0,
+}
+TOWER = {
+    "vit": {
+        "MODEL.NAME": "ViT-B-16",
+        "INPUT.PIXEL_MEAN": (0.5, 0.5, 0.5),
+        "INPUT.PIXEL_STD": (0.5, 0.5, 0.5),
+        "SOLVER.STAGE2.WARMUP_FACTOR": 0.1,
+        "SOLVER.STAGE2.WEIGHT_DECAY": 1e-4,
+        "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": 1e-4,
+        "SOLVER.STAGE2.MAX_EPOCHS": 60,
+        "SOLVER.STAGE2.STEPS": (30, 50),
+    },
+    "cnn": {
+        "MODEL.NAME": "RN50",
+        "INPUT.PIXEL_MEAN": (0.485, 0.456, 0.406),
+        "INPUT.PIXEL_STD": (0.229, 0.224, 0.225),
+        "SOLVER.STAGE2.WARMUP_FACTOR": 0.01,
+        "SOLVER.STAGE2.WEIGHT_DECAY": 5e-4,
+        "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": 5e-4,
+        "SOLVER.STAGE2.MAX_EPOCHS": 120,
+        "SOLVER.STAGE2.STEPS": (40, 70),
+    },
+}
+FOLDER = {
+    "person": {"DATASETS.NAMES": "market1501", "INPUT.SIZE_TRAIN": (256, 128), "INPUT.SIZE_TEST": (256, 128)},
+    "veri": {"DATASETS.NAMES": "veri", "INPUT.SIZE_TRAIN": (256, 256), "INPUT.SIZE_TEST": (256, 256)},
+    "VehicleID": {"DATASETS.NAMES": "VehicleID", "INPUT.SIZE_TRAIN": (256, 256), "INPUT.SIZE_TEST": (256, 256)},
+}
+ROWS = {  # weight of identities, smoothing, stride, side information (camera, view);
+    # prompt stage: batch, epochs, weight of self-supervision; image stage: batch, rate, weight of self-supervision
+    "person/cnn_base": (1.0, True, 16, (0, 0), None, (64, 3.5e-4, 0.0)),
+    "person/cnn_clipreid": (1.0, True, 16, (0, 0), (64, 60, 0.0), (64, 3.5e-4, 0.0)),
+    "person/cnn_svllreid": (1.0, True, 16, (0, 0), (64, 60, 0.8), (64, 3.5e-4, 0.8)),
+    "person/vit_base": (1.0, True, 16, (0, 0), None, (64, 5e-6, 0.0)),
+    "person/vit_clipreid": (0.25, True, 16, (0, 0), (64, 120, 0.0), (64, 5e-6, 0.0)),
+    "person/vit_svllreid": (0.25, True, 12, (1, 0), (256, 120, 0.8), (64, 5e-6, 0.8)),
+    "veri/cnn_base": (1.0, True, 16, (0, 0), None, (64, 3.5e-4, 0.0)),
+    "veri/cnn_clipreid": (1.0, True, 16, (0, 0), (64, 60, 0.0), (64, 3.5e-4, 0.0)),
+    "veri/cnn_svllreid": (1.0, True, 16, (0, 0), (64, 60, 2.0), (64, 3.5e-4, 0.8)),
+    "veri/vit_base": (1.0, True, 16, (0, 0), None, (64, 5e-6, 0.0)),
+    "veri/vit_clipreid": (0.25, True, 16, (0, 0), (64, 60, 0.0), (64, 5e-6, 0.0)),
+    "veri/vit_svllreid": (0.25, True, 12, (1, 1), (64, 60, 2.0), (32, 5e-6, 0.8)),
+    "VehicleID/cnn_base": (1.0, False, 16, (0, 0), None, (64, 3.5e-4, 0.0)),
+    "VehicleID/cnn_clipreid": (1.0, False, 16, (0, 0), (256, 60, 0.0), (64, 3.5e-4, 0.0)),
+    "VehicleID/cnn_svllreid": (1.0, False, 16, (0, 0), (256, 60, 0.8), (64, 3.5e-4, 0.8)),
+    "VehicleID/vit_base": (1.0, False, 16, (0, 0), None, (64, 5e-5, 0.0)),
+    "VehicleID/vit_clipreid": (0.25, True, 16, (0, 0), (256, 60, 0.0), (64, 5e-5, 0.0)),
+    "VehicleID/vit_svllreid": (0.25, True, 12, (0, 0), (64, 60, 0.8), (32, 5e-5, 0.8)),
+}
+
+
+def expected(name: str) -> dict:
+    folder, _, file = name.partition("/")
+    identity, smoothing, stride, (camera, view), prompt, (batch, rate, vision) = ROWS[name]
+    values = {**SHARED, **TOWER[file[:3]], **FOLDER[folder]}
+    values |= {
+        "MODEL.ID_LOSS_WEIGHT": identity,
+        "MODEL.IF_LABELSMOOTH": smoothing,
+        "MODEL.STRIDE_SIZE": (stride, stride),
+        "MODEL.SIE_CAMERA": bool(camera),
+        "MODEL.SIE_VIEW": bool(view),
+        "SOLVER.STAGE2.IMS_PER_BATCH": batch,
+        "SOLVER.STAGE2.BASE_LR": rate,
+        VISION: vision,
+    }
+    if camera or view:
+        values["MODEL.SIE_COE"] = 1.0
+    if prompt is None:
+        return values | {STAGES: ("image",), I2T: 0.0, LANGUAGE: 0.0}
+    keys = ("SOLVER.STAGE1.IMS_PER_BATCH", "SOLVER.STAGE1.MAX_EPOCHS", LANGUAGE)
+    return values | PROMPT_STAGE | dict(zip(keys, prompt, strict=True))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_file_has_the_published_numbers(name):
+    cfg = flat(load(OURS / f"{name}.yml"))
+    right = expected(name)
+    assert {key: cfg[key] for key in right} == right
+    assert [type(cfg[key]) for key in right] == [type(value) for value in right.values()]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_key_that_changes_numbers_is_forgotten_in_the_rows(name):
+    unnamed = set(flat(load(OURS / f"{name}.yml"))) - set(expected(name))
+    machine = {"MODEL.DEVICE", "SOLVER.PRECISION", "DATASETS.ROOT_DIR", "OUTPUT_DIR", "TEST.WEIGHT", "MODEL.ACTIVATION"}
+    off = {"MODEL.SIE_COE", "DATASETS.HOLD_OUT", "SOLVER.STAGE1.MOMENTUM", "SOLVER.STAGE2.MOMENTUM"}
+    others = r"SOLVER\.STAGE[12]\.(CHECKPOINT|EVAL)_PERIOD|DATASETS\.SYNTHETIC\..*|TEST\.RE_RANKING_.*"
+    if ROWS[name][4] is None:
+        others += r"|SOLVER\.STAGE1\..*"
+    assert [key for key in unnamed - machine - off if not re.fullmatch(others, key)] == []
+
+
+def test_the_rows_are_all_files():
+    files = [path for path in OURS.glob("*/*.yml") if path.parent.name not in ("base", "demo")]
+    assert sorted(ROWS) == sorted(f"{path.parent.name}/{path.stem}" for path in files)
+    assert len(ROWS) == 18
+
+
+@pytest.mark.parametrize("name", sorted(path.relative_to(OURS).as_posix() for path in OURS.glob("*/*.yml")))
+def test_our_files_need_no_translation(caplog, name):
+    caplog.set_level(logging.INFO)
+    cfg = load(OURS / name)
+    assert lines(caplog) == []
+    # The last epoch is always saved; a period beyond it would look as if something else were.
+    assert cfg.SOLVER.STAGE2.CHECKPOINT_PERIOD <= cfg.SOLVER.STAGE2.MAX_EPOCHS
+
+
+# ------------------------------------------------------------------------------------------------- the published files
+
+TWINS = {  # a published file -> ours, lines in the log (keys that are gone, keys that are read as others, the method)
+    "clipreid_person_cnn_base": ("person/cnn_base", 6, 15, 1),
+    "clipreid_person_cnn_clipreid": ("person/cnn_clipreid", 8, 0, 1),
+    "clipreid_person_vit_base": ("person/vit_base", 6, 15, 1),
+    "clipreid_person_vit_clipreid": ("person/vit_clipreid", 8, 0, 1),
+    "clipreid_veri_cnn_base": ("veri/cnn_base", 6, 15, 1),
+    "clipreid_veri_cnn_prom": ("veri/cnn_clipreid", 8, 0, 1),
+    "clipreid_veri_vit_base": ("veri/vit_base", 6, 15, 1),
+    "clipreid_veri_vit_prom": ("veri/vit_clipreid", 8, 0, 1),
+    "clipreid_vehicleid_cnn_base": ("VehicleID/cnn_base", 6, 15, 1),
+    "clipreid_vehicleid_cnn_clipreid": ("VehicleID/cnn_clipreid", 8, 0, 1),
+    "clipreid_vehicleid_vit_base": ("VehicleID/vit_base", 6, 15, 1),
+    "clipreid_vehicleid_vit_clipreid": ("VehicleID/vit_clipreid", 8, 0, 1),
+    "svllreid_person_vit_svllreid": ("person/vit_svllreid", 8, 1, 0),
+    "svllreid_veri_vit_svllreid": ("veri/vit_svllreid", 8, 2, 0),
+    "svllreid_vehicleid_vit_svllreid": ("VehicleID/vit_svllreid", 8, 1, 0),
+}
+# What may differ: where things lie and how often something is saved or looked at ...
+NO_NUMBERS = {"DATASETS.NAMES", "DATASETS.ROOT_DIR", "OUTPUT_DIR", "MODEL.SIE_COE"} | {
+    f"SOLVER.{stage}.{what}_PERIOD" for stage, what in (("STAGE1", "CHECKPOINT"), ("STAGE2", "CHECKPOINT"))
+}
+# ... and, of VehicleID, side information, with which the published file crashes.
+CRASHES = {"svllreid_vehicleid_vit_svllreid": {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}}
+
+
+def test_every_published_file_is_here():
+    assert sorted(TWINS) == sorted(path.stem for path in THEIRS.glob("*.yml"))
+    assert {ours for ours, *_ in TWINS.values()} == {name for name in ROWS if not name.endswith("cnn_svllreid")}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_published_file_means_what_ours_means(name):
+    theirs, ours = flat(load(THEIRS / f"{name}.yml")), flat(load(OURS / f"{TWINS[name][0]}.yml"))
+    different = {key for key in theirs if theirs[key] != ours[key]} - NO_NUMBERS
+    if theirs[STAGES] == ("image",):  # of a stage that does not run, nothing matters
+        different = {key for key in different if not key.startswith("SOLVER.STAGE1.")}
+    assert different == CRASHES.get(name, set())
+    if theirs["MODEL.SIE_CAMERA"]:
+        assert theirs["MODEL.SIE_COE"] == ours["MODEL.SIE_COE"] == 1.0
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_each_key_of_a_published_file_that_is_not_ours_gets_one_line(caplog, name):
+    caplog.set_level(logging.INFO)
+    load(THEIRS / f"{name}.yml")
+    said = lines(caplog)
+    _, gone, renamed, method = TWINS[name]
+    assert [sum(word in line for line in said) for word in (" is dropped: ", " is read as ", ": read as ")] == [
+        *(gone, renamed, method),
+    ]
+    keys = leaves(yaml.safe_load((THEIRS / f"{name}.yml").read_text(encoding="utf-8")))
+    known = leaves(to_dict(defaults()))
+    foreign = [key for key in keys if key not in known and key != "DATASETS"]
+    assert all(sum(f" {key} " in line for line in said) == 1 for key in foreign)
+    assert len(said) == len(foreign) + method
+    assert all(line.startswith(f"{THEIRS / name}.yml: ") and "\n" not in line for line in said)
+
+
+def test_the_command_line_comes_on_top_of_a_published_file():
+    overlapping = ["MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1.0", "MODEL.STRIDE_SIZE", "[12, 12]"]
+    cfg = load(THEIRS / "clipreid_person_vit_clipreid.yml", [*overlapping, "DATASETS.NAMES", "('market1501')"])
+    assert (cfg.MODEL.SIE_CAMERA, cfg.MODEL.SIE_COE, cfg.MODEL.STRIDE_SIZE) == (True, 1.0, (12, 12))
+    assert cfg.DATASETS.NAMES == "market1501" and cfg.DATASETS.ROOT_DIR == "data"
+    assert load(THEIRS / "svllreid_person_vit_svllreid.yml").DATASETS.ROOT_DIR == "/home/author/data"
+
+
+def test_a_published_file_survives_a_checkpoint_and_a_run_folder(caplog, tmp_path):
+    for name in TWINS:
+        cfg = load(THEIRS / f"{name}.yml")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)), encoding="utf-8")
+        caplog.clear()
+        assert load(tmp_path / "config.yaml") == cfg == from_dict(to_dict(cfg), where="x.pth")
+        assert lines(caplog) == []
+
+
+# --------------------------------------------------------------------------------------- which method a root file means
+
+
+def test_a_flat_file_is_a_baseline(root, caplog):
+    cfg = root("SOLVER: {MAX_EPOCHS: 7, STEPS: [2, 3], CENTER_LR: 0.5}\nMODEL: {I2T_LOSS_WEIGHT: 1.0, USE_SSL: True}\n")
+    assert (cfg[STAGES], cfg[I2T], cfg[LANGUAGE], cfg[VISION]) == (("image",), 0.0, 0.0, 0.0)
+    assert (cfg["SOLVER.STAGE2.MAX_EPOCHS"], cfg["SOLVER.STAGE2.STEPS"]) == (7, (2, 3))
+    assert cfg["SOLVER.STAGE1.MAX_EPOCHS"] == 100
+    method = [line for line in lines(caplog) if "read as a baseline" in line]
+    assert len(method) == 1 and "root.yml" in method[0] and "SOLVER.MAX_EPOCHS" in method[0]
+    assert all(f"{key} {value}" in method[0] for key, value in BASELINE.items())
+
+
+@pytest.mark.parametrize("key", ["SOLVER.SEED", "SOLVER.MARGIN", "SOLVER.PRECISION"])
+def test_keys_of_both_trees_say_nothing_of_the_method(root, caplog, key):
+    value = {"SOLVER.SEED": 5, "SOLVER.MARGIN": 0.4, "SOLVER.PRECISION": "fp32"}[key]
+    assert root(yaml.safe_dump(nested(key, value))) == {**flat(load()), key: value}
+    assert lines(caplog) == []
+    cfg = root(yaml.safe_dump({"SOLVER": {"STAGE2": {"MAX_EPOCHS": 7}, key[7:]: value}}))
+    assert cfg[key] == value and cfg[STAGES] == ("prompt", "image")
+
+
+@pytest.mark.parametrize("key", sorted(FLAT))
+def test_every_flat_key_makes_a_baseline(root, caplog, key):
+    default = flat(load()).get(FLAT[key], "linear")
+    cfg = root(yaml.safe_dump(nested(key, default if not isinstance(default, tuple) else list(default))))
+    assert (cfg[STAGES], cfg[I2T]) == (("image",), 0.0)
+    assert sum(f": {key} is " in line for line in lines(caplog)) == 1
+    assert f": {key} is {'read as ' + FLAT[key] if FLAT[key] in cfg else 'dropped: '}" in "".join(lines(caplog))
+
+
+def test_the_flat_keys_are_those_of_the_image_stage():
+    ours = {key.removeprefix("SOLVER.STAGE2.") for key in flat(load()) if key.startswith("SOLVER.STAGE2.")}
+    gone = {key.removeprefix("SOLVER.STAGE2.") for key in {**DROPPED, **ONE_VALUE} if key.startswith("SOLVER.STAGE2.")}
+    published = (ours | gone) - {"SSL_LOSS_WEIGHT", "SSL_IGNORE_SAME_IDENTITY"}
+    assert {key.removeprefix("SOLVER.") for key in FLAT} == published and len(FLAT) == 24
+
+
+def test_a_file_has_keys_of_one_tree(root):
+    for above in ("", "SOLVER: {GAMMA: 0.2, STAGE1: {MAX_EPOCHS: 3}}\n"):
+        text = "SOLVER: {STAGE2: {MAX_EPOCHS: 3}, STEPS: [2]}\n" if not above else BASE
+        with pytest.raises(ConfigError) as caught:
+            root(text, above=above)
+        words = ("SOLVER.GAMMA", "SOLVER.STAGE1.MAX_EPOCHS") if above else ("SOLVER.STEPS", "SOLVER.STAGE2.MAX_EPOCHS")
+        assert all(word in str(caught.value) for word in (*words, "upper.yml" if above else "root.yml"))
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_EPOCHS.*SOLVER\.STAGE2\.CENTER_LR"):
+        root("SOLVER: {MAX_EPOCHS: 3, STAGE2: {CENTER_LR: 0.5}}\n")
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_EPOCHS.*PROCESSOR\.STAGES is \('prompt', 'image'\)"):
+        root(BASE + "PROCESSOR: {STAGES: [prompt, image]}\n")
+    assert root(BASE + "PROCESSOR: {STAGES: [image]}\n")[STAGES] == ("image",)
+    assert root("SOLVER: {MAX_EPOCHS: 3, STAGE1: , STAGE2: }\n")[STAGES] == ("image",)  # an empty block says nothing
+
+
+SAYS_SSL = [
+    *("MODEL.USE_SSL: True", "MODEL.USE_SSL_STAGE1: True", "MODEL.SSL_TYPE: SIMCLR"),
+    *("SOLVER.STAGE1.PROMPT_AUG_METHOD: mask", "SOLVER.STAGE1.PROMPT_AUG_SCALE: 0.5"),
+    *("SOLVER.STAGE1.SSL_LOSS_WEIGHT: 2.0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT: 0.8", "MODEL.SIE_TWINS: False"),
+]
+
+
+@pytest.mark.parametrize("said", SAYS_SSL)
+@pytest.mark.parametrize("stage", ["SOLVER.STAGE1.MAX_EPOCHS: 7", "SOLVER.STAGE2.MAX_EPOCHS: 7"])
+def test_a_file_that_speaks_of_self_supervision_is_svllreid(root, caplog, said, stage):
+    cfg = root(f"{stage}\n{said}\n")
+    assert (cfg[LANGUAGE], cfg[VISION], cfg[I2T], cfg[STAGES]) == (2.0, 0.8, 1.0, ("prompt", "image"))
+    assert not any("CLIP-ReID" in line for line in lines(caplog))
+
+
+def test_the_keys_of_self_supervision_are_all_known():
+    ours = {key for key in flat(load()) if re.search(r"SSL|TWIN|PROMPT_AUG|TRAIN_PROJECTOR", key)}
+    assert ours | set(SWITCHES) == SELF_SUPERVISION
+
+
+@pytest.mark.parametrize("stage", ["STAGE1", "STAGE2"])
+def test_any_other_file_of_two_stages_is_clipreid(root, caplog, stage):
+    cfg = root(f"SOLVER: {{{stage}: {{MAX_EPOCHS: 7}}}}\n")
+    assert (cfg[LANGUAGE], cfg[VISION], cfg[I2T], cfg[STAGES]) == (0.0, 0.0, 1.0, ("prompt", "image"))
+    (line,) = lines(caplog)
+    assert "CLIP-ReID" in line and all(f"{key} 0.0" in line for key in CLIPREID)
+    # Even if nothing but a key that is gone makes it one.
+    assert root("SOLVER: {STAGE2: {CENTER_LR: 0.5}}\n")[VISION] == 0.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MODEL: {NAME: RN50}\n", "DATASETS:\nSOLVER:\n  STAGE1:\n", "TEST: {EVAL: True}\n"]
+)
+def test_a_file_without_a_solver_says_nothing_of_the_method(root, text):
+    cfg = root(text)
+    assert (cfg[LANGUAGE], cfg[VISION], cfg[I2T], cfg[STAGES]) == (2.0, 0.8, 1.0, ("prompt", "image"))
+
+
+def test_only_a_root_file_says_the_method(root, caplog):
+    cfg = root("MODEL: {NAME: RN50}\n", above=CLIP)
+    assert (cfg[LANGUAGE], cfg[VISION], cfg["SOLVER.STAGE1.MAX_EPOCHS"]) == (2.0, 0.8, 7)
+    assert lines(caplog) == []
+    cfg = root(CLIP, above="SOLVER: {STAGE2: {SSL_LOSS_WEIGHT: 0.3}}\n")
+    assert (cfg[LANGUAGE], cfg[VISION]) == (0.0, 0.3)
+    cfg = root(BASE, above="MODEL: {I2T_LOSS_WEIGHT: 0.5}\nPROCESSOR: {STAGES: [prompt, image]}\n")
+    assert (cfg[I2T], cfg[STAGES]) == (0.5, ("prompt", "image"))
+
+
+# ------------------------------------------------------------------------------------------------------------- switches
+
+
+@pytest.mark.parametrize(("switch", "key"), [("MODEL.USE_SSL", VISION), ("MODEL.USE_SSL_STAGE1", LANGUAGE)])
+@pytest.mark.parametrize("no", ["False", "'no'", "no", "off", "'off'"])
+def test_a_switch_beats_a_weight_in_its_file(root, caplog, switch, key, no):
+    cfg = root(f"{switch}: {no}\n{key}: 0.7\n")
+    assert cfg[key] == 0.0 and cfg[{VISION: LANGUAGE, LANGUAGE: VISION}[key]] > 0
+    assert [line.partition(": ")[2] for line in lines(caplog)] == [f"{switch} False is read as {key} 0.0"]
+    cfg = root(f"{key}: 0.7\n", above=f"{switch}: {no}\n{key}: 0.6\n")
+    assert cfg[key] == 0.0
+
+
+@pytest.mark.parametrize("yes", ["True", "'yes'", "on"])
+def test_true_changes_nothing_by_itself(root, caplog, yes):
+    cfg = root(f"MODEL.USE_SSL: {yes}\nMODEL.USE_SSL_STAGE1: {yes}\nSOLVER: {{STAGE1: {{SSL_LOSS_WEIGHT: 0.0}}}}\n")
+    assert (cfg[LANGUAGE], cfg[VISION]) == (0.0, 0.8)
+    assert len(lines(caplog)) == 2 and "MODEL.USE_SSL_STAGE1 True changes nothing" in lines(caplog)[1]
+    for text in (CLIP, BASE):
+        cfg = root(text, "MODEL.USE_SSL", "True", "MODEL.USE_SSL_STAGE1", "on")
+        assert (cfg[LANGUAGE], cfg[VISION]) == (0.0, 0.0)  # no switch has set them to 0.0
+        assert f"changes nothing: {LANGUAGE} is 0.0" in lines(caplog)[-1]
+    cfg = root(SVLL, VISION, "0", "MODEL.USE_SSL", "True")
+    assert cfg[VISION] == 0.0
+
+
+OFF = "MODEL: {USE_SSL: False, USE_SSL_STAGE1: False}\n"
+BACK = [  # the root file, the file above, the command line, the weight of the vision self-supervision
+    (OFF, "", "MODEL.USE_SSL True", 0.8),  # the default
+    (OFF + "SOLVER.STAGE2.SSL_LOSS_WEIGHT: 0.3\n", "", "MODEL.USE_SSL True", 0.3),
+    (OFF + "SOLVER.STAGE2.SSL_LOSS_WEIGHT: 0.0\n", "", "MODEL.USE_SSL True", 0.8),
+    ("SOLVER.STAGE2.SSL_LOSS_WEIGHT: 0.3\n", OFF, "MODEL.USE_SSL yes", 0.3),
+    (OFF, "SOLVER.STAGE2.SSL_LOSS_WEIGHT: 0.4\n", "MODEL.USE_SSL True", 0.4),
+    (OFF, "SOLVER.STAGE2.SSL_LOSS_WEIGHT: 0.0\n", "MODEL.USE_SSL True", 0.0),
+    (OFF, "MODEL.USE_SSL: True\n", "", 0.8),
+    (OFF, "", f"{VISION} 0.5", 0.5),
+    (OFF, "", f"{VISION} 0.5 MODEL.USE_SSL False", 0.0),
+    (OFF, "", f"{VISION} 0.5 MODEL.USE_SSL off MODEL.USE_SSL on", 0.5),
+    (OFF, "", f"MODEL.USE_SSL True {VISION} 0.5", 0.5),
+    (OFF, "", f"{VISION} 0 MODEL.USE_SSL True", 0.0),
+    (OFF, "", "MODEL.USE_SSL_STAGE1 True", 0.0),
+    (SVLL, "", "MODEL.USE_SSL False", 0.0),
+]
+
+
+@pytest.mark.parametrize(("text", "above", "words", "weight"), BACK)
+def test_a_later_layer_takes_a_switch_back(root, text, above, words, weight):
+    assert root(text, *words.split(), above=above)[VISION] == weight
+
+
+def test_a_checkpoint_remembers_its_weight():
+    tree = to_dict(load(None, [VISION, "0.6"]))
+    words = [VISION, "0", "MODEL.USE_SSL", "False", "MODEL.USE_SSL", "True"]
+    assert flat(from_dict(tree, words, where="x.pth"))[VISION] == 0.6
+
+
+@pytest.mark.parametrize("value", ["perhaps", 1, None, [True]])
+def test_a_switch_is_true_or_false(root, value):
+    right = "it needs a value" if value is None else "right is True or False"
+    with pytest.raises(ConfigError, match=rf"root\.yml: MODEL\.USE_SSL: .* will not do; {right}"):
+        root(yaml.safe_dump(nested("MODEL.USE_SSL", value)))
+
+
+# --------------------------------------------------------------------------------------------------- keys that are gone
+
+GONE = [
+    *("MODEL.DEVICE_ID", "MODEL.DIST_TRAIN", "MODEL.PRETRAIN_PATH", "MODEL.PRETRAIN_CHOICE", "MODEL.LAST_STRIDE"),
+    *("MODEL.NECK", "MODEL.COS_LAYER", "MODEL.IF_WITH_CENTER", "MODEL.ID_LOSS_TYPE", "MODEL.DROP_PATH"),
+    *("MODEL.DROP_OUT", "MODEL.ATT_DROP_RATE", "MODEL.TRANSFORMER_TYPE", "TEST.DIST_MAT", "TEST.EVAL"),
+    *("SOLVER.STAGE1.WEIGHT_DECAY_BIAS", "SOLVER.STAGE1.WARMUP_FACTOR", "SOLVER.STAGE1.WARMUP_ITERS"),
+    *("SOLVER.STAGE1.WARMUP_METHOD", "SOLVER.STAGE1.COSINE_MARGIN", "SOLVER.STAGE1.COSINE_SCALE"),
+    *("SOLVER.STAGE1.EVAL_PERIOD", "SOLVER.STAGE2.CENTER_LR", "SOLVER.STAGE2.CENTER_LOSS_WEIGHT"),
+    *("SOLVER.STAGE2.WARMUP_EPOCHS", "SOLVER.STAGE2.WARMUP_LR_INIT", "SOLVER.STAGE2.LR_MIN"),
+    *("SOLVER.STAGE2.COSINE_MARGIN", "SOLVER.STAGE2.COSINE_SCALE"),
+]
+
+
+def test_no_key_is_both_gone_and_here():
+    assert sorted(GONE) == sorted(DROPPED)
+    ours = set(flat(load()))
+    assert not ours & {*DROPPED, *ONE_VALUE, *SWITCHES, *FLAT}
+    assert not set(DROPPED) & set(ONE_VALUE)
+
+
+@pytest.mark.parametrize("key", GONE)
+@pytest.mark.parametrize("value", ["no", None, [1, 2]])
+def test_a_key_that_is_gone_is_dropped_wherever_it_stands(root, caplog, key, value):
+    # (The first file has a key of self-supervision, so that a SOLVER block does not make it CLIP-ReID's.)
+    before = flat(load())
+    for text, above in ((SAYS_SSL[2] + "\n", ""), ("SOLVER: {SEED: 1234}\n", "MODEL: {SSL_TYPE: SIMCLR}\n")):
+        caplog.clear()
+        gone = yaml.safe_dump({key: value})
+        assert root(text + (gone if not above else ""), above=above and above + gone) == before
+        (line,) = lines(caplog)
+        where = "upper.yml" if above else "root.yml"
+        assert where in line and line.endswith(f": {key} is dropped: {DROPPED[key]}") and 5 < len(DROPPED[key]) < 90
+    caplog.clear()
+    assert flat(load(None, [key, str(value)])) == before
+    assert lines(caplog) == [f"command line: {key} is dropped: {DROPPED[key]}"]
+
+
+def test_the_device_is_chosen_otherwise(root, caplog):
+    root("MODEL:\n  DEVICE_ID: ('0')\n")
+    assert "CUDA_VISIBLE_DEVICES or MODEL.DEVICE cuda:N" in lines(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "right", "wrong", "why"),
+    [
+        ("MODEL.METRIC_LOSS_TYPE", "triplet", "contrastive", "no loss at all with any other and crash"),
+        ("DATALOADER.SAMPLER", "softmax_triplet", "softmax", "crash with any other"),
+        ("SOLVER.STAGE2.WARMUP_METHOD", "linear", "constant", "no other warm-up"),
+        ("SOLVER.WARMUP_METHOD", "linear", "constant", "no other warm-up"),
+    ],
+)
+def test_a_key_that_had_a_say_has_one_value(root, caplog, key, right, wrong, why):
+    for value in (right, f"('{right}')"):
+        caplog.clear()
+        root(yaml.safe_dump({key: value}))
+        assert sum(line.endswith(f"root.yml: {key} is dropped: it is always {right}") for line in lines(caplog)) == 1
+    load(None, [key, right])
+    assert lines(caplog)[-1] == f"command line: {key} is dropped: it is always {right}"
+    words = rf"{re.escape(key)}: '{wrong}' will not do; right is {right}, .*{why}"
+    with pytest.raises(ConfigError, match=r"root\.yml: " + words):
+        root(yaml.safe_dump({key: wrong}))
+    with pytest.raises(ConfigError, match="command line: " + words):
+        load(None, [key, wrong])
+
+
+@pytest.mark.parametrize(
+    "key", ["MODEL.DEVICE_IDS", "MODEL.NECKS", "SOLVER.STAGE3.CENTER_LR", "SOLVER.STEPP", "SOLVER.SSL_LOSS_WEIGHT"]
+)
+def test_a_key_that_nobody_ever_had_is_refused(root, caplog, key):
+    with pytest.raises(ConfigError, match=rf"root\.yml: there is no key {key}"):
+        root(yaml.safe_dump(nested(key, 1)))
+    with pytest.raises(ConfigError, match=rf"command line: there is no key {key}"):
+        load(None, [key, "1"])
+    assert lines(caplog) == []
+
+
+def test_a_checkpoint_has_our_keys_only():
+    tree = to_dict(load())
+    for key in ("DEVICE_ID", "USE_SSL"):
+        with pytest.raises(ConfigError, match=rf"x\.pth: there is no key MODEL\.{key}"):
+            from_dict({**tree, "MODEL": {**tree["MODEL"], key: "0"}}, where="x.pth")
+    old = {"SOLVER": {"STAGE2": {"MAX_EPOCHS": 7}}}  # a configuration of ours says no method by what it lacks
+    assert flat(from_dict(old, where="x.pth"))[VISION] == 0.8
+    assert from_dict(tree, ["MODEL.DEVICE_ID", "0"], where="x.pth") == load()
+
+
+# ------------------------------------------------------------------------------------------- flat keys in later layers
+
+
+def test_a_flat_key_on_the_command_line_of_a_baseline(root, caplog):
+    cfg = root(BASE, "SOLVER.MAX_EPOCHS", "5", "SOLVER.STEPS", "(2, 3)", "SOLVER.LR_MIN", "1")
+    assert (cfg["SOLVER.STAGE2.MAX_EPOCHS"], cfg["SOLVER.STAGE2.STEPS"]) == (5, (2, 3))
+    assert cfg["SOLVER.STAGE1.MAX_EPOCHS"] == 100 and cfg["SOLVER.STAGE1.LR_MIN"] == 1.6e-5
+    assert [line for line in lines(caplog) if line.startswith("command line: ")] == [
+        "command line: SOLVER.MAX_EPOCHS is read as SOLVER.STAGE2.MAX_EPOCHS",
+        "command line: SOLVER.STEPS is read as SOLVER.STAGE2.STEPS",
+        f"command line: SOLVER.LR_MIN is dropped: {DROPPED['SOLVER.STAGE2.LR_MIN']}",
+    ]
+    assert flat(load(OURS / "person" / "vit_base.yml", ["SOLVER.BASE_LR", "1"]))["SOLVER.STAGE2.BASE_LR"] == 1.0
+    assert root(BASE, above="SOLVER: {MAX_EPOCHS: 6}\n")["SOLVER.STAGE2.MAX_EPOCHS"] == 6
+    tree = to_dict(load(OURS / "person" / "vit_base.yml"))
+    assert from_dict(tree, ["SOLVER.MAX_EPOCHS", "4"], where="x.pth").SOLVER.STAGE2.MAX_EPOCHS == 4
+    single = [STAGES, "image", I2T, "0", "SOLVER.MAX_EPOCHS", "3"]
+    assert load(None, single).SOLVER.STAGE2.MAX_EPOCHS == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("MAX_EPOCHS", "right is SOLVER.STAGE1.MAX_EPOCHS or SOLVER.STAGE2.MAX_EPOCHS"),
+        ("WARMUP_EPOCHS", "right is SOLVER.STAGE1.WARMUP_EPOCHS"),
+        ("STEPS", "right is SOLVER.STAGE2.STEPS"),
+    ],
+)
+def test_a_flat_key_where_two_stages_run_is_ambiguous(root, key, meant):
+    with pytest.raises(ConfigError, match=rf"command line: SOLVER\.{key} .*{meant}$"):
+        load(None, [f"SOLVER.{key}", "5"])
+    with pytest.raises(ConfigError, match=rf"upper\.yml: SOLVER\.{key} .*{meant}$"):
+        root(CLIP, above=f"SOLVER: {{{key}: 5}}\n")
+    with pytest.raises(ConfigError, match=f"{meant}$"):
+        load(None, [STAGES, "prompt", f"SOLVER.{key}", "5"])
+
+
+def test_a_flat_key_that_is_gone_from_both_stages_is_dropped_anyway(caplog):
+    assert load(None, ["SOLVER.CENTER_LR", "0.1"]) == load()
+    assert len(lines(caplog)) == 1
+
+
+# ---------------------------------------------------------------------------------------------- words for truth values
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("TEST: {FEAT_NORM: 'no'}", "TEST.FEAT_NORM", False),
+        ("TEST: {FEAT_NORM: 'yes'}", "TEST.FEAT_NORM", True),
+        ("MODEL: {IF_LABELSMOOTH: 'off'}", "MODEL.IF_LABELSMOOTH", False),
+        ("MODEL: {IF_LABELSMOOTH: off}", "MODEL.IF_LABELSMOOTH", False),
+        ("MODEL: {IF_LABELSMOOTH: 'on'}", "MODEL.IF_LABELSMOOTH", True),
+        ("TEST: {RE_RANKING: 'yes'}", "TEST.RE_RANKING", True),
+    ],
+)
+def test_a_published_word_means_what_it_says(root, text, key, value):
+    assert root(text + "\n")[key] is value

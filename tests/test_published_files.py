@@ -1,0 +1,405 @@
+"""Files of whole networks: published layouts, starting a training from a file, converting there and back."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import builders
+import pytest
+import torch
+
+import test_svllreid
+import train_svllreid
+from configs import load, to_dict
+from datasets.build import make_benchmark
+from model import build
+from model.build import load_model, make_model, settle_architecture
+from model.published import from_published, to_published
+from model.weights import nearest_grid, plan_reuse, read_weights
+from tools import convert_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.errors import UserError, WeightsError
+
+DEMO = "configs/demo/vit_svllreid.yml"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    """Settings of a small rendered data set."""
+    return [
+        *("DATASETS.ROOT_DIR", str(tmp_path_factory.mktemp("data")), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "12"),
+        *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "4"),
+        *("DATASETS.SYNTHETIC.TEST_IMAGES", "6", "SOLVER.STAGE2.IMS_PER_BATCH", "16", "MODEL.DEVICE", "cpu"),
+        *("SOLVER.STAGE1.MAX_EPOCHS", "2", "SOLVER.STAGE2.MAX_EPOCHS", "2", "SOLVER.STAGE1.IMS_PER_BATCH", "16"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def ours(data, tmp_path_factory) -> Path:
+    """A checkpoint of a network in which no tensor is what a fresh one has."""
+    return saved(tmp_path_factory.mktemp("ours") / "ours.pth", data)
+
+
+def saved(path: Path, data: list[str], *overrides: str, config: str = DEMO) -> Path:
+    cfg = load(config, [*data, *overrides])
+    torch.manual_seed(1)
+    model = make_model(cfg, make_benchmark(cfg))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.add_(0.02 * torch.rand_like(value))
+            else:
+                value.fill_(7)
+            assert name
+    contents = {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture}
+    save_checkpoint(path, contents)
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(ours, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "published.pth"
+    convert_checkpoint.main([str(ours), str(path)])
+    return path
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def evaluated(folder: Path, *words: str) -> dict:
+    test_svllreid.main([*words, "OUTPUT_DIR", str(folder)])
+    return json.loads((folder / "results.json").read_text())["evaluations"][-1]
+
+
+# ----------------------------------------------------------------------------------------------------------- converting
+
+
+def test_there_and_back_is_exact(ours, published, data, tmp_path):
+    back = tmp_path / "back.pth"
+    convert_checkpoint.main([str(published), str(back), "--config_file", DEMO, *data])
+    first, again = read_checkpoint(ours), read_checkpoint(back)
+    assert same(first["model"], again["model"])
+    assert first["architecture"] == again["architecture"]
+    assert same(dict(load_model(back).state_dict()), dict(load_model(ours).state_dict()))
+    twice = tmp_path / "twice.pth"
+    convert_checkpoint.main([str(back), str(twice)])
+    bare, repeated = (torch.load(path, weights_only=True) for path in (published, twice))
+    assert list(bare) == list(repeated) and same(bare, repeated)
+
+
+def test_nothing_is_overwritten(ours, published):
+    before = published.read_bytes()
+    with pytest.raises(UserError, match=r"published\.pth: is there already"):
+        convert_checkpoint.main([str(ours), str(published)])
+    assert published.read_bytes() == before
+    with pytest.raises(UserError, match="there is no folder"):
+        convert_checkpoint.main([str(ours), str(published.parent / "no" / "x.pth")])
+
+
+def test_an_activation_that_the_layout_cannot_say_is_refused(ours, tmp_path):
+    contents = read_checkpoint(ours)
+    contents["architecture"]["activation"] = "gelu"
+    save_checkpoint(tmp_path / "gelu.pth", contents)
+    with pytest.raises(WeightsError, match=r"gelu\.pth: its activation is gelu"):
+        convert_checkpoint.main([str(tmp_path / "gelu.pth"), str(tmp_path / "x.pth")])
+    assert not (tmp_path / "x.pth").exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- testing
+
+
+def test_a_published_file_scores_as_ours(ours, published, data, tmp_path, capsys):
+    wanted = evaluated(tmp_path / "ours", "TEST.WEIGHT", str(ours))
+    got = evaluated(tmp_path / "published", "--config_file", DEMO, *data, "TEST.WEIGHT", str(published))
+    said = capsys.readouterr().out
+    assert (got["mAP"], got["rank1"], got["seed"]) == (wanted["mAP"], wanted["rank1"], None)
+    for line in (
+        "loaded: image tower, side information, batch-norm necks",
+        "not needed (at test): identity classifiers, text tower, prompts, image projector, text projector",
+    ):
+        assert f"TEST.WEIGHT: {line}\n" in said
+    parallel = {f"module.{name}": value for name, value in torch.load(published, weights_only=True).items()}
+    torch.save(parallel, tmp_path / "parallel.pth")
+    got = evaluated(tmp_path / "parallel", "--config_file", DEMO, *data, "TEST.WEIGHT", str(tmp_path / "parallel.pth"))
+    assert got["mAP"] == wanted["mAP"]
+
+
+def test_testing_needs_neither_training_images_nor_what_only_training_uses(published, ours, data, tmp_path):
+    cfg = load(DEMO, data)
+    folder = Path(make_benchmark(cfg).train[0].path).parents[1]
+    shutil.copytree(folder, tmp_path / "Market-1501", ignore=shutil.ignore_patterns("bounding_box_train"))
+    words = ["DATASETS.NAMES", "market1501", "DATASETS.ROOT_DIR", str(tmp_path)]
+    wanted = evaluated(tmp_path / "1", "TEST.WEIGHT", str(ours))["mAP"]
+    assert evaluated(tmp_path / "2", "TEST.WEIGHT", str(ours), *words)["mAP"] == wanted
+    kept = {
+        name: value
+        for name, value in torch.load(published, weights_only=True).items()
+        if not name.startswith(("classifier", "prompt_learner", "text_", "image_mlp"))
+    }
+    torch.save(kept, tmp_path / "kept.pth")
+    got = evaluated(tmp_path / "3", "--config_file", DEMO, *data, *words, "TEST.WEIGHT", str(tmp_path / "kept.pth"))
+    assert got["mAP"] == wanted
+    features_only = load_model(tmp_path / "kept.pth", cfg)
+    assert features_only.heads[0].classifier is None and features_only.text is None
+
+
+def changed(path: Path, to: Path, change) -> str:
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, to)
+    return str(to)
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "words"),
+    [
+        (
+            lambda s: s.pop("image_encoder.ln_post.weight"),
+            [],
+            ["image tower: 1 missing (image_encoder.ln_post.weight)"],
+        ),
+        (lambda s: s.pop("bottleneck.running_var"), [], ["necks: 1 missing (bottleneck.running_var)", "MODEL.NAME"]),
+        (
+            lambda s: s.update({"image_encoder.proj": s["image_encoder.proj"][:, :-1].clone()}),
+            [],
+            ["image_encoder.proj is [96, 127], not [96, 128]", "MODEL.NAME"],
+        ),
+        (lambda s: s.update({"image_encoder.x": torch.zeros(1)}), [], ["1 unexpected (image_encoder.x)"]),
+        (
+            lambda s: s.update({"centers": torch.zeros(1)}),
+            [],
+            ["centers is no tensor of a CLIP-ReID or SVLL-ReID file"],
+        ),
+        (
+            lambda s: s.update({"cv_embed": s["cv_embed"][:1].clone()}),
+            ["MODEL.SIE_VIEW", "True"],
+            ["cv_embed has 1 rows, which is no multiple of 8 viewpoints"],
+        ),
+        (lambda s: s.pop("cv_embed"), [], ["has no cv_embed", "MODEL.SIE_CAMERA and MODEL.SIE_VIEW must be False"]),
+        (lambda s: None, ["MODEL.NAME", "RN50"], ["holds a vision transformer", "MODEL.NAME RN50"]),
+        (lambda s: None, ["MODEL.NAME", "ViT-B-32"], ["image_encoder.", "MODEL.NAME"]),
+        (
+            lambda s: s.update({"image_encoder.positional_embedding": torch.zeros(7, 96)}),
+            [],
+            [
+                "image_encoder.positional_embedding is [7, 96]",
+                "not [51, 96] (10 x 5)",
+                "INPUT.SIZE_TRAIN",
+                "STRIDE_SIZE",
+            ],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_setting_to_change(published, data, tmp_path, change, overrides, words):
+    weight = changed(published, tmp_path / "x.pth", change)
+    with pytest.raises(WeightsError, match=r"x\.pth") as caught:
+        evaluated(tmp_path, "--config_file", DEMO, *data, *overrides, "TEST.WEIGHT", weight)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_table_of_side_information_is_left_out_only_on_request(published, data, tmp_path):
+    without = tmp_path / "without.yml"
+    without.write_text(f"BASE: {Path(DEMO).resolve()}\nMODEL: {{SIE_CAMERA: False}}\n")
+    words = [*data, "TEST.WEIGHT", str(published)]
+    with pytest.raises(WeightsError, match=r"cv_embed, of 6 rows, .*MODEL\.SIE_CAMERA"):
+        evaluated(tmp_path, "--config_file", str(without), *words)
+    assert evaluated(tmp_path, "--config_file", str(without), *words, "MODEL.SIE_CAMERA", "False")["mAP"] > 0
+    assert evaluated(tmp_path, "--config_file", DEMO, *words, "MODEL.SIE_CAMERA", "False")["mAP"] > 0
+
+
+def test_positions_are_resized_only_on_request(published, data, tmp_path, capsys):
+    wide = tmp_path / "wide.yml"
+    wide.write_text(f"BASE: {Path(DEMO).resolve()}\nMODEL: {{STRIDE_SIZE: [8, 8]}}\n")
+    words = [*data, "TEST.WEIGHT", str(published)]
+    with pytest.raises(WeightsError, match=r"is \[51, 96\] \(10 x 5 positions\), not \[33, 96\] \(8 x 4\)"):
+        evaluated(tmp_path, "--config_file", str(wide), *words)
+    assert evaluated(tmp_path, "--config_file", DEMO, *words, "MODEL.STRIDE_SIZE", "[8, 8]")["stride"] == [8, 8]
+    assert "TEST.WEIGHT: resized from 10 x 5 to 8 x 4: position table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("positions", "like", "grid"),
+    [
+        (128, (21, 10), (16, 8)),
+        (210, (16, 8), (21, 10)),
+        (256, (21, 21), (16, 16)),
+        (441, (16, 16), (21, 21)),
+        (128, (16, 16), (16, 8)),
+        (50, (8, 4), (10, 5)),
+        (7, (1, 1), (7, 1)),
+    ],
+)
+def test_the_grid_of_a_published_table_is_found_by_its_proportions(positions, like, grid):
+    assert nearest_grid(positions, like) == grid
+
+
+def test_a_published_file_needs_a_configuration(published, tmp_path):
+    with pytest.raises(WeightsError, match="is a published file, which does not say its image size and stride"):
+        load_model(published)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth: is neither a checkpoint of this program .* nor a published"):
+        load_model(tmp_path / "other.pth")
+
+
+@torch.no_grad()
+def test_the_whole_network_of_a_published_file(ours, published, data):
+    cfg = load(DEMO, data)
+    a, b = load_model(ours).eval(), load_model(published, cfg).eval()
+    images, pids = torch.randn(2, 3, 64, 32), torch.tensor([3, 0])
+    assert torch.equal(a.embed(images), b.embed(images))
+    assert torch.equal(a.encode_text(pids), b.encode_text(pids))
+    assert b.prompts.trained and b.architecture == a.architecture
+
+
+# ------------------------------------------------------------------------------------------------- starting from a file
+
+
+def started(data, benchmark=None, *, config: str = DEMO, requested=(), **overrides):
+    words = [word for key, value in overrides.items() for word in (key.replace("__", "."), value)]
+    cfg = load(config, [*data, *words])
+    return make_model(cfg, benchmark or make_benchmark(cfg), requested=requested)
+
+
+@pytest.mark.parametrize("kind", ["ours", "published"])
+def test_everything_is_taken_where_everything_fits(ours, published, data, kind, caplog, monkeypatch):
+    monkeypatch.setattr(build, "load_clip", lambda *_: pytest.fail("CLIP's own weights are not needed"))
+    with caplog.at_level(logging.INFO):
+        model = started(data, MODEL__INIT_FROM=str(ours if kind == "ours" else published))
+    assert same(dict(model.state_dict()), read_checkpoint(ours)["model"])
+    assert model.prompts.trained
+    parts = "image tower, side information, batch-norm necks, identity classifiers, text tower, 12 prompts"
+    assert f"MODEL.INIT_FROM: loaded: {parts}, image projector, text projector" in caplog.messages
+
+
+def other_identities(data, count: int = 10):
+    benchmark = make_benchmark(load(DEMO, data))
+    return replace(benchmark, train=tuple(sample for sample in benchmark.train if sample.pid < count))
+
+
+def test_another_training_set_has_classifiers_and_prompts_of_its_own(ours, data, caplog):
+    fewer = other_identities(data)
+    with caplog.at_level(logging.INFO):
+        model = started(data, fewer, MODEL__INIT_FROM=str(ours))
+    file = read_checkpoint(ours)["model"]
+    state = model.state_dict()
+    anew = {name for name in state if name not in file or not torch.equal(state[name], file[name])}
+    assert anew == {
+        *(f"heads.{n}.classifier.weight" for n in (0, 1)),
+        "prompts.context",
+        "prompts.prefix",
+        "prompts.suffix",
+    }
+    assert not model.prompts.trained and len(model.prompts.context) == 10
+    assert "MODEL.INIT_FROM: not needed (of 12 identities, here are 10): identity classifiers" in caplog.messages
+    assert any("not needed (of 12 identities, 'A photo" in line and "): prompts" in line for line in caplog.messages)
+
+    with pytest.raises(WeightsError, match=r"has no prompts for these 10 identities \(of 12"):
+        started(data, fewer, MODEL__INIT_FROM=str(ours), PROCESSOR__STAGES="image")
+    model = started(
+        data, fewer, MODEL__INIT_FROM=str(ours), PROCESSOR__STAGES="image", PROCESSOR__UNTRAINED_PROMPTS="yes"
+    )
+    assert not model.prompts.trained
+    vehicles = replace(make_benchmark(load(DEMO, data)), template="A photo of a {} vehicle.")
+    plan = plan_reuse(read_weights(ours), {**read_checkpoint(ours)["architecture"], "template": vehicles.template})
+    assert plan.prompts_anew and "'A photo of a {} person.'" in plan.spare["prompts"]
+
+
+def test_a_baselines_file_takes_the_text_side_from_clip(data, tmp_path, caplog):
+    path = saved(tmp_path / "base.pth", data, config="configs/demo/vit_base.yml")
+    fresh = started(data)
+    with caplog.at_level(logging.INFO):
+        model = started(data, MODEL__INIT_FROM=str(path))
+    file, state = read_checkpoint(path)["model"], model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in file.items())
+    assert same(dict(model.text.state_dict()), dict(fresh.text.state_dict()))
+    assert torch.equal(model.prompts.prefix, fresh.prompts.prefix) and not model.prompts.trained
+    assert "MODEL.INIT_FROM: not in the file, taken from MODEL.PRETRAIN rendered: text tower" in caplog.messages
+    with pytest.raises(WeightsError, match=r"has no prompts for these 12 identities \(none at all\)"):
+        started(data, MODEL__INIT_FROM=str(path), PROCESSOR__STAGES="image")
+
+
+def test_side_information_follows_the_cameras(ours, data, caplog):
+    more = make_benchmark(load(DEMO, data))
+    more = replace(more, train=(*more.train, more.train[0]._replace(camid=8)))
+    with caplog.at_level(logging.INFO):
+        model = started(data, more, MODEL__INIT_FROM=str(ours))
+    assert model.image.side.table.shape == (9, 96)
+    assert "MODEL.INIT_FROM: not needed (of 6 rows, here are 9; the table is new): side information" in caplog.messages
+    assert started(data, MODEL__INIT_FROM=str(ours), MODEL__SIE_CAMERA="False").image.side is None
+
+
+def test_sizes_and_heads_that_differ_are_refused_or_resized(ours, data):
+    with pytest.raises(
+        WeightsError, match=r"\(10 x 5 positions\), not \[33, 96\] \(8 x 4\); INPUT\.SIZE_TRAIN and MODEL"
+    ):
+        started(data, MODEL__INIT_FROM=str(ours), MODEL__STRIDE_SIZE="[8, 8]")
+    asked = {"MODEL__STRIDE_SIZE": "[8, 8]", "requested": ["MODEL.STRIDE_SIZE"]}
+    assert started(data, MODEL__INIT_FROM=str(ours), **asked).image.visual.positional_embedding.shape == (33, 96)
+    for change, words in (
+        ({"MODEL__SSL_OUT": "32"}, r"image_projector.6.weight is \[64, 128\], not \[32, 128\]; MODEL.SSL_TYPE"),
+        ({"MODEL__SSL_TYPE": "SIMSIAM"}, r"image projector: .* unexpected .*MODEL\.SSL_TYPE"),
+        ({"MODEL__ACTIVATION": "gelu"}, r"MODEL.ACTIVATION gelu: .*trained with quick_gelu"),
+        ({"MODEL__NAME": "RN50", "MODEL__SIE_CAMERA": "no"}, r"image tower: .*MODEL\.NAME"),
+    ):
+        with pytest.raises(WeightsError, match=words):
+            started(data, MODEL__INIT_FROM=str(ours), **change)
+
+
+def test_two_processes_are_one(data, tmp_path):
+    one, first, second = (tmp_path / name for name in ("one", "first", "second"))
+    train = ["--config_file", DEMO, *data, "DATALOADER.NUM_WORKERS", "0"]
+    train_svllreid.main([*train, "OUTPUT_DIR", str(one)])
+    train_svllreid.main([*train, "OUTPUT_DIR", str(first), "PROCESSOR.STAGES", "prompt"])
+    file = str(first / "ViT-Tiny-8_stage1_2.pth")
+    train_svllreid.main([*train, "OUTPUT_DIR", str(second), "PROCESSOR.STAGES", "image", "MODEL.INIT_FROM", file])
+    a, b = (read_checkpoint(folder / "ViT-Tiny-8_2.pth")["model"] for folder in (one, second))
+    assert same(a, b)
+    assert not same(a, read_checkpoint(file)["model"])
+    log = (second / "train_log.txt").read_text()
+    assert "MODEL.INIT_FROM: loaded: image tower" in log and "12 prompts" in log
+    assert "frozen: text, prompts, text projector" in log
+    log = (one / "train_log.txt").read_text()
+    assert "prompt stage: 4,608 of" in log and "(prompts 4,608)" in log  # 12 identities, 4 tokens, 96 wide
+    assert "on its own training features (this is no test)" in log
+
+
+def test_the_image_stage_refuses_sentences_that_nobody_trained(data, tmp_path):
+    with pytest.raises(ValueError, match=r"MODEL\.INIT_FROM"):
+        load(DEMO, [*data, "PROCESSOR.STAGES", "image"])
+    words = ["--config_file", DEMO, *data, "OUTPUT_DIR", str(tmp_path / "run"), "PROCESSOR.STAGES", "image"]
+    train_svllreid.main([*words, "PROCESSOR.UNTRAINED_PROMPTS", "True", "DATALOADER.NUM_WORKERS", "0"])
+    assert "the 12 sentences are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def test_names_map_one_to_one():
+    for kind in ("SIMCLR", "SIMSIAM"):
+        from model.heads import Predictor
+
+        model = builders.small_model(cams=3)
+        if kind == "SIMSIAM":
+            model.image_projector = Predictor(32)
+        state = model.state_dict()
+        theirs = to_published(state)
+        assert len(theirs) == len(state)
+        assert same(from_published(theirs, source="x"), dict(state))
+        assert all(name.partition(".")[0] in KNOWN for name in theirs)
+
+
+KNOWN = {
+    *("cv_embed", "classifier", "classifier_proj", "bottleneck", "bottleneck_proj"),
+    *("image_encoder", "image_mlp", "text_mlp", "prompt_learner", "text_encoder"),
+}
+
+
+def test_settling_a_published_file_changes_nothing_in_the_configuration(published, data):
+    cfg = load(DEMO, data)
+    settled, architecture, differences = settle_architecture(cfg, read_weights(published))
+    assert differences == [] and architecture["num_pids"] == 12 and architecture["num_cams"] == 6
+    assert settled.MODEL.ACTIVATION == "quick_gelu"

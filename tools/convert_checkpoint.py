@@ -1,0 +1,72 @@
+"""Checkpoints of this program into the published layout of CLIP-ReID and SVLL-ReID, and back, exactly.
+
+    python -m tools.convert_checkpoint runs/market/ViT-B-16_60.pth published.pth
+    python -m tools.convert_checkpoint published.pth ours.pth --config_file configs/person/vit_clipreid.yml
+
+The source says which way. A published file holds neither size, stride nor side information's factor: on the way back
+they are the configuration's, which must be the one of its training. Optimiser and training state are not carried over.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import utils.threads  # noqa: F401
+from configs import ConfigError, load, to_dict
+from model.build import SETTLED, model_from, settle_architecture
+from model.pretrained import QUICK_GELU
+from model.published import to_published
+from model.weights import Weights, read_weights
+from utils.checkpoint import save_checkpoint, write_tensors
+from utils.command import parse, run
+from utils.errors import UserError, WeightsError
+from utils.fingerprint import versions
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Convert as the command line says."""
+    arguments = parse(__doc__, argv, files=("source", "target"))
+    target = Path(arguments.target).expanduser()
+    if target.exists():
+        raise UserError(f"{target}: is there already, and is not overwritten")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.absolute().parent}")
+    weights = read_weights(arguments.source)
+    try:
+        if weights.architecture is None:
+            _from_published(weights, target, load(arguments.config_file, arguments.overrides), arguments.overrides[::2])
+        else:
+            _to_published(weights, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:
+    cfg, architecture, _ = settle_architecture(cfg, weights, requested=requested)
+    _, verdict = model_from(weights, architecture)  # does it fit?
+    contents = {
+        "model": weights.tensors,
+        "stage": None,
+        "epoch": None,
+        "config": to_dict(cfg),
+        "architecture": architecture,
+        "fingerprint": {"versions": versions(), "converted_from": weights.source},
+    }
+    save_checkpoint(target, contents)
+    sys.stdout.write("\n".join([*verdict, f"{target}: a checkpoint of this program"]) + "\n")
+
+
+def _to_published(weights: Weights, target: Path) -> None:
+    if weights.architecture["activation"] != QUICK_GELU:
+        raise WeightsError(
+            f"{weights.source}: its activation is {weights.architecture['activation']}; the published layout cannot "
+            f"say so, and published programs would run it with {QUICK_GELU}"
+        )
+    write_tensors(target, to_published(weights.tensors))
+    told = ", ".join(f"{SETTLED[name]} {weights.architecture[name]}" for name in ("name", "stride", "image_size"))
+    sys.stdout.write(f"{target}: {len(weights.tensors)} tensors in the published layout; to be told with it: {told}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))
