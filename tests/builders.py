@@ -6,7 +6,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from model.clip import TextTower, ViTTower
+from model.clip import ResNetTower, TextTower, ViTTower
 from model.heads import Projector, SideEmbedding
 from model.prompts import PromptLearner
 from model.svllreid import SvllReid
@@ -72,6 +72,38 @@ def small_model(
             image_projector=Projector(32, 20, 10).reset_as_published() if vision else None,
             text_projector=Projector(24, 20, 10) if language else None,
             architecture=architecture,
+        )
+
+
+def small_resnet(*, image_size: int = 32, layers: tuple[int, ...] = (1, 2, 1, 2)) -> open_clip.CLIP:
+    """A CLIP with a ResNet of a few thousand parameters, of which every one counts."""
+    vision = {"image_size": image_size, "layers": layers, "width": 8, "head_width": 64, "patch_size": None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        clip = open_clip.CLIP(24, vision, small_config()["text_cfg"], quick_gelu=True)
+        with torch.no_grad():
+            for parameter in clip.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+            for module in clip.visual.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.running_mean.normal_(std=0.2)
+                    module.running_var.uniform_(0.5, 2)
+    return clip.eval()
+
+
+def small_resnet_model(*, pids: int = 5) -> SvllReid:
+    """A whole network with a ResNet tower."""
+    clip = small_resnet()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return SvllReid(
+            ResNetTower(clip.visual, IMAGE),
+            pids,
+            text=TextTower(clip),
+            prompts=PromptLearner(pids, TEMPLATE, clip.token_embedding, open_clip.tokenize),
+            image_projector=Projector(256, 20, 10).reset_as_published(),
+            text_projector=Projector(24, 20, 10),
         )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from loss.contrast import ImageTextContrast, ImageToText
 from loss.identity import IdentityLoss
 from loss.precision import in_fp32
-from loss.self_supervised import NTXent
+from loss.self_supervised import NegativeCosine, NTXent
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 
@@ -158,8 +158,12 @@ def test_identity_smooths_by_a_tenth_unless_told():
 # ----------------------------------------------------------------------------------------------------- self-supervision
 
 
-def nt_xent_in_loops(a, b, temperature: float) -> float:
-    """Average of both directions; candidates: all of the other view, and one's own view but for oneself."""
+def nt_xent_in_loops(a, b, temperature: float, pids=None) -> float:
+    """Average of both directions; candidates: all of the other view, and one's own view but for oneself.
+
+    With identities, candidates of the anchor's own identity are left out, but for its partner.
+    """
+    pids = range(len(a)) if pids is None else pids.tolist()
 
     def unit(row):
         length = math.sqrt(dot(row, row))
@@ -168,8 +172,9 @@ def nt_xent_in_loops(a, b, temperature: float) -> float:
     def direction(view, other) -> float:
         terms = []
         for i, anchor in enumerate(view):
-            own = [dot(anchor, row) / temperature for j, row in enumerate(view) if j != i]
-            terms.append(-log_softmax([dot(anchor, row) / temperature for row in other] + own)[i])
+            strangers = [row for rows in (other, view) for j, row in enumerate(rows) if pids[j] != pids[i]]
+            scores = [dot(anchor, row) / temperature for row in (other[i], *strangers)]
+            terms.append(-log_softmax(scores)[0])
         return math.fsum(terms) / len(terms)
 
     a, b = ([unit(row) for row in view.tolist()] for view in (a, b))
@@ -187,6 +192,26 @@ def test_nt_xent_at_a_tenth_unless_told_and_whatever_the_length():
     a, b = draw(3, 4, seed=1), draw(3, 4, seed=2)
     assert NTXent()(a, b).item() == pytest.approx(nt_xent_in_loops(a, b, 0.1), rel=RTOL)
     assert NTXent()(9 * a, b / 9).item() == pytest.approx(NTXent()(a, b).item(), rel=RTOL)
+
+
+@pytest.mark.parametrize("pids", [[0, 0, 1, 1, 2], [4, 4, 4, 4, 4], [0, 1, 2, 3, 4]])
+def test_nt_xent_without_others_of_the_same_identity(pids):
+    a, b, pids = draw(5, 4, seed=1), draw(5, 4, seed=2), torch.tensor(pids)
+    assert NTXent()(a, b, pids).item() == pytest.approx(nt_xent_in_loops(a, b, 0.1, pids), rel=RTOL, abs=1e-12)
+
+
+def test_negative_cosine_in_loops():
+    p1, z2, p2, z1 = (draw(3, 4, seed=seed, scale=seed + 1) for seed in range(4))
+
+    def cosine(a, b) -> float:
+        rows = zip(a.tolist(), b.tolist(), strict=True)
+        return math.fsum(dot(x, y) / math.sqrt(dot(x, x) * dot(y, y)) for x, y in rows) / len(a)
+
+    assert NegativeCosine()(p1, z2, p2, z1).item() == pytest.approx(-(cosine(p1, z2) + cosine(p2, z1)) / 2, rel=RTOL)
+    assert NegativeCosine()(p1, p1, p2, 7 * p2).item() == pytest.approx(-1)
+    views = [tensor.requires_grad_() for tensor in (p1, z2, p2, z1)]
+    NegativeCosine()(*views).backward()
+    assert [view.grad is not None for view in views] == [True, False, True, False]
 
 
 def test_nt_xent_of_one_pair_is_zero_and_trains_nothing():
@@ -228,6 +253,7 @@ LOSSES = {
     "image to text": (ImageToText(), [(6, 4), (3, 4)], True),
     "identity": (IdentityLoss(), [(6, 3)], True),
     "NT-Xent": (NTXent(), [(6, 4), (6, 4)], False),
+    "NT-Xent with identities": (NTXent(), [(6, 4), (6, 4)], True),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

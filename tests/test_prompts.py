@@ -1,6 +1,7 @@
 """Prompts with CLIP's real tokenizer, and the three ways of disturbing them."""
 
 import math
+from functools import partial
 
 import open_clip
 import pytest
@@ -8,7 +9,7 @@ import torch
 from builders import TEMPLATE
 
 from model import tiny_clip
-from model.prompts import AUGMENTATIONS, CONTEXT, PromptLearner, mask, mix, swap
+from model.prompts import AUGMENTATIONS, CONTEXT, PromptLearner, mask, mix, swap, words_only
 
 WIDTH = 6
 IDS = [49406, 320, 1125, 539, 320, 343, 343, 343, 343, 2533, 269, 49407]  # start a photo of a X X X X person . end
@@ -202,3 +203,14 @@ def test_mix_blends_with_another_original_drawn_uniformly():
 def test_mix_of_a_single_prompt_has_no_partner():
     prompts = prompts_of(n=1)
     assert torch.equal(mix(prompts, 0.5), prompts)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_only_words_are_disturbed_on_request(name):
+    prompts = prompts_of(n=40)
+    augment = partial(AUGMENTATIONS[name], strength=0.6, generator=generator())
+    disturbed = (words_only(augment, 11)(prompts) != prompts).any(dim=2)
+    assert disturbed[:, 1:11].any(dim=0).all()
+    assert not disturbed[:, 0].any() and not disturbed[:, 11:].any()
+    whole = (augment(prompts) != prompts).any(dim=2)
+    assert whole[:, 0].any() and whole[:, 11].any()

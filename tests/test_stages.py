@@ -5,18 +5,19 @@ from functools import partial
 
 import pytest
 import torch
-from builders import benchmark, changed, copied, image_batch, small_model
+from builders import benchmark, changed, copied, image_batch, small_model, small_resnet_model
 from torch import nn
 
 from loss.contrast import ImageTextContrast, ImageToText
 from loss.identity import IdentityLoss
-from loss.self_supervised import NTXent
+from loss.self_supervised import NegativeCosine, NTXent
 from loss.triplet import BatchHardTriplet
+from model.heads import Predictor
 from model.prompts import mask
 from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
 from processor.loop import NonFiniteLoss, fit
-from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from utils.errors import DataError
 from utils.records import Batch, FeatureBatch, Losses, Sample, Side, Trial
 
@@ -103,6 +104,27 @@ def test_the_prompt_stages_loss_by_hand():
 
     both = NTXent()(*model.text_projector(torch.cat(views)).chunk(2))
     assert (both - language).abs() > 1e-3  # batch norm sees one view at a time, and that matters
+
+
+def test_the_text_projector_trains_on_request():
+    model = small_model()
+    augment = partial(mask, strength=0.5, generator=torch.Generator().manual_seed(4))
+    stage = PromptStage(model, weights=BOTH, augment=augment, train_projector=True).train()
+    projector = {f"model.text_projector.{name}" for name, _ in model.text_projector.named_parameters()}
+    assert trainable(stage) == {"model.prompts.context"} | projector
+    assert projector <= one_step(stage, features_of([0, 1, 2, 3]))
+    model = small_model(language=False)  # nothing to train
+    PromptStage(model, weights={**BOTH, "language_ssl": 0.0}, augment=augment, train_projector=True)
+
+
+def test_how_well_images_and_sentences_match():
+    sentences = torch.eye(4)[:3] * torch.tensor([[1.0], [5.0], [1.0]])
+    features = torch.tensor([[3.0, 0, 0, 0], [0, 1, 0, 0], [0.9, 0.5, 0, 0], [0, 0, 2, 0], [0, 9, 0, 0]])
+    cache = FeatureBatch(features, torch.tensor([0, 1, 0, 2, 2]))
+    for size in (1, 2, 5, 9):
+        accuracy = matching_accuracy(cache, sentences, size=size)
+        # Images 0, 1 and 3 are right; sentence 1 is nearest to the last image, which is of identity 2.
+        assert accuracy == {"image_to_text": 3 / 5, "text_to_image": pytest.approx(2 / 3)}
 
 
 def test_batch_norm_keeps_to_its_batch_in_training():
@@ -249,6 +271,56 @@ def test_the_image_stages_loss_by_hand(options):
     with_side = model.encode_image(batch.twins.flatten(0, 1), beside).last
     known = NTXent()(*(model.image_projector(twin) for twin in with_side.chunk(2)))
     assert (known - losses.terms["vision_ssl"]).abs() > 1e-3
+
+
+def test_twins_with_side_information_on_request():
+    stage, batch = image_stage(side_on_twins=True), image_batch(PIDS, cams=CAMS)
+    model = stage.model
+    twins = [model.encode_image(twin, batch.side).last for twin in batch.twins]
+    expected = NTXent()(*(model.image_projector(twin) for twin in twins))
+    without = terms_by_hand(model, batch)["vision_ssl"]
+    got = stage(batch).terms["vision_ssl"]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert (got - without).abs() > 1e-3
+
+
+def test_images_of_the_same_identity_left_out_of_the_strangers_on_request():
+    stage, batch = image_stage(ignore_same_identity=True), image_batch(PIDS, cams=CAMS)
+    heads = [stage.model.image_projector(stage.model.encode_image(twin).last) for twin in batch.twins]
+    got = stage(batch).terms["vision_ssl"]
+    torch.testing.assert_close(got, NTXent()(*heads, batch.pids), rtol=1e-4, atol=1e-5)
+    assert got < NTXent()(*heads) - 1e-3
+
+
+def simsiam(model):
+    model.image_projector = Predictor(model.image.dims[1], hidden=7)
+    return model
+
+
+def test_simsiam_predicts_one_view_from_the_other():
+    stage = image_stage(simsiam(small_model(cams=2)), self_supervision="SIMSIAM")
+    batch = image_batch(PIDS, cams=CAMS)
+    model = stage.model
+    first, second = (model.encode_image(twin).last for twin in batch.twins)
+    expected = NegativeCosine()(model.image_projector(first), second, model.image_projector(second), first)
+    got = stage(batch)
+    torch.testing.assert_close(got.terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
+    assert trainable(stage) >= {f"model.image_projector.{layer}.weight" for layer in (0, 1, 3)}
+    got.total.backward()
+    assert all(parameter.grad is not None for parameter in model.image_projector.parameters())
+
+
+def test_a_tower_with_batch_norm_sees_one_view_at_a_time():
+    model = small_resnet_model()
+    towers, batch = Count(model.image), image_batch(PIDS)
+    stage = image_stage(model)
+    stage(batch)
+    assert towers.rows == [6, 6, 6]
+    first, second = (model.image(twin).last for twin in batch.twins)
+    expected = NTXent()(model.image_projector(first), model.image_projector(second))
+    torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-3, atol=1e-4)
+    both = model.image(batch.twins.flatten(0, 1)).last.chunk(2)
+    assert (NTXent()(*(model.image_projector(twin) for twin in both)) - expected).abs() > 1e-3
 
 
 @pytest.mark.parametrize("off", ALL)

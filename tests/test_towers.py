@@ -6,10 +6,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from builders import IMAGE, PATCH, TEMPLATE, small_clip, small_model
+from builders import IMAGE, PATCH, TEMPLATE, small_clip, small_model, small_resnet
 from open_clip.transformer import VisionTransformer
+from torch.nn import functional as F
 
-from model.clip import TextTower, ViTTower, patch_grid, resize_positions
+from model.clip import ResNetTower, TextTower, ViTTower, patch_grid, resize_positions
 from model.heads import SideEmbedding
 from model.prompts import AUGMENTATIONS, PromptLearner
 from utils.records import Side
@@ -61,6 +62,16 @@ def test_the_three_features_counted_from_the_end(layers):
     torch.testing.assert_close(features.penultimate, states[-2][:, 0])  # without the last layer norm
     torch.testing.assert_close(features.last, visual.ln_post(states[-1])[:, 0])
     torch.testing.assert_close(features.projected, features.last @ visual.proj)
+
+
+@pytest.mark.parametrize("layers", [2, 24])
+def test_every_block_trains_at_any_depth(layers):
+    image = tower(small_clip(layers=layers)).train()
+    features = image(pictures())
+    sum(feature.square().sum() for feature in features).backward()
+    blocks = image.visual.transformer.resblocks
+    assert len(blocks) == layers
+    assert all(parameter.grad.abs().sum() > 0 for block in blocks for parameter in block.parameters())
 
 
 def test_widths_are_those_of_the_features():
@@ -184,6 +195,92 @@ def test_without_side_information_given_or_without_a_table_nothing_is_added():
     torch.nn.init.normal_(side.table)
     assert torch.equal(tower(clip, side=side)(pictures()).last, plain)
     assert torch.equal(tower(clip)(pictures(), known([0, 1, 2])).last, plain)
+
+
+# -------------------------------------------------------------------------------------------------------------- ResNet
+
+
+def resnet_written_out(visual, images: torch.Tensor, *, stride: int = 1) -> list[torch.Tensor]:
+    """Maps of the last two stages and the attention pool's global feature; `stride` is the last stage's."""
+
+    def norm(x, layer):
+        shift, scale = layer.running_mean[:, None, None], (layer.running_var + 1e-5).sqrt()[:, None, None]
+        return (x - shift) / scale * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+    def block(x, layer, pool: int):
+        out = norm(F.conv2d(x, layer.conv1.weight), layer.bn1).relu()
+        out = norm(F.conv2d(out, layer.conv2.weight, padding=1), layer.bn2).relu()
+        out = norm(F.conv2d(F.avg_pool2d(out, pool), layer.conv3.weight), layer.bn3)
+        if layer.downsample is not None:
+            x = norm(F.conv2d(F.avg_pool2d(x, pool), layer.downsample[1].weight), layer.downsample[2])
+        return (out + x).relu()
+
+    x = norm(F.conv2d(images, visual.conv1.weight, stride=2, padding=1), visual.bn1).relu()
+    x = norm(F.conv2d(x, visual.conv2.weight, padding=1), visual.bn2).relu()
+    x = F.avg_pool2d(norm(F.conv2d(x, visual.conv3.weight, padding=1), visual.bn3).relu(), 2)
+    maps = []
+    for stage, pool in ((visual.layer1, 1), (visual.layer2, 2), (visual.layer3, 2), (visual.layer4, stride)):
+        for number, layer in enumerate(stage):
+            x = block(x, layer, pool if number == 0 else 1)
+        maps.append(x)
+    pool, tokens = visual.attnpool, x.flatten(2).transpose(1, 2)  # [B, h*w, D]
+    tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + pool.positional_embedding
+    query, key, value = pool.q_proj(tokens[:, :1]), pool.k_proj(tokens), pool.v_proj(tokens)
+    heads = [t.unflatten(2, (pool.num_heads, -1)).transpose(1, 2) for t in (query, key, value)]
+    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)[:, 0]
+    return [maps[2], maps[3], pool.c_proj(mixed)]
+
+
+@torch.no_grad()
+def test_the_resnets_last_stage_keeps_its_size():
+    clip = small_resnet()
+    size = (64, 32)
+    image = ResNetTower(copy.deepcopy(clip.visual), size).eval()
+    assert image.grid == (4, 2) and image.dims == (128, 256, 24) and image.batch_statistics
+    penultimate, last, projected = resnet_written_out(image.visual, pictures(size=size))
+    assert penultimate.shape[2:] == last.shape[2:] == (4, 2)
+    features = image(pictures(size=size), Side(torch.zeros(3), torch.zeros(3)))  # which it has no place for
+    torch.testing.assert_close(features.penultimate, penultimate.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features.last, last.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features.projected, projected, rtol=1e-4, atol=1e-5)
+    halved = resnet_written_out(image.visual, pictures(size=size), stride=2)[1].mean(dim=(2, 3))
+    assert (halved - features.last).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_resnet_itself_is_open_clips():
+    clip = small_resnet()
+    *_, penultimate, last = clip.visual.forward_intermediates(pictures(size=(32, 32)))["image_intermediates"]
+    expected = resnet_written_out(clip.visual, pictures(size=(32, 32)), stride=2)
+    torch.testing.assert_close(penultimate, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last, expected[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(clip.visual(pictures(size=(32, 32))), expected[2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_resnets_positions_follow_the_image():
+    clip = small_resnet(image_size=64)  # a table of 2 x 2
+    old = clip.visual.attnpool.positional_embedding.clone()
+    image = ResNetTower(clip.visual, (64, 32)).eval()
+    table = image.visual.attnpool.positional_embedding
+    torch.testing.assert_close(table.data, resize_positions(old, (2, 2), (4, 2)))
+    assert image.state_dict()[image.positions].shape == (9, 256)
+    wide = image(pictures(size=(32, 64))).projected  # 2 x 4 positions, resized on the way
+    again = ResNetTower(small_resnet(image_size=64).visual, (32, 64)).eval()
+    again.visual.attnpool.positional_embedding.data = resize_positions(table, (4, 2), (2, 4))
+    torch.testing.assert_close(wide, again(pictures(size=(32, 64))).projected)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((256, 128), (16, 8)), ((256, 256), (16, 16)), ((270, 130), (16, 8))])
+def test_grids_of_a_resnet(size, grid):
+    image = ResNetTower(small_resnet().visual, (64, 32))
+    assert image.grid_for(size) == image.grid_for(size, (12, 12)) == grid
+    assert (
+        image.visual.layer4(
+            image.visual.layer3(image.visual.layer2(image.visual.layer1(image.visual.stem(pictures(1, size)))))
+        ).shape[2:]
+        == grid
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- text tower
