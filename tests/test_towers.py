@@ -200,8 +200,8 @@ def test_without_side_information_given_or_without_a_table_nothing_is_added():
 # -------------------------------------------------------------------------------------------------------------- ResNet
 
 
-def resnet_written_out(visual, images: torch.Tensor, *, stride: int = 1) -> list[torch.Tensor]:
-    """Maps of the last two stages and the attention pool's global feature; `stride` is the last stage's."""
+def stages_written_out(visual, images: torch.Tensor, *, stride: int = 1) -> list[torch.Tensor]:
+    """Maps after each of the four stages; `stride` is the last stage's."""
 
     def norm(x, layer):
         shift, scale = layer.running_mean[:, None, None], (layer.running_var + 1e-5).sqrt()[:, None, None]
@@ -223,12 +223,18 @@ def resnet_written_out(visual, images: torch.Tensor, *, stride: int = 1) -> list
         for number, layer in enumerate(stage):
             x = block(x, layer, pool if number == 0 else 1)
         maps.append(x)
+    return maps
+
+
+def resnet_written_out(visual, images: torch.Tensor, *, stride: int = 1) -> list[torch.Tensor]:
+    """Maps of the last two stages and the attention pool's global feature."""
+    *_, penultimate, x = stages_written_out(visual, images, stride=stride)
     pool, tokens = visual.attnpool, x.flatten(2).transpose(1, 2)  # [B, h*w, D]
     tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + pool.positional_embedding
     query, key, value = pool.q_proj(tokens[:, :1]), pool.k_proj(tokens), pool.v_proj(tokens)
     heads = [t.unflatten(2, (pool.num_heads, -1)).transpose(1, 2) for t in (query, key, value)]
     mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)[:, 0]
-    return [maps[2], maps[3], pool.c_proj(mixed)]
+    return [penultimate, x, pool.c_proj(mixed)]
 
 
 @torch.no_grad()
@@ -243,7 +249,7 @@ def test_the_resnets_last_stage_keeps_its_size():
     torch.testing.assert_close(features.penultimate, penultimate.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.last, last.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.projected, projected, rtol=1e-4, atol=1e-5)
-    halved = resnet_written_out(image.visual, pictures(size=size), stride=2)[1].mean(dim=(2, 3))
+    halved = stages_written_out(image.visual, pictures(size=size), stride=2)[3].mean(dim=(2, 3))
     assert (halved - features.last).abs().max() > 1e-3
 
 
@@ -275,12 +281,7 @@ def test_the_resnets_positions_follow_the_image():
 def test_grids_of_a_resnet(size, grid):
     image = ResNetTower(small_resnet().visual, (64, 32))
     assert image.grid_for(size) == image.grid_for(size, (12, 12)) == grid
-    assert (
-        image.visual.layer4(
-            image.visual.layer3(image.visual.layer2(image.visual.layer1(image.visual.stem(pictures(1, size)))))
-        ).shape[2:]
-        == grid
-    )
+    assert stages_written_out(image.visual, pictures(1, size))[3].shape[2:] == grid
 
 
 # ---------------------------------------------------------------------------------------------------------- text tower
