@@ -11,6 +11,7 @@ import pytest
 
 from configs import load
 from configs.defaults import defaults
+from configs.published import DROPPED, FLAT
 from datasets.build import BENCHMARKS
 from utils.command import parse
 
@@ -57,7 +58,7 @@ def test_links_lead_somewhere():
 def test_every_key_that_is_named_exists():
     keys = set(re.findall(r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|PROCESSOR)\.[A-Z0-9_.]*[A-Z0-9]", README))
     assert len(keys) > 12
-    for key in keys:
+    for key in keys - FLAT.keys() - DROPPED.keys():  # the published programs' keys are named as such
         node = defaults()
         for part in key.split("."):
             assert part in node, key
