@@ -157,26 +157,26 @@ def _is_archive(path: Path) -> bool:
 
 def _download(name: str, tag: str, entry: dict) -> Path:
     """The local file of one of open_clip's tags, from its cache or from the network."""
-    cached = _cached(entry)
-    if cached is not None:
-        return cached
-    address = _address(entry)
-    if not _answers(address):
+    there = cached(entry)
+    if there is not None:
+        return there
+    where = address(entry)
+    if not _answers(where):
         raise WeightsError(
             f"MODEL.PRETRAIN {tag}: the weights of {name} are not on this machine and the network does not answer. "
-            f"Download {address} elsewhere, copy it here and set MODEL.PRETRAIN to its path"
+            f"Download {where} elsewhere, copy it here and set MODEL.PRETRAIN to its path"
             + (" and MODEL.ACTIVATION quick_gelu" if entry.get("quick_gelu") else " and MODEL.ACTIVATION gelu")
         )
     try:
         return Path(hub.download_pretrained(entry))
     except Exception as error:
         raise WeightsError(
-            f"MODEL.PRETRAIN {tag}: downloading {address} failed ({error}); download it by hand and set MODEL.PRETRAIN "
+            f"MODEL.PRETRAIN {tag}: downloading {where} failed ({error}); download it by hand and set MODEL.PRETRAIN "
             "to its path"
         ) from error
 
 
-def _cached(entry: dict) -> Path | None:
+def cached(entry: dict) -> Path | None:
     """Where open_clip has put a tag's weights before, if it has."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -193,7 +193,7 @@ def _cached(entry: dict) -> Path | None:
     return None
 
 
-def _address(entry: dict) -> str:
+def address(entry: dict) -> str:
     """Where a person finds a tag's weights."""
     if not entry.get("hf_hub"):
         return entry["url"]

@@ -13,6 +13,7 @@ from configs import load
 from configs.defaults import defaults
 from configs.published import DROPPED, FLAT
 from datasets.build import BENCHMARKS
+from tools import reproduce
 from utils.command import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def test_scripts_take_the_command_and_its_settings(command):
     assert (ROOT / name).is_file()
     parsed = parse("", arguments)
     cfg = load(ROOT / parsed.config_file if parsed.config_file else None, parsed.overrides)
-    assert cfg.DATASETS.NAMES in BENCHMARKS
+    assert cfg.DATASETS.NAMES in {*BENCHMARKS, *reproduce.DATA_SETS}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "-m tools." in c])
@@ -48,6 +49,11 @@ def test_tools_exist(command):
 def test_make_targets_exist(command):
     target = words_of(command)[1].rstrip(",.")
     assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_table_of_published_numbers_is_the_tools_own(tmp_path, capsys):
+    assert reproduce.main(["--markdown", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.replace(str(tmp_path), "runs/reproduce") in README
 
 
 def test_links_lead_somewhere():

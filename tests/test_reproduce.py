@@ -1,0 +1,481 @@
+"""The published figures, the commands for them, and what is said of runs that are there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import load, to_dict
+from datasets.market1501 import FOLDERS
+from datasets.synthetic import write_synthetic
+from tools import reproduce
+from tools.reproduce import ROWS, Figures, Plan, Row, Tolerance
+from utils.command import parse
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN, OVERLAPPING = "market1501-vit_clipreid", "market1501-vit_clipreid-sie-olp"
+MSMT17, RE_RANKED = "msmt17-vit_clipreid-sie-olp", "msmt17-vit_clipreid-sie-olp-re-ranking"
+SMALL = (
+    *("MODEL.NAME", "ViT-Tiny-8", "MODEL.PRETRAIN", "rendered", "MODEL.STRIDE_SIZE", "[8, 8]"),
+    *("INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]", "DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.STAGE1.MAX_EPOCHS", "1", "SOLVER.STAGE2.MAX_EPOCHS", "1", "SOLVER.STAGE2.IMS_PER_BATCH", "16"),
+    *("TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "2"),
+)
+FIGURES = {
+    "msmt17-vit_clipreid": {"mAP": 73.4, "rank1": 88.7},
+    "msmt17-vit_clipreid-sie-olp": {"mAP": 75.8, "rank1": 89.7},
+    "msmt17-vit_clipreid-sie-olp-re-ranking": {"mAP": 86.7, "rank1": 91.1},
+    "market1501-vit_clipreid": {"mAP": 89.6, "rank1": 95.5},
+    "market1501-vit_clipreid-sie-olp": {"mAP": 90.5, "rank1": 95.4},
+    "dukemtmc-vit_clipreid": {"mAP": 82.5, "rank1": 90.0},
+    "dukemtmc-vit_clipreid-sie-olp": {"mAP": 83.1, "rank1": 90.8},
+    "occ_duke-vit_clipreid": {"mAP": 59.5, "rank1": 67.1},
+    "occ_duke-vit_clipreid-sie-olp": {"mAP": 60.3, "rank1": 67.2},
+    "veri-vit_clipreid": {"mAP": 83.3, "rank1": 97.4},
+    "veri-vit_clipreid-sie-olp": {"mAP": 84.5, "rank1": 97.3},
+    "VehicleID-vit_clipreid": {"rank1": 85.3, "rank5": 97.6},
+    "VehicleID-vit_clipreid-olp": {"rank1": 85.5, "rank5": 97.2},
+}
+NOT_AT_HAND = {f"{name}-vit_svllreid" for name in ("msmt17", "market1501", "dukemtmc", "occ_duke", "veri", "VehicleID")}
+
+
+def entry(name: str, plan: Plan, **changes) -> dict:
+    """An end that is worth what was published, in per cent, or what `changes` say."""
+    row = ROWS[name]
+    figures = {"mAP": 50.0, "rank1": 60.0, "rank5": 70.0, **(row.published.given() if row.published else {})}
+    figures.update({key: changes.pop(key) for key in list(changes) if key in figures})
+    return {
+        "when": "end",
+        **{key: value / 100 for key, value in figures.items()},
+        "data_set": row.data_set,
+        "re_ranking": None,
+        "checkpoint": str(plan.checkpoint(row)),
+        "data_fingerprint": {"train": "a" * 16, "test": "b" * 16},
+        **changes,
+    }
+
+
+def pretend(name: str, plan: Plan, *, config: bool = True, **changes) -> Path:
+    """A row's folder as a finished run leaves it; its results file."""
+    folder = plan.folder(ROWS[name])
+    folder.mkdir(parents=True, exist_ok=True)
+    if config:
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(plan.config(ROWS[name]))))
+    file = folder / "results.json"
+    start = entry(name, plan, when="start", mAP=1.0)
+    file.write_text(json.dumps({"evaluations": [start, entry(name, plan, **changes)]}))
+    return file
+
+
+def pretend_reranked(plan: Plan, **changes) -> Path:
+    settings = {"k1": 50, "k2": 15, "lambda_value": 0.3}
+    return pretend(RE_RANKED, plan, config=False, **{"when": "test", "re_ranking": settings, **changes})
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(root=str(tmp_path / "data"), output=tmp_path / "runs")
+
+
+def call(plan: Plan, *words: str) -> int:
+    places = ["--root", plan.root, "--output", str(plan.output)]
+    return reproduce.main([*places, *words, *(["--", *plan.overrides] if plan.overrides else [])])
+
+
+def paragraph(text: str, name: str) -> str:
+    """What the listing says of a row, without the log before it."""
+    return next(part for part in text.split("\n\n") if re.search(rf"^{re.escape(name)}$", part, re.MULTILINE))
+
+
+# --------------------------------------------------------------------------------------------- figures and commands
+
+
+def test_published_figures_are_these_and_no_others():
+    assert {name: row.published.given() for name, row in ROWS.items() if row.published} == FIGURES
+    assert {name for name, row in ROWS.items() if row.published is None} == NOT_AT_HAND
+    assert [name for name, row in ROWS.items() if not row.verified] == ["VehicleID-vit_clipreid-olp"]
+
+
+def test_names_and_folders_are_unique(plan):
+    assert len(list(reproduce.rows())) == len(ROWS) == 19
+    assert len({plan.folder(row) for row in ROWS.values()}) == 19
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_row_trains_the_method_that_it_names(plan, name):
+    row, cfg = ROWS[name], plan.config(ROWS[name])
+    data, model, first, second = cfg.DATASETS, cfg.MODEL, cfg.SOLVER.STAGE1, cfg.SOLVER.STAGE2
+    facts = [data.NAMES, data.ROOT_DIR, model.NAME, model.PRETRAIN, model.SIE_COE, cfg.TEST.RE_RANKING]
+    assert facts == [row.data_set, plan.root, "ViT-B-16", "openai", 1.0, False]
+    height, width = cfg.INPUT.SIZE_TEST
+    assert (height, width) == (256, 256 if row.data_set in ("veri", "VehicleID") else 128)
+    self_supervised = "svllreid" in name
+    assert all((stage.SSL_LOSS_WEIGHT > 0) is self_supervised for stage in (first, second))
+    overlapping = self_supervised or "olp" in name
+    assert list(model.STRIDE_SIZE) == ([12, 12] if overlapping else [16, 16])
+    assert model.SIE_CAMERA is (overlapping and row.data_set != "VehicleID")
+
+
+def test_vehicleid_is_said_to_have_no_side_information(plan, capsys):
+    plan.output.mkdir()
+    assert call(plan) == 0
+    text = paragraph(capsys.readouterr().out, "VehicleID-vit_clipreid-olp")
+    assert "here OLP alone" in text and "no labels of cameras" in text and "(unverified)" in text
+
+
+def commands(table: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", table)
+
+
+def test_every_command_of_the_markdown_table_parses(plan, capsys):
+    plan.output.mkdir()
+    assert call(plan, "--markdown", "--seed", "7") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "| data set | method | published | ours | command |"
+    assert len(lines) == 2 + len(ROWS) and all(line.count("|") == 6 for line in lines)
+    assert "| Market-1501 | CLIP-ReID, ViT-B/16 | 89.6 / 95.5 | not yet run | `python train_svllreid.py" in lines[6]
+    assert "| not at hand | not yet run |" in lines[8]
+    assert "| 85.5 / 97.2 (rank-1 / rank-5, unverified) | not yet run |" in lines[-2]
+    found = commands("\n".join(lines))
+    assert len(found) == len(ROWS) + 1
+    for command in found:
+        python, script, *words = shlex.split(command)
+        assert python == "python" and (ROOT / script).is_file()
+        arguments = parse("", words)
+        cfg = load(arguments.config_file and ROOT / arguments.config_file, arguments.overrides)
+        if script == "train_svllreid.py":
+            assert cfg.SOLVER.SEED == 7 and cfg.OUTPUT_DIR.endswith("_seed7")
+        else:
+            assert cfg.TEST.RE_RANKING and cfg.TEST.WEIGHT.endswith(f"{MSMT17}_seed7/ViT-B-16_60.pth")
+
+
+def test_a_script_without_a_configuration_takes_the_reranked_row(plan):
+    training, testing = plan.commands(ROWS[RE_RANKED])
+    assert training == plan.training(ROWS[MSMT17])  # one network for both rows
+    assert testing.script == "test_svllreid.py" and "--config_file" not in testing.words
+
+
+def test_overrides_come_last_in_every_command(plan):
+    plan = Plan(plan.root, plan.output, overrides=("INPUT.PADDING", "4", "MODEL.STRIDE_SIZE", "[14, 14]"))
+    for row in ROWS.values():
+        assert all(command.words[-4:] == plan.overrides for command in plan.commands(row))
+        assert plan.config(row).MODEL.STRIDE_SIZE == (14, 14)
+        assert plan.departures(row) == ["MODEL.STRIDE_SIZE", "INPUT.PADDING"]
+
+
+@pytest.mark.parametrize("key", reproduce.OWNED)
+def test_what_rows_and_options_decide_is_no_override(key):
+    with pytest.raises(UserError, match=key):
+        reproduce.main(["--", key, "1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run", "market1501-vit_clipried"], "did you mean market1501-vit_clipreid"),
+        (["--run", PLAIN, "INPUT.PADDING", "4"], "settings come after --"),
+        (["--output", "/nowhere/runs"], "there is no such folder"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_named(words, said):
+    with pytest.raises(UserError, match=said):
+        reproduce.main(words)
+
+
+def test_tolerances_are_points():
+    for text in ("-1", "nan", "much"):
+        with pytest.raises(SystemExit):
+            reproduce.main(["--tolerance", text])
+
+
+# ----------------------------------------------------------------------------------------------------- what is needed
+
+
+def test_missing_files_are_listed_with_their_places(plan, capsys, monkeypatch):
+    monkeypatch.delitem(reproduce.BENCHMARKS, "veri", raising=False)
+    plan.output.mkdir()
+    assert call(plan) == 0  # nothing was asked for
+    text = capsys.readouterr().out
+    market = paragraph(text, PLAIN)
+    assert f"{plan.root}/{FOLDERS[0]}/{{bounding_box_train, query, bounding_box_test}}: missing" in market
+    assert "there is no such folder" in market and "not yet run" in market
+    assert "veri is not readable by this version" in paragraph(text, "veri-vit_clipreid")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [(PLAIN, "files are missing"), ("veri-vit_svllreid", "not readable by this version")]
+)
+def test_a_row_without_its_files_is_not_run(plan, capsys, monkeypatch, name, said):
+    monkeypatch.delitem(reproduce.BENCHMARKS, "veri", raising=False)
+    monkeypatch.setattr(reproduce, "_start", lambda command: pytest.fail(f"started {command}"))
+    assert call(plan, "--run", name) == 2
+    error = capsys.readouterr().err
+    assert f"error: {name}: " in error and said in error and not plan.output.exists()
+
+
+def test_weights_are_looked_for_where_they_would_be_read(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.pretrained, "cached", lambda tag: None)
+    need = reproduce.weights_need(plan.config(ROWS[PLAIN]))
+    assert need.there and "not here yet" in need.remark and need.where.startswith("https://")
+    monkeypatch.setattr(reproduce.pretrained, "cached", lambda tag: tmp_path / "openai.safetensors")
+    assert reproduce.weights_need(plan.config(ROWS[PLAIN])).where == str(tmp_path / "openai.safetensors")
+
+    file = tmp_path / "ViT-B-16.pt"
+    mine = Plan(overrides=("MODEL.PRETRAIN", str(file))).config(ROWS[PLAIN])
+    assert not reproduce.weights_need(mine).there
+    file.touch()
+    assert reproduce.weights_need(mine).there
+    for overrides in (("MODEL.PRETRAIN", "none"), SMALL):
+        assert reproduce.weights_need(Plan(overrides=overrides).config(ROWS[PLAIN])).there
+
+
+@pytest.mark.parametrize(
+    ("folders", "version"),
+    [
+        (["MSMT17_V1/train"], "V1"),
+        (["MSMT17_V2/mask_train_v2"], "V2"),
+        (["MSMT17/mask_train_v2"], "V2"),
+        (["MSMT17_V2/train"], "V2"),
+        (["MSMT17/train"], "unknown"),
+        (["MSMT17_V1/train", "MSMT17_V2/mask_train_v2"], "unknown"),
+        (["MSMT17_V1"], "unknown"),
+        ([], "unknown"),
+    ],
+)
+def test_the_version_of_msmt17_is_that_of_its_folders(tmp_path, folders, version):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    assert reproduce.msmt17_version(tmp_path) == version
+    if version != "unknown":  # also where the data set's own folder is given
+        name = folders[0].partition("/")[0]
+        assert reproduce.msmt17_version(tmp_path / name) == version
+
+
+# ----------------------------------------------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize(
+    ("scores", "word"),
+    [
+        ({}, "reproduced"),
+        ({"mAP": 89.1, "rank1": 94.5}, "reproduced"),  # exactly the tolerance
+        ({"mAP": 90.1, "rank1": 96.5}, "reproduced"),
+        ({"mAP": 89.06}, "reproduced"),  # 89.1 as printed
+        ({"mAP": 89.04}, "below"),
+        ({"mAP": 90.2}, "above"),
+        ({"rank1": 94.4}, "below"),
+        ({"rank1": 96.6}, "above"),
+        ({"mAP": 95.0, "rank1": 90.0}, "below"),
+    ],
+)
+def test_verdicts(plan, capsys, scores, word):
+    pretend(PLAIN, plan, **scores)
+    assert call(plan) == (0 if word == "reproduced" else 1)
+    text = paragraph(capsys.readouterr().out, PLAIN)
+    assert f"{word}: mAP {round(scores.get('mAP', 89.6), 1) - 89.6:+.1f}, rank-1 " in text
+    assert "tolerance 0.5 of mAP, 1 of rank-k" in text and "not re-ranked" in text
+
+
+def test_tolerances_are_options(plan):
+    pretend(PLAIN, plan, mAP=87.8, rank1=93.6)
+    assert call(plan) == 1
+    assert call(plan, "--tolerance", "1.8") == 1
+    assert call(plan, "--tolerance", "1.8", "--rank-tolerance", "1.9") == 0
+
+
+def test_vehicleid_is_judged_by_rank_1_and_rank_5():
+    row, tolerance = ROWS["VehicleID-vit_clipreid"], Tolerance()
+    assert reproduce.judge(row, Figures(mAP=1.0, rank1=85.3, rank5=97.6), tolerance).word == "reproduced"
+    assert reproduce.judge(row, Figures(mAP=99.0, rank1=85.3, rank5=96.5), tolerance).word == "below"
+
+
+def test_what_was_never_published_is_shown_and_not_judged(plan, capsys):
+    pretend("market1501-vit_svllreid", plan)
+    assert call(plan) == 0
+    text = paragraph(capsys.readouterr().out, "market1501-vit_svllreid")
+    assert "mAP 50.0, rank-1 60.0, rank-5 70.0; nothing to compare it with" in text
+    assert call(plan, "--markdown") == 0
+    assert "| not at hand | 50.0 / 60.0 |" in capsys.readouterr().out
+
+
+def test_the_table_has_figures_and_verdict(plan, capsys):
+    pretend(PLAIN, plan, mAP=80.0)
+    assert call(plan, "--markdown") == 1
+    assert "| 89.6 / 95.5 | 80.0 / 95.5 (below) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("folder", "version"), [("MSMT17_V2/mask_train_v2", "V2"), ("MSMT17/train", "unknown")])
+def test_a_result_on_msmt17_says_its_version(plan, capsys, folder, version):
+    (Path(plan.root) / folder).mkdir(parents=True)
+    pretend(MSMT17, plan, mAP=72.8)
+    assert call(plan) == 1
+    text = paragraph(capsys.readouterr().out, MSMT17)
+    assert f"MSMT17 version {version}" in text and "2 to 4 points of mAP below V1" in text
+
+
+def test_a_reranked_test_is_compared_with_its_settings(plan, capsys):
+    pretend(MSMT17, plan)
+    assert reproduce.find_result(ROWS[RE_RANKED], plan) is None
+    pretend_reranked(plan, mAP=86.5)
+    assert call(plan) == 0
+    text = paragraph(capsys.readouterr().out, RE_RANKED)
+    assert "reproduced: mAP -0.2" in text and "re-ranked with k1 50, k2 15, lambda 0.3" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"re_ranking": None}, "not re-ranked"),
+        ({"re_ranking": {"k1": 20, "k2": 6, "lambda_value": 0.3}}, "right is re-ranked with k1 50"),
+        ({"data_fingerprint": {"train": None, "test": "c" * 16}}, "another network or of other pictures"),
+        ({"checkpoint": "elsewhere/ViT-B-16_60.pth"}, "another network or of other pictures"),
+        ({"when": "end"}, "holds no test"),
+    ],
+)
+def test_another_test_is_not_the_reranked_row(plan, changes, said):
+    pretend(MSMT17, plan)
+    pretend_reranked(plan, **changes)
+    with pytest.raises(UserError, match=said):
+        reproduce.find_result(ROWS[RE_RANKED], plan)
+
+
+def test_a_reranked_test_without_its_network_is_refused(plan):
+    pretend_reranked(plan)
+    with pytest.raises(UserError, match="holds a test, but"):
+        reproduce.find_result(ROWS[RE_RANKED], plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"re_ranking": {"k1": 50, "k2": 15, "lambda_value": 0.3}}, "was re-ranked"),
+        ({"data_set": "synthetic"}, "'synthetic', right is 'market1501'"),
+        ({"data_set": "market1501 (held-out training identities)"}, "held-out"),
+        ({"mAP": 8960.0}, "no fraction"),
+        ({"when": "test"}, "did not end"),
+        ({"data_fingerprint": None}, "data_fingerprint"),
+    ],
+)
+def test_what_is_not_this_rows_result_is_refused(plan, capsys, changes, said):
+    file = pretend(PLAIN, plan, **changes)
+    before = file.read_bytes()
+    assert call(plan, "--run", PLAIN) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and str(file.parent) in captured.err
+    assert f"error: {PLAIN}: " in captured.err and "ours          error: " in paragraph(captured.out, PLAIN)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"evaluations": 3}', '{"evaluations": [3]}', '{"evaluations": [{}]}'])
+def test_a_broken_results_file_is_named(plan, text):
+    file = pretend(PLAIN, plan)
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        reproduce.find_result(ROWS[PLAIN], plan)
+    assert call(plan, "--markdown") == 2
+
+
+def test_an_entry_that_lacks_a_figure_is_named(plan):
+    file = pretend(PLAIN, plan)
+    results = json.loads(file.read_text())
+    del results["evaluations"][1]["rank5"]
+    file.write_text(json.dumps(results))
+    with pytest.raises(UserError, match="lacks rank5"):
+        reproduce.find_result(ROWS[PLAIN], plan)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1, 2]", "MODEL: {NAM: 3}"])
+def test_results_without_the_runs_settings_are_refused(plan, text):
+    config = pretend(PLAIN, plan).with_name("config.yaml")
+    config.unlink() if text is None else config.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(config))):
+        reproduce.find_result(ROWS[PLAIN], plan)
+
+
+def test_a_run_with_other_settings_is_refused_and_the_settings_named(plan):
+    pretend(PLAIN, plan)
+    other = Plan(plan.root, plan.output, overrides=("SOLVER.STAGE2.BASE_LR", "0.1"))
+    with pytest.raises(UserError, match=r"other settings \(SOLVER.STAGE2.BASE_LR\)"):
+        reproduce.find_result(ROWS[PLAIN], other)
+    harmless = ("DATALOADER.NUM_WORKERS", "1", "SOLVER.STAGE2.LOG_PERIOD", "7", "MODEL.DEVICE", "cpu")
+    elsewhere = Plan("/elsewhere", plan.output, overrides=harmless)
+    assert reproduce.find_result(ROWS[PLAIN], elsewhere).figures.mAP == pytest.approx(89.6)
+    assert elsewhere.departures(ROWS[PLAIN]) == []
+
+
+def test_a_seed_has_a_folder_of_its_own(plan):
+    pretend(PLAIN, plan)
+    assert reproduce.find_result(ROWS[PLAIN], Plan(plan.root, plan.output, seed=1234)) is not None
+    assert reproduce.find_result(ROWS[PLAIN], Plan(plan.root, plan.output, seed=5)) is None
+
+
+def test_a_finished_row_is_compared_and_not_run_again(plan, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "_start", lambda command: pytest.fail(f"started {command}"))
+    pretend(PLAIN, plan)  # neither data set nor weights are there
+    assert call(plan, "--run", PLAIN) == 0
+    assert "reproduced: mAP +0.0, rank-1 +0.0" in capsys.readouterr().out
+
+
+def test_rows_that_can_be_run_are_run_although_others_cannot(plan, monkeypatch):
+    started = []
+    need = reproduce.Need("images", "there", True, "there")
+    gone = need._replace(there=False, remark="gone")
+    monkeypatch.setattr(reproduce, "needs", lambda row, plan: [need if row.data_set == "msmt17" else gone])
+    monkeypatch.setattr(reproduce, "_start", lambda command: started.append(command) or finish(command))
+
+    def finish(command) -> None:
+        row = next(row for row in ROWS.values() if command in plan.commands(row)[-1:])
+        (pretend_reranked if row.trained else lambda plan: pretend(row.name, plan))(plan)
+
+    assert call(plan, "--run", "all") == 2
+    rows = [row for row in ROWS.values() if row.data_set == "msmt17"]
+    assert started == [plan.commands(row)[-1] for row in rows]  # the network of two rows was trained once
+
+
+# ------------------------------------------------------------------------------------------------------ a real run
+
+
+def test_a_row_is_trained_tested_with_reranking_and_compared(tmp_path, capsys, monkeypatch):
+    made = write_synthetic(
+        tmp_path / "made", train_identities=8, train_images=4, test_identities=4, test_images=6, difficulty=0.5, seed=1
+    )
+    shutil.copytree(made, tmp_path / "data" / FOLDERS[0])
+    plan = Plan(str(tmp_path / "data"), tmp_path / "runs", 3, SMALL)
+    trained = ROWS[OVERLAPPING]
+    row = Row(
+        *("market1501", "vit_clipreid-sie-olp-re-ranking", "re-ranked", trained.config, trained.settings),
+        published=Figures(mAP=0.0, rank1=0.0),
+        trained=trained,
+    )
+    monkeypatch.setitem(ROWS, row.name, row)
+    words = ["--seed", "3", "--tolerance", "100", "--rank-tolerance", "100"]
+    assert call(plan, "--run", row.name, OVERLAPPING, *words) == 0
+    text = capsys.readouterr().out
+    assert "re-ranked with k1 6, k2 2, lambda 0.3" in paragraph(text, row.name)
+    assert "there: 32 training images of 8 identities" in paragraph(text, OVERLAPPING)
+    assert "not the published recipe: MODEL.NAME" in paragraph(text, OVERLAPPING)
+
+    folder, tested = plan.folder(trained), plan.folder(row)
+    results = json.loads((folder / "results.json").read_text())["evaluations"]
+    assert [one["when"] for one in results] == ["start", "end"]
+    assert {"market1501-vit_clipreid-sie-olp_seed3", f"{row.name}_seed3"} == {
+        path.name for path in plan.output.iterdir()
+    }
+    end, (test,) = results[1], json.loads((tested / "results.json").read_text())["evaluations"]
+    assert test["re_ranking"] == {"k1": 6, "k2": 2, "lambda_value": 0.3} and test["mAP"] != end["mAP"]
+    assert f"ours          mAP {100 * end['mAP']:.1f}" in paragraph(text, OVERLAPPING)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["MODEL"]["SIE_CAMERA"] and config["SOLVER"]["SEED"] == 3
+
+    monkeypatch.setattr(reproduce, "_start", lambda command: pytest.fail(f"started {command}"))
+    assert call(plan, "--run", row.name, OVERLAPPING, *words, "--markdown") == 0
+    table = capsys.readouterr().out
+    assert f"{100 * end['mAP']:.1f} / {100 * end['rank1']:.1f} (reproduced, other settings)" in table
+    assert call(plan, "--run", OVERLAPPING, "--seed", "3") == 1  # eight people do not make Market-1501

@@ -1,0 +1,730 @@
+"""The published figures, the command for each, what it needs, and how far this program is from them.
+
+    python -m tools.reproduce                                        # every row; nothing is run
+    python -m tools.reproduce --root /data --run market1501-vit_clipreid msmt17-vit_clipreid-sie-olp-re-ranking
+    python -m tools.reproduce --root /data --run all -- MODEL.PRETRAIN /weights/ViT-B-16.pt
+    python -m tools.reproduce --markdown                             # the README's table
+
+A row trains into a folder of its own below --output, named after row and seed; one that has ended is compared, not run
+again. One that did not end, or has other settings, is named and left alone. The verdict rests on every published figure
+of the row, at the one decimal that is published: "reproduced" if none is further away than the tolerance, else "below"
+if one is too low, else "above". Being above is no success either: it may be an easier protocol.
+
+Exit code 0 if all is well, 1 if a row that was compared is not reproduced, 2 if one could not be run or compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from open_clip import pretrained as hub
+from yacs.config import CfgNode
+
+import test_svllreid
+import train_svllreid
+from configs import ConfigError, from_dict, load, to_dict
+from datasets import market1501
+from datasets.build import BENCHMARKS, make_benchmark
+from model import pretrained, tiny_clip
+from utils.command import FAILED, run
+from utils.errors import UserError, one_line
+from utils.logs import log_to_screen
+from utils.records import Reranking
+from utils.report import COLUMNS
+from utils.run_folder import CONFIG, RESULTS
+
+logger = logging.getLogger("reproduce")
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT, DATA = Path("runs/reproduce"), "data"
+ALL = "all"
+REPRODUCED, BELOW, ABOVE = "reproduced", "below", "above"
+NOT_REPRODUCED = 1  # exit code
+NOT_AT_HAND, NOT_YET, UNREADABLE = "not at hand", "not yet run", "not readable by this version"
+V1, V2, UNKNOWN = "V1", "V2", "unknown"
+
+
+class Figures(NamedTuple):
+    """Scores in per cent, under the names of results.json; None is not published."""
+
+    mAP: float | None = None
+    rank1: float | None = None
+    rank5: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Those that there are."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class DataSet(NamedTuple):
+    """A data set of the published tables."""
+
+    title: str
+    place: str  # below DATASETS.ROOT_DIR
+    configs: str  # folder of its configurations
+
+
+class Tolerance(NamedTuple):
+    """How many points a figure may be off."""
+
+    mAP: float = 0.5
+    rank: float = 1.0  # moves more from seed to seed: a query counts all or nothing
+
+    def of(self, figure: str) -> float:
+        """That of one figure, by its name in results.json."""
+        return self.mAP if figure == "mAP" else self.rank
+
+    def __str__(self) -> str:
+        return f"tolerance {self.mAP:g} of mAP, {self.rank:g} of rank-k"
+
+
+class Verdict(NamedTuple):
+    """What comparing says."""
+
+    word: str
+    differences: dict[str, float]  # ours - published, in points
+
+
+class Need(NamedTuple):
+    """Files that a row needs."""
+
+    what: str
+    where: str
+    there: bool
+    remark: str
+
+
+class Command(NamedTuple):
+    """One of this program's scripts and its arguments."""
+
+    script: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(["python", self.script, *self.words])
+
+
+class Result(NamedTuple):
+    """A row that has been run."""
+
+    figures: Figures
+    reranking: Reranking | None
+    version: str | None  # of MSMT17; None for other data sets
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published line, and how this program gets there."""
+
+    data_set: str  # DATASETS.NAMES
+    variant: str
+    method: str
+    config: str
+    settings: tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ... beside the configuration file
+    published: Figures | None  # None: the tables are not at hand
+    verified: bool = True
+    trained: Row | None = None  # re-ranking: the row whose network is tested again
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """What --run takes, and the start of the folder's name."""
+        return f"{self.data_set}-{self.variant}"
+
+
+DATA_SETS = {
+    "msmt17": DataSet(
+        "MSMT17",
+        "MSMT17/{train, test, list_train.txt, list_val.txt, list_query.txt, list_gallery.txt}, or MSMT17_V1 with the "
+        "same, or MSMT17_V2 with mask_train_v2 and mask_test_v2",
+        "person",
+    ),
+    "market1501": DataSet(
+        "Market-1501",
+        f"{market1501.FOLDERS[0]}/{{{market1501.TRAIN}, {market1501.QUERY}, {market1501.GALLERY}}}",
+        "person",
+    ),
+    "dukemtmc": DataSet(
+        "DukeMTMC-reID", "dukemtmcreid/DukeMTMC-reID/{bounding_box_train, query, bounding_box_test}", "person"
+    ),
+    "occ_duke": DataSet(
+        "Occluded-Duke", "dukemtmcreid/Occluded_Duke/{bounding_box_train, query, bounding_box_test}", "person"
+    ),
+    "veri": DataSet("VeRi-776", "VeRi/{image_train, image_query, image_test}", "veri"),
+    "VehicleID": DataSet(
+        "VehicleID",
+        "VehicleID_V1.0/{image, train_test_split/train_list.txt, train_test_split/test_list_800.txt}",
+        "VehicleID",
+    ),
+}
+CLIP_REID, OVERLAPPING, RE_RANKED, SVLL_REID = "vit_clipreid", "sie-olp", "re-ranking", "vit_svllreid"
+# As published, without re-ranking but for the last.
+PUBLISHED = {
+    CLIP_REID: {
+        "msmt17": Figures(mAP=73.4, rank1=88.7),
+        "market1501": Figures(mAP=89.6, rank1=95.5),
+        "dukemtmc": Figures(mAP=82.5, rank1=90.0),
+        "occ_duke": Figures(mAP=59.5, rank1=67.1),
+        "veri": Figures(mAP=83.3, rank1=97.4),
+        "VehicleID": Figures(rank1=85.3, rank5=97.6),
+    },
+    OVERLAPPING: {
+        "msmt17": Figures(mAP=75.8, rank1=89.7),
+        "market1501": Figures(mAP=90.5, rank1=95.4),
+        "dukemtmc": Figures(mAP=83.1, rank1=90.8),
+        "occ_duke": Figures(mAP=60.3, rank1=67.2),
+        "veri": Figures(mAP=84.5, rank1=97.3),
+        "VehicleID": Figures(rank1=85.5, rank5=97.2),
+    },
+    RE_RANKED: {"msmt17": Figures(mAP=86.7, rank1=91.1)},
+}
+UNVERIFIED = {("VehicleID", OVERLAPPING)}
+NO_CAMERAS = {"VehicleID"}  # without labels of cameras, and so without side information
+OLP = ("MODEL.STRIDE_SIZE", "[12, 12]")
+SIE = ("MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1.0")
+NOTES = {"msmt17": "MSMT17 V2, whose faces are blurred, scores about 2 to 4 points of mAP below V1"}
+
+# Keys that a row or an option decides on: nothing to append to every command.
+OWNED = {
+    "OUTPUT_DIR": "--output says it",
+    "DATASETS.ROOT_DIR": "--root says it",
+    "SOLVER.SEED": "--seed says it",
+    "DATASETS.NAMES": "the row says it",
+    "TEST.WEIGHT": "the row says it",
+    "TEST.RE_RANKING": "the row says it",
+    "DATASETS.HOLD_OUT": "the published figures are of the test split",
+}
+# Settings that say where, on what and how often something is told, not how a number comes about.
+NO_DEPARTURE = ("OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "TEST.IMS_PER_BATCH")
+
+
+def rows() -> Iterator[Row]:
+    """All rows: data set by data set, from the plainest method up."""
+    for name, data_set in DATA_SETS.items():
+        folder = f"configs/{data_set.configs}"
+        note = NOTES.get(name, "")
+        yield Row(
+            name,
+            CLIP_REID,
+            "CLIP-ReID, ViT-B/16",
+            f"{folder}/{CLIP_REID}.yml",
+            (),
+            PUBLISHED[CLIP_REID][name],
+            note=note,
+        )
+        without = name in NO_CAMERAS
+        why = f"{data_set.title} has no labels of cameras, so that there is no side information"
+        overlapping = Row(
+            name,
+            f"{CLIP_REID}-{'olp' if without else OVERLAPPING}",
+            "CLIP-ReID, ViT-B/16 + SIE + OLP" + (" (here OLP alone: no camera labels)" if without else ""),
+            f"{folder}/{CLIP_REID}.yml",
+            OLP if without else (*SIE, *OLP),
+            PUBLISHED[OVERLAPPING][name],
+            verified=(name, OVERLAPPING) not in UNVERIFIED,
+            note=why if without else note,
+        )
+        yield overlapping
+        if name in PUBLISHED[RE_RANKED]:
+            yield Row(
+                name,
+                f"{overlapping.variant}-{RE_RANKED}",
+                f"{overlapping.method} + re-ranking",
+                overlapping.config,
+                overlapping.settings,
+                PUBLISHED[RE_RANKED][name],
+                trained=overlapping,
+                note=f"the network of {overlapping.name}, which is trained once for both; {note}",
+            )
+        yield Row(name, SVLL_REID, "SVLL-ReID, ViT-B/16", f"{folder}/{SVLL_REID}.yml", (), None, note=note)
+
+
+ROWS = {row.name: row for row in rows()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where from, where to, and what else was asked for: what turns a row into commands.
+
+    Raises:
+        UserError: an override of what a row or an option decides on.
+    """
+
+    root: str = DATA
+    output: Path = OUTPUT
+    seed: int | None = None  # None: the configuration's
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in self.overrides[::2]:
+            if key in OWNED:
+                raise UserError(f"{key}: not among the settings of all commands; {OWNED[key]}")
+
+    def folder(self, row: Row) -> Path:
+        """The row's OUTPUT_DIR."""
+        seed = _settings(None, ()).SOLVER.SEED if self.seed is None else self.seed
+        return self.output.expanduser() / f"{row.name}_seed{seed}"
+
+    def training(self, row: Row) -> Command:
+        """What trains the row's network."""
+        row = row.trained or row
+        places = ("DATASETS.ROOT_DIR", self.root, "OUTPUT_DIR", str(self.folder(row)))
+        seed = () if self.seed is None else ("SOLVER.SEED", str(self.seed))
+        words = ("--config_file", row.config, *row.settings, "DATASETS.NAMES", row.data_set, *places, *seed)
+        return Command("train_svllreid.py", (*words, *self.overrides))
+
+    def testing(self, row: Row) -> Command:
+        """What tests it with re-ranking."""
+        places = ("DATASETS.ROOT_DIR", self.root, "OUTPUT_DIR", str(self.folder(row)))
+        words = ("TEST.WEIGHT", str(self.checkpoint(row)), "TEST.RE_RANKING", "True", *places, *self.overrides)
+        return Command("test_svllreid.py", words)
+
+    def commands(self, row: Row) -> list[Command]:
+        """All that the row takes, in order."""
+        return [self.training(row), *([self.testing(row)] if row.trained else [])]
+
+    def config(self, row: Row) -> CfgNode:
+        """The settings of the row's training."""
+        _, file, *overrides = self.training(row).words
+        return _settings(ROOT / file, tuple(overrides))
+
+    def checkpoint(self, row: Row) -> Path:
+        """The trained network, under the name that the image stage gives it."""
+        cfg = self.config(row)
+        return self.folder(row.trained or row) / f"{cfg.MODEL.NAME}_{cfg.SOLVER.STAGE2.MAX_EPOCHS}.pth"
+
+    def departures(self, row: Row) -> list[str]:
+        """What the overrides change of the published recipe."""
+        recipe = Plan(self.root, self.output, self.seed).config(row)
+        return differences(to_dict(self.config(row)), to_dict(recipe))
+
+
+@functools.cache  # the same few are asked for again and again; they are frozen
+def _settings(file: Path | None, overrides: tuple[str, ...]) -> CfgNode:
+    return load(file, overrides)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for, show rows, and return the exit code."""
+    arguments = _parse(argv)
+    overrides = tuple(arguments.overrides)
+    plan = Plan(arguments.root, arguments.output, arguments.seed, overrides)
+    tolerance = Tolerance(arguments.tolerance, arguments.rank_tolerance)
+    asked = choose(arguments.run)
+    if not asked and plan.output != OUTPUT and not plan.output.expanduser().is_dir():
+        raise UserError(f"--output {plan.output}: there is no such folder, and so there are no runs in it")
+    log_to_screen()
+    for row in ROWS.values():
+        plan.config(row)  # what is wrong with an override is said before anything is run
+
+    faults: dict[str, str] = {}
+    for row in asked:
+        try:
+            reproduce(row, plan)
+        except (UserError, ConfigError) as error:  # the other rows may do
+            faults[row.name] = one_line(error)
+            logger.error("%s: %s", row.name, faults[row.name])
+    shown = list(ROWS.values()) if arguments.markdown or not asked else asked
+    results: dict[str, Result | None] = {}
+    for row in shown:
+        try:
+            results[row.name] = None if row.name in faults else find_result(row, plan)
+        except (UserError, ConfigError) as error:
+            faults[row.name], results[row.name] = one_line(error), None
+    write = markdown if arguments.markdown else listing
+    sys.stdout.write(write(shown, plan, results, faults, tolerance) + "\n")
+    for name, fault in faults.items():
+        sys.stderr.write(f"error: {name}: {fault}\n")
+    if faults:
+        return FAILED
+    words = [
+        judge(row, results[row.name].figures, tolerance).word for row in shown if row.published and results[row.name]
+    ]
+    return 0 if set(words) <= {REPRODUCED} else NOT_REPRODUCED
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    usual = Tolerance()
+    parser.add_argument(
+        "--run", nargs="+", default=[], metavar="ROW", help=f"rows by name, or {ALL}: run what is missing"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the README's table of all rows")
+    parser.add_argument("--root", default=DATA, help="DATASETS.ROOT_DIR: the folder that holds the data sets' folders")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="the folder that holds the runs")
+    parser.add_argument("--seed", type=int, help="SOLVER.SEED; the configuration's if it is not given")
+    parser.add_argument(
+        "--tolerance", type=_points, default=usual.mAP, help=f"of mAP, in points (default {usual.mAP:g})"
+    )
+    parser.add_argument(
+        "--rank-tolerance", type=_points, default=usual.rank, help=f"of rank-k, in points (default {usual.rank:g})"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings for all commands, after --")
+    return parser.parse_args(argv)
+
+
+def _points(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of points, 0 to 100")
+    return value
+
+
+def choose(names: Sequence[str]) -> list[Row]:
+    """The rows of these names, in the table's order.
+
+    Raises:
+        UserError: a name that no row has.
+    """
+    for name in names:
+        if name not in (ALL, *ROWS):
+            near = difflib.get_close_matches(name, ROWS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {ALL}, {', '.join(ROWS)}"
+            hint = "; settings come after --" if "." in name else hint
+            raise UserError(f"--run: there is no row {name!r}{hint}")
+    return [row for row in ROWS.values() if ALL in names or row.name in names]
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def reproduce(row: Row, plan: Plan) -> None:
+    """Run what is missing of a row.
+
+    Raises:
+        UserError: files that are missing; a folder that holds something else than this row's finished run; and all that
+            training and testing raise.
+    """
+    if find_result(row, plan) is not None:
+        logger.info("%s: has been run", row.name)
+        return
+    missing = [f"{need.what} {need.where}: {need.remark}" for need in needs(row, plan) if not need.there]
+    if missing:
+        raise UserError("not run, files are missing: " + "; ".join(missing))
+    trained = row.trained or row
+    if find_result(trained, plan) is None:
+        _start(plan.training(row))
+    if row.trained:
+        _start(plan.testing(row))
+
+
+def _start(command: Command) -> None:
+    logger.info("%s", command)
+    script = {"train_svllreid.py": train_svllreid.main, "test_svllreid.py": test_svllreid.main}[command.script]
+    words = list(command.words)
+    if words[0] == "--config_file":  # printed as seen from the repository, where this may not have been started
+        words[1] = str(ROOT / words[1])
+    script(words)
+
+
+# ------------------------------------------------------------------------------------------------ what it needs
+
+
+def needs(row: Row, plan: Plan) -> list[Need]:
+    """The data set and CLIP's weights, and whether they are there."""
+    cfg = plan.config(row)
+    return [data_need(cfg), weights_need(cfg)]
+
+
+def data_need(cfg: CfgNode) -> Need:
+    """The images: there if the reader says so."""
+    name, root = cfg.DATASETS.NAMES, Path(cfg.DATASETS.ROOT_DIR).expanduser()
+    where = f"{root}/{DATA_SETS[name].place}"
+    if name not in BENCHMARKS:
+        return Need("images", where, False, f"{name} is {UNREADABLE}")
+    try:
+        benchmark = make_benchmark(cfg)
+    except UserError as error:
+        return Need("images", where, False, f"missing ({one_line(error)})")
+    version = f", version {msmt17_version(root)}" if name == "msmt17" else ""
+    return Need("images", where, True, f"there: {benchmark.counts()}{version}")
+
+
+def weights_need(cfg: CfgNode) -> Need:
+    """CLIP's weights. What open_clip can download counts as there: training says at once if it cannot."""
+    what, name, source = "CLIP weights", cfg.MODEL.NAME, cfg.MODEL.INIT_FROM or cfg.MODEL.PRETRAIN
+    if source == pretrained.NONE:
+        return Need(what, source, True, "none are needed, a random start")
+    if (name, source) == (tiny_clip.NAME, tiny_clip.TAG):
+        return Need(what, source, True, "there, in this repository")
+    tag = {} if cfg.MODEL.INIT_FROM else hub.get_pretrained_cfg(name, source)
+    if not tag:
+        there = Path(source).expanduser().is_file()
+        return Need(what, source, there, "there" if there else "missing")
+    file = pretrained.cached(tag)
+    if file is not None:
+        return Need(what, str(file), True, "there")
+    return Need(what, pretrained.address(tag), True, f"not here yet, {name} {source} is downloaded by training")
+
+
+def msmt17_version(root: Path) -> str:
+    """V1 or V2 by the folders' names; MSMT17/train alone does not say it, nor do both versions side by side."""
+    folders = (root / "MSMT17", root / "MSMT17_V1", root / "MSMT17_V2", root.absolute())
+    found = {version for folder in folders if (version := _version(folder)) is not None}
+    return found.pop() if len(found) == 1 else UNKNOWN
+
+
+def _version(folder: Path) -> str | None:
+    if (folder / "mask_train_v2").is_dir():
+        return V2
+    if (folder / "train").is_dir():
+        return {"MSMT17_V1": V1, "MSMT17_V2": V2}.get(folder.name, UNKNOWN)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ what came out
+
+
+def find_result(row: Row, plan: Plan) -> Result | None:
+    """What a finished row scored; None if it was never started.
+
+    Raises:
+        UserError: its folder holds something else: a run that did not end, other settings, another data set, a result
+            that was re-ranked where the published was not (or the other way round), or a damaged file.
+    """
+    if row.trained:
+        return _find_test(row, plan)
+    folder = plan.folder(row)
+    entry = _find_training(row, plan, folder)
+    if entry is None:
+        return None
+    if entry["re_ranking"] is not None:
+        raise UserError(f"{folder / RESULTS}: was re-ranked, which the published figures were not")
+    version = None
+    if row.data_set == "msmt17":  # by the folder that it was trained from, wherever --root is now
+        version = msmt17_version(Path(_read_config(folder).DATASETS.ROOT_DIR).expanduser())
+    return Result(_figures(entry), None, version)
+
+
+def _find_training(row: Row, plan: Plan, folder: Path) -> dict | None:
+    if not any((folder / name).exists() for name in (CONFIG, RESULTS)):
+        return None
+    trained, wanted = to_dict(_read_config(folder)), to_dict(plan.config(row))
+    others = differences(trained, wanted)
+    if others:
+        raise UserError(
+            f"{folder}: holds a run with other settings ({', '.join(others)}); move it away, or give another --output"
+        )
+    entry = _last(folder, "end") if (folder / RESULTS).exists() else None
+    if entry is None:
+        raise UserError(f"{folder}: holds a run that did not end, or not yet; move it away, or give another --output")
+    return _checked(entry, row, folder)
+
+
+def _find_test(row: Row, plan: Plan) -> Result | None:
+    folder, trained = plan.folder(row), plan.folder(row.trained)
+    training = find_result(row.trained, plan)
+    if not (folder / RESULTS).exists():
+        return None
+    if training is None:
+        raise UserError(f"{folder}: holds a test, but the network that it is of is not in {trained}; move it away")
+    entry = _last(folder, "test")
+    if entry is None:
+        raise UserError(f"{folder / RESULTS}: holds no test; move it away, or give another --output")
+    entry = _checked(entry, row, folder)
+    cfg = plan.config(row)
+    wanted = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+    if entry["re_ranking"] != wanted._asdict():
+        how = entry["re_ranking"] or "not re-ranked"
+        raise UserError(f"{folder / RESULTS}: the test was {how}, right is re-ranked with {wanted}")
+    network = Path(str(entry["checkpoint"])).parts[-2:] == plan.checkpoint(row).parts[-2:]
+    if not network or entry["data_fingerprint"]["test"] != _last(trained, "end")["data_fingerprint"]["test"]:
+        raise UserError(f"{folder / RESULTS}: is a test of another network or of other pictures than {trained}")
+    return Result(_figures(entry), wanted, training.version)
+
+
+def _read_config(folder: Path) -> CfgNode:
+    """The settings of a run."""
+    try:
+        tree = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        return from_dict(tree, where=str(folder / CONFIG))
+    except OSError as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); is this a run's folder?") from error
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / CONFIG}: is not a run's settings ({one_line(error)})") from error
+
+
+def _last(folder: Path, when: str) -> dict | None:
+    """The latest entry of this kind in a folder's results file."""
+    path = folder / RESULTS
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        return next((entry for entry in reversed(entries) if entry["when"] == when), None)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is not a results file of this program; move its folder away") from error
+
+
+def _checked(entry: dict, row: Row, folder: Path) -> dict:
+    """The entry, if it has what is compared and is of the row's data set."""
+    path = folder / RESULTS
+    needed = (*Figures._fields, "data_set", "re_ranking", "checkpoint", "data_fingerprint")
+    lacking = [name for name in needed if name not in entry]
+    if lacking:
+        raise UserError(f"{path}: the entry {entry['when']!r} lacks {', '.join(lacking)}")
+    for name in Figures._fields:
+        value = entry[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UserError(f"{path}: {name} of the entry {entry['when']!r} is {value!r}, no fraction from 0 to 1")
+    if not isinstance(entry["data_fingerprint"], dict) or not entry["data_fingerprint"].get("test"):
+        raise UserError(f"{path}: the entry {entry['when']!r} does not say of which pictures it is (data_fingerprint)")
+    if entry["data_set"] != row.data_set:
+        raise UserError(f"{path}: is of the data set {entry['data_set']!r}, right is {row.data_set!r}")
+    return entry
+
+
+def _figures(entry: Mapping) -> Figures:
+    return Figures(*(100 * entry[name] for name in Figures._fields))
+
+
+def differences(ours: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
+    """The keys that differ, of those that can change a number."""
+    keys: list[str] = []
+    for name in {**ours, **wanted}:
+        key, mine, other = f"{prefix}{name}", ours.get(name), wanted.get(name)
+        if isinstance(mine, Mapping) and isinstance(other, Mapping):
+            keys += differences(mine, other, f"{key}.")
+        elif mine != other and key not in NO_DEPARTURE and not key.endswith("_PERIOD"):
+            keys.append(key)
+    return keys
+
+
+def judge(row: Row, ours: Figures, tolerance: Tolerance) -> Verdict:
+    """Compare with the published figures, at their one decimal."""
+    mine = ours._asdict()
+    off = {name: round(round(mine[name], 1) - value, 1) for name, value in row.published.given().items()}
+    if any(difference < -tolerance.of(name) for name, difference in off.items()):
+        return Verdict(BELOW, off)
+    if any(difference > tolerance.of(name) for name, difference in off.items()):
+        return Verdict(ABOVE, off)
+    return Verdict(REPRODUCED, off)
+
+
+# --------------------------------------------------------------------------------------------------- what is shown
+
+
+def listing(
+    shown: Sequence[Row],
+    plan: Plan,
+    results: Mapping[str, Result | None],
+    faults: Mapping[str, str],
+    tolerance: Tolerance,
+) -> str:
+    """A paragraph for every row."""
+    data: dict[str, Need] = {}  # a data set is read once, not once a row
+    paragraphs = []
+    for row in shown:
+        cfg = plan.config(row)
+        if row.data_set not in data:
+            data[row.data_set] = data_need(cfg)
+        lines = [
+            ("data set", DATA_SETS[row.data_set].title),
+            ("method", row.method),
+            ("published", published(row)),
+            *(("command", str(command)) for command in plan.commands(row)),
+            *((need.what, f"{need.where}: {need.remark}") for need in (data[row.data_set], weights_need(cfg))),
+            *([("note", row.note)] if row.note else []),
+            ("ours", f"error: {faults[row.name]}" if row.name in faults else ours(row, plan, results, tolerance)),
+        ]
+        paragraphs.append("\n".join([row.name, *(f"  {title:12}  {text}" for title, text in lines)]))
+    return "\n\n".join(paragraphs)
+
+
+def published(row: Row) -> str:
+    """The published figures in words."""
+    if row.published is None:
+        return NOT_AT_HAND
+    return spell(row.published.given()) + ("" if row.verified else " (unverified)")
+
+
+def spell(figures: Mapping[str, float], sign: str = "") -> str:
+    """mAP 89.6, rank-1 95.5"""
+    return ", ".join(f"{COLUMNS[name]} {value:{sign}.1f}" for name, value in figures.items())
+
+
+def ours(row: Row, plan: Plan, results: Mapping[str, Result | None], tolerance: Tolerance) -> str:
+    """What this program scored, with all that a reader must know to compare it."""
+    result = results[row.name]
+    if result is None:
+        return NOT_YET
+    words = [spell(result.figures.given())]
+    if row.published is None:
+        words.append("nothing to compare it with")
+    else:
+        verdict = judge(row, result.figures, tolerance)
+        unverified = "" if row.verified else ", and the published figures are unverified"
+        words.append(f"{verdict.word}: {spell(verdict.differences, '+')} ({tolerance}{unverified})")
+    words.append(f"re-ranked with {result.reranking}" if result.reranking else "not re-ranked")
+    if result.version:
+        words.append(f"MSMT17 version {result.version}")
+    departures = plan.departures(row)
+    if departures:
+        words.append(f"not the published recipe: {', '.join(departures)}")
+    return "; ".join(words)
+
+
+def markdown(
+    shown: Sequence[Row],
+    plan: Plan,
+    results: Mapping[str, Result | None],
+    faults: Mapping[str, str],
+    tolerance: Tolerance,
+) -> str:
+    """The README's table."""
+    lines = ["| data set | method | published | ours | command |", "| --- | --- | --- | --- | --- |"]
+    for row in shown:
+        result = results[row.name]
+        mine = NOT_YET if result is None else _cell(row, result, plan, tolerance)
+        commands = ", then ".join(f"`{command}`" for command in plan.commands(row))
+        cells = [
+            DATA_SETS[row.data_set].title,
+            row.method,
+            _published_cell(row),
+            "error" if row.name in faults else mine,
+            commands,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _published_cell(row: Row) -> str:
+    if row.published is None:
+        return NOT_AT_HAND
+    given = row.published.given()
+    remarks = [] if "mAP" in given else [" / ".join(COLUMNS[name] for name in given)]
+    remarks += [] if row.verified else ["unverified"]
+    return _slashed(given) + (f" ({', '.join(remarks)})" if remarks else "")
+
+
+def _cell(row: Row, result: Result, plan: Plan, tolerance: Tolerance) -> str:
+    scores = result.figures._asdict()
+    if row.published is None:
+        return _slashed({name: scores[name] for name in PUBLISHED[CLIP_REID][row.data_set].given()})
+    remarks = [judge(row, result.figures, tolerance).word]
+    remarks += [f"MSMT17 version {result.version}"] if result.version else []
+    remarks += ["other settings"] if plan.departures(row) else []
+    return f"{_slashed({name: scores[name] for name in row.published.given()})} ({', '.join(remarks)})"
+
+
+def _slashed(figures: Mapping[str, float]) -> str:
+    return " / ".join(f"{value:.1f}" for value in figures.values())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))
