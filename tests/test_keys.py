@@ -1,0 +1,637 @@
+"""No dead key: every key of `configs/defaults.py` changes what is computed, or does what a short list says instead.
+
+`EFFECTS` says for every key where a change must be seen in a training of a few steps. A change that comes earlier than
+there is a mistake, too. `ELSEWHERE` has the keys that are about speed, memory, the log and places: there the trained
+weights and the figures must stay what they were. A key in neither of them, such as a new one, fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from builders import SMALL
+from yacs.config import CfgNode
+
+import test_svllreid
+import train_svllreid
+from configs import load, to_dict
+from configs.defaults import defaults
+from datasets.build import make_benchmark, make_loader
+from model.build import make_model
+from processor.build import evaluate_model, run_image_stage, run_prompt_stage
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.errors import UserError
+from utils.records import Benchmark
+from utils.run_folder import LOG, METRICS, RESULTS, RunFolder
+
+CPU = torch.device("cpu")
+TINY = "ViT-Tiny-8"
+# Two epochs of two steps in the prompt stage, one in the image stage; every step is logged.
+BASE = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.NAME": TINY,
+    "MODEL.PRETRAIN": "rendered",
+    "MODEL.STRIDE_SIZE": "(8, 8)",
+    "MODEL.SSL_HIDDEN": "8",
+    "MODEL.SSL_OUT": "8",
+    "INPUT.SIZE_TRAIN": "(32, 16)",
+    "INPUT.SIZE_TEST": "(32, 16)",
+    "INPUT.PADDING": "2",
+    "DATASETS.NAMES": "synthetic",
+    "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "8",
+    "DATASETS.SYNTHETIC.TRAIN_IMAGES": "4",
+    "DATASETS.SYNTHETIC.TEST_IDENTITIES": "4",
+    "DATASETS.SYNTHETIC.TEST_IMAGES": "6",
+    "DATALOADER.NUM_WORKERS": "0",
+    "DATALOADER.NUM_INSTANCE": "4",
+    "SOLVER.PRECISION": "fp32",
+    "SOLVER.STAGE1.IMS_PER_BATCH": "16",
+    "SOLVER.STAGE1.MAX_EPOCHS": "2",
+    "SOLVER.STAGE1.WARMUP_EPOCHS": "0",
+    "SOLVER.STAGE1.LOG_PERIOD": "1",
+    "SOLVER.STAGE2.IMS_PER_BATCH": "16",
+    "SOLVER.STAGE2.MAX_EPOCHS": "1",
+    "SOLVER.STAGE2.STEPS": "(1,)",
+    "SOLVER.STAGE2.WARMUP_ITERS": "0",
+    "SOLVER.STAGE2.LOG_PERIOD": "1",
+    "PROCESSOR.UNTRAINED_PROMPTS": "True",  # so that each stage runs by itself
+}
+# Files that the tests make, as values of keys.
+NOISY, OTHER, WORDLESS = "<noisy.pth>", "<other.pth>", "<wordless.pth>"
+
+
+class Effect(NamedTuple):
+    """A key, another value, and all points of `POINTS` where that must be seen."""
+
+    key: str
+    value: str
+    seen: tuple[str, ...]
+    on: dict[str, str]  # what is changed in BASE, so that the key matters
+    network: dict[str, str] | None  # changes that the network is made with instead of the key's, the same both times
+
+
+def effect(key: str, value: str, *seen: str, on: dict | None = None, network: dict | None = None) -> Effect:
+    return Effect(key, value, seen, on or {}, network)
+
+
+# The terms of the image stage's loss: a key that must be seen in some of them may change no other.
+TERMS = ("identity", "triplet", "image_text", "vision_ssl")
+SIE = {"MODEL.SIE_CAMERA": "True"}
+RANDOM = {"MODEL.PRETRAIN": "none"}
+FROM_FILE = {"MODEL.INIT_FROM": NOISY}
+RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
+IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
+SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
+SHOWN = ("images", "twins", "test images")
+PICTURES = ("training pictures", "test pictures")
+# A stage's learning rate: what is logged (the first epoch's, and all of them) and what it does.
+PROMPT_RATES = ("prompt rate", "prompt rates", "prompts after")
+IMAGE_RATES = ("image rates", "tower after")
+
+EFFECTS = (
+    effect("MODEL.NAME", SMALL, "shape of tower", on=RANDOM),
+    effect("MODEL.PRETRAIN", "none", "start of tower", "start of text", "start of words"),
+    effect("MODEL.INIT_FROM", NOISY, "start of tower", "start of text", "start of prompts", "figures"),
+    effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
+    effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
+    effect("MODEL.SIE_CAMERA", "True", "shape of side"),
+    effect("MODEL.SIE_VIEW", "True", "shape of side"),
+    effect("MODEL.SIE_VIEW", "True", "shape of side", on=SIE),
+    effect("MODEL.SIE_COE", "1.0", "identity", "triplet", "image_text", on=SIE),
+    effect("MODEL.SIE_TWINS", "True", "vision_ssl", on=SIE),
+    effect("MODEL.ID_LOSS_WEIGHT", "0.5", "image loss", "tower after"),
+    effect("MODEL.TRIPLET_LOSS_WEIGHT", "0.5", "image loss", "tower after"),
+    effect("MODEL.I2T_LOSS_WEIGHT", "0.5", "image loss", "tower after"),
+    effect("MODEL.I2T_LOSS_WEIGHT", "0.0", "shape of text", "shape of prompts", on=IMAGE_ONLY),
+    effect("MODEL.IF_LABELSMOOTH", "False", "identity", "image_text"),
+    effect("MODEL.NO_MARGIN", "True", "triplet"),
+    effect("MODEL.SSL_TYPE", "SIMSIAM", "shape of image projector"),
+    effect("MODEL.SSL_TYPE", "SIMSIAM", "vision_ssl", network=SIMSIAM),
+    effect("MODEL.SSL_HIDDEN", "6", "shape of image projector", "shape of text projector"),
+    effect("MODEL.SSL_OUT", "6", "shape of image projector", "shape of text projector"),
+    effect("INPUT.SIZE_TRAIN", "(40, 16)", "shape of tower"),
+    effect("INPUT.SIZE_TRAIN", "(40, 16)", "images", "twins", network={}),
+    effect("INPUT.SIZE_TEST", "(40, 16)", "test images", "prompt's image_text"),
+    effect("INPUT.SIZE_TEST", "(64, 32)", "test images", "figures", on=FROM_FILE),
+    effect("INPUT.PROB", "1.0", "images", "twins"),
+    effect("INPUT.RE_PROB", "1.0", "images", "twins"),
+    effect("INPUT.TWIN_ERASED_AREA", "(0.1, 0.2)", "twins"),
+    effect("INPUT.PADDING", "4", "images", "twins"),
+    effect("INPUT.PIXEL_MEAN", "(0.485, 0.456, 0.5)", *SHOWN),
+    effect("INPUT.PIXEL_STD", "(0.229, 0.224, 0.5)", *SHOWN),
+    effect("DATASETS.NAMES", "market1501", *PICTURES),
+    effect("DATASETS.HOLD_OUT", "0.25", *PICTURES),
+    effect("DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "9", "training pictures"),
+    effect("DATASETS.SYNTHETIC.TRAIN_IMAGES", "5", "training pictures"),
+    effect("DATASETS.SYNTHETIC.TEST_IDENTITIES", "5", "test pictures"),
+    effect("DATASETS.SYNTHETIC.TEST_IMAGES", "7", "test pictures"),
+    effect("DATASETS.SYNTHETIC.DIFFICULTY", "0.5", *PICTURES),
+    effect("DATASETS.SYNTHETIC.SEED", "1", *PICTURES),
+    effect("DATALOADER.NUM_INSTANCE", "2", "order of images"),
+    effect("SOLVER.SEED", "4321", "order of images", "images", "twins"),
+    effect("SOLVER.SEED", "4321", "prompt's image_text"),
+    # With all images in a batch, order cannot matter: what is left is how prompts are disturbed.
+    effect("SOLVER.SEED", "4321", "language_ssl", on={"SOLVER.STAGE1.IMS_PER_BATCH": "32"}),
+    effect("SOLVER.SEED", "4321", "classifiers of a run", on={"PROCESSOR.STAGES": "prompt"}),
+    effect("SOLVER.MARGIN", "5.0", "triplet"),
+    effect("SOLVER.PRECISION", "bf16", *TERMS, "prompt's image_text", "language_ssl"),
+    effect("SOLVER.STAGE1.IMS_PER_BATCH", "8", "prompt steps"),
+    effect("SOLVER.STAGE1.OPTIMIZER_NAME", "AdamW", "prompts after"),
+    effect("SOLVER.STAGE1.OPTIMIZER_NAME", "SGD", "prompts after"),
+    effect("SOLVER.STAGE1.MOMENTUM", "0.5", "prompts after", on={"SOLVER.STAGE1.OPTIMIZER_NAME": "SGD"}),
+    effect("SOLVER.STAGE1.MAX_EPOCHS", "3", "prompt steps", "prompt rate"),
+    effect("SOLVER.STAGE1.BASE_LR", "6e-4", *PROMPT_RATES),
+    effect("SOLVER.STAGE1.WEIGHT_DECAY", "0.1", "prompts after"),
+    effect("SOLVER.STAGE1.WARMUP_EPOCHS", "2", *PROMPT_RATES),
+    effect("SOLVER.STAGE1.WARMUP_LR_INIT", "0.02", *PROMPT_RATES, on={"SOLVER.STAGE1.WARMUP_EPOCHS": "2"}),
+    effect("SOLVER.STAGE1.LR_MIN", "1e-6", *PROMPT_RATES),
+    effect("SOLVER.STAGE1.SSL_LOSS_WEIGHT", "1.0", "prompt loss", "prompts after"),
+    effect("SOLVER.STAGE1.SSL_LOSS_WEIGHT", "0.0", "shape of text projector"),
+    effect("SOLVER.STAGE1.TRAIN_PROJECTOR", "True", "text projector after"),
+    effect("SOLVER.STAGE1.PROMPT_AUG_METHOD", "swap", "language_ssl"),
+    effect("SOLVER.STAGE1.PROMPT_AUG_METHOD", "mix", "language_ssl"),
+    effect("SOLVER.STAGE1.PROMPT_AUG_SCALE", "0.25", "language_ssl"),
+    effect("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "words", "language_ssl"),
+    effect("SOLVER.STAGE2.IMS_PER_BATCH", "8", "order of images", "image steps"),
+    effect("SOLVER.STAGE2.OPTIMIZER_NAME", "AdamW", "tower after"),
+    effect("SOLVER.STAGE2.OPTIMIZER_NAME", "SGD", "tower after"),
+    effect("SOLVER.STAGE2.MOMENTUM", "0.5", "tower after", on={"SOLVER.STAGE2.OPTIMIZER_NAME": "SGD"}),
+    effect("SOLVER.STAGE2.MAX_EPOCHS", "2", "image steps"),
+    effect("SOLVER.STAGE2.BASE_LR", "6e-4", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.BIAS_LR_FACTOR", "2.0", "tower after"),
+    effect("SOLVER.STAGE2.LARGE_FC_LR", "True", "heads after"),
+    effect("SOLVER.STAGE2.WEIGHT_DECAY", "0.1", "tower after"),
+    effect("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", "0.1", "tower after"),
+    effect("SOLVER.STAGE2.STEPS", "(2,)", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.GAMMA", "0.5", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.WARMUP_FACTOR", "0.1", *IMAGE_RATES, on={"SOLVER.STAGE2.WARMUP_ITERS": "2"}),
+    effect("SOLVER.STAGE2.WARMUP_ITERS", "2", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.4", "image loss", "tower after"),
+    effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "shape of image projector"),
+    effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "vision_ssl", network={}),
+    effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl"),
+    effect("TEST.WEIGHT", OTHER, "figures of a test", on={"TEST.WEIGHT": NOISY}),
+    effect("TEST.NECK_FEAT", "before", "figures", on=FROM_FILE),
+    effect("TEST.FEAT_NORM", "False", "figures", on=FROM_FILE),
+    effect("TEST.RE_RANKING", "True", "figures", on=FROM_FILE),
+    effect("TEST.RE_RANKING_K1", "3", "figures", on=RERANKED),
+    effect("TEST.RE_RANKING_K2", "1", "figures", on=RERANKED),
+    effect("TEST.RE_RANKING_LAMBDA", "0.9", "figures", on=RERANKED),
+    effect("PROCESSOR.STAGES", "image", "shape of text", "shape of prompts", on={"MODEL.I2T_LOSS_WEIGHT": "0.0"}),
+    effect("PROCESSOR.STAGES", "image", "stages of a run"),
+    effect("PROCESSOR.STAGES", "prompt", "stages of a run"),
+    effect("PROCESSOR.UNTRAINED_PROMPTS", "False", "image refusal"),
+    effect(
+        "PROCESSOR.UNTRAINED_PROMPTS",
+        "True",
+        "network refusal",
+        # Settings that stand on a file are not refused before it is read.
+        on={"MODEL.INIT_FROM": WORDLESS, "PROCESSOR.UNTRAINED_PROMPTS": "False", **IMAGE_ONLY},
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------------- what is computed
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().numpy().tobytes())
+    return total.hexdigest()
+
+
+PARTS = {
+    "tower": "image.visual.",
+    "side": "image.side.",
+    "heads": "heads.",
+    "text": "text.",
+    "words": ("prompts.prefix", "prompts.suffix"),
+    "prompts": "prompts.context",
+    "image projector": "image_projector.",
+    "text projector": "text_projector.",
+}
+
+
+def part(state: dict, name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.startswith(PARTS[name])}
+
+
+class Stage(NamedTuple):
+    """What a stage left behind."""
+
+    lines: list[dict]  # of metrics.jsonl, a step each
+    weights: dict[str, str]  # part of the network -> digest
+    refusal: str | None
+
+
+class Trace:
+    """Everything that one configuration computes, as far as somebody looks at it."""
+
+    def __init__(self, changes: dict[str, str], network: dict[str, str] | None, place: Place):
+        self.place = place
+        self.words = place.words(changes)
+        self.cfg = load(None, self.words)
+        self.network_cfg = self.cfg if network is None else load(None, place.words(network))
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """With two viewpoints, which no data set here has."""
+        benchmark = make_benchmark(self.cfg)
+
+        def seen_from(samples) -> tuple:
+            return tuple(sample._replace(viewid=number % 2) for number, sample in enumerate(samples))
+
+        trials = tuple(type(trial)(*map(seen_from, trial)) for trial in benchmark.trials)
+        return replace(benchmark, train=seen_from(benchmark.train), trials=trials)
+
+    @cached_property
+    def start(self):
+        """The network, or why there is none."""
+        torch.manual_seed(0)
+        try:
+            return make_model(self.network_cfg, self.benchmark)
+        except UserError as error:
+            return str(error)
+
+    def parts(self, name: str) -> dict[str, torch.Tensor]:
+        return part(self.start.state_dict(), name)
+
+    @cached_property
+    def prompt(self) -> Stage:
+        return self._run(run_prompt_stage)
+
+    @cached_property
+    def image(self) -> Stage:
+        return self._run(run_image_stage)
+
+    def _run(self, stage: Callable) -> Stage:
+        folder, model, refusal = self.place.new(), deepcopy(self.start), None
+        torch.manual_seed(0)
+        try:
+            stage(self.cfg, model, self.benchmark, RunFolder(folder, config={}, fingerprint={}), CPU)
+        except UserError as error:
+            refusal = str(error)
+        state = model.state_dict()
+        weights = {name: digest(*part(state, name).values()) for name in PARTS}
+        return Stage([line for line in metrics(folder) if line["kind"] == "train"], weights, refusal)
+
+    @cached_property
+    def loader(self):
+        loader = make_loader(self.cfg, self.benchmark.train, train=True, twins=True)
+        loader.dataset.set_epoch(1)
+        loader.batch_sampler.set_epoch(1)
+        return loader
+
+    @cached_property
+    def script(self) -> Path:
+        """The folder of a whole training by the script."""
+        return train_svllreid.main([*self.words, "OUTPUT_DIR", str(self.place.new())])
+
+
+def metrics(folder: Path) -> list[dict]:
+    path = folder / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def figures(folder: Path) -> list[dict]:
+    """Of all evaluations in results.json, without what they say of their settings."""
+    entries = json.loads((folder / RESULTS).read_text())["evaluations"]
+    return [{name: entry[name] for name in ("mAP", "mINP", "rank1", "rank5", "rank10")} for entry in entries]
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(max(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime_ns))["model"]
+
+
+def pictures(samples) -> list[tuple]:
+    return [(*sample[1:], Path(sample.path).name, digest_of(sample.path)) for sample in samples]
+
+
+def digest_of(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def figures_of_a_test(trace: Trace) -> list[dict]:
+    folder = trace.place.new()
+    test_svllreid.main(["TEST.WEIGHT", trace.cfg.TEST.WEIGHT, "OUTPUT_DIR", str(folder)])
+    return figures(folder)
+
+
+def of_first_step(stage: str, term: str) -> Callable[[Trace], float | None]:
+    return lambda trace: getattr(trace, stage).lines[0].get(term)
+
+
+def drawn(trace: Trace, field: int) -> str:
+    """Training images (1) or twins (2) of the first pictures, whatever batch they are in."""
+    return digest(*(trace.loader.dataset[index][field] for index in range(8)))
+
+
+# Group by group, and in each from first to last; by name, what is looked at.
+POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
+    "data": {
+        "training pictures": lambda trace: pictures(trace.benchmark.train),
+        "test pictures": lambda trace: [[pictures(side) for side in trial] for trial in trace.benchmark.trials],
+    },
+    "network": {
+        "network refusal": lambda trace: trace.start if isinstance(trace.start, str) else None,
+        **{
+            f"shape of {name}": lambda trace, name=name: {key: list(v.shape) for key, v in trace.parts(name).items()}
+            for name in PARTS
+        },
+        **{f"start of {name}": lambda trace, name=name: digest(*trace.parts(name).values()) for name in PARTS},
+    },
+    "loader": {
+        "order of images": lambda trace: list(trace.loader.batch_sampler),
+        "images": lambda trace: drawn(trace, 1),
+        "twins": lambda trace: drawn(trace, 2),
+    },
+    "test loader": {
+        "test images": lambda trace: digest(
+            *(batch.images for batch in make_loader(trace.cfg, trace.benchmark.trials[0].query, train=False))
+        ),
+    },
+    "prompt": {
+        "prompt rate": lambda trace: trace.prompt.lines[0]["lr"],
+        "prompt rates": lambda trace: [line["lr"] for line in trace.prompt.lines],
+        "prompt steps": lambda trace: [(line["epoch"], line["step"]) for line in trace.prompt.lines],
+        "prompt's image_text": of_first_step("prompt", "image_text"),
+        "language_ssl": of_first_step("prompt", "language_ssl"),
+        "prompt loss": of_first_step("prompt", "loss"),
+        "prompts after": lambda trace: trace.prompt.weights["prompts"],
+        "text projector after": lambda trace: trace.prompt.weights["text projector"],
+    },
+    "image": {
+        "image refusal": lambda trace: trace.image.refusal,
+        "image rates": lambda trace: [line["lr"] for line in trace.image.lines],
+        "image steps": lambda trace: [(line["epoch"], line["step"]) for line in trace.image.lines],
+        **{term: of_first_step("image", term) for term in TERMS},
+        "image loss": of_first_step("image", "loss"),
+        "tower after": lambda trace: trace.image.weights["tower"],
+        "heads after": lambda trace: trace.image.weights["heads"],
+    },
+    "evaluation": {"figures": lambda trace: evaluate_model(trace.cfg, trace.start, trace.benchmark, CPU).mean},
+    "script": {
+        "stages of a run": lambda trace: [line["stage"] for line in metrics(trace.script) if line["kind"] == "train"],
+        "classifiers of a run": lambda trace: digest(last_weights(trace.script)["heads.0.classifier.weight"]),
+        "figures of a test": figures_of_a_test,
+    },
+}
+LOOK = {name: look for group in POINTS.values() for name, look in group.items()}
+GROUP = {name: group for group, names in POINTS.items() for name in names}
+# What comes before a group; there nothing but what an effect names may change.
+BEFORE = {
+    "data": (),
+    "network": ("data",),
+    "loader": ("data",),
+    "test loader": ("data",),
+    "prompt": ("data", "network", "test loader"),
+    "image": ("data", "network", "loader"),
+    "evaluation": ("data", "network", "test loader"),
+    "script": ("data",),
+}
+
+
+class Place:
+    """Folders, the files that stand for values, and traces that several tests look at."""
+
+    def __init__(self, root: Path):
+        self.root, self.files, self.traces, self.count = root, {}, {}, 0
+
+    def new(self) -> Path:
+        self.count += 1
+        return self.root / f"run{self.count}"
+
+    def words(self, changes: dict[str, str]) -> list[str]:
+        """BASE with changes, as on a command line."""
+        settings = {**BASE, "DATASETS.ROOT_DIR": str(self.root / "data"), **changes}
+        return [word for key, value in settings.items() for word in (key, self.files.get(value, value))]
+
+    def unchanged(self, changes: dict[str, str], network: dict[str, str] | None) -> Trace:
+        """The trace that many effects are compared with, made once."""
+        key = json.dumps([changes, network])
+        if key not in self.traces:
+            self.traces[key] = Trace(changes, network, self)
+        return self.traces[key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small wait for their threads longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small_architecture) -> Place:
+    place = Place(tmp_path_factory.mktemp("keys"))
+    # Market-1501's folders hold other pictures than the rendered set.
+    others = make_benchmark(load(None, place.words({"DATASETS.SYNTHETIC.SEED": "2"})))
+    shutil.copytree(Path(others.train[0].path).parents[1], place.root / "data" / "Market-1501")
+    baseline = {**IMAGE_ONLY, "MODEL.I2T_LOSS_WEIGHT": "0.0"}
+    for seed, (value, changes) in enumerate(((NOISY, {}), (OTHER, {}), (WORDLESS, baseline))):
+        cfg = load(None, place.words(changes))
+        place.files[value] = str(noisy_checkpoint(place.root / value.strip("<>"), cfg, seed))
+    return place
+
+
+def noisy_checkpoint(path: Path, cfg: CfgNode, seed: int) -> Path:
+    """A network whose every tensor differs from a fresh one's, its batch-norm statistics a lot."""
+    torch.manual_seed(seed)
+    model = make_model(cfg, make_benchmark(cfg))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.add_((3.0 if "running" in name else 0.05) * torch.rand_like(value))
+    save_checkpoint(path, {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture})
+    return path
+
+
+def names_of(effects) -> list[str]:
+    return [f"{e.key}-{e.value}-{e.seen[0]}".replace(" ", "_") for e in effects]
+
+
+@pytest.mark.parametrize("wanted", EFFECTS, ids=names_of(EFFECTS))
+def test_a_change_is_seen_where_the_key_acts_and_not_before(place, wanted):
+    before = place.unchanged(wanted.on, wanted.network)
+    after = Trace({**wanted.on, wanted.key: wanted.value}, wanted.network, place)
+    unseen = [name for name in wanted.seen if LOOK[name](before) == LOOK[name](after)]
+    assert unseen == []
+    earlier = {name for group in BEFORE[GROUP[wanted.seen[0]]] for name in POINTS[group]} - set(wanted.seen)
+    assert {name for name in earlier if LOOK[name](before) != LOOK[name](after)} == set()
+    if set(TERMS) & set(wanted.seen):
+        assert {term for term in TERMS if LOOK[term](before) != LOOK[term](after)} <= set(wanted.seen)
+
+
+# ---------------------------------------------------------------------------------------- speed, memory, log and places
+
+
+class Run(NamedTuple):
+    """A whole training by the script."""
+
+    cfg: CfgNode
+    folder: Path
+
+    @property
+    def files(self) -> set[str]:
+        return {path.name for path in self.folder.glob("*.pth")}
+
+    def lines(self, kind: str, stage: str) -> list[int]:
+        """The steps of such lines in metrics.jsonl."""
+        found = metrics(self.folder)
+        return [line["step"] for line in found if line["kind"] == kind and line["stage"] == stage]
+
+    def logged(self, text: str) -> int:
+        return sum(text in line for line in (self.folder / LOG).read_text(encoding="utf-8").splitlines())
+
+
+def whole_run(place: Place, changes: dict[str, str]) -> Run:
+    """Of two epochs in either stage: what comes every so many epochs must be seen before the last."""
+    words = place.words({"OUTPUT_DIR": str(place.new()), "SOLVER.STAGE2.MAX_EPOCHS": "2", **changes})
+    return Run(load(None, words), train_svllreid.main(words))
+
+
+@pytest.fixture(scope="module")
+def usual(place) -> Run:
+    return whole_run(place, {})
+
+
+def another_device_is_asked_for(place: Place, before: Run, after: Run) -> None:
+    for main in (train_svllreid.main, test_svllreid.main):
+        changes = {"MODEL.DEVICE": "cuda:99", "TEST.WEIGHT": NOISY, "OUTPUT_DIR": str(place.new())}
+        words = place.words(changes)
+        with pytest.raises(UserError, match=r"MODEL\.DEVICE cuda:99"):
+            main(words)
+
+
+def pictures_are_there(place: Place, before: Run, after: Run) -> None:
+    root = Path(after.cfg.DATASETS.ROOT_DIR)
+    shutil.copytree(place.root / "data" / "Market-1501", root / "Market-1501")
+    for name in ("synthetic", "market1501"):
+        samples = [make_benchmark(run.cfg, name).train for run in (before, after)]
+        assert pictures(samples[0]) == pictures(samples[1])
+        assert [all(Path(s.path).is_relative_to(root) for s in side) for side in samples] == [False, True]
+
+
+def another_process_reads(place: Place, before: Run, after: Run) -> None:
+    for train in (True, False):
+        assert [processes(run.cfg, train=train) for run in (before, after)] == [0, 1]
+
+
+def processes(cfg: CfgNode, *, train: bool) -> int:
+    """How many processes read images."""
+    before = set(multiprocessing.active_children())
+    reading = iter(make_loader(cfg, make_benchmark(cfg).train, train=train))
+    next(reading)
+    return len(set(multiprocessing.active_children()) - before)
+
+
+def every_prompt_epoch_is_saved(place: Place, before: Run, after: Run) -> None:
+    assert after.files - before.files == {f"{TINY}_stage1_1.pth"} and before.files < after.files
+
+
+def every_image_epoch_is_saved(place: Place, before: Run, after: Run) -> None:
+    assert after.files - before.files == {f"{TINY}_1.pth"} and before.files < after.files
+
+
+def fewer_prompt_steps_are_logged(place: Place, before: Run, after: Run) -> None:
+    steps_are_logged(before, after, "prompt", "image")
+
+
+def fewer_image_steps_are_logged(place: Place, before: Run, after: Run) -> None:
+    steps_are_logged(before, after, "image", "prompt")
+
+
+def steps_are_logged(before: Run, after: Run, stage: str, other: str) -> None:
+    assert [run.lines("train", stage) for run in (before, after)] == [[1, 2, 3, 4], [2, 4]]
+    assert [run.logged(f"{stage} stage  epoch") for run in (before, after)] == [4, 2]
+    assert before.lines("train", other) == after.lines("train", other)
+
+
+def an_epoch_is_evaluated(place: Place, before: Run, after: Run) -> None:
+    assert [run.lines("evaluation", "image") for run in (before, after)] == [[], [1]]
+    assert [run.logged("image stage  epoch 1/2  mAP") for run in (before, after)] == [0, 1]
+
+
+def features_come_in_more_batches(place: Place, before: Run, after: Run) -> None:
+    samples = make_benchmark(before.cfg).train
+    assert [len(make_loader(run.cfg, samples, train=False)) for run in (before, after)] == [1, 7]
+
+
+def the_run_has_a_folder_of_its_own(place: Place, before: Run, after: Run) -> None:
+    assert after.folder.resolve() == Path("runs/synthetic_defaults_seed1234").resolve()
+    assert before.folder == Path(before.cfg.OUTPUT_DIR)
+    names = [{path.name for path in run.folder.iterdir()} for run in (before, after)]
+    assert names[0] == names[1]
+
+
+class Elsewhere(NamedTuple):
+    """Another value, why nothing that is computed depends on it, and a test of what it does instead."""
+
+    value: str
+    reason: str
+    claim: Callable[[Place, Run, Run], None]
+    rounding: float = 0.0  # how far the numbers of a tensor may be off, on average
+
+
+ELSEWHERE = {
+    "MODEL.DEVICE": Elsewhere("auto", "where it is computed", another_device_is_asked_for),
+    "DATASETS.ROOT_DIR": Elsewhere("<another root>", "where pictures are", pictures_are_there),
+    "DATALOADER.NUM_WORKERS": Elsewhere("1", "who reads pictures: speed", another_process_reads),
+    "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_prompt_epoch_is_saved),
+    "SOLVER.STAGE1.LOG_PERIOD": Elsewhere("2", "over how many steps the log has means", fewer_prompt_steps_are_logged),
+    "SOLVER.STAGE2.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_image_epoch_is_saved),
+    "SOLVER.STAGE2.LOG_PERIOD": Elsewhere("2", "over how many steps the log has means", fewer_image_steps_are_logged),
+    "SOLVER.STAGE2.EVAL_PERIOD": Elsewhere("1", "lines in the log", an_epoch_is_evaluated),
+    # Matrices of another shape are multiplied in another order. A step of training moves a number by up to 3e-4.
+    "TEST.IMS_PER_BATCH": Elsewhere("5", "speed and memory", features_come_in_more_batches, rounding=1e-5),
+    "OUTPUT_DIR": Elsewhere("", "where files are written", the_run_has_a_folder_of_its_own),
+}
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_keys_of_speed_log_and_places_do_what_they_say_and_change_no_number(place, usual, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a run without OUTPUT_DIR goes
+    place.files["<another root>"] = str(tmp_path / "elsewhere")
+    value, _, claim, rounding = ELSEWHERE[key]
+    run = whole_run(place, {key: value})
+    claim(place, usual, run)
+    if key == "MODEL.DEVICE" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        return  # "auto" is no CPU here, and another device rounds otherwise
+    assert figures(run.folder) == figures(usual.folder)
+    ours, theirs = last_weights(run.folder), last_weights(usual.folder)
+    assert ours.keys() == theirs.keys()
+    moved = {name: (ours[name].double() - theirs[name].double()).abs().mean().item() for name in ours}
+    assert {name: by for name, by in moved.items() if not by <= rounding} == {}
+
+
+# ------------------------------------------------------------------------------------------------------------- all keys
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_key_is_entered_once():
+    keys = list(leaves(defaults()))
+    effects = {entry.key for entry in EFFECTS}
+    assert set(keys) - effects - ELSEWHERE.keys() == set()  # say what a new key does
+    assert (effects | ELSEWHERE.keys()) - set(keys) == set()  # the key is gone
+    assert effects & ELSEWHERE.keys() == set()
