@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> Path:
         cfg = load(arguments.config_file, arguments.overrides)
         weight = cfg.TEST.WEIGHT
     else:
-        weight = dict(zip(requested, arguments.overrides[1::2], strict=False)).get("TEST.WEIGHT")
+        given = dict(zip(requested, arguments.overrides[1::2], strict=False)).get("TEST.WEIGHT")
+        weight = load(None, ["TEST.WEIGHT", given]).TEST.WEIGHT if given else ""
     if not weight:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
     weights = read_weights(weight)
@@ -50,6 +51,12 @@ def main(argv: list[str] | None = None) -> Path:
         if trained is None:
             raise WeightsError(f"{weight}: is a published file, which holds no settings; give its --config_file")
         cfg = from_dict({**trained, "OUTPUT_DIR": ""}, arguments.overrides, where=weight)
+    held_out = cfg.DATASETS.HOLD_OUT
+    if trained is not None and held_out > 0 and trained["DATASETS"].get("HOLD_OUT") != held_out:
+        raise ConfigError(
+            f"DATASETS.HOLD_OUT {held_out}: {weight} was trained with {trained['DATASETS'].get('HOLD_OUT')}, so on "
+            "identities that would be tested"
+        )
     folder = Path(cfg.OUTPUT_DIR or Path(weight).parent).expanduser()
     check_writable(folder)
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
@@ -63,16 +70,29 @@ def main(argv: list[str] | None = None) -> Path:
     benchmark = make_benchmark(cfg, train=False)
     model = model.to(device)
     logger.info("%s on %s: %s", weight, describe(device), benchmark.counts())
-    if model.image.side is not None and trained is not None and trained["DATASETS"]["NAMES"] != cfg.DATASETS.NAMES:
+    if architecture["sie_camera"] and (
+        trained["DATASETS"]["NAMES"] != cfg.DATASETS.NAMES
+        if trained
+        else architecture["num_cams"] != benchmark.num_cams  # a published file does not say where it was trained
+    ):
         logger.warning(
-            "the network's side information was learnt for the cameras of %s; those of %s are others",
-            trained["DATASETS"]["NAMES"],
+            "the network's side information was learnt for %d cameras%s; those of %s are others",
+            architecture["num_cams"],
+            f" of {trained['DATASETS']['NAMES']}" if trained else "",
             cfg.DATASETS.NAMES,
         )
     evaluation = evaluate_model(cfg, model, benchmark, device)
-    fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
-    seed = trained["SOLVER"]["SEED"] if trained else None
-    entry = result_entry("test", cfg, benchmark, evaluation, seed=seed, fingerprint=fingerprint, checkpoint=weight)
+    entry = result_entry(
+        "test",
+        cfg,
+        benchmark,
+        evaluation,
+        architecture=architecture,
+        seed=trained["SOLVER"]["SEED"] if trained else None,
+        fingerprint={"data_fingerprint": data_fingerprint(benchmark), "versions": versions()},
+        checkpoint=weight,
+        notes=differences,
+    )
     logger.info("%s\n%s", benchmark.name, table([entry]))
     logger.info("added to %s", append_result(folder, entry))
     return folder / RESULTS

@@ -64,9 +64,15 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
         evaluation = evaluate_model(cfg, model, benchmark, device)
-        seed = cfg.SOLVER.SEED
         entry = result_entry(
-            when, cfg, benchmark, evaluation, seed=seed, fingerprint=fingerprint, checkpoint=checkpoint
+            when,
+            cfg,
+            benchmark,
+            evaluation,
+            architecture=model.architecture,
+            seed=cfg.SOLVER.SEED,
+            fingerprint=fingerprint,
+            checkpoint=checkpoint,
         )
         entries.append(entry)
         append_result(path, entry)

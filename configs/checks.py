@@ -161,10 +161,5 @@ def check_together(cfg: CfgNode) -> None:
             faults.append("all loss weights of the image stage are 0: nothing to train")
     if "prompt" in cfg.PROCESSOR.STAGES and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
         faults.append("SOLVER.STAGE1.LR_MIN is above SOLVER.STAGE1.BASE_LR")
-    if cfg.TEST.RE_RANKING and cfg.TEST.RE_RANKING_K2 > cfg.TEST.RE_RANKING_K1:
-        faults.append(
-            f"TEST.RE_RANKING_K2 {cfg.TEST.RE_RANKING_K2} is above TEST.RE_RANKING_K1 {cfg.TEST.RE_RANKING_K1}: "
-            "more neighbours would be averaged than are looked for"
-        )
     if faults:
         raise ConfigError("settings that do not go together: " + "; ".join(faults))

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from configs.checks import ConfigError, check_together, check_value
 from configs.defaults import defaults
-from configs.published import SWITCHES, Switches, translate
+from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
 from configs.values import convert
 
 
@@ -31,8 +31,11 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
     """
     cfg = defaults()
     switches = Switches(cfg)
-    for number, (file, tree) in enumerate(_layers(Path(path), ()) if path else []):
-        _add(cfg, dict(_flatten(tree)), switches, where=str(file), root=number == 0)
+    untold = True  # which method it is
+    for file, tree in _layers(Path(path), ()) if path else []:
+        values = dict(_flatten(tree))
+        _add(cfg, values, switches, where=str(file), root=untold)
+        untold = untold and not tells_method(values)
     return _finish(cfg, overrides, switches)
 
 
@@ -58,7 +61,9 @@ def _finish(cfg: CfgNode, overrides: Sequence[str], switches: Switches) -> CfgNo
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+    pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
+    # What flat keys mean depends on the stages, wherever on the command line these stand.
+    for key, text in sorted(pairs, key=lambda pair: pair[0] != STAGES):
         _add(cfg, {key: text}, switches, where="command line")
     check_together(cfg)
     cfg.freeze()
@@ -79,11 +84,12 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     if path.resolve() in above:
         raise ConfigError(f"{path}: stands on itself through BASE")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path}: is not YAML: {' '.join(str(error).split())}") from error
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {path}: holds a {type(tree).__name__}, not keys and values")
     base = tree.pop("BASE", None)

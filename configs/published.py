@@ -90,6 +90,11 @@ IMAGE_ONLY = ("image",)
 BASELINE = {STAGES: IMAGE_ONLY, "MODEL.I2T_LOSS_WEIGHT": 0.0, **CLIPREID}
 
 
+def tells_method(values: Mapping[str, Any]) -> bool:
+    """Whether a layer has keys by which the method is known."""
+    return any(key in FLAT or key.startswith(("SOLVER.STAGE1.", "SOLVER.STAGE2.")) for key in values)
+
+
 def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool = False) -> dict[str, Any]:
     """One layer of settings in our keys, with a line in the log for everything that is dropped or read as another key.
 
@@ -97,7 +102,7 @@ def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool
         values: dotted keys and what the layer sets them to. Our keys, unknown ones and `SWITCHES` are passed on.
         cfg: the configuration that the layer comes on top of.
         where: the layer's name.
-        root: a file that stands on no other. Its keys say which method it means.
+        root: a file that stands on none whose keys tell the method. Its own keys say which method it means.
 
     Raises:
         ConfigError: keys of both published trees; flat keys where two stages run; a value that is gone.
@@ -180,6 +185,7 @@ class Switches:
             if not on:
                 block.SSL_LOSS_WEIGHT = 0.0
                 self.off.add(stage)
+                self._tell_of_the_other(switch, values, cfg, where)
             elif stage in self.off:
                 block.SSL_LOSS_WEIGHT = self.weights[stage]
                 self.off.discard(stage)
@@ -187,3 +193,12 @@ class Switches:
                 logger.warning("%s: %s True changes nothing: %s is 0.0, set that instead", where, switch, key)
             else:
                 logger.warning("%s: %s %s is read as %s %s", where, switch, on, key, block.SSL_LOSS_WEIGHT)
+
+    def _tell_of_the_other(self, switch: str, values: Mapping[str, Any], cfg: CfgNode, where: str) -> None:
+        """Published programs leave the prompt stage's self-supervision on, and nothing in their files shows it."""
+        left = cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT
+        silent = switch == "MODEL.USE_SSL" and "MODEL.USE_SSL_STAGE1" not in values
+        if silent and left and "prompt" in cfg.PROCESSOR.STAGES:
+            logger.warning(
+                "%s: SOLVER.STAGE1.SSL_LOSS_WEIGHT stays %s; MODEL.USE_SSL_STAGE1 False switches it off", where, left
+            )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 
 import open_clip
 from yacs.config import CfgNode
 
-from model.clip import ResNetTower, TextTower, ViTTower
+from model.clip import AUTO, QUICK_GELU, ResNetTower, TextTower, ViTTower
 from model.heads import Predictor, Projector, SideEmbedding
-from model.pretrained import AUTO, QUICK_GELU, build_clip, is_resnet, load_clip, patch_size
+from model.pretrained import build_clip, is_resnet, load_clip, patch_size
 from model.prompts import PromptLearner
 from model.published import describe
 from model.svllreid import SvllReid
-from model.weights import Weights, load_weights, nearest_grid, plan_reuse, read_weights, side_rows
+from model.weights import Weights, load_weights, plan_reuse, read_weights, side_rows
 from utils.errors import WeightsError
+from utils.fingerprint import data_fingerprint
 from utils.records import Benchmark
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ SETTLED = {
     "pixel_mean": "INPUT.PIXEL_MEAN",
     "pixel_std": "INPUT.PIXEL_STD",
 }
-# Of these, what a command line may ask to change ...
+# What decides on the position table; a command line that names one of them has the table resized.
 RESIZING = {"INPUT.SIZE_TRAIN", "MODEL.STRIDE_SIZE"}
-CHANGEABLE = {*RESIZING, "INPUT.SIZE_TEST", "MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
-# ... and parts that only training needs.
+SIDE = {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
+# Parts that only training needs.
 FOR_TRAINING = ("identity classifiers", "text tower", "prompts", "image projector", "text projector")
 VEHICLES = ("veri", "VehicleID")  # data sets of the published files whose sentence speaks of a vehicle
 
@@ -72,9 +72,15 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         logger.warning("MODEL.STRIDE_SIZE %s: not used, a ResNet's stride is 16", cfg.MODEL.STRIDE_SIZE)
         architecture["stride"] = list(ResNetTower.STRIDE)
     if cfg.MODEL.INIT_FROM:
-        return _make_from_file(cfg, architecture, resize=bool(RESIZING & set(requested)))
-    clip, architecture["activation"] = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
-    return _assemble(architecture, clip)
+        model = _make_from_file(cfg, architecture, benchmark, resize=bool(RESIZING & set(requested)))
+    else:
+        clip, architecture["activation"] = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
+        model = _assemble(architecture, clip)
+    patch, stride = patch_size(cfg.MODEL.NAME), architecture["stride"]
+    how = "overlapping " if min(stride) < patch else ""
+    rows, columns = model.image.grid
+    logger.info("%s: %d x %d %spatches of %d pixels at stride %s", cfg.MODEL.NAME, rows, columns, how, patch, stride)
+    return model
 
 
 def _check_sizes(cfg: CfgNode) -> None:
@@ -95,7 +101,7 @@ def _check_sizes(cfg: CfgNode) -> None:
             )
 
 
-def _make_from_file(cfg: CfgNode, architecture: dict, *, resize: bool) -> SvllReid:
+def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, resize: bool) -> SvllReid:
     """A network for training that starts from MODEL.INIT_FROM, and from CLIP where that file lacks CLIP's part."""
     weights = read_weights(cfg.MODEL.INIT_FROM)
     there = weights.architecture or {"activation": QUICK_GELU}
@@ -110,7 +116,7 @@ def _make_from_file(cfg: CfgNode, architecture: dict, *, resize: bool) -> SvllRe
             logger.warning(
                 "MODEL.INIT_FROM: trained with %s %s, here %s", SETTLED[name], there[name], architecture[name]
             )
-    reuse = plan_reuse(weights, architecture)
+    reuse = plan_reuse(weights, architecture, data_fingerprint(benchmark)["train"] if weights.trained_on else None)
     if reuse.prompts_anew and "prompt" not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
         raise WeightsError(
             f"MODEL.INIT_FROM {weights.source}: has no prompts for these {architecture['num_pids']} identities "
@@ -128,21 +134,15 @@ def _make_from_file(cfg: CfgNode, architecture: dict, *, resize: bool) -> SvllRe
         weights,
         spare=reuse.spare,
         fresh={**reuse.fresh, "text tower": f"taken from MODEL.PRETRAIN {cfg.MODEL.PRETRAIN}"},
-        old_grid=partial(_old_grid, model, weights),
         resize=resize,
     )
     if model.prompts is not None:
         model.prompts.trained = not reuse.prompts_anew
     for line in verdict:
         logger.info("MODEL.INIT_FROM: %s", line)
+    if weights.trained_on is None and not {"identity classifiers", "prompts"} <= reuse.spare.keys():
+        logger.warning("MODEL.INIT_FROM: does not say what it was trained on; its identities are taken for those here")
     return model
-
-
-def _old_grid(model: SvllReid, weights: Weights, positions: int) -> tuple[int, int]:
-    """Rows and columns of a file's position table; published files do not say, so that they are found by proportion."""
-    if weights.architecture is None:
-        return nearest_grid(positions, model.image.grid)
-    return model.image.grid_for(tuple(weights.architecture["image_size"]), tuple(weights.architecture["stride"]))
 
 
 def settle_architecture(
@@ -162,13 +162,17 @@ def settle_architecture(
     lacking = SETTLED.keys() - architecture.keys()
     if lacking:
         raise WeightsError(f"{weights.source}: its description of the network lacks {', '.join(sorted(lacking))}")
+    obeyed = {"INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "MODEL.STRIDE_SIZE"} & set(requested)
+    if is_resnet(architecture["name"]):
+        obeyed.discard("MODEL.STRIDE_SIZE")  # it has only one
+    if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW) and SIDE & set(requested):
+        obeyed |= SIDE  # a table can be left out, but not halved
     cfg, differences = cfg.clone(), []
     cfg.defrost()
     for name, key in SETTLED.items():
         asked, settled = _plain(_get(cfg, key)), architecture[name]
-        if key in requested and key in CHANGEABLE and asked is not True:
-            if asked != settled:
-                differences.append(f"{key}: {asked} as asked for, trained with {settled}")
+        if key in obeyed and asked != settled:
+            differences.append(f"{key}: {asked} as asked for, trained with {settled}")
             architecture[name] = settled = asked
         elif asked not in (settled, AUTO):
             differences.append(f"{key}: the checkpoint has {settled}, the configuration {asked}, which is not used")
@@ -190,7 +194,7 @@ def _published_architecture(weights: Weights, cfg: CfgNode, requested: Collectio
             "ssl_out": cfg.MODEL.SSL_OUT,
         },
         resnet=is_resnet(cfg.MODEL.NAME),
-        side_refused=not {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}.isdisjoint(requested),
+        side_refused=not SIDE.isdisjoint(requested),
         source=weights.source,
     )
 
@@ -232,7 +236,7 @@ def model_from(
     except KeyError as error:
         raise WeightsError(f"{weights.source}: its description of the network lacks {error}") from error
     try:
-        verdict = load_weights(model, weights, spare=spare, old_grid=partial(_old_grid, model, weights), resize=resize)
+        verdict = load_weights(model, weights, spare=spare, resize=resize)
     except WeightsError as error:
         if weights.architecture is None:
             raise

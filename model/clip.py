@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from model.heads import SideEmbedding
 from utils.records import ImageFeatures, Side
 
+QUICK_GELU, GELU, AUTO = "quick_gelu", "gelu", "auto"  # MODEL.ACTIVATION
+
 
 class ViTTower(nn.Module):
     """CLIP's vision transformer with overlapping patches and, if given, side information.
@@ -110,7 +112,12 @@ class ResNetTower(nn.Module):
         last = visual.layer4(penultimate)  # [B, D, h, w]
         table = resize_positions(visual.attnpool.positional_embedding, self.grid, tuple(last.shape[2:]))
         projected = functional_call(visual.attnpool, {"positional_embedding": table}, last)
-        return ImageFeatures(penultimate.mean(dim=(2, 3)), last.mean(dim=(2, 3)), projected)
+        return ImageFeatures(_mean(penultimate), _mean(last), projected)
+
+
+def _mean(maps: Tensor) -> Tensor:
+    """[B, D, h, w] -> [B, D]; of half-precision maps in fp32, as losses and ranking see it."""
+    return maps.mean(dim=(2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
 
 
 class TextTower(nn.Module):

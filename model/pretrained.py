@@ -6,7 +6,6 @@ import difflib
 import threading
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path
 
 import open_clip
@@ -18,12 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import tiny_clip
-from utils.checkpoint import load_strictly, read_tensors
+from model.clip import AUTO, GELU, QUICK_GELU
+from model.published import is_published
+from utils.checkpoint import is_torchscript, load_strictly, read_tensors
 from utils.errors import WeightsError
 
 NONE = "none"  # MODEL.PRETRAIN for a random start
-QUICK_GELU, GELU, AUTO = "quick_gelu", "gelu", "auto"
-# What a text tower may be described by; others have another tokenizer, another read-out or no causal mask.
+# What towers may be described by; others have another tokenizer, another read-out, no causal mask, other positions ...
+VISION_KEYS = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value"}
 TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
 
@@ -43,8 +44,13 @@ def clip_config(name: str) -> dict:
         near = difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
         raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}")
     config.pop("quick_gelu", None)
-    plain = set(config) == {"embed_dim", "vision_cfg", "text_cfg"} and set(config["text_cfg"]) <= TEXT_KEYS
-    if not plain or "timm_model_name" in config["vision_cfg"]:
+    plain = (
+        config.keys() == {"embed_dim", "vision_cfg", "text_cfg"}
+        and config["text_cfg"].keys() <= TEXT_KEYS
+        and config["vision_cfg"].keys() <= VISION_KEYS
+        and config["vision_cfg"]["layers"] != 1  # two depths are looked at
+    )
+    if not plain:
         raise WeightsError(f"MODEL.NAME: {name!r} is not a CLIP of OpenAI's form; ViT-B-16 and RN50, for example, are")
     return config
 
@@ -134,25 +140,19 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), None
-        if _is_archive(path):
+        if is_torchscript(path):
             return torch.jit.load(path, map_location="cpu").state_dict(), QUICK_GELU
         state = read_tensors(path)
-        if "architecture" in state:
-            raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint of this program, not CLIP's weights")
+        if "architecture" in state or is_published(state):
+            raise WeightsError(
+                f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes"
+            )
         state = state.get("state_dict", state)
         return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}, None
     except WeightsError:
         raise
     except Exception as error:
         raise WeightsError(f"MODEL.PRETRAIN: {path} cannot be read as weights ({error})") from error
-
-
-def _is_archive(path: Path) -> bool:
-    """Whether a file is TorchScript, the form in which OpenAI publishes CLIP."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return any(entry.endswith("/constants.pkl") for entry in file.namelist())
 
 
 def _download(name: str, tag: str, entry: dict) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from model.clip import GELU, QUICK_GELU, ResNetTower, patch_grid
 from utils.errors import WeightsError
 
 # Ours -> theirs, by the longest prefix, in the order of their files.
@@ -29,13 +30,23 @@ SIMCLR_LAYERS = {"0": "layer1", "1": "bn1", "3": "layer2", "4": "bn2", "6": "lay
 SIMSIAM_LAYERS = {"0": "linear1", "1": "bn1", "3": "layer2"}
 # The order within a tower, where it is not open_clip's.
 IN_TOWER = ("class_embedding", "positional_embedding", "text_projection", "proj", "conv", "ln_pre", "transformer")
-VIEWPOINTS = 8  # of VeRi, the only data set whose files tell cameras and viewpoints apart
+# VeRi, the only data set whose files have viewpoints: 8 of them, and 20 cameras.
+VIEWPOINTS, PAIRS = 8, 160
 IN_BLOCK = ("attn", "ln_1", "mlp", "ln_2")
 
 
 def is_published(state: Mapping) -> bool:
     """Whether a dictionary read from a file is one of these files."""
-    return any(key.removeprefix("module.").startswith("image_encoder.") for key in state)
+    return any(str(key).removeprefix("module.").startswith("image_encoder.") for key in state)
+
+
+# Rows and columns of position tables by their number, and where they come from: the sizes that are trained at.
+GRIDS = {
+    grid[0] * grid[1]: (grid, f"INPUT.SIZE_TRAIN {size} and MODEL.STRIDE_SIZE {(stride, stride)}")
+    for size in ((256, 128), (256, 256), (384, 128), (224, 224))
+    for stride in (16, 12)
+    for grid in [patch_grid(size, (16, 16), (stride, stride))]
+}
 
 
 def from_published(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
@@ -61,8 +72,10 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_name(name: str, state: Mapping[str, Tensor]) -> str:
-    """What a tensor of `state` is called in their files."""
+    """What a tensor is called in their files; `state`, ours, tells which kind of projector there is."""
     simsiam = "image_projector.0.weight" in state and "image_projector.6.weight" not in state
+    if name.startswith("image_projector.") and name.split(".")[1] not in _layers("image_projector.", simsiam):
+        return name  # of the other kind
     return _theirs(name, simsiam=simsiam)
 
 
@@ -100,16 +113,23 @@ def describe(
             "MODEL.SIE_VIEW must be False"
         )
     views = VIEWPOINTS if camera and view else rows
-    if camera and view and rows % views:
-        raise WeightsError(f"{source}: cv_embed has {rows} rows, which is no multiple of {views} viewpoints")
+    fits = rows % views == 0 if camera and view else rows != PAIRS if camera else rows <= VIEWPOINTS
+    if (camera or view) and not fits:
+        raise WeightsError(
+            f"{source}: cv_embed has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
+            f"and viewpoints a multiple of that (VeRi: {PAIRS}). Set MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its "
+            "training, or both False on the command line to do without"
+        )
     image = [tensors.get(f"image_projector.{layer}.weight") for layer in (0, 6)]
     text = [tensors.get(f"text_projector.{layer}.weight") for layer in (0, 6)]
     hidden, out = image if image[1] is not None else text  # SimSiam's head has another hidden layer
     simsiam = image[0] is not None and image[1] is None
-    quick = architecture["activation"] == "auto"
+    if architecture["activation"] == GELU:
+        raise WeightsError(f"{source}: MODEL.ACTIVATION gelu: published files mean quick_gelu, which auto knows")
     return {
         **architecture,
-        "activation": "quick_gelu" if quick else architecture["activation"],  # as all of them were trained
+        "activation": QUICK_GELU,
+        "stride": list(ResNetTower.STRIDE) if resnet else architecture["stride"],
         "sie_camera": camera,
         "sie_view": view,
         "num_pids": len(tensors.get("heads.0.classifier.weight", tensors.get("prompts.context", ()))),

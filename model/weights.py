@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from model import published
 from model.clip import resize_positions
 from model.svllreid import SvllReid
-from utils.checkpoint import FORMAT, check_checkpoint, read_tensors
+from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
 
 # Parts of a network by the start of their tensors' names, and the settings that decide on them.
@@ -41,6 +40,8 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]  # under this program's names
     architecture: dict | None  # how the network is built; None in published files, which do not say
     config: dict | None  # what it was trained with; None in published files
+    trained_on: str | None = None  # fingerprint of its training images, where the file says it
+    prompts_trained: bool = True  # whether the sentences were ever trained
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of PARTS."""
@@ -57,16 +58,40 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         WeightsError: no such file, damaged, would execute code, or neither of the two.
     """
-    contents, source = read_tensors(path), str(path)
+    source = str(path)
+    if is_torchscript(path):
+        raise WeightsError(f"{source}: is CLIP as OpenAI publishes it (TorchScript), which MODEL.PRETRAIN takes")
+    contents = read_tensors(path)
     if contents.get("format") == FORMAT:
         check_checkpoint(contents, path)
-        return Weights(source, contents["model"], contents["architecture"], contents["config"])
+        _check_tensors(contents["model"], source)
+        data = contents.get("fingerprint", {}).get("data_fingerprint") or {}
+        return Weights(
+            source,
+            contents["model"],
+            contents["architecture"],
+            contents["config"],
+            trained_on=data.get("train"),
+            prompts_trained=contents.get("prompts_trained", True),
+        )
+    for key in ("state_dict", "model"):  # as some programs wrap it
+        if isinstance(contents.get(key), dict):
+            contents = contents[key]
     if published.is_published(contents):
+        _check_tensors(contents, source)
         return Weights(source, published.from_published(contents, source=source), None, None)
     raise WeightsError(
         f"{source}: is neither a checkpoint of this program (no format {FORMAT!r} in it) nor a published CLIP-ReID or "
         "SVLL-ReID file (no image_encoder.* in it)"
     )
+
+
+def _check_tensors(state: Mapping, source: str) -> None:
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{source}: {name!r} is a {type(value).__name__}, where names and tensors belong")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(f"{source}: {name} holds values that are not finite")
 
 
 class Reuse(NamedTuple):
@@ -77,25 +102,30 @@ class Reuse(NamedTuple):
     prompts_anew: bool  # whether sentences are wanted that the file does not have
 
 
-def plan_reuse(weights: Weights, architecture: dict) -> Reuse:
+def plan_reuse(weights: Weights, architecture: dict, trained_on: str | None = None) -> Reuse:
     """Which parts of a file a training of `architecture` takes.
 
     The towers and necks must fit. What belongs to a data set (classifiers, prompts, side information) is taken where
-    the numbers agree and starts anew where they do not.
+    the numbers agree, and the training images too where file and `trained_on` (their fingerprint) say so; it starts
+    anew where they do not.
     """
-    pids, spare = architecture["num_pids"], {}
+    pids = architecture["num_pids"]
     fresh = dict.fromkeys(("side information", "identity classifiers", "image projector", "text projector"), "new")
+    other_data = None not in (weights.trained_on, trained_on) and weights.trained_on != trained_on
+    spare = {}
 
     def rows(name: str) -> int:
         return len(weights.tensors.get(name, ()))
 
-    if rows("heads.0.classifier.weight") != pids:
-        spare["identity classifiers"] = f"of {rows('heads.0.classifier.weight')} identities, here are {pids}"
+    if other_data:
+        spare["identity classifiers"] = "trained on other images; new"
+    elif rows("heads.0.classifier.weight") != pids:
+        spare["identity classifiers"] = f"of {rows('heads.0.classifier.weight')} identities, here are {pids}; new"
     table = side_rows(architecture)
     if table is None:
         spare["side information"] = "MODEL.SIE_CAMERA and MODEL.SIE_VIEW are off"
     elif rows("image.side.table") != table:
-        spare["side information"] = f"of {rows('image.side.table')} rows, here are {table}; the table is new"
+        spare["side information"] = f"of {rows('image.side.table')} rows, here are {table}; new"
     for part, wanted in (
         ("image projector", architecture["vision_ssl"]),
         ("text projector", architecture["language_ssl"]),
@@ -105,14 +135,17 @@ def plan_reuse(weights: Weights, architecture: dict) -> Reuse:
         if not wanted:
             spare[part] = "nothing here uses it"
     template = (weights.architecture or architecture)["template"]
-    anew = architecture["sentences"] and (rows("prompts.context") != pids or template != architecture["template"])
-    if anew and weights.part("prompts"):
-        spare["prompts"] = (
-            f"of {rows('prompts.context')} identities, {template!r}; here are {pids}, {architecture['template']!r}"
-        )
+    unlike = {
+        "trained on other images": other_data,
+        f"of {rows('prompts.context')} identities, here are {pids}": rows("prompts.context") != pids,
+        f"{template!r}, here {architecture['template']!r}": template != architecture["template"],
+        "never trained": not weights.prompts_trained,
+    }
+    anew = architecture["sentences"] and any(unlike.values())
     if anew:
+        spare["prompts"] = f"{next(reason for reason, holds in unlike.items() if holds)}; new"
         fresh["prompts"] = "new"
-    return Reuse(spare, fresh, anew)
+    return Reuse({part: reason for part, reason in spare.items() if weights.part(part)}, fresh, anew)
 
 
 def side_rows(architecture: dict) -> int | None:
@@ -123,19 +156,12 @@ def side_rows(architecture: dict) -> int | None:
     return cams * (architecture["num_views"] if architecture["sie_view"] else 1)
 
 
-def nearest_grid(positions: int, like: tuple[int, int]) -> tuple[int, int]:
-    """Of all grids with so many positions, the one whose proportions are nearest to those of `like`; rather upright."""
-    grids = [(rows, positions // rows) for rows in range(positions, 0, -1) if positions % rows == 0]
-    return min(grids, key=lambda grid: abs(math.log(grid[0] * like[1] / (grid[1] * like[0]))))
-
-
 def load_weights(
     model: SvllReid,
     weights: Weights,
     *,
     spare: Mapping[str, str] | None = None,
     fresh: Mapping[str, str] | None = None,
-    old_grid: Callable[[int], tuple[int, int]] | None = None,
     resize: bool = False,
 ) -> list[str]:
     """Copy a file's tensors into `model`, all or nothing -> the verdict, a line for all parts with one outcome.
@@ -143,17 +169,17 @@ def load_weights(
     Args:
         spare: parts of the file that are not taken, each with the reason; the network's own stay as they are.
         fresh: parts of the network that the file may lack as a whole, each with the reason.
-        old_grid: number of positions in the file -> their rows and columns; None where they must be the network's.
         resize: whether a position table of another grid is resized, or refused.
 
     Raises:
-        WeightsError: tensors that are missing, unexpected or of another shape, with the setting to change.
+        WeightsError: tensors that are missing, unexpected, of another shape or no longer numbers with a fraction, with
+            the setting to change; a position table whose grid nobody knows, if it is to be resized.
     """
     spare, fresh, wanted = spare or {}, fresh or {}, model.state_dict()
     taken, verdict = {}, defaultdict(list)
     strange = [name for name in weights.tensors if not name.startswith(KINDS)]
     faults = [f"{len(strange)} unexpected ({', '.join(strange[:SHOWN])})"] if strange else []
-    table = f"image.{model.image.positions}"
+    table, old, new = f"image.{model.image.positions}", _grid(model, weights), model.image.grid
     for part, (prefixes, setting) in PARTS.items():
         mine = {name for name in wanted if name.startswith(prefixes)}
         theirs = weights.part(part)
@@ -169,23 +195,24 @@ def load_weights(
                 shown = ", ".join(weights.shown(name) for name in sorted(names)[:SHOWN])
                 more = ", …" if len(names) > SHOWN else ""
                 faults.append(f"{part}: {len(names)} {word} ({shown}{more}); {setting} decide on it")
-        if table in theirs and old_grid is not None:
-            old, new = old_grid(len(theirs[table]) - 1), model.image.grid
-            if old != new and resize:
-                theirs[table] = resize_positions(theirs[table], old, new)
-                verdict[f"resized from {_times(old)} to {_times(new)}"].append("position table")
-            elif old != new:
-                faults.append(
-                    f"{weights.shown(table)} is {list(theirs.pop(table).shape)} ({_times(old)} positions), not "
-                    f"{list(wanted[table].shape)} ({_times(new)}); {SIZES} decide on it: name the one to change on the "
-                    "command line, and it is resized"
-                )
         for name in sorted(mine & theirs.keys()):
-            if theirs[name].shape != wanted[name].shape:
-                faults.append(
-                    f"{weights.shown(name)} is {list(theirs[name].shape)}, not {list(wanted[name].shape)}; "
-                    f"{SIZES if name == table else setting} decide on it"
-                )
+            value, place = theirs[name], wanted[name]
+            if name == table and value.shape[1:] == place.shape[1:]:
+                if resize and old is None:
+                    faults.append(
+                        f"{weights.shown(name)} has {len(value) - 1} positions, and nobody knows in how many rows: "
+                        "convert the file with its own settings first (tools.convert_checkpoint); the copy says it"
+                    )
+                elif resize and old != new:
+                    theirs[name] = resize_positions(value, old, new)
+                    verdict[f"resized from {_times(old)} to {_times(new)}"].append("position table")
+                elif value.shape != place.shape or (weights.architecture and old != new):
+                    faults.append(_unlike_positions(weights, name, old, new))
+            elif value.shape != place.shape:
+                shapes = f"{list(value.shape)}, not {list(place.shape)}"
+                faults.append(f"{weights.shown(name)} is {shapes}; {setting} decide on it")
+            elif value.is_floating_point() != place.is_floating_point():
+                faults.append(f"{weights.shown(name)} is of {value.dtype}, not {place.dtype}; the file is damaged")
         taken.update(theirs)
         if theirs:
             count = f"{len(theirs.get('prompts.context', ()))} " if part == "prompts" else ""
@@ -195,6 +222,28 @@ def load_weights(
         raise WeightsError(f"{weights.source}: does not fit the network: {'; '.join(faults[:SHOWN])}{more}")
     model.load_state_dict({**wanted, **taken})
     return [f"{outcome}: {', '.join(parts)}" for outcome, parts in verdict.items()]
+
+
+def _grid(model: SvllReid, weights: Weights) -> tuple[int, int] | None:
+    """Rows and columns of a file's position table; of published files, those of the sizes that are trained at."""
+    positions = len(weights.tensors.get(f"image.{model.image.positions}", [None])) - 1
+    if weights.architecture is None:
+        return published.GRIDS[positions][0] if positions in published.GRIDS else None
+    sizes = (tuple(weights.architecture[name]) for name in ("image_size", "stride"))
+    grid = model.image.grid_for(*sizes)
+    return grid if grid[0] * grid[1] == positions else None  # else the file contradicts itself
+
+
+def _unlike_positions(weights: Weights, name: str, old: tuple[int, int] | None, new: tuple[int, int]) -> str:
+    positions, width = weights.tensors[name].shape
+    grid = f" ({_times(old)} positions)" if old else ""
+    origin = published.GRIDS.get(positions - 1) if weights.architecture is None else None
+    hint = f" such as {origin[1]} give," if origin else ""
+    return (
+        f"{weights.shown(name)} is [{positions}, {width}]{grid},{hint} not [{new[0] * new[1] + 1}, {width}] "
+        f"({_times(new)}); {SIZES} decide on it: set them as in its training, or name the one to change on the command "
+        "line of train_svllreid.py or test_svllreid.py, and it is resized"
+    )
 
 
 def _times(grid: tuple[int, int]) -> str:

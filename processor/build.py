@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from configs import to_dict
 from datasets.build import make_loader
+from model.build import SETTLED
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from processor.evaluate import evaluate
@@ -174,6 +175,7 @@ def _fit(
                 "epoch": epoch,
                 "config": to_dict(cfg),
                 "architecture": stage.model.architecture,
+                "prompts_trained": name == "prompt" or bool(stage.model.prompts and stage.model.prompts.trained),
             }
             saved.append(folder.save(file.format(epoch=epoch), contents))
         if after_epoch is not None:
@@ -219,8 +221,8 @@ def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: 
     ):
         if used and present > rows:
             raise WeightsError(
-                f"the network's side information knows {rows} {noun}, {benchmark.name} has {present}: "
-                "evaluate on a data set with as many, or train without MODEL.SIE_CAMERA and MODEL.SIE_VIEW"
+                f"the network's side information knows {rows} {noun}, {benchmark.name} has {present}: are "
+                "MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its training? Both False on the command line test without"
             )
     return evaluate(
         model,
@@ -250,11 +252,20 @@ def result_entry(
     benchmark: Benchmark,
     evaluation: Evaluation,
     *,
-    seed: int,
+    architecture: dict,
+    seed: int | None,
     fingerprint: dict,
     checkpoint: Path | str | None,
+    notes: Sequence[str] = (),
 ) -> dict:
-    """An entry of results.json: the figures as fractions, and everything that changes them (`seed`: the training's)."""
+    """An entry of results.json: the figures as fractions, and everything that changes them.
+
+    Args:
+        when: start, end or test.
+        architecture: the network's description.
+        seed: of the training, where it is known.
+        notes: what is not as it was in training.
+    """
     first, trial = evaluation.trials[0], benchmark.trials[0]
     return {
         "when": when,
@@ -267,8 +278,8 @@ def result_entry(
         "data_set": benchmark.name,
         "feat_norm": cfg.TEST.FEAT_NORM,
         "neck_feat": cfg.TEST.NECK_FEAT,
-        "size": list(cfg.INPUT.SIZE_TEST),
-        "stride": list(cfg.MODEL.STRIDE_SIZE),
+        "network": {name: architecture[name] for name in SETTLED},
+        "notes": list(notes),
         "re_ranking": reranking_settings(evaluation),
         "precision": "fp32",
         "seed": seed,

@@ -275,7 +275,7 @@ def test_the_network_is_sized_for_all_splits(small_architecture):
     [
         ({"num_pids": 5}, "classifier.weight is [4, 32], not [5, 32]"),
         ({"language_ssl": False}, "text projector: 16 unexpected"),
-        ({"image_size": [64, 32]}, "positional_embedding is [11, 32], not [51, 32]; INPUT.SIZE_TRAIN"),
+        ({"image_size": [64, 32]}, "positional_embedding is [11, 32], not [51, 32] (10 x 5); INPUT.SIZE_TRAIN"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, small_architecture, changes, word):

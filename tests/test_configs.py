@@ -279,10 +279,6 @@ CONTRADICTIONS = [
         ["MODEL.SSL_TYPE", "SIMSIAM", "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True"],
         ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY True", "MODEL.SSL_TYPE SIMSIAM has none"],
     ),
-    (
-        ["TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "20", "TEST.RE_RANKING_K2", "21"],
-        ["TEST.RE_RANKING_K2 21", "TEST.RE_RANKING_K1 20"],
-    ),
     (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"]),
     (
         [
@@ -323,9 +319,6 @@ def test_what_a_stage_that_does_not_run_would_need_is_no_contradiction():
     assert load(None, [*ignoring, "SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"]).MODEL.SSL_TYPE == "SIMSIAM"
     assert load(None, ignoring[:2]).MODEL.SSL_TYPE == "SIMSIAM"
     assert load(None, ignoring[2:]).SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY is True
-    neighbours = ["TEST.RE_RANKING_K1", "20", "TEST.RE_RANKING_K2", "21"]
-    assert load(None, neighbours).TEST.RE_RANKING_K2 == 21
-    assert load(None, [*neighbours, "TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "21"]).TEST.RE_RANKING_K1 == 21
 
 
 @pytest.mark.parametrize("way", [["MODEL.INIT_FROM", "x.pth"], ["PROCESSOR.UNTRAINED_PROMPTS", "True"]])

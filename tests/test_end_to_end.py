@@ -96,7 +96,7 @@ def test_results_file_has_fractions_and_what_changes_them(trained):
     for entry in (start, end):
         assert all(0 <= entry[name] <= 1 for name in ("mAP", "mINP", "rank1", "rank5", "rank10"))
         assert entry["valid_queries"] == entry["queries"] == 24  # 6 identities in 4 cameras each
-        for name in ("feat_norm", "neck_feat", "size", "stride", "data_set", "data_fingerprint", "seed", "versions"):
+        for name in ("feat_norm", "neck_feat", "network", "notes", "data_set", "data_fingerprint", "seed", "versions"):
             assert entry[name] is not None
     assert start["mAP"] != end["mAP"]
 
@@ -137,7 +137,8 @@ def test_what_the_command_line_asks_for_is_resized(trained, tmp_path):
     assert "MODEL.STRIDE_SIZE: [8, 8] as asked for, trained with [6, 6]" in done.stdout
     assert "resized from 10 x 5 to 8 x 4: position table" in done.stdout
     (entry,) = results(tmp_path)
-    assert (entry["stride"], entry["size"]) == ([8, 8], [80, 32])
+    assert (entry["network"]["stride"], entry["network"]["test_size"]) == ([8, 8], [80, 32])
+    assert entry["notes"][0] == "MODEL.STRIDE_SIZE: [8, 8] as asked for, trained with [6, 6]"
     assert entry["mAP"] > 0.2 and entry["mAP"] != end["mAP"]
 
 

@@ -380,9 +380,10 @@ def test_a_file_without_a_solver_says_nothing_of_the_method(root, text):
 
 
 def test_only_a_root_file_says_the_method(root, caplog):
-    cfg = root("MODEL: {NAME: RN50}\n", above=CLIP)
-    assert (cfg[LANGUAGE], cfg[VISION], cfg["SOLVER.STAGE1.MAX_EPOCHS"]) == (2.0, 0.8, 7)
-    assert lines(caplog) == []
+    cfg = root("MODEL: {NAME: RN50}\n", above=CLIP)  # what the lower file says tells no method: the upper one does
+    assert (cfg[LANGUAGE], cfg[VISION], cfg["SOLVER.STAGE1.MAX_EPOCHS"]) == (0.0, 0.0, 7)
+    assert "says nothing of self-supervision" in lines(caplog)[0]
+    assert root("", above=BASE)[STAGES] == ("image",)
     cfg = root(CLIP, above="SOLVER: {STAGE2: {SSL_LOSS_WEIGHT: 0.3}}\n")
     assert (cfg[LANGUAGE], cfg[VISION]) == (0.0, 0.3)
     cfg = root(BASE, above="MODEL: {I2T_LOSS_WEIGHT: 0.5}\nPROCESSOR: {STAGES: [prompt, image]}\n")
@@ -397,7 +398,10 @@ def test_only_a_root_file_says_the_method(root, caplog):
 def test_a_switch_beats_a_weight_in_its_file(root, caplog, switch, key, no):
     cfg = root(f"{switch}: {no}\n{key}: 0.7\n")
     assert cfg[key] == 0.0 and cfg[{VISION: LANGUAGE, LANGUAGE: VISION}[key]] > 0
-    assert [line.partition(": ")[2] for line in lines(caplog)] == [f"{switch} False is read as {key} 0.0"]
+    said = [line.partition(": ")[2] for line in lines(caplog)]
+    assert said[-1] == f"{switch} False is read as {key} 0.0"
+    left = ["SOLVER.STAGE1.SSL_LOSS_WEIGHT stays 2.0; MODEL.USE_SSL_STAGE1 False switches it off"]
+    assert said[:-1] == (left if switch == "MODEL.USE_SSL" else [])
     cfg = root(f"{key}: 0.7\n", above=f"{switch}: {no}\n{key}: 0.6\n")
     assert cfg[key] == 0.0
 

@@ -16,11 +16,13 @@ from configs import load, to_dict
 from datasets.build import make_benchmark
 from model import build
 from model.build import load_model, make_model, settle_architecture
-from model.published import from_published, to_published
-from model.weights import nearest_grid, plan_reuse, read_weights
+from model.pretrained import load_clip
+from model.published import GRIDS, describe, from_published, to_published
+from model.weights import plan_reuse, read_weights
 from tools import convert_checkpoint
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError, WeightsError
+from utils.fingerprint import data_fingerprint
 
 DEMO = "configs/demo/vit_svllreid.yml"
 
@@ -176,7 +178,7 @@ def changed(path: Path, to: Path, change) -> str:
         (
             lambda s: s.update({"cv_embed": s["cv_embed"][:1].clone()}),
             ["MODEL.SIE_VIEW", "True"],
-            ["cv_embed has 1 rows, which is no multiple of 8 viewpoints"],
+            ["cv_embed has 1 rows; ", "MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its training"],
         ),
         (lambda s: s.pop("cv_embed"), [], ["has no cv_embed", "MODEL.SIE_CAMERA and MODEL.SIE_VIEW must be False"]),
         (lambda s: None, ["MODEL.NAME", "RN50"], ["holds a vision transformer", "MODEL.NAME RN50"]),
@@ -191,6 +193,15 @@ def changed(path: Path, to: Path, change) -> str:
                 "STRIDE_SIZE",
             ],
         ),
+        (lambda s: None, ["MODEL.ACTIVATION", "gelu"], ["MODEL.ACTIVATION gelu", "quick_gelu"]),
+        (lambda s: s.update({"bottleneck.weight": s["bottleneck.weight"].long()}), [], ["torch.int64", "damaged"]),
+        (
+            lambda s: s["image_encoder.proj"].fill_(torch.nan),
+            [],
+            ["image_encoder.proj holds values that are not finite"],
+        ),
+        (lambda s: s.update({"epoch": 3}), [], ["'epoch' is a int, where names and tensors belong"]),
+        (lambda s: s.update({7: torch.zeros(1)}), [], ["7 is a Tensor, where names and tensors belong"]),
     ],
 )
 def test_what_does_not_fit_is_named_with_the_setting_to_change(published, data, tmp_path, change, overrides, words):
@@ -211,30 +222,47 @@ def test_a_table_of_side_information_is_left_out_only_on_request(published, data
     assert evaluated(tmp_path, "--config_file", DEMO, *words, "MODEL.SIE_CAMERA", "False")["mAP"] > 0
 
 
-def test_positions_are_resized_only_on_request(published, data, tmp_path, capsys):
+def test_positions_are_resized_only_on_request(published, data, tmp_path, capsys, monkeypatch):
     wide = tmp_path / "wide.yml"
     wide.write_text(f"BASE: {Path(DEMO).resolve()}\nMODEL: {{STRIDE_SIZE: [8, 8]}}\n")
     words = [*data, "TEST.WEIGHT", str(published)]
-    with pytest.raises(WeightsError, match=r"is \[51, 96\] \(10 x 5 positions\), not \[33, 96\] \(8 x 4\)"):
+    with pytest.raises(WeightsError, match=r"embedding is \[51, 96\], not \[33, 96\] \(8 x 4\); INPUT\.SIZE_TRAIN and"):
         evaluated(tmp_path, "--config_file", str(wide), *words)
-    assert evaluated(tmp_path, "--config_file", DEMO, *words, "MODEL.STRIDE_SIZE", "[8, 8]")["stride"] == [8, 8]
+    monkeypatch.setitem(GRIDS, 50, ((10, 5), "the demo's settings"))
+    with pytest.raises(WeightsError, match=r"\[51, 96\] \(10 x 5 positions\), such as the demo's settings give, not"):
+        evaluated(tmp_path, "--config_file", str(wide), *words)
+    found = evaluated(tmp_path, "--config_file", DEMO, *words, "MODEL.STRIDE_SIZE", "[8, 8]")
+    assert found["network"]["stride"] == [8, 8]
     assert "TEST.WEIGHT: resized from 10 x 5 to 8 x 4: position table" in capsys.readouterr().out
+    found = evaluated(tmp_path, "--config_file", DEMO, *words, "INPUT.SIZE_TRAIN", "[32, 64]")  # 50 positions, too
+    assert "TEST.WEIGHT: resized from 10 x 5 to 5 x 10: position table" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("positions", "like", "grid"),
+    ("size", "stride", "grid"),
     [
-        (128, (21, 10), (16, 8)),
-        (210, (16, 8), (21, 10)),
-        (256, (21, 21), (16, 16)),
-        (441, (16, 16), (21, 21)),
-        (128, (16, 16), (16, 8)),
-        (50, (8, 4), (10, 5)),
-        (7, (1, 1), (7, 1)),
+        ((256, 128), (16, 16), (16, 8)),
+        ((256, 128), (12, 12), (21, 10)),
+        ((256, 256), (16, 16), (16, 16)),
+        ((256, 256), (12, 12), (21, 21)),
+        ((384, 128), (12, 12), (31, 10)),
     ],
 )
-def test_the_grid_of_a_published_table_is_found_by_its_proportions(positions, like, grid):
-    assert nearest_grid(positions, like) == grid
+def test_the_grids_of_published_tables_are_known(size, stride, grid):
+    found, origin = GRIDS[grid[0] * grid[1]]
+    assert found == grid and str(size) in origin and str(stride) in origin
+
+
+def test_a_grid_that_nobody_knows_is_not_guessed(published, data, tmp_path):
+    words = ["--config_file", DEMO, *data]
+    for key, value in (("MODEL.STRIDE_SIZE", "[8, 8]"), ("INPUT.SIZE_TRAIN", "[32, 64]")):  # 33 positions, 50 positions
+        with pytest.raises(
+            WeightsError, match=r"has 50 positions, and nobody knows in how many rows: convert the file"
+        ):
+            evaluated(tmp_path, *words, "TEST.WEIGHT", str(published), key, value)
+    convert_checkpoint.main([str(published), str(tmp_path / "copy.pth"), *words])
+    found = evaluated(tmp_path, "TEST.WEIGHT", str(tmp_path / "copy.pth"), "INPUT.SIZE_TRAIN", "[32, 64]")
+    assert found["network"]["image_size"] == [32, 64]
 
 
 def test_a_published_file_needs_a_configuration(published, tmp_path):
@@ -294,8 +322,8 @@ def test_another_training_set_has_classifiers_and_prompts_of_its_own(ours, data,
         "prompts.suffix",
     }
     assert not model.prompts.trained and len(model.prompts.context) == 10
-    assert "MODEL.INIT_FROM: not needed (of 12 identities, here are 10): identity classifiers" in caplog.messages
-    assert any("not needed (of 12 identities, 'A photo" in line and "): prompts" in line for line in caplog.messages)
+    anew = "not needed (of 12 identities, here are 10; new): identity classifiers, prompts"
+    assert f"MODEL.INIT_FROM: {anew}" in caplog.messages
 
     with pytest.raises(WeightsError, match=r"has no prompts for these 10 identities \(of 12"):
         started(data, fewer, MODEL__INIT_FROM=str(ours), PROCESSOR__STAGES="image")
@@ -328,7 +356,7 @@ def test_side_information_follows_the_cameras(ours, data, caplog):
     with caplog.at_level(logging.INFO):
         model = started(data, more, MODEL__INIT_FROM=str(ours))
     assert model.image.side.table.shape == (9, 96)
-    assert "MODEL.INIT_FROM: not needed (of 6 rows, here are 9; the table is new): side information" in caplog.messages
+    assert "MODEL.INIT_FROM: not needed (of 6 rows, here are 9; new): side information" in caplog.messages
     assert started(data, MODEL__INIT_FROM=str(ours), MODEL__SIE_CAMERA="False").image.side is None
 
 
@@ -347,6 +375,102 @@ def test_sizes_and_heads_that_differ_are_refused_or_resized(ours, data):
     ):
         with pytest.raises(WeightsError, match=words):
             started(data, MODEL__INIT_FROM=str(ours), **change)
+
+
+def with_changes(path: Path, to: Path, **changes) -> Path:
+    save_checkpoint(to, {**{k: v for k, v in read_checkpoint(path).items() if k != "format"}, **changes})
+    return to
+
+
+def test_the_same_number_of_other_identities_is_another_training_set(ours, data, tmp_path, caplog):
+    here = data_fingerprint(make_benchmark(load(DEMO, data)))
+    same_data = with_changes(ours, tmp_path / "same.pth", fingerprint={"data_fingerprint": here})
+    other = with_changes(ours, tmp_path / "other.pth", fingerprint={"data_fingerprint": {**here, "train": "0" * 16}})
+    only_images = {"PROCESSOR__STAGES": "image"}
+    assert started(data, MODEL__INIT_FROM=str(same_data), **only_images).prompts.trained
+    assert not any("does not say what it was trained on" in line for line in caplog.messages)
+    with pytest.raises(WeightsError, match=r"has no prompts for these 12 identities \(trained on other images"):
+        started(data, MODEL__INIT_FROM=str(other), **only_images)
+    model = started(data, MODEL__INIT_FROM=str(other))
+    file = read_checkpoint(ours)["model"]
+    assert not torch.equal(model.heads[0].classifier.weight, file["heads.0.classifier.weight"])
+    started(data, MODEL__INIT_FROM=str(ours), **only_images)
+    assert any("does not say what it was trained on" in line for line in caplog.messages)
+
+
+def test_prompts_that_nobody_trained_stay_untrained_in_a_file(ours, data, tmp_path):
+    untrained = with_changes(ours, tmp_path / "untrained.pth", prompts_trained=False)
+    with pytest.raises(WeightsError, match=r"has no prompts for these 12 identities \(never trained"):
+        started(data, MODEL__INIT_FROM=str(untrained), PROCESSOR__STAGES="image")
+
+
+def test_one_of_two_classifiers_is_half_a_file(published, data, tmp_path):
+    path = changed(published, tmp_path / "x.pth", lambda state: state.pop("classifier_proj.weight"))
+    with pytest.raises(WeightsError, match=r"identity classifiers: 1 missing \(classifier_proj\.weight\)"):
+        started(data, MODEL__INIT_FROM=path)
+
+
+def test_what_a_file_lacks_as_a_whole_is_told(published, data, tmp_path, caplog):
+    path = changed(published, tmp_path / "x.pth", lambda state: state.pop("cv_embed"))
+    with caplog.at_level(logging.INFO):
+        started(data, MODEL__INIT_FROM=path)
+    assert "MODEL.INIT_FROM: not in the file, new: side information" in caplog.messages
+
+
+def test_a_simsiam_file_for_simclr_is_refused_in_words(data, tmp_path):
+    path = saved(tmp_path / "ours.pth", data, "MODEL.SSL_TYPE", "SIMSIAM")
+    convert_checkpoint.main([str(path), str(tmp_path / "published.pth")])
+    assert started(data, MODEL__INIT_FROM=str(tmp_path / "published.pth"), MODEL__SSL_TYPE="SIMSIAM")
+    with pytest.raises(WeightsError, match=r"image projector: \d+ missing .*MODEL\.SSL_TYPE"):
+        started(data, MODEL__INIT_FROM=str(tmp_path / "published.pth"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "camera", "view", "sizes"),
+    [
+        *((160, True, True, (20, 8)), (160, True, False, None), (160, False, True, None), (6, True, False, (6, 1))),
+        *((8, False, True, (1, 8)), (15, True, True, None), (48, True, True, (6, 8))),
+    ],
+)
+def test_rows_of_side_information_and_what_they_stand_for(rows, camera, view, sizes):
+    facts = {"name": "ViT-B-16", "activation": "auto", "stride": [16, 16], "sie_camera": camera, "sie_view": view}
+
+    def described():
+        tensors = {"image.side.table": torch.zeros(rows, 4)}
+        sizes = {"ssl_hidden": 1, "ssl_out": 1}
+        return describe(tensors, {**facts, **sizes}, resnet=False, side_refused=False, source="x.pth")
+
+    if sizes is None:
+        with pytest.raises(WeightsError, match=rf"x\.pth: cv_embed has {rows} rows"):
+            described()
+    else:
+        assert (described()["num_cams"], described()["num_views"]) == sizes
+
+
+def test_a_table_of_other_cameras_is_told(published, data, tmp_path, capsys):
+    many = changed(published, tmp_path / "x.pth", lambda state: state.update(cv_embed=torch.zeros(15, 96)))
+    evaluated(tmp_path, "--config_file", DEMO, *data, "TEST.WEIGHT", many)
+    assert "side information was learnt for 15 cameras; those of synthetic are others" in capsys.readouterr().out
+
+
+def test_identities_that_were_trained_on_are_not_tested(ours, tmp_path):
+    with pytest.raises(ValueError, match=r"DATASETS\.HOLD_OUT 0\.5: .* was trained with 0\.0"):
+        evaluated(tmp_path, "TEST.WEIGHT", str(ours), "DATASETS.HOLD_OUT", "0.5")
+
+
+def test_quoted_and_wrapped_files(ours, published, data, tmp_path):
+    assert evaluated(tmp_path, "TEST.WEIGHT", f"'{ours}'")["checkpoint"] == str(ours)
+    torch.save({"state_dict": torch.load(published, weights_only=True), "epoch": 60}, tmp_path / "wrapped.pth")
+    evaluated(tmp_path, "--config_file", DEMO, *data, "TEST.WEIGHT", str(tmp_path / "wrapped.pth"))
+
+
+def test_files_of_one_kind_where_another_is_wanted(published, tmp_path):
+    module = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    torch.jit.save(module, tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match=r"clip\.pt: is CLIP as OpenAI publishes it .*MODEL\.PRETRAIN"):
+        load_model(tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match=r"published\.pth is a checkpoint for re-identification, which MODEL\.INIT"):
+        load_clip("ViT-Tiny-8", str(published))
 
 
 def test_two_processes_are_one(data, tmp_path):

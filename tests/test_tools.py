@@ -92,6 +92,14 @@ def test_the_gpu_check_refuses_another_story(outcome, fault):
     assert verify_gpu.compare(outcome, half) == 1
 
 
+def test_the_gpu_check_compares_re_ranking(monkeypatch):
+    cpu = torch.device("cpu")
+    assert verify_gpu.compare_reranking(cpu, images=60) == 0
+    shifts = iter([0.0, 0.01])
+    monkeypatch.setattr(verify_gpu, "rerank", lambda query, gallery, *_: torch.ones(2, 3) + next(shifts))
+    assert verify_gpu.compare_reranking(cpu, images=60) == 1
+
+
 def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
     words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *words])

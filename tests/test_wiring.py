@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from builders import benchmark as toy
 
-from configs import load, to_dict
+from configs import from_dict, load, to_dict
 from datasets.build import make_benchmark
-from model.build import make_model
+from model.build import make_model, settle_architecture
+from model.weights import Weights
 from processor import build
 from utils.errors import UserError, WeightsError
+from utils.records import Reranking
+from utils.report import figures, table
 from utils.run_folder import RunFolder, check_unused
 
 CPU = torch.device("cpu")
@@ -117,6 +122,75 @@ def test_weights_and_switches_reach_the_image_stage(parts, fitted):
     build.run_image_stage(cfg, *rest)
     stage = fitted["stage"]
     assert stage.triplet.margin == 0.3 and stage.identity.smoothing == stage.image_text.smoothing == 0.1
+
+
+def test_what_is_re_ranked_says_so_everywhere(parts, fitted, caplog):
+    cfg, model, benchmark, folder, _ = parts
+    words = [*("TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3")]
+    reranked = from_dict(to_dict(cfg), [*words, "TEST.RE_RANKING_LAMBDA", "0.2"], where="here")
+    plain = build.evaluate_model(cfg, model, benchmark, CPU)
+    evaluation = build.evaluate_model(reranked, model, benchmark, CPU)
+    assert evaluation.reranking == Reranking(k1=6, k2=3, lambda_value=0.2) and plain.reranking is None
+    assert evaluation.mean["mINP"] != plain.mean["mINP"]
+    assert figures(evaluation).endswith("re-ranked (k1 6, k2 3, lambda 0.2)") and "re-ranked" not in figures(plain)
+
+    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
+    entries = [build.result_entry("test", cfg, benchmark, one, **facts) for one in (plain, evaluation)]
+    assert [entry["re_ranking"] for entry in entries] == [None, {"k1": 6, "k2": 3, "lambda_value": 0.2}]
+    header, _, first, second = table(entries).splitlines()
+    assert header.endswith("re-ranking") and first.endswith("none") and second.endswith("k1 6, k2 3, lambda 0.2")
+    assert "re-ranking" not in table(entries[:1])
+
+    every_epoch = from_dict(to_dict(reranked), ["SOLVER.STAGE2.EVAL_PERIOD", "3"], where="here")
+    with caplog.at_level("INFO"):
+        build.run_image_stage(every_epoch, *parts[1:])
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["re_ranking"] for line in lines if line["kind"] == "evaluation"] == [entries[1]["re_ranking"]]
+    assert any("re-ranked (k1 6, k2 3, lambda 0.2)" in message for message in caplog.messages)
+
+
+def test_projection_heads_start_as_published(parts):
+    _, model, _, _, _ = parts
+    gains = model.image_projector[1].weight
+    assert gains.min() >= 0 and gains.max() < 1 and len(gains.unique()) > len(gains) / 2
+    assert (model.text_projector[1].weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["MODEL.STRIDE_SIZE", "(9, 6)"], r"MODEL.STRIDE_SIZE \(9, 6\): passes over pixels .* at most \(8, 8\)"),
+        (["MODEL.NAME", "RN50", "MODEL.PRETRAIN", "none"], r"MODEL.SIE_CAMERA True: .* RN50 has not"),
+        (["INPUT.SIZE_TEST", "(7, 32)"], r"INPUT.SIZE_TEST \(7, 32\): is smaller than a patch"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused(cfg, overrides, words):
+    with pytest.raises(WeightsError, match=words):
+        make_model(from_dict(to_dict(cfg), overrides, where="here"), toy())
+
+
+def test_a_resnet_has_one_stride(cfg, caplog):
+    overrides = ["MODEL.NAME", "RN50", "MODEL.PRETRAIN", "none", "MODEL.SIE_CAMERA", "no", "MODEL.SSL_HIDDEN", "8"]
+    settings = from_dict(to_dict(cfg), overrides, where="here")
+    with caplog.at_level("INFO"):
+        model = make_model(settings, toy())
+    assert model.architecture["stride"] == [16, 16]
+    assert "MODEL.STRIDE_SIZE (6, 6): not used, a ResNet's stride is 16" in caplog.messages
+    weights = Weights("x.pth", {}, model.architecture, {})
+    settled, architecture, lines = settle_architecture(settings, weights, requested=["MODEL.STRIDE_SIZE"])
+    assert architecture["stride"] == [16, 16] and settled.MODEL.STRIDE_SIZE == (16, 16)
+    assert lines == ["MODEL.STRIDE_SIZE: the checkpoint has [16, 16], the configuration [6, 6], which is not used"]
+
+
+def test_the_log_says_what_the_tower_sees(cfg, caplog):
+    with caplog.at_level("INFO"):
+        make_model(cfg, toy())
+        make_model(from_dict(to_dict(cfg), ["MODEL.STRIDE_SIZE", "(8, 8)"], where="here"), toy())
+    said = [message for message in caplog.messages if message.startswith("ViT-Tiny-8: ")]
+    assert said == [
+        "ViT-Tiny-8: 10 x 5 overlapping patches of 8 pixels at stride [6, 6]",
+        "ViT-Tiny-8: 8 x 4 patches of 8 pixels at stride [8, 8]",
+    ]
 
 
 def test_more_cameras_than_the_table_has_are_refused(parts):

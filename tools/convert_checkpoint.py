@@ -64,7 +64,8 @@ def _to_published(weights: Weights, target: Path) -> None:
             f"say so, and published programs would run it with {QUICK_GELU}"
         )
     write_tensors(target, to_published(weights.tensors))
-    told = ", ".join(f"{SETTLED[name]} {weights.architecture[name]}" for name in ("name", "stride", "image_size"))
+    names = ("name", "image_size", "stride", "sie_camera", "sie_view", "sie_scale", "pixel_mean", "pixel_std")
+    told = ", ".join(f"{SETTLED[name]} {weights.architecture[name]}" for name in names)
     sys.stdout.write(f"{target}: {len(weights.tensors)} tensors in the published layout; to be told with it: {told}\n")
 
 

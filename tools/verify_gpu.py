@@ -4,7 +4,8 @@
 
 CLIP's weights are not needed: the towers start at random, the same way in both precisions, and see the same batches.
 What is checked is that everything runs on the device, that losses fall, that both precisions tell the same story, and
-that a checkpoint gives the same features in a fresh network. Speed and memory are reported, not judged.
+that a checkpoint gives the same features in a fresh network. Then a ResNet takes a few steps in bf16, and re-ranking is
+compared with the CPU's. Speed and memory are reported, not judged.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from processor.evaluate import embed_all
 from utils.command import run
 from utils.devices import describe, pick_device
 from utils.logs import log_to_screen
+from utils.reranking import rerank
 from utils.run_folder import RunFolder
 from utils.seeds import seed_everything
 
 logger = logging.getLogger("verify_gpu")
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "configs/person/vit_svllreid.yml"
+CONFIG, RESNET = "configs/person/vit_svllreid.yml", "configs/person/cnn_svllreid.yml"
 LOSS_TOLERANCE = 0.05  # of the mean over a stage's steps, relative
 FEATURE_TOLERANCE = 0.95  # least mean cosine of features from fp32 and bf16 training
 
@@ -53,10 +55,13 @@ def main() -> int:
             precision: train(Path(temporary), precision, device, arguments.steps, arguments.overrides)
             for precision in ("fp32", "bf16")
         }
-    return compare(*results.values())
+        train(Path(temporary), "bf16", device, 8, arguments.overrides, config=RESNET)
+    return max(compare(*results.values()), compare_reranking(device))
 
 
-def train(temporary: Path, precision: str, device: torch.device, steps: int, overrides: list[str]) -> dict:
+def train(
+    temporary: Path, precision: str, device: torch.device, steps: int, overrides: list[str], *, config: str = CONFIG
+) -> dict:
     """Both stages; their logged losses by stage, and features of the test images."""
     settings = {
         "MODEL.PRETRAIN": "none",
@@ -78,12 +83,12 @@ def train(temporary: Path, precision: str, device: torch.device, steps: int, ove
         "SOLVER.STAGE2.LOG_PERIOD": "1",
     }
     pairs = [word for pair in settings.items() for word in pair]
-    cfg = load(ROOT / CONFIG, [*pairs, *overrides])
+    cfg = load(ROOT / config, [*pairs, *overrides])
     seed_everything(cfg.SOLVER.SEED)
     benchmark = make_benchmark(cfg)
     model = make_model(cfg, benchmark).to(device)
     losses: dict[str, list[float]] = {}
-    folder = RunFolder(temporary / precision, config={}, fingerprint={})
+    folder = RunFolder(temporary / f"{cfg.MODEL.NAME}-{precision}", config={}, fingerprint={})
     write = folder.record
 
     def record(kind: str, **values) -> None:
@@ -98,7 +103,12 @@ def train(temporary: Path, precision: str, device: torch.device, steps: int, ove
         started = time.perf_counter()
         checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device)
         logger.info(
-            "%s %s stage: %.1f s, %d steps", precision, stage, time.perf_counter() - started, len(losses[stage])
+            "%s in %s, %s stage: %.1f s, %d steps",
+            cfg.MODEL.NAME,
+            precision,
+            stage,
+            time.perf_counter() - started,
+            len(losses[stage]),
         )
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     query = benchmark.trials[0].query
@@ -134,6 +144,21 @@ def compare(full: dict, half: dict) -> int:
         sys.stderr.write(f"error: {fault}\n")
     logger.info("%s", "NOT the same" if faults else "fp32 and bf16 tell the same story")
     return 1 if faults else 0
+
+
+def compare_reranking(device: torch.device, images: int = 600) -> int:
+    """1 if re-ranked distances on the device are not those of the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(images // 10, 64, generator=generator)
+    features = centres.repeat(10, 1) + 0.5 * torch.randn(images, 64, generator=generator)
+    query, gallery = features.split([images // 6, images - images // 6])
+    here = rerank(query, gallery, 20, 6, 0.3)
+    there = rerank(query.to(device), gallery.to(device), 20, 6, 0.3).cpu()
+    error = largest(here - there)
+    logger.info("re-ranking: largest difference to the CPU's %.1e", error)
+    if error > 1e-5:
+        sys.stderr.write(f"error: re-ranked distances differ by {error:.1e}\n")
+    return int(error > 1e-5)
 
 
 def largest(values: Tensor) -> float:

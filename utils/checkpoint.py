@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -85,6 +86,15 @@ def read_tensors(path: str | Path) -> dict:
     if not isinstance(contents, dict):
         raise WeightsError(f"{path}: holds a {type(contents).__name__}, not a dictionary of tensors")
     return contents
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file is TorchScript, the form in which OpenAI publishes CLIP; a missing file is not."""
+    path = Path(path).expanduser()
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(entry.endswith("/constants.pkl") for entry in file.namelist())
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str) -> None:
