@@ -11,23 +11,32 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
-from datasets.build import make_benchmark
+from datasets.build import ONE_NAME_MANY_SETS, SEVERAL, make_benchmark
 from model.build import RESIZING, model_from, settle_architecture
-from model.weights import read_weights
+from model.weights import Weights, read_weights
 from processor.build import evaluate_model, result_entry
 from utils.command import parse, run
 from utils.devices import describe, pick_device
 from utils.errors import WeightsError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_screen
+from utils.records import Benchmark
 from utils.report import table
 from utils.run_folder import RESULTS, append_result, check_writable
 
 logger = logging.getLogger("test")
+SIDE_IN_WORDS = {
+    "same": "cameras and viewpoints as in training",
+    "mean": "the mean over all that training knew",
+    "none": "left out",
+}
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -67,35 +76,48 @@ def main(argv: list[str] | None = None) -> Path:
     model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
     for line in verdict:
         logger.info("TEST.WEIGHT: %s", line)
-    benchmark = make_benchmark(cfg, train=False)
     model = model.to(device)
-    logger.info("%s on %s: %s", weight, describe(device), benchmark.counts())
-    if architecture["sie_camera"] and (
-        trained["DATASETS"]["NAMES"] != cfg.DATASETS.NAMES
-        if trained
-        else architecture["num_cams"] != benchmark.num_cams  # a published file does not say where it was trained
-    ):
-        logger.warning(
-            "the network's side information was learnt for %d cameras%s; those of %s are others",
-            architecture["num_cams"],
-            f" of {trained['DATASETS']['NAMES']}" if trained else "",
-            cfg.DATASETS.NAMES,
+    entries = []
+    for benchmark in _benchmarks(cfg, trained):
+        logger.info("%s on %s: %s: %s", weight, describe(device), benchmark.name, benchmark.counts())
+        fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
+        at_home = _at_home(cfg, weights, fingerprint["data_fingerprint"]["test"])
+        evaluation = evaluate_model(cfg, model, benchmark, device, at_home=at_home)
+        if architecture["sie_camera"] or architecture["sie_view"]:
+            logger.info("side information: TEST.SIE %s: %s", cfg.TEST.SIE, SIDE_IN_WORDS[evaluation.side])
+        entry = result_entry(
+            "test",
+            cfg,
+            benchmark,
+            evaluation,
+            architecture=architecture,
+            seed=trained["SOLVER"]["SEED"] if trained else None,
+            fingerprint=fingerprint,
+            checkpoint=weight,
+            notes=differences,
         )
-    evaluation = evaluate_model(cfg, model, benchmark, device)
-    entry = result_entry(
-        "test",
-        cfg,
-        benchmark,
-        evaluation,
-        architecture=architecture,
-        seed=trained["SOLVER"]["SEED"] if trained else None,
-        fingerprint={"data_fingerprint": data_fingerprint(benchmark), "versions": versions()},
-        checkpoint=weight,
-        notes=differences,
-    )
-    logger.info("%s\n%s", benchmark.name, table([entry]))
-    logger.info("added to %s", append_result(folder, entry))
+        entries.append(entry)
+    logger.info("%s\n%s", cfg.DATASETS.NAMES, table(entries))
+    for entry in entries:
+        written = append_result(folder, entry)
+    logger.info("added to %s", written)
     return folder / RESULTS
+
+
+def _benchmarks(cfg: CfgNode, trained: dict | None) -> Sequence[Benchmark]:
+    """What to test on; several data sets one by one, cameras numbered as in training if it was on all of them."""
+    names = cfg.DATASETS.NAMES
+    if SEVERAL in names and trained is not None and trained["DATASETS"]["NAMES"] == names:
+        return make_benchmark(cfg).evaluated()
+    return [make_benchmark(cfg, name, train=False) for name in names.split(SEVERAL)]
+
+
+def _at_home(cfg: CfgNode, weights: Weights, images: str) -> bool | None:
+    """Whether the network was trained on the data set that it is tested on; None where the file does not say."""
+    if weights.config is None:
+        return None
+    named = weights.config["DATASETS"]["NAMES"] == cfg.DATASETS.NAMES
+    return named and (cfg.DATASETS.NAMES not in ONE_NAME_MANY_SETS or images == weights.tested_on)
 
 
 if __name__ == "__main__":

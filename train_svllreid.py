@@ -63,20 +63,22 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     entries: list[dict] = []
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
-        evaluation = evaluate_model(cfg, model, benchmark, device)
-        entry = result_entry(
-            when,
-            cfg,
-            benchmark,
-            evaluation,
-            architecture=model.architecture,
-            seed=cfg.SOLVER.SEED,
-            fingerprint=fingerprint,
-            checkpoint=checkpoint,
-        )
-        entries.append(entry)
-        append_result(path, entry)
-        folder.record("evaluation", step=len(entries), stage=when, re_ranking=entry["re_ranking"], **evaluation.mean)
+        for one in benchmark.evaluated():
+            evaluation = evaluate_model(cfg, model, one, device)
+            entry = result_entry(
+                when,
+                cfg,
+                one,
+                evaluation,
+                architecture=model.architecture,
+                seed=cfg.SOLVER.SEED,
+                fingerprint=fingerprint,
+                checkpoint=checkpoint,
+            )
+            entries.append(entry)
+            append_result(path, entry)
+            facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
+            folder.record("evaluation", step=len(entries), stage=when, **facts, **evaluation.mean)
 
     try:
         with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works

@@ -107,6 +107,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.STAGE2.WARMUP_ITERS": at_least(0),
     "SOLVER.STAGE2.EVAL_PERIOD": at_least(1),
     "TEST.IMS_PER_BATCH": at_least(1),
+    "TEST.SIE": one_of("auto", "same", "mean", "none"),
     "TEST.NECK_FEAT": one_of("before", "after"),
     "TEST.RE_RANKING_K1": at_least(1),
     "TEST.RE_RANKING_K2": at_least(1),

@@ -72,7 +72,8 @@ _C.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------- data
 _C.DATASETS = Node()
-# market1501, or synthetic (rendered on the spot below ROOT_DIR).
+# market1501, or synthetic (rendered on the spot below ROOT_DIR). Several in a tuple: trained on together, identities
+# and cameras numbered on from one to the next, and tested one by one.
 _C.DATASETS.NAMES = "market1501"
 # The folder that holds the data sets' folders.
 _C.DATASETS.ROOT_DIR = "data"
@@ -190,13 +191,17 @@ _C.TEST.IMS_PER_BATCH = 128
 _C.TEST.WEIGHT = ""
 # Compare features before or after the batch-norm necks.
 _C.TEST.NECK_FEAT = "after"
+# Side information at test: same (cameras and viewpoints as in training), mean (over all that training knew), none, or
+# auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the numbers
+# of cameras and viewpoints agree).
+_C.TEST.SIE = "auto"
 # Compare features of length 1.
 _C.TEST.FEAT_NORM = True
 # Re-rank by k-reciprocal neighbours (Zhong et al., 2017). The published programs have the key but never read it.
 _C.TEST.RE_RANKING = False
 # Neighbours that must find each other ...
 _C.TEST.RE_RANKING_K1 = 50
-# ... neighbours whose neighbourhoods are averaged, at most K1 ...
+# ... neighbours whose neighbourhoods are averaged ...
 _C.TEST.RE_RANKING_K2 = 15
 # ... and the share of the original distance, 0..1.
 _C.TEST.RE_RANKING_LAMBDA = 0.3

@@ -8,7 +8,7 @@ from typing import Any
 from configs.checks import ConfigError
 
 SPOKEN = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-NAMES = "DATASETS.NAMES"  # published files write the name as a string or as a tuple
+NAMES = "DATASETS.NAMES"  # a text or a tuple, in published files, too
 
 
 def convert(key: str, value: Any, default: Any, *, where: str) -> Any:
@@ -40,10 +40,10 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
         return tuple(_convert(element, kind) for element in values)
     if isinstance(default, str):
         text = literal(value)
-        if single and isinstance(text, (tuple, list)) and len(text) == 1:
-            text = text[0]
+        if single and isinstance(text, (tuple, list)) and text and all(isinstance(name, str) for name in text):
+            text = "+".join(text)  # several data sets
         if isinstance(text, (tuple, list, dict)):
-            raise ValueError("right is one name" if single else "right is a text")
+            raise ValueError("right is a name, or several in a tuple" if single else "right is a text")
         if isinstance(text, str):
             return text
         if isinstance(value, bool):

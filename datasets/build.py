@@ -15,11 +15,14 @@ from datasets.hold_out import hold_out
 from datasets.images import Images
 from datasets.market1501 import market1501, read_market_folders
 from datasets.sampler import IdentitySampler
+from datasets.several import together
 from datasets.synthetic import write_synthetic
 from datasets.transforms import TestTransform, TrainTransform
 from utils.errors import DataError
 from utils.records import Batch, Benchmark, Sample
 
+ONE_NAME_MANY_SETS = ("synthetic", "folder")
+SEVERAL = "+"  # between the names of data sets that are trained on together
 HOLD_OUT_SEED = 1234  # the split stays the same whatever SOLVER.SEED, so that no later test meets what was trained on
 
 
@@ -43,6 +46,8 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
         DataError: an unknown name (the message has the right ones), or what the reader found wrong.
     """
     name = name or cfg.DATASETS.NAMES
+    if SEVERAL in name:
+        return together([make_benchmark(cfg, one, train=train) for one in name.split(SEVERAL)])
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""

@@ -41,6 +41,7 @@ class Weights(NamedTuple):
     architecture: dict | None  # how the network is built; None in published files, which do not say
     config: dict | None  # what it was trained with; None in published files
     trained_on: str | None = None  # fingerprint of its training images, where the file says it
+    tested_on: str | None = None  # the same of its queries and galleries
     prompts_trained: bool = True  # whether the sentences were ever trained
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -72,6 +73,7 @@ def read_weights(path: str | Path) -> Weights:
             contents["architecture"],
             contents["config"],
             trained_on=data.get("train"),
+            tested_on=data.get("test"),
             prompts_trained=contents.get("prompts_trained", True),
         )
     for key in ("state_dict", "model"):  # as some programs wrap it

@@ -124,10 +124,12 @@ def run_image_stage(
 
     def evaluate_now(epoch: int) -> None:
         if epoch % block.EVAL_PERIOD == 0 and epoch < block.MAX_EPOCHS:  # the end has an evaluation of its own
-            evaluation = evaluate_model(cfg, model, benchmark, device)
-            logger.info("image stage  epoch %d/%d  %s", epoch, block.MAX_EPOCHS, figures(evaluation))
-            settings = reranking_settings(evaluation)
-            folder.record("evaluation", step=epoch, stage="image", epoch=epoch, re_ranking=settings, **evaluation.mean)
+            for one in benchmark.evaluated():
+                evaluation = evaluate_model(cfg, model, one, device)
+                name = f"{one.name}  " if benchmark.parts else ""
+                logger.info("image stage  epoch %d/%d  %s%s", epoch, block.MAX_EPOCHS, name, figures(evaluation))
+                facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
+                folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **facts, **evaluation.mean)
 
     return _fit(
         cfg,
@@ -208,21 +210,48 @@ def _what_trains(model: SvllReid) -> list[str]:
     return [f"{sum(training.values()):,} of {total:,} parameters train ({trains})", f"frozen: {frozen or 'nothing'}"]
 
 
-def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device) -> Evaluation:
+def settle_side(asked: str, architecture: dict, benchmark: Benchmark, *, at_home: bool | None) -> str:
+    """TEST.SIE for one data set: "same", "mean" or "none", which is all there is without a table.
+
+    Args:
+        asked: what the configuration says; "auto" is "same" at home, else "mean": the rows that were learnt for other
+            cameras mean nothing here, their mean is what the tower is used to.
+        at_home: whether the network was trained on this data set; None where nobody knows: then "auto" goes by the
+            numbers of cameras and viewpoints.
+    """
+    used = [name for name in ("camera", "view") if architecture[f"sie_{name}"]]
+    if not used:
+        return "none"
+    if asked != "auto":
+        return asked
+    if at_home is None:
+        present = {"camera": benchmark.num_cams, "view": benchmark.num_views}
+        rows = {"camera": architecture["num_cams"], "view": architecture["num_views"]}
+        at_home = all(present[name] == rows[name] for name in used)
+    return "same" if at_home else "mean"
+
+
+def evaluate_model(
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device, *, at_home: bool | None = True
+) -> Evaluation:
     """Evaluate as TEST says.
+
+    Args:
+        at_home: whether the network was trained on this data set; None where nobody knows. See `settle_side`.
 
     Raises:
         WeightsError: the benchmark has cameras or viewpoints that the side-information table was not made for.
     """
     architecture = model.architecture
+    side = settle_side(cfg.TEST.SIE, architecture, benchmark, at_home=at_home)
     for used, rows, present, noun in (
         (architecture["sie_camera"], architecture["num_cams"], benchmark.num_cams, "cameras"),
         (architecture["sie_view"], architecture["num_views"], benchmark.num_views, "viewpoints"),
     ):
-        if used and present > rows:
+        if used and side == "same" and present > rows:
             raise WeightsError(
                 f"the network's side information knows {rows} {noun}, {benchmark.name} has {present}: are "
-                "MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its training? Both False on the command line test without"
+                "MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its training? TEST.SIE mean or none tests all the same"
             )
     return evaluate(
         model,
@@ -232,6 +261,7 @@ def evaluate_model(cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: 
         neck=cfg.TEST.NECK_FEAT == "after",
         normalise=cfg.TEST.FEAT_NORM,
         reranking=_reranking(cfg),
+        side=side,
     )
 
 
@@ -278,6 +308,7 @@ def result_entry(
         "data_set": benchmark.name,
         "feat_norm": cfg.TEST.FEAT_NORM,
         "neck_feat": cfg.TEST.NECK_FEAT,
+        "side_information": evaluation.side,
         "network": {name: architecture[name] for name in SETTLED},
         "notes": list(notes),
         "re_ranking": reranking_settings(evaluation),

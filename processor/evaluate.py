@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.svllreid import SvllReid
 from utils.metrics import rank, rank_features
 from utils.progress import progress
-from utils.records import Batch, Benchmark, Evaluation, Labels, Reranking, Sample, to_device
+from utils.records import Batch, Benchmark, Evaluation, Labels, Reranking, Sample, Side, to_device
 from utils.reranking import rerank
 
 
@@ -24,6 +24,7 @@ def evaluate(
     neck: bool = False,
     normalise: bool = True,
     reranking: Reranking | None = None,
+    side: str = "same",
 ) -> Evaluation:
     """Rank every trial's gallery for its queries, in fp32 whatever the training's precision.
 
@@ -33,13 +34,15 @@ def evaluate(
         neck: compare features after the batch-norm necks.
         normalise: compare features of length 1.
         reranking: rank by k-reciprocal distances instead.
+        side: "same" takes cameras and viewpoints as they are, "mean" takes the mean over all that the network knows,
+            "none" leaves side information out.
 
     Raises:
         DataError: an image cannot be read; features that are not finite; a trial without any valid query.
     """
     samples = {sample: None for trial in benchmark.trials for side in trial for sample in side}  # a set with an order
     rows = {sample: row for row, sample in enumerate(samples)}
-    features = embed_all(model, loader(list(samples)), device=device, neck=neck)
+    features = embed_all(model, loader(list(samples)), device=device, neck=neck, side=side)
     if normalise:
         features = F.normalize(features, dim=1)
     rankings = []
@@ -50,17 +53,25 @@ def evaluate(
             rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
         else:
             rankings.append(rank(rerank(query, gallery, *reranking), *labels, ignored=benchmark.ignored))
-    return Evaluation(tuple(rankings), reranking)
+    return Evaluation(tuple(rankings), reranking, side)
 
 
 @torch.no_grad()
-def embed_all(model: SvllReid, batches: Iterable[Batch], *, device: torch.device, neck: bool = False) -> Tensor:
-    """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32."""
+def embed_all(
+    model: SvllReid, batches: Iterable[Batch], *, device: torch.device, neck: bool = False, side: str = "same"
+) -> Tensor:
+    """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32; `side` as in `evaluate`."""
     model.eval()
     parts = []
     for batch in progress(batches, "features"):
         batch = to_device(batch, device)
-        parts.append(model.embed(batch.images, batch.side, neck=neck).float())
+        parts.append(model.embed(batch.images, _known(batch.side, side), neck=neck).float())
     # Ranking needs double precision, which MPS lacks.
     features = torch.cat(parts)
     return features.cpu() if device.type == "mps" else features
+
+
+def _known(side: Side, how: str) -> Side | None:
+    if how == "mean":
+        return Side(*(torch.full_like(ids, -1) for ids in side))
+    return {"same": side, "none": None}[how]

@@ -118,7 +118,7 @@ REFUSED = [  # key, what a YAML file holds, what the message says would be right
     ("TEST.FEAT_NORM", "perhaps", "True or False"),
     ("MODEL.NAME", False, "text"),
     ("MODEL.NAME", ["ViT-B-16"], "text"),
-    ("DATASETS.NAMES", ["market1501", "veri"], "one name"),
+    ("DATASETS.NAMES", ["market1501", 3], "several in a tuple"),
     ("MODEL.STRIDE_SIZE", [12], "two positive numbers"),
     ("MODEL.STRIDE_SIZE", [12, 0], "two positive numbers"),
     ("MODEL.STRIDE_SIZE", [12, 1.5], "whole number"),
@@ -469,7 +469,7 @@ PUBLISHED_BEHAVIOUR = {
 }
 NOT_PUBLISHED = {  # keys that are ours, or of which the published default is of no use here
     *("MODEL.DEVICE", "MODEL.NAME", "MODEL.PRETRAIN", "MODEL.ACTIVATION", "SOLVER.PRECISION"),
-    *("DATASETS.ROOT_DIR", "DATASETS.HOLD_OUT"),
+    *("DATASETS.ROOT_DIR", "DATASETS.HOLD_OUT", "TEST.SIE"),
 }
 
 

@@ -183,6 +183,7 @@ EFFECTS = (
     effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl"),
     effect("TEST.WEIGHT", OTHER, "figures of a test", on={"TEST.WEIGHT": NOISY}),
     effect("TEST.NECK_FEAT", "before", "figures", on=FROM_FILE),
+    effect("TEST.SIE", "none", "figures", on={**FROM_FILE, **SIE}),
     effect("TEST.FEAT_NORM", "False", "figures", on=FROM_FILE),
     effect("TEST.RE_RANKING", "True", "figures", on=FROM_FILE),
     effect("TEST.RE_RANKING_K1", "3", "figures", on=RERANKED),

@@ -149,6 +149,41 @@ def test_what_is_re_ranked_says_so_everywhere(parts, fitted, caplog):
     assert any("re-ranked (k1 6, k2 3, lambda 0.2)" in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("asked", "at_home", "rows", "used"),
+    [
+        *(("auto", True, 6, "same"), ("auto", False, 6, "mean"), ("auto", None, 6, "same"), ("auto", None, 7, "mean")),
+        *(("same", False, 6, "same"), ("mean", True, 6, "mean"), ("none", True, 6, "none")),
+    ],
+)
+def test_whose_side_information(asked, at_home, rows, used):
+    facts = {"sie_camera": True, "sie_view": False, "num_cams": rows, "num_views": 1}
+    assert build.settle_side(asked, facts, toy(cams=6), at_home=at_home) == used
+    assert build.settle_side(asked, {**facts, "sie_camera": False}, toy(cams=6), at_home=at_home) == "none"
+    views = {"sie_camera": False, "sie_view": True, "num_cams": 6, "num_views": 3}
+    assert build.settle_side("auto", views, toy(cams=6, views=3), at_home=None) == "same"
+    assert build.settle_side("auto", views, toy(cams=6, views=2), at_home=None) == "mean"
+
+
+def test_side_information_at_test(parts):
+    cfg, model, benchmark, _, _ = parts
+    table = model.image.side.table
+    with torch.no_grad():
+        table.normal_(std=5, generator=torch.Generator().manual_seed(0))
+    scores = {}
+    for how in ("same", "mean", "none"):
+        evaluation = build.evaluate_model(
+            from_dict(to_dict(cfg), ["TEST.SIE", how], where="here"), model, benchmark, CPU
+        )
+        assert evaluation.side == how
+        scores[how] = evaluation.mean["mINP"]
+    assert len(set(scores.values())) == 3
+    with torch.no_grad():
+        table.copy_(table.mean(dim=0, keepdim=True).expand_as(table))
+    again = build.evaluate_model(cfg, model, benchmark, CPU)
+    assert again.side == "same" and again.mean["mINP"] == pytest.approx(scores["mean"])
+
+
 def test_projection_heads_start_as_published(parts):
     _, model, _, _, _ = parts
     gains = model.image_projector[1].weight

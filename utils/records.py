@@ -49,7 +49,8 @@ class Benchmark:
     `template` is the sentence of the prompt stage, with {} where the learnt tokens go. `ignored` is the rule for pairs
     that leave the gallery of a query: (query labels [Q], gallery labels [G]) -> bool [Q, G]; it is called chunk by
     chunk, because the whole mask of a large benchmark does not fit into memory. `train` is empty where only testing was
-    asked for.
+    asked for. Several data sets trained on together have `parts`, which are evaluated one by one; the whole only says
+    what there is.
     """
 
     name: str
@@ -57,6 +58,11 @@ class Benchmark:
     train: tuple[Sample, ...]
     trials: tuple[Trial, ...]
     ignored: Callable[[Labels, Labels], Tensor]
+    parts: tuple[Benchmark, ...] = ()
+
+    def evaluated(self) -> tuple[Benchmark, ...]:
+        """The benchmarks to evaluate: itself, or its parts."""
+        return self.parts or (self,)
 
     def counts(self) -> str:
         """What there is, in words."""
@@ -154,6 +160,7 @@ class Evaluation(NamedTuple):
 
     trials: tuple[Ranking, ...]
     reranking: Reranking | None = None  # how distances were changed before ranking; None: they were not
+    side: str = "none"  # side information: same (as in training), mean (over all that training knew) or none
 
     def values(self) -> list[dict[str, float]]:
         """The figures of every trial by name."""

@@ -16,13 +16,15 @@ def figures(evaluation: Evaluation) -> str:
 
 
 def table(entries: Sequence[Mapping]) -> str:
-    """Entries of results.json, a line each, in per cent; what was re-ranked says how."""
+    """Entries of results.json, a line each, in per cent; with data set and re-ranking where there is more than one."""
     reranked = any(entry["re_ranking"] for entry in entries)
+    several = len({entry["data_set"] for entry in entries}) > 1
     rows = [["", *COLUMNS.values(), "valid queries", *(["re-ranking"] if reranked else [])]]
     for entry in entries:
         numbers = [f"{100 * entry[name]:.1f}" for name in COLUMNS]
         how = [str(Reranking(**entry["re_ranking"])) if entry["re_ranking"] else "none"] if reranked else []
-        rows.append([entry["when"], *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
+        name = f"{entry['data_set']} {entry['when']}" if several else entry["when"]
+        rows.append([name, *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

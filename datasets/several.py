@@ -1,0 +1,53 @@
+"""Several data sets trained on together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from utils.errors import DataError
+from utils.records import Benchmark, Sample, Trial
+
+
+def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
+    """One training set of all of them; each is evaluated by itself, as one of the result's `parts`.
+
+    Training identities and cameras are numbered on from one data set to the next, in queries and galleries, too, so
+    that side information has a row for every camera of every set. Viewpoints mean the same everywhere and keep theirs.
+
+    Raises:
+        DataError: the same data set twice, or sets of people and of vehicles, which no one sentence describes.
+    """
+    names = [benchmark.name for benchmark in benchmarks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"DATASETS.NAMES: {twice[0]} is there twice")
+    templates = {benchmark.template: benchmark.name for benchmark in benchmarks}
+    if len(templates) > 1:
+        (one, first), (other, second), *_ = templates.items()
+        raise DataError(
+            f"DATASETS.NAMES: {first} says {one!r} and {second} {other!r}; one training has one sentence for all"
+        )
+    parts, pids, cams = [], 0, 0
+    for benchmark in benchmarks:
+        parts.append(_shifted(benchmark, pids, cams))
+        pids, cams = pids + benchmark.num_pids, cams + benchmark.num_cams
+    return Benchmark(
+        name="+".join(names),
+        template=benchmarks[0].template,
+        train=tuple(sample for part in parts for sample in part.train),
+        trials=tuple(trial for part in parts for trial in part.trials),
+        ignored=benchmarks[0].ignored,
+        parts=tuple(parts),
+    )
+
+
+def _shifted(benchmark: Benchmark, pids: int, cams: int) -> Benchmark:
+    def moved(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        return tuple(sample._replace(camid=sample.camid + cams) for sample in samples)
+
+    return replace(
+        benchmark,
+        train=tuple(sample._replace(pid=sample.pid + pids) for sample in moved(benchmark.train)),
+        trials=tuple(Trial(moved(trial.query), moved(trial.gallery)) for trial in benchmark.trials),
+    )
