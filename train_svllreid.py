@@ -14,14 +14,17 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load, to_dict
-from datasets.build import make_benchmark, make_loader
+from datasets.build import make_benchmark
+from datasets.check import quick_check
 from model.build import make_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.command import parse, run
 from utils.devices import describe, pick_device
+from utils.errors import DataError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
+from utils.records import Benchmark
 from utils.report import table
 from utils.run_folder import LOG, RunFolder, append_result, check_unused, check_writable
 from utils.seeds import seed_everything
@@ -50,8 +53,7 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     seed_everything(cfg.SOLVER.SEED)
     with clock("data"):
         benchmark = make_benchmark(cfg)
-        if "image" in cfg.PROCESSOR.STAGES:  # enough identities for a batch? Said now, not after the prompt stage.
-            make_loader(cfg, benchmark.train, train=True)
+        check(cfg, benchmark)
     with clock("network"):
         model = make_model(cfg, benchmark, requested=requested).to(device)
     fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
@@ -99,6 +101,17 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     logger.info("%s\n%s", benchmark.name, table(entries))
     logger.info("test it again: python test_svllreid.py TEST.WEIGHT %s", checkpoint)
     return path
+
+
+def check(cfg: CfgNode, benchmark: Benchmark) -> None:
+    """Log what should be known of the data; DataError, before hours are spent, if it cannot be trained or tested on."""
+    instances = cfg.DATALOADER.NUM_INSTANCE
+    identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if "image" in cfg.PROCESSOR.STAGES else None
+    report = quick_check(benchmark, instances=instances, identities=identities)
+    for warning in report.warnings:
+        logger.warning("%s", warning)
+    if report.problems:
+        raise DataError(report.failure())
 
 
 def default_folder(cfg: CfgNode, config_file: str | None) -> str:

@@ -72,11 +72,22 @@ _C.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------- data
 _C.DATASETS = Node()
-# market1501, or synthetic (rendered on the spot below ROOT_DIR). Several in a tuple: trained on together, identities
-# and cameras numbered on from one to the next, and tested one by one.
+# market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own pictures, at ROOT_DIR), or synthetic
+# (rendered on the spot below ROOT_DIR). Several in a tuple: trained on together, identities and cameras numbered on
+# from one to the next, and tested one by one.
 _C.DATASETS.NAMES = "market1501"
 # The folder that holds the data sets' folders.
 _C.DATASETS.ROOT_DIR = "data"
+# Of msmt17: its validation list is trained on, too, as is usual.
+_C.DATASETS.MSMT17_VAL = True
+# Of VehicleID: which test list, small (800 identities), medium (1600) or large (2400).
+_C.DATASETS.VEHICLEID_SIZE = "small"
+# Of veri: the files of viewpoints, keypoint_train.txt ...
+_C.DATASETS.VIEWPOINTS_TRAIN = ""
+# ... and keypoint_test.txt; without them MODEL.SIE_VIEW must be off.
+_C.DATASETS.VIEWPOINTS_TEST = ""
+# Of folder: what is in the pictures, for the sentence.
+_C.DATASETS.NOUN = "person"
 # Share of the training identities that is not trained on but evaluated on, instead of the test split: for choosing
 # settings without looking at test identities. The same identities for every SOLVER.SEED. 0.0 is off; below 1.
 _C.DATASETS.HOLD_OUT = 0.0
@@ -191,6 +202,9 @@ _C.TEST.IMS_PER_BATCH = 128
 _C.TEST.WEIGHT = ""
 # Compare features before or after the batch-norm necks.
 _C.TEST.NECK_FEAT = "after"
+# Which pairs count: cross-camera (a query does not look for its own identity in its own camera; VehicleID, which has no
+# cameras, leaves nothing out) or all, e.g. where your own pictures have no cameras.
+_C.TEST.PROTOCOL = "cross-camera"
 # Side information at test: same (cameras and viewpoints as in training), mean (over all that training knew), none, or
 # auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the numbers
 # of cameras and viewpoints agree).

@@ -3,40 +3,81 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
+from datasets.dukemtmc import dukemtmc, occ_duke
+from datasets.folder import folder
 from datasets.hold_out import hold_out
 from datasets.images import Images
 from datasets.market1501 import market1501, read_market_folders
+from datasets.msmt17 import msmt17, msmt17_version
 from datasets.sampler import IdentitySampler
 from datasets.several import together
 from datasets.synthetic import write_synthetic
 from datasets.transforms import TestTransform, TrainTransform
+from datasets.vehicleid import vehicleid
+from datasets.veri import SOURCE as VIEWPOINT_SOURCE
+from datasets.veri import veri
 from utils.errors import DataError
+from utils.metrics import ignore_nothing
 from utils.records import Batch, Benchmark, Sample
 
+logger = logging.getLogger(__name__)
 ONE_NAME_MANY_SETS = ("synthetic", "folder")
 SEVERAL = "+"  # between the names of data sets that are trained on together
 HOLD_OUT_SEED = 1234  # the split stays the same whatever SOLVER.SEED, so that no later test meets what was trained on
 
 
-def _market1501(cfg: CfgNode, train: bool) -> Benchmark:
-    return market1501(Path(cfg.DATASETS.ROOT_DIR).expanduser(), train=train)
+def _root(cfg: CfgNode) -> Path:
+    return Path(cfg.DATASETS.ROOT_DIR).expanduser()
+
+
+def _msmt17(cfg: CfgNode, train: bool) -> Benchmark:
+    logger.info("msmt17: version %s", msmt17_version(_root(cfg)))
+    return msmt17(_root(cfg), train=train, val=cfg.DATASETS.MSMT17_VAL)
+
+
+def _veri(cfg: CfgNode, train: bool) -> Benchmark:
+    files = [Path(file).expanduser() for file in (cfg.DATASETS.VIEWPOINTS_TRAIN, cfg.DATASETS.VIEWPOINTS_TEST) if file]
+    if cfg.MODEL.SIE_VIEW and not files:
+        raise DataError(
+            f"MODEL.SIE_VIEW True: veri's viewpoints are in files of their own, which DATASETS.VIEWPOINTS_TRAIN and "
+            f"DATASETS.VIEWPOINTS_TEST name; {VIEWPOINT_SOURCE}. Without them set MODEL.SIE_VIEW False"
+        )
+    return veri(_root(cfg), train=train, viewpoints=files)
+
+
+def _vehicleid(cfg: CfgNode, train: bool) -> Benchmark:
+    return vehicleid(_root(cfg), train=train, size=cfg.DATASETS.VEHICLEID_SIZE)
+
+
+def _folder(cfg: CfgNode, train: bool) -> Benchmark:
+    return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
 
 
 def _synthetic(cfg: CfgNode, train: bool) -> Benchmark:
     options = {key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()}
-    folder = write_synthetic(Path(cfg.DATASETS.ROOT_DIR).expanduser(), **options)
-    return read_market_folders("synthetic", folder, train=train)
+    return read_market_folders("synthetic", write_synthetic(_root(cfg), **options), train=train)
 
 
-BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {"market1501": _market1501, "synthetic": _synthetic}
+BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
+    "market1501": lambda cfg, train: market1501(_root(cfg), train=train),
+    "dukemtmc": lambda cfg, train: dukemtmc(_root(cfg), train=train),
+    "msmt17": _msmt17,
+    "occ_duke": lambda cfg, train: occ_duke(_root(cfg), train=train),
+    "veri": _veri,
+    "VehicleID": _vehicleid,
+    "folder": _folder,
+    "synthetic": _synthetic,
+}
 
 
 def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True) -> Benchmark:
@@ -53,6 +94,8 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
         meant = f"did you mean {near[0]}? " if near else ""
         raise DataError(f"DATASETS.NAMES: there is no data set {name!r}; {meant}there are: {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name](cfg, train or cfg.DATASETS.HOLD_OUT > 0)
+    if cfg.TEST.PROTOCOL == "all":
+        benchmark = replace(benchmark, ignored=ignore_nothing)
     if cfg.DATASETS.HOLD_OUT > 0:
         benchmark = hold_out(benchmark, cfg.DATASETS.HOLD_OUT, HOLD_OUT_SEED)
     return benchmark

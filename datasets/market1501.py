@@ -11,16 +11,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from utils.errors import DataError
+from datasets.naming import PERSON, Naming, Origin, dense_labels, read_named_images, usual_folder
 from utils.metrics import same_camera
-from utils.records import Benchmark, Sample, Trial
+from utils.records import Benchmark, Trial
 
-TEMPLATE = "A photo of a {} person."
-FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501")
+FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501", "market1501/Market-1501-v15.09.15")
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
-JUNK = -1
-SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; Market-1501 itself has .jpg, and a Thumbs.db to pass over
-NAME = re.compile(r"(-1|\d+)_c([1-9]\d*)")  # matched at the start of the base name, never on the folders above
+NAMING = Naming("Market-1501", re.compile(r"(-1|\d+)_c([1-9]\d*)"), "0002_c1s1_000451_03.jpg")
+ORIGIN = Origin("Market-1501", FOLDERS, "it is to be asked for from its authors and is never downloaded here")
 
 
 def market1501(root: Path, *, train: bool = True) -> Benchmark:
@@ -29,40 +27,16 @@ def market1501(root: Path, *, train: bool = True) -> Benchmark:
     Raises:
         DataError: naming the folder that is missing or empty, or the file whose name does not fit.
     """
-    folder = next((root / name for name in FOLDERS if (root / name).is_dir()), None)
-    if folder is None and (root / GALLERY).is_dir():
-        folder = root  # the data set's own folder was given
-    if folder is None:
-        raise DataError(
-            f"DATASETS.ROOT_DIR {root}: no Market-1501 here; right is the folder that holds {FOLDERS[0]}/{GALLERY}"
-            if root.is_dir()
-            else f"DATASETS.ROOT_DIR {root}: there is no such folder; right is the folder that holds {FOLDERS[0]}"
-        )
-    return read_market_folders("market1501", folder, train=train)
+    return read_market_folders("market1501", usual_folder(root, ORIGIN, (GALLERY, QUERY, TRAIN)), train=train)
 
 
-def read_market_folders(name: str, folder: Path, *, train: bool = True) -> Benchmark:
+def read_market_folders(name: str, folder: Path, *, train: bool = True, naming: Naming = NAMING) -> Benchmark:
     """A benchmark from three folders of images named as Market-1501's."""
-    samples = _read(folder / TRAIN) if train else ()
-    labels = {pid: label for label, pid in enumerate(sorted({sample.pid for sample in samples}))}
-    samples = tuple(sample._replace(pid=labels[sample.pid]) for sample in samples)
-    return Benchmark(name, TEMPLATE, samples, (Trial(_read(folder / QUERY), _read(folder / GALLERY)),), same_camera)
-
-
-def _read(folder: Path) -> tuple[Sample, ...]:
-    """The images of one folder in the order of their names, without junk; cameras from 0."""
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: there is no such folder; a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
-        )
-    samples = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."):
-        match = NAME.match(path.name)
-        if match is None:
-            raise DataError(f"{path}: is not named as Market-1501's images are, e.g. 0002_c1s1_000451_03.jpg")
-        pid, camera = int(match[1]), int(match[2])
-        if pid != JUNK:
-            samples.append(Sample(str(path), pid, camera - 1))
-    if not samples:
-        raise DataError(f"{folder}: holds no image that counts ({', '.join(SUFFIXES)}; identity other than -1)")
-    return tuple(samples)
+    own = "" if naming is NAMING else f"{naming.title}, "
+    missing = f"{own}a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
+    samples = {
+        split: read_named_images(folder / split, naming, missing=missing)
+        for split in ((TRAIN, QUERY, GALLERY) if train else (QUERY, GALLERY))
+    }
+    trial = Trial(samples[QUERY], samples[GALLERY])
+    return Benchmark(name, PERSON, dense_labels(samples.get(TRAIN, ())), (trial,), same_camera)

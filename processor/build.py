@@ -308,6 +308,7 @@ def result_entry(
         "data_set": benchmark.name,
         "feat_norm": cfg.TEST.FEAT_NORM,
         "neck_feat": cfg.TEST.NECK_FEAT,
+        "protocol": cfg.TEST.PROTOCOL,
         "side_information": evaluation.side,
         "network": {name: architecture[name] for name in SETTLED},
         "notes": list(notes),

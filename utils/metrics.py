@@ -19,6 +19,11 @@ def same_camera(query: Labels, gallery: Labels) -> Tensor:
     return (query.pids[:, None] == gallery.pids) & (query.camids[:, None] == gallery.camids)
 
 
+def ignore_nothing(query: Labels, gallery: Labels) -> Tensor:
+    """The rule where cameras are not labelled, or do not matter: every pair counts. -> bool [Q, G]"""
+    return torch.zeros(len(query.pids), len(gallery.pids), dtype=torch.bool, device=query.pids.device)
+
+
 def rank_features(
     query: Tensor,
     gallery: Tensor,

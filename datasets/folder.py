@@ -1,0 +1,369 @@
+"""Your own pictures, without code: a folder per identity, names as Market-1501's, or one CSV file.
+
+    ROOT/train/anna/*.jpg              a folder per identity; any names
+    ROOT/query/7/*.jpg
+    ROOT/gallery/7/*.jpg
+
+    ROOT/train/0002_c1s1_000451.jpg    names that begin with the identity, as Market-1501's; the folders may have its
+    ROOT/query/0007_c2_a.jpg           names, too: bounding_box_train, query, bounding_box_test
+    ROOT/gallery/0007_c3_b.jpg
+
+    ROOT/any.csv, or ROOT itself:      path,pid,camid,viewid,split      header; camid and viewid may be empty or absent
+                                       pictures/1.jpg,anna,hall,,train  paths are relative to the file
+
+A picture's camera is the first cN that stands between underscores, or at either end, of its file name: c3_0001.jpg,
+0002_c3s1_000451.jpg, img_c3.jpg are all of camera 3, whatever the folder. In a CSV file it is any label.
+
+Labels of identities, cameras and viewpoints are text (in Unicode's normal form, so that ü is ü), put in natural order:
+2 before 10. The identity -1 is junk, as in Market-1501, and left out. Files that are no pictures by their suffix, and
+names that begin with a dot, are passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import DataError
+from utils.metrics import ignore_nothing, same_camera
+from utils.records import Benchmark, Sample, Trial
+
+CROSS_CAMERA, ALL = "cross-camera", "all"
+PROTOCOLS = {CROSS_CAMERA: same_camera, ALL: ignore_nothing}
+TRAIN, QUERY, GALLERY = "train", "query", "gallery"
+FOLDERS = {TRAIN: (TRAIN, "bounding_box_train"), QUERY: (QUERY,), GALLERY: (GALLERY, "bounding_box_test")}
+REQUIRED, OPTIONAL = ("path", "pid", "split"), ("camid", "viewid")  # columns
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of any case
+JUNK = "-1"
+CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
+NUMBER = re.compile(r"(-1|[0-9]+)_")
+DIGITS = re.compile(r"([0-9]+)")
+
+
+class Picture(NamedTuple):
+    """A picture and its labels as they were found."""
+
+    path: str
+    identity: str
+    camera: str = ""  # unknown
+    view: str = ""  # unknown
+
+
+def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, train: bool = True) -> Benchmark:
+    """Read the pictures at `root`; without `train`, the training part need not be there.
+
+    Training identities are numbered from 0 in natural order; so are those of query and gallery together; so are cameras
+    and viewpoints over all splits, over the training part also where it is not asked for but there. An unknown camera
+    is -1 beside known ones; where none is known, all pictures are of camera 0. The same for viewpoints. Samples are in
+    natural order of identity, camera and file name, so that the three forms of the same pictures are the same.
+
+    Args:
+        root: a folder in one of the three forms, or a CSV file.
+        noun: of the sentence, e.g. person or vehicle.
+        protocol: "cross-camera" (a query's own identity in its own camera does not count) or "all".
+        train: whether the training part is asked for.
+
+    Raises:
+        DataError: saying what is missing, empty or ambiguous, and where; a camera that is unknown though the protocol
+            goes by cameras; or a protocol that there is not.
+    """
+    if protocol not in PROTOCOLS:
+        raise DataError(f"TEST.PROTOCOL: there is no protocol {protocol!r}; there are: {', '.join(PROTOCOLS)}")
+    splits = read_splits(root, train=train)
+    if protocol == CROSS_CAMERA:
+        _check_cameras(root, [picture for split in splits if train or split != TRAIN for picture in splits[split]])
+    pictures = [picture for split in splits.values() for picture in split]
+    numbering("identities", (picture.identity for picture in pictures))  # are labels of all splits written alike?
+    cameras = numbering("cameras", (picture.camera for picture in pictures))
+    views = numbering("viewpoints", (picture.view for picture in pictures))
+
+    def samples(pictures: Sequence[Picture], pids: dict[str, int]) -> tuple[Sample, ...]:
+        keyed = sorted(
+            (pids[p.identity], _number(cameras, p.camera), natural(os.path.basename(p.path)), p.path, p.view)
+            for p in pictures
+        )
+        return tuple(Sample(path, pid, camid, _number(views, view)) for pid, camid, _, path, view in keyed)
+
+    learnt = splits[TRAIN] if train else []
+    query, gallery = splits[QUERY], splits[GALLERY]
+    shared = numbering("identities", (picture.identity for picture in (*query, *gallery)))
+    return Benchmark(
+        name="folder",
+        template=f"A photo of a {{}} {noun}.",  # {} is for the learnt tokens
+        train=samples(learnt, numbering("identities", (picture.identity for picture in learnt))),
+        trials=(Trial(samples(query, shared), samples(gallery, shared)),),
+        ignored=PROTOCOLS[protocol],
+    )
+
+
+def read_splits(root: Path, *, train: bool = True) -> dict[str, list[Picture]]:
+    """The pictures of train, query and gallery, with their labels; without `train`, the first may be empty.
+
+    Raises:
+        DataError: see `folder`.
+    """
+    if root.is_file():
+        if not _is_table(root.name):
+            raise DataError(f"DATASETS.ROOT_DIR {root}: is neither a folder nor a CSV file")
+        return _read_csv(root, train)
+    if not root.is_dir():
+        raise DataError(f"DATASETS.ROOT_DIR {root}: there is no such folder or file")
+    folders, files = _list(root)
+    tables = [name for name in files if _is_table(name)]
+    if len(tables) > 1:
+        raise DataError(
+            f"DATASETS.ROOT_DIR {root}: holds {len(tables)} CSV files ({', '.join(sorted(tables, key=natural)[:3])}); "
+            "right is one, or the one that is meant as DATASETS.ROOT_DIR"
+        )
+    if tables:
+        return _read_csv(root / tables[0], train)
+    return _read_folders(root, folders, train)
+
+
+def read_identities(root: Path) -> list[Picture]:
+    """The pictures of a folder that holds a folder per identity.
+
+    Raises:
+        DataError: pictures beside identities' folders, folders in them, or links to nothing.
+    """
+    folders, files = _list(root)
+    if files := [name for name in files if _is_picture(name)]:
+        beside = f", beside such folders ({folders[0]})" if folders else ""
+        raise DataError(f"{root}: holds pictures ({min(files)}) that are in no folder of their identity{beside}")
+    pictures = []
+    for name in folders:
+        inner, files = _list(root / name)
+        files = [file for file in files if _is_picture(file)]
+        if inner:
+            raise DataError(
+                f"{root / name / min(inner)}: is a folder in an identity's folder; the pictures of an identity lie in "
+                "its own folder, and their camera is in their names (c3_0001.jpg)"
+            )
+        label = normal(name)
+        if label != JUNK:
+            pictures += [Picture(os.path.join(root, name, file), label, camera_of(file)) for file in files]
+    return pictures
+
+
+def camera_of(name: str) -> str:
+    """The camera that a file's name tells, as a number without leading zeros; empty if it tells none."""
+    match = CAMERA.search(os.path.splitext(name)[0])
+    return str(int(match[1])) if match else ""
+
+
+def normal(label: str) -> str:
+    """A label as it is compared: ü is one character, whichever system wrote it."""
+    return unicodedata.normalize("NFC", label)
+
+
+def natural(text: str) -> tuple:
+    """A key to sort by: runs of digits as numbers, 2 before 10; equal numbers (01, 1) by their text."""
+    return _as_numbers(text), text
+
+
+def _as_numbers(text: str) -> tuple:
+    # Texts and numbers take turns. Numbers go by length first, not through int(), which refuses thousands of digits.
+    parts: list = DIGITS.split(text)
+    for place in range(1, len(parts), 2):
+        digits = parts[place].lstrip("0")
+        parts[place] = (len(digits), digits)
+    return tuple(parts)
+
+
+def numbering(what: str, labels: Iterable[str]) -> dict[str, int]:
+    """Label -> number from 0, in natural order; no label (an empty text) has none.
+
+    Raises:
+        DataError: two labels that differ in leading zeros alone, which one program or another has taken off.
+    """
+    ordered = sorted(set(labels) - {""}, key=natural)
+    for one, other in pairwise(ordered):
+        if _as_numbers(one) == _as_numbers(other):
+            raise DataError(f"{what} {one!r} and {other!r} differ in leading zeros alone; right is one way to write it")
+    return {label: number for number, label in enumerate(ordered)}
+
+
+def _number(numbers: dict[str, int], label: str) -> int:
+    return numbers[label] if label else -1 if numbers else 0
+
+
+def _check_cameras(root: Path, pictures: Sequence[Picture]) -> None:
+    lacking = [picture.path for picture in pictures if not picture.camera]
+    if lacking:
+        raise DataError(
+            f"{root}: {len(lacking)} of {len(pictures)} pictures have no camera (e.g. {min(lacking, key=natural)}). "
+            "Name it in the file's name (c3_0001.jpg) or in column camid; or choose TEST.PROTOCOL all, by which every "
+            "query is compared with the whole gallery"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def _read_folders(root: Path, there: Sequence[str], train: bool) -> dict[str, list[Picture]]:
+    splits = {}
+    known = {split: [name for name in names if name in there] for split, names in FOLDERS.items()}
+    if not any(known.values()):
+        raise DataError(_why_no_splits(root, there))
+    for split, found in known.items():
+        if len(found) > 1:
+            raise DataError(f"DATASETS.ROOT_DIR {root}: holds both {' and '.join(found)}; right is one of them")
+        if not found and (train or split != TRAIN):
+            missing = " (or ".join(FOLDERS[split]) + ")" * (len(FOLDERS[split]) - 1)
+            beside = ", ".join(name for names in known.values() for name in names)
+            raise DataError(f"DATASETS.ROOT_DIR {root}: there is no folder {missing} beside {beside}")
+        splits[split] = _read_split(root / found[0]) if found else []
+        if found and not splits[split] and (train or split != TRAIN):
+            raise DataError(f"{root / found[0]}: holds no picture ({', '.join(SUFFIXES)}; identity other than -1)")
+    return splits
+
+
+def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
+    for name in folders:
+        _, files = _list(root / name)
+        if any(_is_picture(file) for file in files):
+            return (
+                f"DATASETS.ROOT_DIR {root}: is not split into train, query and gallery. If it holds a folder per "
+                f"identity (such as {name}), `python -m tools.split_dataset {root} TARGET` makes the splits"
+            )
+    return (
+        f"DATASETS.ROOT_DIR {root}: holds neither the folders train, query and gallery (or bounding_box_train, query "
+        "and bounding_box_test) nor a CSV file"
+    )
+
+
+def _read_split(split: Path) -> list[Picture]:
+    folders, files = _list(split)
+    files = [name for name in files if _is_picture(name)]
+    if not files or folders:
+        return read_identities(split)
+    named = ((file, _market_identity(split, file)) for file in files)
+    return [Picture(os.path.join(split, file), pid, camera_of(file)) for file, pid in named if pid != JUNK]
+
+
+def _market_identity(split: Path, name: str) -> str:
+    """What stands before the camera; a number, and nothing else, may also stand without one."""
+    stem = os.path.splitext(name)[0]
+    camera = CAMERA.search(stem)
+    number = None if camera else NUMBER.match(stem)
+    identity = stem[: camera.start()] if camera else number[1] if number else ""
+    if not identity:
+        raise DataError(
+            f"{split / name}: does not begin with its identity, as 0002_c1s1_000451.jpg does, and is in no folder of "
+            "its identity either"
+        )
+    return normal(identity)
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(".csv")
+
+
+def _list(path: Path) -> tuple[list[str], list[str]]:
+    """Folders and files in a folder, without hidden ones."""
+    folders, files = [], []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    raise DataError(f"{entry.path}: is a link to nothing")
+                (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be listed ({error.strerror})") from error
+    return sorted(folders, key=natural), files
+
+
+# ----------------------------------------------------------------------------------------------------------------- CSV
+
+
+def _read_csv(file: Path, train: bool) -> dict[str, list[Picture]]:
+    splits: dict[str, list[Picture]] = {split: [] for split in FOLDERS}
+    rows = _rows(file, _text(file))
+    line, header = next(rows, (1, []))
+    header = [name.strip().casefold() for name in header]
+    _check_header(file, line, header)
+    lines: dict[str, int] = {}  # where a path stands
+    for line, values in rows:
+        if len(values) != len(header):
+            raise DataError(f"{file} line {line}: has {len(values)} fields, the header {len(header)}")
+        # A path is what it is; spaces around labels are only there to be read more easily.
+        row = {name: value if name == "path" else value.strip() for name, value in zip(header, values, strict=True)}
+        split = row["split"].casefold()
+        if split not in splits:
+            raise DataError(f"{file} line {line}: there is no split {row['split']!r}; right is {', '.join(splits)}")
+        for name in ("path", "pid"):
+            if not row[name]:
+                raise DataError(f"{file} line {line}: {name} is empty")
+        path = os.path.join(file.parent, row["path"])  # an absolute one stays what it is
+        first = lines.setdefault(os.path.normpath(path), line)
+        if first != line:
+            raise DataError(f"{file} line {line}: {row['path']} is in line {first} already")
+        if (train or split != TRAIN) and not os.path.isfile(path):
+            hint = " (folders are parted by /, not by \\)" if "\\" in path else ""
+            raise DataError(f"{file} line {line}: there is no file {path}{hint}")
+        if row["pid"] != JUNK:
+            labels = (normal(row.get(name, "")) for name in ("pid", "camid", "viewid"))
+            splits[split].append(Picture(path, *labels))
+    for split, pictures in splits.items():
+        if not pictures and (train or split != TRAIN):
+            raise DataError(f"{file}: has no picture of split {split} (of an identity other than -1)")
+    return splits
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1  # the object is without a byte order mark
+        raise DataError(f"{file} line {line}: is not UTF-8 text; right is to save it as CSV UTF-8") from error
+
+
+def _rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number (of the first line, where quoted line breaks make several) and fields, without blank lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{file} line {line}: cannot be read as CSV ({error})") from error
+        if any(field.strip() for field in fields):
+            yield line, fields
+
+
+def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        found = ", ".join(header) if header else "nothing"
+        hint = "; columns are parted by commas" if len(header) == 1 and re.search("[;\t]", header[0]) else ""
+        raise DataError(
+            f"{file} line {line}: the header has no {', '.join(missing)} (found: {found}); "
+            f"right is path,pid,camid,viewid,split{hint}"
+        )
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{file} line {line}: the header has {twice[0]} twice")
+    # Other columns are the user's own; a misspelt camera would be one that is lost without a word.
+    for name in header:
+        near = difflib.get_close_matches(name, [name for name in OPTIONAL if name not in header], n=1, cutoff=0.8)
+        if near:
+            raise DataError(f"{file} line {line}: the header has {name}; did you mean {near[0]}?")

@@ -1,0 +1,166 @@
+"""What the readers of benchmarks share: finding a folder, reading names and lists, checking that images are there.
+
+A benchmark has up to 220 000 files, often on a slow disk: folders are listed once, and no file is asked for by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import DataError
+from utils.records import Sample
+
+PERSON = "A photo of a {} person."
+VEHICLE = "A photo of a {} vehicle."
+JUNK = -1
+SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; the benchmarks have .jpg, and a Thumbs.db to pass over
+_SHOWN = 3  # examples in a message
+
+
+class Origin(NamedTuple):
+    """What messages tell about a data set that is not where it was looked for."""
+
+    title: str  # as its authors call it
+    folders: tuple[str, ...]  # usual places below ROOT_DIR; messages recommend the first
+    terms: str  # how to come by it
+
+
+class Naming(NamedTuple):
+    """How the images of a data set are named."""
+
+    title: str
+    pattern: re.Pattern[str]  # identity and camera, matched at the start of the base name, never on the folders above
+    example: str
+
+
+class Line(NamedTuple):
+    """A line of a list: an image and its identity."""
+
+    number: int  # from 1
+    image: str
+    pid: int
+
+
+def usual_folder(root: Path, origin: Origin, holding: Sequence[str]) -> Path:
+    """The first usual place below `root`, or `root` itself, that has one of the folders `holding`.
+
+    Raises:
+        DataError: `root` is not there, or the data set is not.
+    """
+    for folder in (*(root / name for name in origin.folders), root):
+        if any((folder / name).is_dir() for name in holding):
+            return folder
+    raise DataError(not_found(root, origin, holding[0]))
+
+
+def not_found(root: Path, origin: Origin, holding: str) -> str:
+    """Says that a data set is not below `root`, and what would be right."""
+    if not root.is_dir():
+        what, where = "there is no such folder", origin.folders[0]
+    else:
+        what, where = f"no {origin.title} here", f"{origin.folders[0]}/{holding}"
+    return f"DATASETS.ROOT_DIR {root}: {what}; right is the folder that holds {where}; {origin.terms}"
+
+
+def image_names(folder: Path) -> list[str]:
+    """The names of the images of a folder, sorted, whatever order the file system has them in."""
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+
+
+def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[Sample, ...]:
+    """The images of one folder in the order of their names, without junk; cameras from 0.
+
+    Args:
+        missing: ends the message if there is no such folder.
+
+    Raises:
+        DataError: naming the folder that is missing or empty, or the image whose name does not fit.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; {missing}")
+    samples, inside = [], str(folder)
+    for name in image_names(folder):
+        match = naming.pattern.match(name)
+        if match is None:
+            raise DataError(f"{folder / name}: is not named as {naming.title}'s images are, e.g. {naming.example}")
+        pid = int(match[1])
+        if pid != JUNK:
+            samples.append(Sample(os.path.join(inside, name), pid, int(match[2]) - 1))
+    if not samples:
+        raise DataError(f"{folder}: holds no image that counts ({', '.join(SUFFIXES)}; identity other than {JUNK})")
+    return tuple(samples)
+
+
+def read_list(path: Path, *, example: str, missing: str) -> list[Line]:
+    """The lines "image identity" of a list; blank ones, and repeated ones, are passed over.
+
+    Args:
+        example: a right line, for the message about a wrong one.
+        missing: ends the message if there is no such file.
+
+    Raises:
+        DataError: naming the file that is missing or empty, the line that is neither right nor blank, or the two that
+            give one image to two identities.
+    """
+    lines: dict[str, Line] = {}
+    for number, text in text_lines(path, missing=missing):
+        image, _, pid = text.rpartition(" ")
+        if not image or not (pid.isascii() and pid.isdigit()):
+            raise DataError(f"{path}: line {number} is {text[:80]!r}; right is an image and its identity: {example}")
+        line = lines.setdefault(image, Line(number, image, int(pid)))
+        if line.pid != int(pid):
+            raise DataError(f"{path}: {image} has identity {line.pid} in line {line.number} and {pid} in line {number}")
+    if not lines:
+        raise DataError(f"{path}: names no image")
+    return list(lines.values())
+
+
+def text_lines(path: Path, *, missing: str) -> list[tuple[int, str]]:
+    """Numbers and texts of a file's lines that are not blank; runs of blanks and tabs become one blank.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; {missing}")
+    # What is no text fails with its line number, where it is used.
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    return [(number, " ".join(line.split())) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def require_images(path: Path, lines: Iterable[Line], folder: Path) -> None:
+    """Check that all images that the list `path` names are in `folder`.
+
+    Raises:
+        DataError: naming the first that are not, and how many there are.
+    """
+    there: dict[str, set[str]] = {}
+    absent = []
+    for line in lines:
+        inside, _, name = line.image.rpartition("/")
+        if inside not in there:
+            there[inside] = _listed(folder / inside)
+        if name not in there[inside]:
+            absent.append(line)
+    if absent:
+        shown = ", ".join(f"{line.image} (line {line.number})" for line in absent[:_SHOWN])
+        more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+        raise DataError(f"{path}: names images that are not in {folder}: {shown}{more}")
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def dense_labels(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """The same images with labels 0..P-1 in ascending order of identity."""
+    samples = tuple(samples)
+    labels = {pid: label for label, pid in enumerate(sorted({sample.pid for sample in samples}))}
+    return tuple(sample._replace(pid=labels[sample.pid]) for sample in samples)

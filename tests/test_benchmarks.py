@@ -1,0 +1,653 @@
+"""The readers of the benchmarks over fake folders: what they find, in which order, and what they say is wrong."""
+
+import logging
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.dukemtmc import dukemtmc, occ_duke
+from datasets.market1501 import market1501
+from datasets.msmt17 import msmt17, msmt17_version
+from datasets.published_counts import PUBLISHED, published_counts
+from datasets.vehicleid import vehicleid
+from datasets.veri import read_viewpoints, veri
+from utils.errors import DataError, one_line
+from utils.metrics import ignore_nothing, rank, same_camera
+from utils.records import Labels, Sample
+
+PERSON, VEHICLE = "A photo of a {} person.", "A photo of a {} vehicle."
+MARKET_FORM = ("bounding_box_train", "query", "bounding_box_test")
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Empty files below `folder`, written in an order that is not that of their names: no reader opens a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in random.Random(0).sample(names, len(names)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def seen(samples) -> list[tuple[str, int, int, int]]:
+    return [(Path(sample.path).name, *sample[1:]) for sample in samples]
+
+
+def message_of(read, *arguments, **named) -> str:
+    with pytest.raises(DataError) as error:
+        read(*arguments, **named)
+    message = one_line(error.value)
+    assert "\n" not in str(error.value)
+    return message
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """ROOT_DIR, below a folder that looks like a picture of identity 12 in camera 3."""
+    folder = tmp_path / "x12_c3_s1" / "0012_c003_data"
+    folder.mkdir(parents=True)
+    return folder
+
+
+# -------------------------------------------------------------------------------------------- Market-1501 and its kin
+
+
+DUKE_TRAIN = ("0007_c2_f0046182.jpg", "0002_c8_f0046302.jpg", "0007_c1_f0000001.jpg", "5388_c6_f0100000.JPG")
+DUKE_QUERY = ("0005_c5_f0000010.jpg", "0001_c2_f0046985.jpg")
+DUKE_GALLERY = ("0005_c1_f0000020.jpg", "0001_c1_f0044158.jpg", "0000_c3_f0000001.jpg")
+DUKES = {"dukemtmc": dukemtmc, "occ_duke": occ_duke}
+PLACES = {
+    "dukemtmc": ["dukemtmcreid/DukeMTMC-reID", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmcreid"],
+    "occ_duke": ["dukemtmcreid/Occluded_Duke", "Occluded_Duke", "Occluded-DukeMTMC", "Occluded-Duke"],
+}
+TITLES = {"dukemtmc": "DukeMTMC-reID", "occ_duke": "Occluded-Duke"}
+
+
+def fake_duke(folder: Path, query=DUKE_QUERY) -> Path:
+    for split, names in zip(MARKET_FORM, (DUKE_TRAIN, query, DUKE_GALLERY), strict=True):
+        touch(folder / split, *names, "Thumbs.db", "readme.txt", "._0001_c1_f1.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("name", DUKES)
+def test_duke(root, name):
+    """Sorted, labels in ascending order of identity, cameras and viewpoints from 0."""
+    fake_duke(root / PLACES[name][0])
+    benchmark = DUKES[name](root)
+    assert seen(benchmark.train) == [
+        ("0002_c8_f0046302.jpg", 0, 7, 0),
+        ("0007_c1_f0000001.jpg", 1, 0, 0),
+        ("0007_c2_f0046182.jpg", 1, 1, 0),
+        ("5388_c6_f0100000.JPG", 2, 5, 0),
+    ]
+    (trial,) = benchmark.trials
+    assert seen(trial.query) == [("0001_c2_f0046985.jpg", 1, 1, 0), ("0005_c5_f0000010.jpg", 5, 4, 0)]
+    assert [sample.pid for sample in trial.gallery] == [0, 1, 5]
+    assert (benchmark.name, benchmark.template, benchmark.ignored) == (name, PERSON, same_camera)
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 8, 1)
+    assert all(Path(sample.path).is_file() for sample in (*benchmark.train, *trial.query, *trial.gallery))
+
+
+@pytest.mark.parametrize(("name", "place"), [(name, place) for name, places in PLACES.items() for place in places])
+def test_duke_in_its_usual_places_or_given_itself(root, name, place):
+    folder = fake_duke(root / place)
+    assert DUKES[name](root).train[0].path == str(folder / "bounding_box_train" / "0002_c8_f0046302.jpg")
+    assert DUKES[name](folder) == DUKES[name](root)
+
+
+def test_duke_and_occluded_duke_are_told_apart(root):
+    """They stand beside each other, and neither is taken for the other when it is alone."""
+    occluded = fake_duke(root / "dukemtmcreid" / "Occluded_Duke", ("0009_c1_f1.jpg",))
+    assert "no DukeMTMC-reID here; right is the folder that holds dukemtmcreid/DukeMTMC-reID/" in message_of(
+        dukemtmc, root
+    )
+    fake_duke(root / "dukemtmcreid" / "DukeMTMC-reID")
+    assert seen(occ_duke(root).trials[0].query) == [("0009_c1_f1.jpg", 9, 0, 0)]
+    assert len(dukemtmc(root).trials[0].query) == 2
+    shutil.rmtree(occluded)
+    message = message_of(occ_duke, root)
+    assert "no Occluded-Duke here; right is the folder that holds dukemtmcreid/Occluded_Duke/" in message
+
+
+@pytest.mark.parametrize("name", DUKES)
+def test_duke_messages_have_its_own_name(root, name):
+    message = message_of(DUKES[name], root / "nowhere")
+    assert message.startswith(f"DATASETS.ROOT_DIR {root}/nowhere: there is no such folder; right is the folder that")
+    assert "withdr" in message and "never downloaded" in message and not (root / "nowhere").exists()
+    assert message_of(DUKES[name], root).startswith(f"DATASETS.ROOT_DIR {root}: no {TITLES[name]} here; right is")
+    folder = fake_duke(root / PLACES[name][0])
+    touch(folder / "query", "person7.jpg")
+    assert message_of(DUKES[name], root) == (
+        f"{folder}/query/person7.jpg: is not named as {TITLES[name]}'s images are, e.g. 0001_c2_f0046182.jpg"
+    )
+    shutil.rmtree(folder / "query")
+    message = message_of(DUKES[name], root)
+    assert message.startswith(f"{folder}/query: there is no such folder; {TITLES[name]}, a data set in")
+    touch(folder / "query", "Thumbs.db")
+    assert message_of(DUKES[name], root).startswith(f"{folder}/query: holds no image that counts")
+
+
+@pytest.mark.parametrize("reader", [market1501, dukemtmc, occ_duke])
+def test_market_form_without_its_training_folder(root, reader):
+    folder = fake_duke(root)
+    whole = reader(root)
+    shutil.rmtree(folder / "bounding_box_train")
+    assert message_of(reader, root).startswith(f"{folder}/bounding_box_train: there is no such folder")
+    assert reader(root, train=False).trials == whole.trials
+    assert reader(root, train=False).train == ()
+
+
+def test_market_says_where_it_comes_from(root):
+    for folder in (root, root / "nowhere"):
+        assert message_of(market1501, folder).endswith("asked for from its authors and is never downloaded here")
+
+
+# --------------------------------------------------------------------------------------------------------------- MSMT17
+
+
+LISTS = {
+    "train": ["0001/0001_003_15_0303morning_0008_0.jpg 1", "0000/0000_001_01_0303morning_0008_0.jpg 0"],
+    "val": ["0001/0001_001_02_0303morning_0001_0.jpg 1", "0003/0003_000_07_0303noon_0001_2.jpg 3"],
+    "query": ["0001/0001_000_04_0303morning_0001_0_ex.jpg 1", "0000/0000_000_01_0303morning_0001_0.jpg 0"],
+    "gallery": ["0000/0000_001_14_0303morning_0001_1.jpg 0", "0001/0001_001_05_0303morning_0001_1.jpg 1"],
+}
+
+
+def fake_msmt17(folder: Path, train: str = "train", test: str = "test") -> Path:
+    for split, lines in LISTS.items():
+        images = folder / (train if split in ("train", "val") else test)
+        touch(images, *(line.split()[0] for line in lines), "Thumbs.db")
+        (folder / f"list_{split}.txt").write_text("\n".join([*lines, "", " "]))
+    return folder
+
+
+@pytest.fixture
+def msmt(root) -> Path:
+    return fake_msmt17(root / "MSMT17")
+
+
+def test_msmt17(root, msmt):
+    """Sorted; the validation list is trained on; the camera is the third field of the name; blank lines are none."""
+    benchmark = msmt17(root)
+    assert seen(benchmark.train) == [
+        ("0000_001_01_0303morning_0008_0.jpg", 0, 0, 0),
+        ("0001_001_02_0303morning_0001_0.jpg", 1, 1, 0),
+        ("0001_003_15_0303morning_0008_0.jpg", 1, 14, 0),
+        ("0003_000_07_0303noon_0001_2.jpg", 2, 6, 0),
+    ]
+    (trial,) = benchmark.trials
+    assert seen(trial.query) == [
+        ("0000_000_01_0303morning_0001_0.jpg", 0, 0, 0),
+        ("0001_000_04_0303morning_0001_0_ex.jpg", 1, 3, 0),
+    ]
+    assert [sample.camid for sample in trial.gallery] == [13, 4]
+    assert (benchmark.name, benchmark.template, benchmark.ignored) == ("msmt17", PERSON, same_camera)
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 15, 1)
+    assert all(Path(sample.path).is_file() for sample in (*benchmark.train, *trial.query, *trial.gallery))
+
+
+def test_msmt17_without_its_validation_list(root, msmt):
+    whole = msmt17(root)
+    (msmt / "list_val.txt").unlink()
+    message = message_of(msmt17, root)
+    assert message.startswith(f"{msmt}/list_val.txt: there is no such file; MSMT17 has list_train.txt, list_val.txt")
+    benchmark = msmt17(root, val=False)
+    assert [sample[1:3] for sample in benchmark.train] == [(0, 0), (1, 14)]
+    assert benchmark.trials == whole.trials
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "version"),
+    [
+        ("MSMT17", "train", "test", "unknown version"),
+        ("MSMT17_V1", "train", "test", "V1"),
+        ("MSMT17_V2", "mask_train_v2", "mask_test_v2", "V2"),
+        ("MSMT17", "mask_train_v2", "mask_test_v2", "V2"),
+        ("MSMT17_V2", "train", "test", "V2"),
+        ("msmt17/MSMT17_V1", "train", "test", "V1"),
+    ],
+)
+def test_msmt17_versions(root, name, train, test, version):
+    folder = fake_msmt17(root / name, train, test)
+    benchmark = msmt17(root)
+    assert (len(benchmark.train), benchmark.name) == (4, "msmt17")
+    assert benchmark.train[0].path.startswith(str(folder / train))
+    assert benchmark.trials[0].query[0].path.startswith(str(folder / test))
+    assert msmt17_version(root) == msmt17_version(folder) == version
+    assert msmt17(folder) == benchmark  # the data set's own folder
+
+
+def test_msmt17_in_several_versions(root):
+    """None is chosen silently; giving the folder of one is a choice."""
+    one = fake_msmt17(root / "MSMT17_V1")
+    two = fake_msmt17(root / "MSMT17_V2", "mask_train_v2", "mask_test_v2")
+    for read in (msmt17, msmt17_version):
+        message = message_of(read, root)
+        assert message.startswith(f"DATASETS.ROOT_DIR {root}: several versions of MSMT17")
+        assert f"{one}/test (V1), {two}/mask_test_v2 (V2)" in message
+    assert (msmt17_version(one), msmt17_version(two)) == ("V1", "V2")
+    assert msmt17(two).train[0].path.startswith(str(two))
+
+
+def test_msmt17_under_a_second_name(root):
+    """A link is no second version, and its version is that of what it shows to."""
+    two = fake_msmt17(root / "MSMT17_V2", "mask_train_v2", "mask_test_v2")
+    plain = root / "MSMT17"
+    plain.mkdir()
+    for path in two.glob("*.txt"):
+        shutil.copy(path, plain)
+    (plain / "train").symlink_to(two / "mask_train_v2")
+    (plain / "test").symlink_to(two / "mask_test_v2")
+    assert msmt17_version(root) == msmt17_version(plain) == "V2"
+    assert len(msmt17(root).train) == 4
+
+
+def test_msmt17_without_training_images(root, msmt):
+    whole = msmt17(root)
+    shutil.rmtree(msmt / "train")
+    assert message_of(msmt17, root).startswith(f"{msmt}/train: there is no such folder; MSMT17 has")
+    (msmt / "list_train.txt").unlink()
+    (msmt / "list_val.txt").unlink()
+    benchmark = msmt17(root, train=False)
+    assert benchmark.train == () and benchmark.trials == whole.trials
+
+
+def test_msmt17_missing(root):
+    (root / "test").mkdir()  # of something else
+    for read in (msmt17, msmt17_version):
+        message = message_of(read, root)
+        assert message.startswith(f"DATASETS.ROOT_DIR {root}: no MSMT17 here; right is the folder that holds MSMT17/")
+        assert message.endswith("asked for from its authors and is never downloaded here")
+        assert "there is no such folder" in message_of(read, root / "nowhere")
+
+
+@pytest.mark.parametrize("split", LISTS)
+def test_msmt17_list_missing_or_empty(root, msmt, split):
+    path = msmt / f"list_{split}.txt"
+    path.write_text("\n\n")
+    assert message_of(msmt17, root) == f"{path}: names no image"
+    path.unlink()
+    assert message_of(msmt17, root).startswith(f"{path}: there is no such file")
+
+
+def test_msmt17_lists_name_images_that_are_not_there(root, msmt):
+    (msmt / "test/0001/0001_001_05_0303morning_0001_1.jpg").unlink()
+    path = msmt / "list_gallery.txt"
+    message = message_of(msmt17, root)
+    assert message == (
+        f"{path}: names images that are not in {msmt}/test: 0001/0001_001_05_0303morning_0001_1.jpg (line 2)"
+    )
+    path.write_text("".join(f"00{number}/0001_001_05_a.jpg 1\n" for number in range(10, 25)))
+    assert message_of(msmt17, root).endswith("0010/0001_001_05_a.jpg (line 1), 0011/0001_001_05_a.jpg (line 2), "
+                                             "0012/0001_001_05_a.jpg (line 3) and 12 more")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("0000/0000_001_14_0303morning_0001_1.jpg", "line 2 is '0000/0000_001_14_0303morning_0001_1.jpg'; right is"),
+        ("0000/0000_001_14_0303morning_0001_1.jpg zero", "line 2 is"),
+        ("0000/0000_001_14_0303morning_0001_1.jpg -1", "line 2 is"),
+        ("0000/0000_morning.jpg 0", "line 2 names 0000/0000_morning.jpg, which is not named as MSMT17's images are"),
+        ("0000/0000_001_00_a.jpg 0", "line 2 names 0000/0000_001_00_a.jpg, which is not named as"),
+    ],
+)
+def test_msmt17_wrong_lines(root, msmt, line, told):
+    touch(msmt / "test", line.split()[0])
+    path = msmt / "list_query.txt"
+    path.write_text(f"{LISTS['query'][0]}\n{line}\n")
+    assert message_of(msmt17, root).startswith(f"{path}: {told}")
+
+
+def test_msmt17_image_in_two_lines(root, msmt):
+    """The same line twice is one image; two identities, or two lists that are trained on together, are a mistake."""
+    whole = msmt17(root)
+    lines, path = LISTS["query"], msmt / "list_query.txt"
+    path.write_text("\n".join([*lines, lines[0]]))
+    assert msmt17(root) == whole
+    path.write_text("\n".join([*lines, lines[0][:-1] + "7"]))
+    assert message_of(msmt17, root).endswith("_0_ex.jpg has identity 1 in line 1 and 7 in line 3")
+    path.write_text("\n".join(lines))
+    (msmt / "list_val.txt").write_text("\n".join(LISTS["val"] + LISTS["train"][:1]))
+    message = message_of(msmt17, root)
+    assert message.startswith(
+        f"{msmt}: list_train.txt and list_val.txt share 1 images, e.g. {msmt}/train/0001/0001_003"
+    )
+
+
+def test_msmt17_camera_is_in_the_name_of_the_image_not_of_its_folder(root, msmt):
+    touch(msmt / "test", "a_b_09_c/0000_000_04_0303morning_0001_0.jpg")
+    (msmt / "list_query.txt").write_text("a_b_09_c/0000_000_04_0303morning_0001_0.jpg 0")
+    assert [sample.camid for sample in msmt17(root).trials[0].query] == [3]
+
+
+def test_lists_of_other_systems(root, msmt):
+    """A byte order mark, line ends of Windows, and tabs."""
+    whole = msmt17(root)
+    for split, lines in LISTS.items():
+        text = "\r\n".join(line.replace(" ", "\t") for line in lines)
+        (msmt / f"list_{split}.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert msmt17(root) == whole
+
+
+# ----------------------------------------------------------------------------------------------------------------- VeRi
+
+
+VERI = {
+    "image_train": ("0004_c020_00016450_0.jpg", "0002_c002_00030600_0.jpg", "0004_c001_1_0.jpg", "-1_c004_00001_0.jpg"),
+    "image_query": ("0003_c003_00085300_0.jpg", "0001_c010_00016470_0.jpg"),
+    "image_test": ("0003_c003_00085300_0.jpg", "0001_c011_00016475_0.jpg", "-1_c001_00016475_0.jpg"),
+}
+
+
+@pytest.fixture
+def cars(root) -> Path:
+    for split, names in VERI.items():
+        touch(root / "VeRi" / split, *names, "Thumbs.db")
+    return root / "VeRi"
+
+
+def annotation(name: str, viewpoint: int, folder: str = "/home/someone/0099_c099/image_train/") -> str:
+    return f"{folder}{name} {' '.join(str(number - 1) for number in range(40))} {viewpoint}\n"
+
+
+def test_veri(root, cars):
+    """Cameras of several digits, junk left out; one viewpoint as long as none is told."""
+    benchmark = veri(root)
+    assert seen(benchmark.train) == [
+        ("0002_c002_00030600_0.jpg", 0, 1, 0),
+        ("0004_c001_1_0.jpg", 1, 0, 0),
+        ("0004_c020_00016450_0.jpg", 1, 19, 0),
+    ]
+    (trial,) = benchmark.trials
+    assert seen(trial.query) == [("0001_c010_00016470_0.jpg", 1, 9, 0), ("0003_c003_00085300_0.jpg", 3, 2, 0)]
+    assert seen(trial.gallery) == [("0001_c011_00016475_0.jpg", 1, 10, 0), ("0003_c003_00085300_0.jpg", 3, 2, 0)]
+    assert (benchmark.name, benchmark.template, benchmark.ignored) == ("veri", VEHICLE, same_camera)
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (2, 20, 1)
+    assert veri(cars) == benchmark
+
+
+def test_veri_viewpoints(root, cars, tmp_path, caplog):
+    """The first file that knows an image counts; a query has its twin's viewpoint; unknown is -1, and nobody leaves."""
+    first, second = tmp_path / "keypoint_train.txt", tmp_path / "keypoint_test.txt"
+    first.write_text(
+        annotation("0002_c002_00030600_0.jpg", 3)
+        + "\n"
+        + annotation("0002_c002_00030600_0.jpg", 6)
+        + annotation("0004_c020_00016450_0.jpg", 7)
+    )
+    second.write_text(
+        annotation("0004_c020_00016450_0.jpg", 1)
+        + annotation("0003_c003_00085300_0.jpg", 5, "C:\\VeRi\\image_test\\")
+        + annotation("0001_c011_00016475_0.jpg", 0, "")
+    )
+    plain = veri(root)
+    with caplog.at_level(logging.WARNING):
+        benchmark = veri(root, viewpoints=(first, second))
+    (trial,) = benchmark.trials
+    assert [sample.viewid for sample in benchmark.train] == [3, -1, 7]
+    assert [sample.viewid for sample in trial.query] == [-1, 5]
+    assert [sample.viewid for sample in trial.gallery] == [0, 5]
+    assert (benchmark.num_pids, benchmark.num_views) == (2, 8)
+    for some, others in ((benchmark.train, plain.train), *zip(trial, plain.trials[0], strict=True)):
+        assert [sample[:3] for sample in some] == [sample[:3] for sample in others]
+    assert f"{cars}/image_train: 1 of 3 images have no viewpoint: unknown" in caplog.text
+    assert "image_test" not in caplog.text
+    assert veri(root, viewpoints=(second, first)).train[2].viewid == 1
+    assert {sample.viewid for sample in veri(root, viewpoints=(first,)).trials[0].gallery} == {-1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0003_c003_00085300_0.jpg 3",
+        annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " "),
+        annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " 17 17 "),
+        annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " x "),
+        annotation("0003_c003_00085300_0.jpg", 8),
+        annotation("0003_c003_00085300_0.jpg", 3)[:-2] + "front",
+        annotation("0003_c003_00085300_0.jpg", 3)[:-3],
+    ],
+)
+def test_veri_damaged_annotation(root, cars, tmp_path, line):
+    path = tmp_path / "keypoint_train.txt"
+    path.write_text(annotation("0002_c002_00030600_0.jpg", 3) + "\n" + line)
+    message = message_of(veri, root, viewpoints=(path,))
+    assert message.startswith(f"{path}: line 3 is '")
+    assert f"({len(line.split())} fields); right are 42: an image, 40 coordinates, a viewpoint from 0 to 7" in message
+
+
+def test_veri_annotation_missing_empty_or_of_other_images(root, cars, tmp_path):
+    path = tmp_path / "keypoint_train.txt"
+    message = message_of(veri, root, viewpoints=[path])
+    assert message.startswith(f"{path}: there is no such file; VeRi's viewpoints are in keypoint_train.txt")
+    assert "Wang et al. (2017)" in message
+    path.touch()
+    assert message_of(veri, root, viewpoints=[path]).startswith(f"{path}: holds no line; VeRi's viewpoints")
+    path.write_text(annotation("0003_c003_00085300_0.jpg", 4))  # a query's: none of training
+    assert message_of(veri, root, viewpoints=[path]).startswith(
+        f"{path}: no viewpoint of any image in {cars}/image_train"
+    )
+    assert [sample.viewid for sample in veri(root, train=False, viewpoints=[path]).trials[0].query] == [-1, 4]
+    assert read_viewpoints([path]) == {"0003_c003_00085300_0.jpg": 4}
+
+
+@pytest.mark.parametrize("split", VERI)
+def test_veri_folder_missing_or_empty(root, cars, split):
+    shutil.rmtree(cars / split)
+    message = message_of(veri, root)
+    assert message == f"{cars}/{split}: there is no such folder; VeRi has image_train, image_query, image_test"
+    touch(cars / split, "-1_c001_1_0.jpg")
+    assert message_of(veri, root).startswith(f"{cars}/{split}: holds no image that counts")
+
+
+def test_veri_without_training_images(root, cars):
+    whole = veri(root)
+    shutil.rmtree(cars / "image_train")
+    assert veri(root, train=False).trials == whole.trials
+    assert veri(root, train=False).train == ()
+
+
+@pytest.mark.parametrize("name", ["0001_c000_1_0.jpg", "0001_1_0.jpg", "car.jpg", "-2_c001_1_0.jpg"])
+def test_veri_name_that_does_not_fit(root, cars, name):
+    touch(cars / "image_test", name)
+    message = message_of(veri, root)
+    assert message == f"{cars}/image_test/{name}: is not named as VeRi's images are, e.g. 0001_c001_00016450_0.jpg"
+
+
+# ------------------------------------------------------------------------------------------------------------ VehicleID
+
+
+TRAIN_CARS = ("0000009 30", "0000001 4", "0000005 30", "0000003 7")
+SMALL = (*(f"{200 + number:07} {(9, 2, 5)[number % 3]}" for number in range(18)), "0000999 6")
+CAR_LISTS = {
+    "train_list.txt": TRAIN_CARS,
+    "test_list_800.txt": SMALL,
+    "test_list_1600.txt": (*SMALL, "0000300 11", "0000301 11"),
+    "test_list_2400.txt": (*SMALL, "0000300 11", "0000301 11", "0000302 12"),
+}
+
+
+@pytest.fixture
+def listed(root) -> Path:
+    folder = root / "VehicleID_V1.0"
+    images = {line.split()[0] for lines in CAR_LISTS.values() for line in lines}
+    touch(folder / "image", *(f"{image}.jpg" for image in images), "Thumbs.db")
+    (folder / "train_test_split").mkdir()
+    for name, lines in CAR_LISTS.items():
+        (folder / "train_test_split" / name).write_text("\n".join(["", *lines, ""]))
+    return folder
+
+
+def test_vehicleid(root, listed):
+    benchmark = vehicleid(root)
+    assert seen(benchmark.train) == [
+        ("0000001.jpg", 0, 0, 0),
+        ("0000003.jpg", 1, 0, 0),
+        ("0000005.jpg", 2, 0, 0),
+        ("0000009.jpg", 2, 0, 0),
+    ]
+    assert (benchmark.name, benchmark.template, benchmark.ignored) == ("VehicleID", VEHICLE, ignore_nothing)
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 1, 1)
+    assert len(benchmark.trials) == 10
+    assert all(Path(sample.path).is_file() for trial in benchmark.trials for side in trial for sample in side)
+    assert vehicleid(listed) == benchmark
+
+
+def test_vehicleid_trials(root, listed):
+    """Of each test identity one image is the gallery and all others are queries; all trials are of the same images."""
+    benchmark = vehicleid(root)
+    everything = {int(line.split()[0]): int(line.split()[1]) for line in SMALL}
+    objects: dict[Sample, int] = {}
+    for query, gallery in benchmark.trials:
+        assert not set(query) & set(gallery)
+        assert {int(Path(sample.path).stem): sample.pid for sample in (*query, *gallery)} == everything
+        assert sorted(sample.pid for sample in gallery) == [2, 5, 6, 9]
+        assert all(list(side) == sorted(side) for side in (query, gallery))
+        assert {sample[2:] for sample in (*query, *gallery)} == {(0, 0)}
+        for sample in (*query, *gallery):
+            assert objects.setdefault(sample, id(sample)) == id(sample)
+    assert len(objects) == 19
+    galleries = {trial.gallery for trial in benchmark.trials}
+    assert len(galleries) > 5  # of 216
+    for pid in (2, 5, 9):  # each image may be drawn, the first as well as the last
+        assert len({sample for gallery in galleries for sample in gallery if sample.pid == pid}) > 2
+
+
+def test_vehicleid_draws_depend_on_seed_and_trial_alone(root, listed):
+    benchmark = vehicleid(root)
+    assert vehicleid(root, trials=3).trials == benchmark.trials[:3]
+    assert vehicleid(root, train=False).trials == benchmark.trials
+    assert vehicleid(root, seed=7).trials == vehicleid(root, seed=7).trials != benchmark.trials
+    torch.manual_seed(3)
+    random.seed(3)
+    path = listed / "train_test_split" / "test_list_800.txt"
+    path.write_text("\n".join(reversed(SMALL)))
+    assert vehicleid(root).trials == benchmark.trials
+
+
+def test_vehicleid_draws_reach_every_image(root, listed):
+    """Over many draws, the six images of an identity are drawn about equally often."""
+    drawn = [sample.path for trial in vehicleid(root, trials=300).trials for sample in trial.gallery if sample.pid == 9]
+    counts = {path: drawn.count(path) for path in drawn}
+    assert len(counts) == 6 and min(counts.values()) > 25 and max(counts.values()) < 80
+
+
+@pytest.mark.parametrize(("size", "identities", "images"), [("small", 4, 19), ("medium", 5, 21), ("large", 6, 22)])
+def test_vehicleid_sizes(root, listed, size, identities, images):
+    for name in CAR_LISTS:
+        if name not in ("train_list.txt", {"small": "test_list_800.txt", "medium": "test_list_1600.txt"}.get(size)):
+            (listed / "train_test_split" / name).rename(listed / name)
+    if size == "large":
+        (listed / "test_list_2400.txt").rename(listed / "train_test_split" / "test_list_2400.txt")
+    for query, gallery in vehicleid(root, size=size).trials:
+        assert (len(gallery), len(query)) == (identities, images - identities)
+
+
+def test_vehicleid_without_training_images(root, listed):
+    whole = vehicleid(root)
+    path = listed / "train_test_split" / "train_list.txt"
+    (listed / "image" / "0000001.jpg").unlink()
+    message = message_of(vehicleid, root)
+    assert message == f"{path}: names images that are not in {listed}/image: 0000001.jpg (line 3)"
+    path.unlink()
+    assert message_of(vehicleid, root).startswith(
+        f"{path}: there is no such file; VehicleID has train_list.txt, test_l"
+    )
+    benchmark = vehicleid(root, train=False)
+    assert benchmark.train == () and benchmark.trials == whole.trials
+
+
+def test_vehicleid_missing_or_wrong(root, listed):
+    assert message_of(vehicleid, root, size="huge") == (
+        "VehicleID has no test list of size 'huge'; there are: small, medium, large"
+    )
+    assert message_of(vehicleid, root, trials=0) == "VehicleID: 0 trials; right is 1 or more, 10 by protocol"
+    path = listed / "train_test_split" / "test_list_800.txt"
+    path.write_text("0000200\n")
+    assert message_of(vehicleid, root) == (
+        f"{path}: line 1 is '0000200'; right is an image and its identity: 0000001 1401"
+    )
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    assert message_of(vehicleid, root).startswith(f"{path}: line 1 is ")
+    path.unlink()
+    assert message_of(vehicleid, root).startswith(f"{path}: there is no such file; VehicleID has train_list.txt")
+    shutil.rmtree(listed / "image")
+    assert message_of(vehicleid, root) == (
+        f"{listed}/image: there is no such folder; VehicleID has image and train_test_split"
+    )
+    shutil.rmtree(listed)
+    message = message_of(vehicleid, root)
+    assert message.startswith(
+        f"DATASETS.ROOT_DIR {root}: no VehicleID here; right is the folder that holds VehicleID_V1"
+    )
+    assert message.endswith("asked for from its authors and is never downloaded here")
+    assert "there is no such folder" in message_of(vehicleid, root / "nowhere")
+
+
+def test_ignore_nothing():
+    """No pair leaves the gallery, not even the same identity in the same camera."""
+    query, gallery = Labels(torch.tensor([1, 2]), torch.tensor([0, 0])), Labels(torch.tensor([2, 1, 1]), torch.zeros(3))
+    ignored = ignore_nothing(query, gallery)
+    assert (ignored.shape, ignored.dtype, ignored.any().item()) == ((2, 3), torch.bool, False)
+    distances = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    ranking = rank(distances, query, gallery, ignored=ignore_nothing)
+    assert ranking.num_valid == 2
+    assert ranking.cmc[0] == 0.5 and ranking.mAP == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
+    with pytest.raises(DataError):
+        rank(distances, query, gallery, ignored=same_camera)
+
+
+# ------------------------------------------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmc", "msmt17", "veri", "VehicleID"])
+def test_the_order_of_a_folder_does_not_matter(root, monkeypatch, name):
+    """And no image is asked for by itself: a benchmark has up to 220 000 of them."""
+    fake_duke(root / "DukeMTMC-reID")
+    fake_duke(root / "Market-1501")
+    fake_msmt17(root / "MSMT17")
+    for split, names in VERI.items():
+        touch(root / "VeRi" / split, *names)
+    lists = root / "VehicleID_V1.0" / "train_test_split"
+    lists.mkdir(parents=True)
+    images = [f"{number:07}" for number in range(2000)]
+    touch(root / "VehicleID_V1.0" / "image", *(f"{image}.jpg" for image in images))
+    lines = [f"{image} {number % 100}\n" for number, image in enumerate(images)]
+    (lists / "train_list.txt").write_text("".join(lines[:1000]))
+    (lists / "test_list_800.txt").write_text("".join(lines[1000:]))
+    touch(root / "Market-1501" / "bounding_box_train", *(f"0008_c1s1_{number:06}_00.jpg" for number in range(1000)))
+
+    readers = {"market1501": market1501, "dukemtmc": dukemtmc, "msmt17": msmt17, "veri": veri, "VehicleID": vehicleid}
+    listdir, stat, asked = os.listdir, os.stat, []
+    reference = readers[name](root)
+    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listdir(folder), reverse=True))
+    assert readers[name](root) == reference
+    monkeypatch.setattr(os, "listdir", lambda folder: random.Random(1).sample(listdir(folder), len(listdir(folder))))
+    assert readers[name](root) == reference
+    monkeypatch.setattr(os, "stat", lambda path, **named: (asked.append(path), stat(path, **named))[1])
+    assert readers[name](root) == reference
+    assert not [path for path in asked if str(path).lower().endswith(".jpg")]
+    assert 0 < len(asked) < 100
+    assert reference.name == name
+
+
+def test_published_counts_have_every_benchmark():
+    assert {name for name, _ in PUBLISHED} == {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
+    assert all(published_counts(name) is not None for name, _ in PUBLISHED)
+
+
+def test_published_counts():
+    assert published_counts("market1501") == (12936, 751, 3368, 19732 - 3819, 6)
+    assert published_counts("msmt17").train_images == 30248 + 2373
+    assert published_counts("msmt17", val=False) == published_counts("msmt17")._replace(train_images=30248)
+    small = published_counts("VehicleID")
+    assert small.query_images + small.gallery_images == 6532
+    assert [published_counts("VehicleID", size=size).gallery_images for size in ("medium", "large")] == [1600, 2400]
+    assert published_counts("dukemtmc", val=False, size="large") == (16522, 702, 2228, 17661, 8)
+    assert published_counts("occ_duke") == (15618, 702, 2210, 17661, 8)
+    assert published_counts("veri") == (37778, 576, 1678, 11579, 20)
+    assert published_counts("folder") is None and published_counts("synthetic") is None

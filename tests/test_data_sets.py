@@ -1,0 +1,132 @@
+"""Data sets by name: every reader behind its configuration, with the keys that are its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from configs import ConfigError, load
+from datasets.build import BENCHMARKS, make_benchmark
+from utils.errors import DataError
+from utils.metrics import ignore_nothing, same_camera
+from utils.records import Labels
+
+
+def images(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16), (number, 0, 0)).save(path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """All six benchmarks and pictures of one's own, a handful of images each."""
+    root = tmp_path_factory.mktemp("data")
+    named = {
+        "bounding_box_train": ("0002_c1s1_0_0.jpg", "0002_c2s1_0_0.jpg", "0007_c1s1_0_0.jpg", "0007_c3s1_0_0.jpg"),
+        "query": ("0001_c1s1_0_0.jpg",),
+        "bounding_box_test": ("0001_c2s1_0_0.jpg", "0003_c1s1_0_0.jpg"),
+    }
+    for place in ("Market-1501-v15.09.15", "dukemtmcreid/DukeMTMC-reID", "dukemtmcreid/Occluded_Duke"):
+        for split, names in named.items():
+            images(root / place / split, *names)
+    cars = {
+        "image_train": ("0001_c001_00016450_0.jpg", "0005_c020_00016455_0.jpg"),
+        "image_query": ("0002_c002_00030600_0.jpg",),
+        "image_test": ("0002_c002_00030600_0.jpg", "0002_c003_00030605_0.jpg"),
+    }
+    for split, names in cars.items():
+        images(root / "VeRi" / split, *names)
+    for split in ("train", "test"):
+        names = [name for folder in cars if (split in folder) or split == "test" for name in cars[folder]]
+        lines = [f"x/{name} {' '.join(['-1'] * 40)} {3 if split == 'train' else 5}" for name in names]
+        (root / f"keypoint_{split}.txt").write_text("\n".join(lines) + "\n")
+    lists = {"train": ("0000/0_0_01_a.jpg 0",), "val": ("0001/0_1_02_a.jpg 1",)}
+    tests = {"query": ("0000/9_0_01_a.jpg 0",), "gallery": ("0000/9_0_03_a.jpg 0", "0001/9_1_02_a.jpg 1")}
+    for folder, splits in (("train", lists), ("test", tests)):
+        for split, lines in splits.items():
+            images(root / "MSMT17" / folder, *(line.split()[0] for line in lines))
+            (root / "MSMT17" / f"list_{split}.txt").write_text("\n".join(lines) + "\n")
+    vehicles = {"train_list": (10, 11), "test_list_800": (1, 2), "test_list_1600": (1, 2, 3), "test_list_2400": (4, 5)}
+    for name, pids in vehicles.items():
+        pictures = [(f"{pid:03}{copy}", pid) for pid in pids for copy in range(3)]
+        images(root / "VehicleID_V1.0" / "image", *(f"{picture}.jpg" for picture, _ in pictures))
+        file = root / "VehicleID_V1.0" / "train_test_split" / f"{name}.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(f"{picture} {pid}\n" for picture, pid in pictures))
+    for split, cameras in (("train", (1, 2)), ("query", (1,)), ("gallery", (2, 3))):
+        images(root / "mine" / split, *(f"{dog}/c{camera}_x.jpg" for dog in ("rex", "bello") for camera in cameras))
+    return root
+
+
+def settings(root: Path, name: str, *overrides: str):
+    where = root / "mine" if name == "folder" else root
+    return load(None, ["DATASETS.NAMES", name, "DATASETS.ROOT_DIR", str(where), *overrides])
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "synthetic"])
+def test_every_data_set_by_its_name(root, name):
+    benchmark = make_benchmark(settings(root, name))
+    assert benchmark.name == name
+    assert len(benchmark.train) > 0 and all(trial.query and trial.gallery for trial in benchmark.trials)
+    assert sorted({sample.pid for sample in benchmark.train}) == list(range(benchmark.num_pids))
+    without = make_benchmark(settings(root, name), train=False)
+    assert without.train == () and without.trials == benchmark.trials
+    noun = "vehicle" if name in ("veri", "VehicleID") else "person"
+    assert benchmark.template == f"A photo of a {{}} {noun}."
+    assert len(benchmark.trials) == (10 if name == "VehicleID" else 1)
+    assert benchmark.ignored is (ignore_nothing if name == "VehicleID" else same_camera)
+
+
+BOTH = [
+    "DATASETS.VIEWPOINTS_TRAIN",
+    "{root}/keypoint_train.txt",
+    "DATASETS.VIEWPOINTS_TEST",
+    "{root}/keypoint_test.txt",
+]
+CHANGES = [
+    ("DATASETS.MSMT17_VAL", "False", "msmt17", []),
+    ("DATASETS.VEHICLEID_SIZE", "medium", "VehicleID", []),
+    ("DATASETS.VIEWPOINTS_TRAIN", "{root}/keypoint_train.txt", "veri", BOTH[2:]),
+    ("DATASETS.VIEWPOINTS_TEST", "{root}/keypoint_test.txt", "veri", BOTH[:2]),
+    ("DATASETS.NOUN", "dog", "folder", []),
+    ("TEST.PROTOCOL", "all", "market1501", []),
+    ("TEST.PROTOCOL", "all", "folder", []),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "name", "beside"), CHANGES)
+def test_keys_of_a_reader_change_what_is_read(root, key, value, name, beside):
+    beside, value = [word.format(root=root) for word in beside], value.format(root=root)
+    assert make_benchmark(settings(root, name, *beside)) != make_benchmark(settings(root, name, *beside, key, value))
+
+
+def test_every_pair_counts_on_request(root):
+    labels = Labels(torch.tensor([1, 1]), torch.tensor([0, 1]))
+    assert make_benchmark(settings(root, "market1501")).ignored(labels, labels).any()
+    assert not make_benchmark(settings(root, "market1501", "TEST.PROTOCOL", "all")).ignored(labels, labels).any()
+
+
+def test_viewpoints_of_veri(root):
+    files = [word.format(root=root) for word in BOTH]
+    benchmark = make_benchmark(settings(root, "veri", *files, "MODEL.SIE_VIEW", "True"))
+    assert {sample.viewid for sample in benchmark.train} == {3}
+    assert {sample.viewid for sample in benchmark.trials[0].gallery} == {5}
+    with pytest.raises(DataError, match=r"MODEL\.SIE_VIEW True: .*DATASETS\.VIEWPOINTS_TRAIN .*keypoint_train\.txt"):
+        make_benchmark(settings(root, "veri", "MODEL.SIE_VIEW", "True"))
+
+
+def test_people_and_vehicles_do_not_train_together(root):
+    both = make_benchmark(settings(root, "('market1501', 'dukemtmc')"))
+    assert both.num_pids == 4 and len(both.parts) == 2
+    with pytest.raises(DataError, match="one sentence for all"):
+        make_benchmark(settings(root, "('market1501', 'veri')"))
+
+
+def test_a_noun_is_a_word():
+    with pytest.raises(ConfigError, match=r"DATASETS\.NOUN: '\{\} dog' will not do"):
+        load(None, ["DATASETS.NOUN", "{} dog"])

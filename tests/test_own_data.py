@@ -1,0 +1,843 @@
+"""Users' own pictures: the three forms of `folder`, their messages, and the splits that `split_dataset` draws."""
+
+import csv
+import os
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.folder import camera_of, folder, natural, read_splits
+from datasets.images import Images
+from datasets.market1501 import market1501
+from datasets.sampler import IdentitySampler
+from datasets.transforms import TrainTransform
+from tools import split_dataset
+from utils.command import run
+from utils.errors import DataError, UserError
+from utils.metrics import ignore_nothing, rank, same_camera
+from utils.records import Benchmark, Labels
+
+HEADER = "path,pid,camid,viewid,split\n"
+FORMS = ("folders", "market", "csv")
+
+
+def write(root: Path, *names: str) -> Path:
+    """Files that are only listed, never decoded."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def table(root: Path, text: str | bytes, name: str = "pictures.csv") -> Path:
+    """A CSV file, and the pictures it may name."""
+    write(root, *(f"{letter}.jpg" for letter in "abcdef"))
+    (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return root
+
+
+def rows(*lines: str) -> str:
+    """A table with a picture in every split, and then `lines`."""
+    return HEADER + "a.jpg,1,1,,train\nb.jpg,2,1,,query\nc.jpg,2,2,,gallery\n" + "".join(f"{line}\n" for line in lines)
+
+
+def seen(samples) -> list[tuple[str, int, int, int]]:
+    return [(os.path.basename(sample.path), sample.pid, sample.camid, sample.viewid) for sample in samples]
+
+
+def labels(benchmark: Benchmark) -> list[list[tuple[int, int, int]]]:
+    """Everything but names, in order."""
+    (trial,) = benchmark.trials
+    return [[tuple(sample[1:]) for sample in samples] for samples in (benchmark.train, *trial)]
+
+
+def message(root: Path, **options) -> str:
+    with pytest.raises(DataError) as error:
+        folder(root, **options)
+    return str(error.value)
+
+
+# ----------------------------------------------------------------------------------------------- labels and their order
+
+
+def test_natural_order():
+    wanted = ["", "1", "2", "10", "a", "a01", "a1", "a2", "a2b", "a10", "b", "é"]
+    assert sorted(sorted(wanted, reverse=True), key=natural) == wanted
+    assert sorted(["9" * 5000, "1" + "0" * 5000, "2"], key=natural)[1] == "9" * 5000  # int() refuses so many digits
+
+
+@pytest.mark.parametrize(
+    ("name", "camera"),
+    [
+        *(("c3_0001.jpg", "3"), ("0002_c1s1_000451_03.jpg", "1"), ("img_c12.png", "12"), ("c3.jpg", "3")),
+        *(("0002_c001_7.jpg", "1"), ("a_c2.jpg.jpg", "2"), ("a_c1_c2.jpg", "1"), ("c0_a.jpg", "0")),
+        *(("abc3_1.jpg", ""), ("c3a_1.jpg", ""), ("1-c3-1.jpg", ""), ("C3_1.jpg", ""), ("c_3.jpg", ""), ("7.jpg", "")),
+        *(("c1sx_1.jpg", ""), ("0aa7bdd0-c123-4000.jpg", "")),  # a random identifier is no camera
+    ],
+)
+def test_camera_of_a_name(name, camera):
+    assert camera_of(name) == camera
+
+
+# ------------------------------------------------------------------------------------------------ a folder per identity
+
+
+@pytest.fixture
+def people(tmp_path) -> Path:
+    return write(
+        tmp_path / "x_c9" / "data",  # the folders above a picture say nothing about it
+        *("train/10/c1_1.jpg", "train/2/c10_b.jpg", "train/2/c2_10.jpg", "train/2/c2_2.JPG", "train/anna/c2_1.png"),
+        *("query/20/c1_1.jpg", "query/3/c2_1.jpg", "gallery/3/c1_1.webp", "gallery/100/c3_1.tif"),
+        *("gallery/20/c2_1.bmp", "gallery/20/Thumbs.db", "gallery/20/._c2_1.jpg", "gallery/.git/c1_1.jpg"),
+        *("gallery/-1/c1_1.jpg", "train/-1/c1_1.jpg", "notes.txt", "gallery/desktop.ini"),
+    )
+
+
+def test_a_folder_per_identity(people):
+    """Natural order of identity, camera and name; training from 0, query and gallery together from 0, cameras, too."""
+    benchmark = folder(people)
+    (trial,) = benchmark.trials
+    assert seen(benchmark.train) == [
+        *(("c2_2.JPG", 0, 1, 0), ("c2_10.jpg", 0, 1, 0), ("c10_b.jpg", 0, 3, 0)),  # identity 2
+        ("c1_1.jpg", 1, 0, 0),  # 10
+        ("c2_1.png", 2, 1, 0),  # anna
+    ]
+    assert seen(trial.query) == [("c2_1.jpg", 0, 1, 0), ("c1_1.jpg", 1, 0, 0)]
+    assert seen(trial.gallery) == [("c1_1.webp", 0, 0, 0), ("c2_1.bmp", 1, 1, 0), ("c3_1.tif", 2, 2, 0)]
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 4, 1)
+    assert (benchmark.name, benchmark.template) == ("folder", "A photo of a {} person.")
+    assert benchmark.ignored is same_camera
+    assert all(os.path.isfile(sample.path) for sample in (*benchmark.train, *trial.query, *trial.gallery))
+    assert folder(people, noun="vehicle").template == "A photo of a {} vehicle."
+
+
+def test_protocols(people):
+    assert folder(people, protocol="all").ignored is ignore_nothing
+    assert labels(folder(people, protocol="all")) == labels(folder(people))  # cameras that are there are kept
+    assert message(people, protocol="any") == (
+        "TEST.PROTOCOL: there is no protocol 'any'; there are: cross-camera, all"
+    )
+
+
+def test_without_cameras_the_protocol_is_chosen_explicitly(tmp_path):
+    root = write(tmp_path, "train/a/1.jpg", "query/b/1.jpg", "gallery/b/10.jpg", "gallery/b/2.jpg")
+    assert message(root) == (
+        f"{root}: 4 of 4 pictures have no camera (e.g. {root}/gallery/b/2.jpg). Name it in the file's name "
+        "(c3_0001.jpg) or in column camid; or choose TEST.PROTOCOL all, by which every query is compared with the "
+        "whole gallery"
+    )
+    benchmark = folder(root, protocol="all")
+    assert labels(benchmark) == [[(0, 0, 0)], [(0, 0, 0)], [(0, 0, 0)] * 2]
+    assert (benchmark.num_cams, benchmark.ignored) == (1, ignore_nothing)
+    assert [name for name, *_ in seen(benchmark.trials[0].gallery)] == ["2.jpg", "10.jpg"]
+
+
+def test_some_cameras_unknown(tmp_path):
+    """An unknown camera is -1 and comes first; what is not asked for need not have one."""
+    root = write(tmp_path, "train/a/x.jpg", "train/a/c7_1.jpg", "query/b/c5_1.jpg", "gallery/b/c6_1.jpg")
+    assert f"1 of 4 pictures have no camera (e.g. {root}/train/a/x.jpg)" in message(root)
+    assert labels(folder(root, protocol="all")) == [[(0, -1, 0), (0, 2, 0)], [(0, 0, 0)], [(0, 1, 0)]]
+    assert labels(folder(root, train=False)) == [[], [(0, 0, 0)], [(0, 1, 0)]]
+
+
+def test_testing_needs_no_training_part_but_numbers_its_cameras_where_it_is_there(people):
+    assert labels(folder(people, train=False)) == [[], *labels(folder(people))[1:]]
+    write(people, "train/9/c0_1.jpg")
+    assert folder(people, train=False).trials == folder(people).trials
+    assert folder(people, train=False).trials[0].query[0].camid == 2
+    shutil.rmtree(people / "train")
+    assert folder(people, train=False).trials[0].query[0].camid == 1
+    (people / "train").mkdir()
+    assert folder(people, train=False).train == ()
+    assert message(people).startswith(f"{people / 'train'}: holds no picture (.jpg, .jpeg, .png,")
+
+
+@pytest.mark.parametrize(
+    ("split", "missing"),
+    [("train", "train (or bounding_box_train)"), ("query", "query"), ("gallery", "gallery (or bounding_box_test)")],
+)
+def test_a_split_missing_or_empty(people, split, missing):
+    shutil.rmtree(people / split)
+    others = ", ".join(name for name in ("train", "query", "gallery") if name != split)
+    assert message(people) == f"DATASETS.ROOT_DIR {people}: there is no folder {missing} beside {others}"
+    if split != "train":
+        assert message(people, train=False) == message(people)
+    write(people / split, "-1/c1_1.jpg", "5/notes.txt")  # junk and texts do not count
+    assert message(people).startswith(f"{people / split}: holds no picture (.jpg, ")
+    if split != "train":
+        assert message(people, train=False) == message(people)
+
+
+def test_two_folders_for_a_split(people):
+    write(people, "bounding_box_test/0002_c1_1.jpg")
+    assert message(people) == (
+        f"DATASETS.ROOT_DIR {people}: holds both gallery and bounding_box_test; right is one of them"
+    )
+
+
+def test_pictures_beside_and_folders_below_identities(people):
+    write(people, "query/c1_5.jpg")
+    assert message(people) == (
+        f"{people}/query: holds pictures (c1_5.jpg) that are in no folder of their identity, beside such folders (3)"
+    )
+    (people / "query" / "c1_5.jpg").unlink()
+    write(people, "query/3/old/c1_5.jpg")
+    assert message(people).startswith(f"{people}/query/3/old: is a folder in an identity's folder; the pictures of an")
+
+
+def test_not_split(tmp_path):
+    root = write(tmp_path / "people", "anna/1.jpg", "bob/2.jpg")
+    assert message(root) == (
+        f"DATASETS.ROOT_DIR {root}: is not split into train, query and gallery. If it holds a folder per identity "
+        f"(such as anna), `python -m tools.split_dataset {root} TARGET` makes the splits"
+    )
+
+
+def test_nothing_of_the_kind(tmp_path):
+    assert message(tmp_path / "x") == f"DATASETS.ROOT_DIR {tmp_path / 'x'}: there is no such folder or file"
+    write(tmp_path, "docs/readme.txt", "1.jpg")
+    assert message(tmp_path).startswith(f"DATASETS.ROOT_DIR {tmp_path}: holds neither the folders train, query and")
+    picture = tmp_path / "1.jpg"
+    assert message(picture) == f"DATASETS.ROOT_DIR {picture}: is neither a folder nor a CSV file"
+
+
+def test_labels_that_differ_in_leading_zeros_alone(people):
+    write(people, "gallery/003/c1_1.jpg")
+    assert message(people) == ("identities '003' and '3' differ in leading zeros alone; right is one way to write it")
+
+
+def test_names_of_any_language(tmp_path):
+    """Spaces, other scripts, and ü as one character or as two: one identity."""
+    one, two = "J\u00fcrgen M", "Ju\u0308rgen M"
+    root = write(tmp_path, f"train/{one}/c1_1.jpg", f"query/{one}/c1_ 1.jpg", f"gallery/{two}/c2_ü.jpg")
+    write(root, "gallery/李 明/c3_照片 1.jpg")
+    (query,), gallery = folder(root).trials[0]
+    assert [sample.pid for sample in gallery] == [query.pid, query.pid + 1]
+    assert gallery[1].path == str(root / "gallery" / "李 明" / "c3_照片 1.jpg")
+
+
+def test_links(people, tmp_path):
+    """To pictures, to identities and to the whole; a link to nothing is named, never passed over."""
+    expected = labels(folder(people))
+    linked = tmp_path / "linked"
+    (linked / "train").mkdir(parents=True)
+    for split in ("query", "gallery"):
+        (linked / split).symlink_to(people / split)
+    for identity in ("2", "anna"):
+        (linked / "train" / identity).symlink_to(people / "train" / identity)
+    (linked / "train" / "10").mkdir()
+    (linked / "train" / "10" / "c1_1.jpg").symlink_to(people / "train" / "10" / "c1_1.jpg")
+    (tmp_path / "again").symlink_to(linked)
+    assert labels(folder(tmp_path / "again")) == expected
+    (people / "train" / "10" / "c1_1.jpg").unlink()
+    assert message(linked) == f"{linked}/train/10/c1_1.jpg: is a link to nothing"
+
+
+def test_a_folder_that_cannot_be_listed(people, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "gallery":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert message(people) == f"{people}/gallery: cannot be listed (Permission denied)"
+
+
+# -------------------------------------------------------------------------------------------------- Market-1501's names
+
+
+def test_market_names(tmp_path):
+    """The identity is what stands before the camera; its own reader finds the same pictures in the same places."""
+    root = write(
+        tmp_path,
+        *("bounding_box_train/0010_c1s1_000451_03.jpg", "bounding_box_train/0002_c6s1_000451_03.jpg"),
+        *("query/0007_c2s1_1.jpg", "bounding_box_test/0007_c1s1_1.jpg", "bounding_box_test/-1_c1s1_1.jpg"),
+        *("bounding_box_test/0000_c1s1_1.jpg", "bounding_box_test/Thumbs.db", "bounding_box_train/-1_c3s1_1.jpg"),
+    )
+    mine, markets = folder(root), market1501(root)
+    assert seen(mine.train) == [("0002_c6s1_000451_03.jpg", 0, 2, 0), ("0010_c1s1_000451_03.jpg", 1, 0, 0)]
+    assert seen(mine.trials[0].query) == [("0007_c2s1_1.jpg", 1, 1, 0)]
+    assert seen(mine.trials[0].gallery) == [("0000_c1s1_1.jpg", 0, 0, 0), ("0007_c1s1_1.jpg", 1, 0, 0)]
+    for own, theirs in zip((mine.train, *mine.trials[0]), (markets.train, *markets.trials[0]), strict=True):
+        assert [sample.path for sample in own] == [sample.path for sample in theirs]
+    for old, new in (("bounding_box_train", "train"), ("bounding_box_test", "gallery")):
+        (root / old).rename(root / new)
+    assert labels(folder(root)) == labels(mine)
+
+
+def test_market_names_of_other_labels_and_without_cameras(tmp_path):
+    root = write(tmp_path / "one", "train/anna_b_c1_1.jpg", "query/2_c1_x_c2.jpg", "gallery/10_c2s1.jpg")
+    assert [row.identity for split in read_splits(root).values() for row in split] == ["anna_b", "2", "10"]
+    root = write(tmp_path / "two", "train/0001_a.jpg", "query/0002_b.jpg", "gallery/0002_c.jpg", "gallery/-1_c.jpg")
+    assert labels(folder(root, protocol="all")) == [[(0, 0, 0)]] * 3
+    assert "3 of 3 pictures have no camera" in message(root)
+
+
+@pytest.mark.parametrize("name", ["IMG_0001.jpg", "c1_0001.jpg", "0001.jpg", "_c1_1.jpg"])
+def test_a_name_without_an_identity(tmp_path, name):
+    root = write(tmp_path, "train/0001_c1_1.jpg", "query/0002_c1_1.jpg", "gallery/0002_c1_1.jpg", f"query/{name}")
+    assert message(root).startswith(f"{root}/query/{name}: does not begin with its identity, as 0002_c1s1_000451.jpg")
+
+
+# ------------------------------------------------------------------------------------------------------------------ CSV
+
+
+def test_csv(tmp_path):
+    """Labels of any type, quoted fields, a byte order mark, Windows' line ends, blank lines, own columns."""
+    text = (
+        "\ufeffSplit,path,pid,camid,viewid,weather\r\n"
+        'query,"pictures, 1/q ""1"".jpg",2,hall,rear,sun\r\n'
+        "\r\n"
+        ",,,,,\r\n"
+        "gallery,b.jpg, 2 ,gate 10,front,\r\n"
+        "Gallery,./c.jpg,Jürgen,gate 2,,rain\r\n"
+        "gallery,d.jpg,-1,gate 1,,\r\n"
+        "train,a.jpg,10,hall,rear,\r\n"
+        "train,e.jpg,9,gate 2,front,\r\n"
+    )
+    root = write(table(tmp_path, text), 'pictures, 1/q "1".jpg')
+    benchmark = folder(root)
+    (trial,) = benchmark.trials
+    assert seen(benchmark.train) == [("e.jpg", 0, 0, 0), ("a.jpg", 1, 2, 1)]
+    assert seen(trial.query) == [('q "1".jpg', 0, 2, 1)]
+    assert seen(trial.gallery) == [("b.jpg", 0, 1, 0), ("c.jpg", 1, 0, -1)]
+    assert all(os.path.isfile(sample.path) for sample in (*benchmark.train, *trial.query, *trial.gallery))
+    assert folder(root / "pictures.csv") == benchmark
+
+
+def test_csv_without_optional_columns(tmp_path):
+    root = table(tmp_path, "path,pid,split\na.jpg,1,train\nb.jpg,1,query\nc.jpg,1,gallery")
+    assert "3 of 3 pictures have no camera" in message(root)
+    assert labels(folder(root, protocol="all")) == [[(0, 0, 0)]] * 3
+
+
+def test_csv_and_folders(tmp_path):
+    """One CSV file decides, whatever folders there are; of two, one must be given itself; hidden ones do not count."""
+    root = write(table(tmp_path, rows()), "train/1/c1_1.jpg", "._pictures.csv")
+    assert seen(folder(root).train) == [("a.jpg", 0, 0, 0)]
+    table(root, rows("d.jpg,9,5,,train"), "more.CSV")
+    assert message(root).startswith(f"DATASETS.ROOT_DIR {root}: holds 2 CSV files (more.CSV, pictures.csv); right is")
+    assert len(folder(root / "more.CSV").train) == 2
+
+
+def test_csv_with_absolute_paths_and_paths_above(tmp_path):
+    elsewhere = write(tmp_path / "elsewhere", "x.jpg", "y.jpg")
+    root = table(tmp_path / "root", rows(f"{elsewhere}/x.jpg,1,1,,train", "../elsewhere/y.jpg,1,1,,train"))
+    assert [Path(s.path).resolve() for s in folder(root).train] == [
+        *(root / "a.jpg", elsewhere / "x.jpg", elsewhere / "y.jpg")
+    ]
+    table(root, rows(f"{elsewhere}/x.jpg,1,1,,train", "../elsewhere/x.jpg,1,1,,train"))
+    assert message(root) == f"{root}/pictures.csv line 6: ../elsewhere/x.jpg is in line 5 already"
+    table(root, rows("/nowhere/x.jpg,1,1,,train"))
+    assert message(root) == f"{root}/pictures.csv line 5: there is no file /nowhere/x.jpg"
+
+
+def test_csv_paths_through_a_link(tmp_path):
+    root = table(tmp_path / "root", rows())
+    (tmp_path / "link").symlink_to(root)
+    assert labels(folder(tmp_path / "link")) == labels(folder(root))
+    assert labels(folder(tmp_path / "link" / "pictures.csv")) == labels(folder(root))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("d.jpg,2,1,,test", "there is no split 'test'; right is train, query, gallery"),
+        ("d.jpg,2,1,,", "there is no split ''; right is train, query, gallery"),
+        ("d.jpg,,1,,query", "pid is empty"),
+        (",2,1,,query", "path is empty"),
+        ("a.jpg,2,1,,query", "a.jpg is in line 2 already"),
+        ("./b.jpg,2,1,,query", "./b.jpg is in line 3 already"),
+        ("z.jpg,2,1,,query", "there is no file {root}/z.jpg"),
+        (".,2,1,,query", "there is no file {root}/."),
+        ("x\\z.jpg,2,1,,query", "there is no file {root}/x\\z.jpg (folders are parted by /, not by \\)"),
+        ("d.jpg,2,1,query", "has 4 fields, the header 5"),
+        ("d.jpg,2,1,,query,", "has 6 fields, the header 5"),
+        ('"d.jpg,2,1,,query', "cannot be read as CSV (unexpected end of data)"),
+        ('"d"x.jpg,2,1,,query', "cannot be read as CSV (',' expected after '\"')"),
+    ],
+)
+def test_csv_line_that_is_wrong(tmp_path, line, expected):
+    root = table(tmp_path, rows(line))
+    assert message(root) == f"{root}/pictures.csv line 5: {expected.replace('{root}', str(root))}"
+
+
+def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
+    root = write(table(tmp_path, rows("", '"new\nline.jpg",2,1,,query', "d.jpg,2,1,,tset")), "new\nline.jpg")
+    assert "pictures.csv line 8: there is no split 'tset'" in message(root)
+    table(root, rows('"new\nline.jpg",2,1,,tset'))
+    assert "pictures.csv line 5: there is no split 'tset'" in message(root)  # where it begins
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("pid,camid", "the header has no path, split (found: pid, camid); right is path,pid,camid,viewid,split"),
+        ("", "the header has no path, pid, split (found: nothing); right is path,pid,camid,viewid,split"),
+        (
+            "path;pid;split",
+            "the header has no path, pid, split (found: path;pid;split); right is path,pid,camid,viewid,split; columns "
+            "are parted by commas",
+        ),
+        ("path,pid,split,pid", "the header has pid twice"),
+        ("path,pid,split,cam_id", "the header has cam_id; did you mean camid?"),
+        ("path,pid,split,camid,view", "the header has view; did you mean viewid?"),
+    ],
+)
+def test_csv_header_that_is_wrong(tmp_path, header, expected):
+    root = table(tmp_path, f"{header}\n")
+    assert message(root) == f"{root}/pictures.csv line 1: {expected}"
+
+
+@pytest.mark.parametrize("columns", ["cam_label,camid", "patch,video_id", "timestamp,pose"])
+def test_csv_columns_of_ones_own(tmp_path, columns):
+    lines = (f"{name}.jpg,1,{split},x,y" for name, split in zip("abc", ("train", "query", "gallery"), strict=True))
+    root = table(tmp_path, f"path,pid,split,{columns}\n" + "\n".join(lines))
+    assert len(folder(root, protocol="all").train) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_csv_with_an_empty_split(tmp_path, split):
+    lines = [line for line in rows().splitlines() if not line.endswith(f",{split}")]
+    root = table(tmp_path, "\n".join([*lines, f"d.jpg,-1,1,,{split}"]))
+    assert message(root) == f"{root}/pictures.csv: has no picture of split {split} (of an identity other than -1)"
+    if split == "train":
+        assert folder(root, train=False).train == ()
+    else:
+        assert message(root, train=False) == message(root)
+
+
+def test_csv_for_testing_needs_no_training_pictures(tmp_path):
+    root = table(tmp_path, rows("d.jpg,5,0,,train"))
+    expected = folder(root).trials
+    for name in "ad":
+        (root / f"{name}.jpg").unlink()
+    assert folder(root, train=False).trials == expected  # cameras numbered alike
+    assert message(root).endswith("line 2: there is no file " + str(root / "a.jpg"))
+
+
+def test_csv_of_another_encoding(tmp_path):
+    for mark in ("", "\ufeff"):
+        root = table(tmp_path, mark.encode() + rows().encode() + "d.jpg,Jürgen,1,,query\n".encode("latin-1"))
+        expected = f"{root}/pictures.csv line 5: is not UTF-8 text; right is to save it as CSV UTF-8"
+        assert message(root) == expected
+    assert "line 1: is not UTF-8" in message(table(tmp_path, rows().encode("utf-16")))
+
+
+def test_csv_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    root = table(tmp_path, rows())
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert message(root) == f"{root}/pictures.csv: cannot be read (Permission denied)"
+
+
+def test_csv_labels_that_differ_in_leading_zeros_alone(tmp_path):
+    root = table(tmp_path, rows("d.jpg,3,01,,query"))
+    assert message(root).startswith("cameras '01' and '1' differ in leading zeros alone")
+    root = table(tmp_path, rows("d.jpg,002,1,,train"))
+    assert message(root).startswith("identities '002' and '2' differ in leading zeros alone")
+
+
+def test_csv_pictures_of_one_name_come_in_the_order_of_their_folders(tmp_path):
+    lines = [f"{place}/1.jpg,7,1,,train" for place in ("p10", "p9")]
+    root = write(table(tmp_path, rows(*lines)), "p9/1.jpg", "p10/1.jpg")
+    one = folder(root).train
+    table(root, rows(*reversed(lines)))
+    assert folder(root).train == one
+
+
+# -------------------------------------------------------------------------------------------------------- split_dataset
+
+
+CROWD = ("2", "10", "001", "anna", "Jürgen M", "李明", "x_c2", "bob 3", "b-4", "z")
+
+
+def crowd(root: Path, *, cameras: bool = True, backwards: bool = False) -> Path:
+    """Ten people of four to six pictures, each its own colour, in two or three cameras."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number, identity in enumerate(CROWD):
+        for picture in range(4 + number % 3):
+            camera = f"c{(number + picture) % 3 + 9}_" if cameras and (number % 2 or picture % 3) else ""
+            camera = camera or ("c1s2_" if cameras else "")
+            files.append((f"{identity}/{camera}{picture + 8} ü.png", rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)))
+    for name, pixels in reversed(files) if backwards else files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def split(source: Path, target: Path, *words: str) -> Path:
+    split_dataset.main([str(source), str(target), *words])
+    return target
+
+
+def refused(*words) -> str:
+    with pytest.raises(UserError) as error:
+        split_dataset.main([str(word) for word in words])
+    return str(error.value)
+
+
+@pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
+@pytest.mark.parametrize("link", [False, True], ids=["copies", "links"])
+def test_three_forms_are_one(tmp_path, cameras, link):
+    """The same samples in the same order, hence the same batches, pixel by pixel; twins, too."""
+    source = crowd(tmp_path / "source", cameras=cameras)
+    before = contents(source)
+    protocol = "cross-camera" if cameras else "all"
+    benchmarks, batches = {}, {}
+    for form in FORMS:
+        words = ("--seed", "3", "--form", form, *(["--link"] if link and form != "csv" else []))
+        benchmark = benchmarks[form] = folder(split(source, tmp_path / form, *words), protocol=protocol)
+        transform = TrainTransform((16, 8), mean=(0.5,) * 3, std=(0.5,) * 3, flip=0.5, padding=2, erase=0.5)
+        images = Images(benchmark.train, transform, twins=True, seed=5)
+        sampler = IdentitySampler([sample.pid for sample in benchmark.train], 2, 2, seed=5)
+        assert len(sampler) > 2
+        batches[form] = [images.collate(images.__getitems__(rows)) for rows in sampler]
+    for form in FORMS[1:]:
+        assert labels(benchmarks[form]) == labels(benchmarks["folders"])
+        assert len(batches[form]) == len(batches["folders"])
+        for one, other in zip(batches[form], batches["folders"], strict=True):
+            for name in ("images", "pids", "indices", "twins"):
+                assert torch.equal(getattr(one, name), getattr(other, name))
+            assert torch.equal(one.side.camids, other.side.camids)
+        for one, other in zip(*(benchmarks[name].trials[0] for name in (form, "folders")), strict=True):
+            pairs = list(zip(one, other, strict=True))
+            assert all(Path(a.path).read_bytes() == Path(b.path).read_bytes() for a, b in pairs)
+    assert contents(source) == before
+    assert benchmarks["folders"].num_cams == (4 if cameras else 1)
+    for form in FORMS[:2]:
+        samples = benchmarks[form].train
+        assert all(os.path.islink(sample.path) == link for sample in samples)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_no_picture_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
+    source = crowd(tmp_path / "source", cameras=cameras)
+    write(source, "lone/c1_1.jpg" if cameras else "lone/1.jpg", "still/c1_1.jpg", "still/c1_2.jpg")
+    words = ("--seed", str(seed), "--train", "0.3", "--query-per-camera", str(queries))
+    splits = read_splits(split(source, tmp_path / "target", *words))
+    names = {split: {"/".join(p.path.split("/")[-2:]) for p in rows} for split, rows in splits.items()}
+    assert sum(map(len, names.values())) == len(contents(source))
+    assert set().union(*names.values()) == set(contents(source))
+    owners = {split: {name.split("/")[0] for name in names[split]} for split in names}
+    assert not owners["train"] & owners["gallery"]
+    assert owners["query"] == owners["gallery"]  # every query has its identity in the gallery
+    assert len(owners["train"]) + len(owners["gallery"]) == len(CROWD) + 2
+    # Every camera keeps a picture and gives what was asked for, if it can.
+    asked, kept = (Counter((p.identity, p.camera) for p in splits[split]) for split in ("query", "gallery"))
+    for place in asked | kept:
+        total = asked[place] + kept[place]
+        assert asked[place] in (min(queries, total - 1), total)
+        assert asked[place] < total or total == 1
+    assert "lone" in owners["train"]  # neither can be tested, whatever is drawn
+    assert not cameras or "still" in owners["train"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_query_has_a_match_in_another_camera(tmp_path, seed):
+    source = crowd(tmp_path / "source")
+    write(source, *(f"pair{number}/c{camera}_1.jpg" for number in range(6) for camera in (1, 2)))
+    write(source, *(f"alone{number}/c1_{picture}.jpg" for number in range(6) for picture in range(3)))
+    (trial,) = folder(split(source, tmp_path / "target", "--seed", str(seed))).trials
+    distances = torch.rand(len(trial.query), len(trial.gallery))
+    ranking = rank(distances, Labels.of(trial.query), Labels.of(trial.gallery), ignored=same_camera)
+    assert ranking.num_valid == ranking.num_queries > 5
+    assert any("/pair" in sample.path for sample in trial.query)
+    assert not any("/alone" in sample.path for sample in trial.query)
+
+
+def where(root: Path) -> dict[str, str]:
+    return {"/".join(p.path.split("/")[-2:]): name for name, rows in read_splits(root).items() for p in rows}
+
+
+def test_the_split_depends_on_the_seed_alone(tmp_path, monkeypatch):
+    """And on what is there, not on the order in which it is listed."""
+    source = crowd(tmp_path / "one")
+    expected = where(split(source, tmp_path / "a"))
+    assert where(split(source, tmp_path / "csv", "--form", "csv")) == expected
+    other = where(split(source, tmp_path / "b", "--seed", "1"))
+    assert other.keys() == expected.keys()
+    trained, others = (
+        {name.split("/")[0] for name in places if places[name] == "train"} for places in (expected, other)
+    )
+    assert trained != others  # other people, not only other pictures of them
+    again = crowd(tmp_path / "two", backwards=True)
+    scandir = os.scandir
+
+    class Reversed:
+        def __init__(self, path):
+            self.path = path
+
+        def __enter__(self):
+            with scandir(self.path) as entries:
+                return reversed(sorted(entries, key=lambda entry: entry.name))
+
+        def __exit__(self, *_):
+            pass
+
+    for lister in (Reversed, scandir):
+        monkeypatch.setattr(split_dataset.read_identities.__globals__["os"], "scandir", lister)
+        assert where(split(again, tmp_path / f"c{lister is scandir}")) == expected
+
+
+def test_the_share_of_training_identities(tmp_path):
+    source = crowd(tmp_path / "source")
+    for share, count in (("0.2", 2), ("0.5", 5), ("0.75", 8), ("0.9", 9)):
+        benchmark = folder(split(source, tmp_path / share, "--train", share))
+        assert benchmark.num_pids == count
+        assert len({sample.pid for sample in benchmark.trials[0].gallery}) == 10 - count
+    for share, side in (("0.01", "training"), ("0.99", "testing")):
+        expected = f"--train {share} of 10 identities leaves none for {side}"
+        assert refused(source, tmp_path / "x", "--train", share) == expected
+    assert not (tmp_path / "x").exists()
+
+
+def test_queries_are_drawn(tmp_path):
+    """Not always the first picture of a camera, and as many as asked for."""
+    source = write(tmp_path / "source", *(f"{i}/c{c}_{n}.jpg" for i in range(20) for c in (1, 2) for n in range(6)))
+    drawn = Counter()
+    for queries in (1, 4):
+        root = split(source, tmp_path / f"{queries}", "--query-per-camera", str(queries))
+        counts = Counter((p.identity, p.camera) for p in read_splits(root)["query"])
+        assert set(counts.values()) == {queries} and len(counts) == 20
+        drawn.update(os.path.basename(p.path) for p in read_splits(root)["query"])
+    assert len(drawn) == 12 and max(drawn.values()) < 20
+
+
+def test_the_report(tmp_path, capsys):
+    """Counts, who was moved and why, and a command that works."""
+    source = crowd(tmp_path / "source")
+    write(source, *(f"lone{number}/c1_1.jpg" for number in range(12)), "-1/c1_junk.jpg")
+    target = split(source, tmp_path / "my target", "--train", "0.1")
+    said = capsys.readouterr().out.splitlines()
+    benchmark = folder(target)
+    assert said[0] == f"{source}/-1: is junk by its name, and left out"
+    assert not any("junk" in sample.path for sample in (*benchmark.train, *benchmark.trials[0].gallery))
+    for line, name, samples in zip(said[1:], ("train", "query", "gallery"), labels(benchmark), strict=False):
+        words = line.split()
+        assert words[0] == name and words[1] == str(len(samples))
+        assert words[3] == str(len({pid for pid, *_ in samples})) and words[6] == "cameras"
+    moved = said[4]
+    assert moved.endswith(", ...") and "'lone" in moved
+    assert " of the identities drawn for testing are trained on, being seen by one camera: " in moved
+    assert 8 <= int(moved.split()[0]) <= 12
+    assert said[5:] == [
+        "train with:",
+        "python train_svllreid.py --config_file configs/person/vit_clipreid.yml DATASETS.NAMES folder "
+        f"DATASETS.ROOT_DIR '{target}'",
+    ]
+
+
+def test_the_report_without_cameras(tmp_path, capsys):
+    source = crowd(tmp_path / "none", cameras=False)
+    split(source, tmp_path / "one")
+    said = capsys.readouterr().out
+    assert "no cameras" in said and "being" not in said
+    assert f"cameras are not looked at, as {len(contents(source))} pictures have none in their names" in said
+    command = shlex.split(said.splitlines()[-1])
+    assert command[-4:] == ["DATASETS.ROOT_DIR", str(tmp_path / "one"), "TEST.PROTOCOL", "all"]
+    write(source, *(f"{CROWD[0]}/c{camera}_1.jpg" for camera in (1, 2)))
+    split(source, tmp_path / "some")
+    said = capsys.readouterr().out
+    assert f"as {len(contents(source)) - 2} pictures have none in their names" in said
+    assert said.endswith("TEST.PROTOCOL all\n")
+    source = write(tmp_path / "still", *(f"{i}/c{i}_{n}.jpg" for i in range(4) for n in range(2)), "9/c9_1.jpg")
+    for seed in range(20):
+        root = split(source, tmp_path / f"two{seed}", "--seed", str(seed), "--train", "0.2")
+        said = capsys.readouterr().out
+        assert "cameras are not looked at, as no identity was seen by two" in said
+        assert said.endswith("TEST.PROTOCOL all\n") and folder(root, protocol="all").num_cams == 5
+        if "trained on" in said:
+            break
+    assert "1 of the identities drawn for testing are trained on, being with one picture: '9'\n" in said
+
+
+def test_market_form_says_who_is_who(tmp_path):
+    target = split(crowd(tmp_path / "source"), tmp_path / "target", "--form", "market")
+    lines = (target / "identities.txt").read_text(encoding="utf-8").splitlines()
+    ordered = ["001", "2", "10", "Jürgen M", "anna", "b-4", "bob 3", "x_c2", "z", "李明"]
+    assert lines == [f"{number:04}\t{name}" for number, name in enumerate(ordered, start=1)]
+    names = {path.name for path in target.rglob("*.png")}
+    assert all(name.startswith(("0001_c", "0002_c", "00")) and "_c" in name for name in names)
+    assert {path.name for path in target.iterdir() if path.is_dir()} == {
+        *("bounding_box_train", "query", "bounding_box_test")
+    }
+    assert len(market1501(target).train) == len(folder(target).train)  # its reader reads it, too
+
+
+def test_csv_form(tmp_path):
+    """A file where asked for, or in a new folder; paths from where it is, whatever links lead there."""
+    source = crowd(tmp_path / "a" / "source")
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "b" / "c")
+    expected = labels(folder(split(source, tmp_path / "folders")))
+    for target in (
+        tmp_path / "b" / "x.csv",
+        tmp_path / "b" / "x",
+        tmp_path / "link" / "y.csv",
+        tmp_path / "link" / "y",
+    ):
+        assert labels(folder(split(source, target, "--form", "csv"))) == expected
+        file = target if target.suffix else target / "pictures.csv"
+        with file.open(encoding="utf-8", newline="") as opened:
+            assert all(not os.path.isabs(row["path"]) for row in csv.DictReader(opened))
+    shutil.move(tmp_path / "a" / "source", tmp_path / "moved")
+    assert "there is no file" in message(tmp_path / "b" / "x.csv")
+
+
+def test_links_lead_to_the_pictures(tmp_path, monkeypatch):
+    """Absolute, so that a relative SOURCE and a moved TARGET do not break them; a copy is a file of its own."""
+    source = crowd(tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    split(Path("source"), Path("linked"), "--link")
+    split(Path("source"), Path("copied"))
+    (tmp_path / "linked").rename(tmp_path / "elsewhere")
+    assert labels(folder(tmp_path / "elsewhere")) == labels(folder(tmp_path / "copied"))
+    sample = folder(tmp_path / "elsewhere").train[0]
+    assert Path(sample.path).is_symlink() and Path(sample.path).resolve().is_relative_to(source)
+    shutil.rmtree(source)
+    assert Path(folder(tmp_path / "copied").train[0].path).read_bytes()
+    assert "is a link to nothing" in message(tmp_path / "elsewhere")
+
+
+def test_copies_of_linked_and_read_only_pictures(tmp_path):
+    source = crowd(tmp_path / "source")
+    for path in source.rglob("*.png"):
+        path.chmod(0o444)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for identity in source.iterdir():
+        (linked / identity.name).symlink_to(identity)
+    target = split(linked, tmp_path / "target")
+    assert all(path.stat().st_mode & 0o200 and not path.is_symlink() for path in target.rglob("*.png"))
+    assert sorted(contents(target).values()) == sorted(contents(source).values())
+
+
+def test_refuses(tmp_path):
+    """Nothing is overwritten, nothing written into SOURCE."""
+    source = crowd(tmp_path / "source")
+    before = contents(tmp_path)
+    assert refused(tmp_path / "x", tmp_path / "y") == f"{tmp_path}/x: there is no such folder"
+    for there in (tmp_path, source / "2"):
+        assert refused(source, there) == f"{there}: is there already, and is not overwritten"
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert refused(source, tmp_path / "dangling") == f"{tmp_path}/dangling: is there already, and is not overwritten"
+    (tmp_path / "dangling").unlink()
+    assert refused(source, tmp_path / "x" / "y") == f"{tmp_path}/x/y: there is no folder {tmp_path}/x"
+    for form, name in (("folders", "new"), ("csv", "new.csv")):
+        expected = f"{source}/{name}: is in {source}, in which nothing is changed"
+        assert refused(source, source / name, "--form", form) == expected
+    (tmp_path / "new.part").mkdir()
+    assert (
+        refused(source, tmp_path / "new") == f"{tmp_path}/new.part: is left from a run that was interrupted; delete it"
+    )
+    (tmp_path / "new.part").rmdir()
+    write(tmp_path / "flat", "1.jpg")
+    assert refused(tmp_path / "flat", tmp_path / "new") == (
+        f"{tmp_path}/flat: holds pictures (1.jpg) that are in no folder of their identity"
+    )
+    write(tmp_path / "empty", "a/notes.txt")
+    expected = "SOURCE has no pictures in folders of their identities"
+    assert refused(tmp_path / "empty", tmp_path / "new") == expected
+    write(tmp_path / "poor", *(f"{number}/1.jpg" for number in range(4)))
+    assert refused(tmp_path / "poor", tmp_path / "new") == (
+        "--train 0.5 of 4 identities leaves none for testing; the others have too few pictures for a query and a "
+        "gallery"
+    )
+    write(tmp_path / "zeros", "01/c1_1.jpg", "1/c1_1.jpg")
+    assert refused(tmp_path / "zeros", tmp_path / "new").startswith("identities '01' and '1' differ in leading zeros")
+    split(source, tmp_path / "done")
+    expected = f"{tmp_path}/done: is split already (it holds query and gallery)"
+    assert refused(tmp_path / "done", tmp_path / "new") == expected
+    for name in ("flat", "empty", "poor", "zeros", "done"):
+        shutil.rmtree(tmp_path / name)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--train", "1"), "'1': right is a share between 0 and 1, both excluded"),
+        (("--train", "half"), "'half': right is a share between 0 and 1, both excluded"),
+        (("--train", "nan"), "'nan': right is a share between 0 and 1, both excluded"),
+        (("--query-per-camera", "0"), "'0': right is a whole number from 1"),
+        (("--seed", "-1"), "'-1': right is a whole number from 0"),
+        (("--form", "voc"), "invalid choice: 'voc'"),
+        (("--form", "csv", "--link"), "--link: a CSV file names the pictures where they are; there is nothing to link"),
+    ],
+)
+def test_a_command_line_that_is_wrong(tmp_path, capsys, words, expected):
+    source = crowd(tmp_path / "source")
+    with pytest.raises(SystemExit) as error:
+        split_dataset.main([str(source), str(tmp_path / "x"), *words])
+    assert error.value.code == 2 and expected in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, capsys, form):
+    source = crowd(tmp_path / "source")
+    written = []
+
+    def full(*_):
+        written.append(1)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+
+    class Writer:
+        def writerow(self, row):
+            pass
+
+        def writerows(self, rows):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(split_dataset.shutil, "copyfile", full)
+    monkeypatch.setattr(split_dataset.csv, "writer", lambda *_, **__: Writer())
+    target = tmp_path / ("x.csv" if form == "csv" else "x")
+    code = run(lambda: split_dataset.main([str(source), str(target), "--form", form]))
+    assert code == 2
+    assert capsys.readouterr().err == f"error: {target}: cannot be written (No space left on device)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_pictures_that_would_have_one_name(tmp_path):
+    """ü as one character and as two are one identity, of two folders."""
+    one, two = "J\u00fcrgen", "Ju\u0308rgen"
+    source = write(crowd(tmp_path / "source"), f"{one}/c1_1.jpg", f"{two}/c1_1.jpg", f"{two}/c2_2.jpg")
+    for seed in range(20):  # until both are in one split
+        try:
+            split(source, tmp_path / f"y{seed}", "--form", "market", "--seed", str(seed))
+        except UserError as error:
+            assert " would both be " in str(error) and str(error).endswith("_c1_c1_1.jpg")
+            break
+    else:
+        pytest.fail("two pictures of one name")
+
+
+def test_a_name_that_no_csv_file_can_hold(tmp_path):
+    source = crowd(tmp_path / "source")
+    (source / os.fsdecode(b"J\xfcrgen")).mkdir()
+    for name in ("c1_1.jpg", "c2_1.jpg"):
+        (source / os.fsdecode(b"J\xfcrgen") / name).write_bytes(b"x")
+    assert "J\\udcfcrgen/c1_1.jpg': is no name that a CSV file can hold" in refused(
+        source, tmp_path / "x", "--form", "csv"
+    )
+    for form in FORMS[:2]:
+        folder(split(source, tmp_path / form, "--form", form))

@@ -1,0 +1,308 @@
+"""Training, query and gallery splits of your own pictures, from a folder that holds a folder per identity.
+
+    python -m tools.split_dataset pictures data/mine                  # pictures/ID/*.jpg -> data/mine/train/ID/*.jpg
+    python -m tools.split_dataset pictures data/mine --link           # links instead of copies
+    python -m tools.split_dataset pictures data/mine --form market    # names and folders as Market-1501's
+    python -m tools.split_dataset pictures data/mine.csv --form csv   # one file; no picture is copied
+
+A share of the identities, drawn with the seed, is for training. Of every other identity each camera gives some pictures
+as queries, and the rest is the gallery. A camera keeps at least one picture for the gallery; where all have just one,
+one of them gives it. So every query has a match in another camera: identities that only one camera saw, or that have
+one picture, are trained on instead. A picture's camera is in its name (c3_0001.jpg; see datasets/folder.py); where some
+names have none, or no identity was seen by two, cameras are not looked at, which is TEST.PROTOCOL all.
+
+The same seed gives the same splits in every form. SOURCE is only read, TARGET must not be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shlex
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.folder import (
+    ALL,
+    CROSS_CAMERA,
+    FOLDERS,
+    GALLERY,
+    JUNK,
+    QUERY,
+    TRAIN,
+    Picture,
+    natural,
+    numbering,
+    read_identities,
+)
+from utils.command import run
+from utils.errors import UserError
+
+FORMS = ("folders", "market", "csv")
+TABLE, NAMES = "pictures.csv", "identities.txt"
+COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
+
+
+class Splits(NamedTuple):
+    """Who is in which split, and what the evaluation can go by."""
+
+    pictures: dict[str, list[Picture]]  # train, query, gallery
+    protocol: str
+    moved: list[str]  # identities that were drawn for testing and cannot be tested
+    unknown: int  # pictures without a camera
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Split as the command line says."""
+    arguments = _parse(argv)
+    source, target = Path(arguments.source).expanduser(), Path(arguments.target).expanduser()
+    _check_places(source, target)
+    pictures = read_identities(source)
+    splits = split(pictures, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
+    try:
+        write(splits.pictures, source, target, form=arguments.form, link=arguments.link)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    if (source / JUNK).is_dir():
+        sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
+    sys.stdout.write("\n".join(_report(splits, target)) + "\n")
+
+
+def split(pictures: Sequence[Picture], *, share: float, queries: int, seed: int) -> Splits:
+    """Training, query and gallery pictures, whatever the order they are given in.
+
+    Args:
+        pictures: with identities and, maybe, cameras.
+        share: of the identities, for training.
+        queries: pictures of every test identity and camera that become queries.
+        seed: of the draws.
+
+    Raises:
+        UserError: a side would be left without an identity.
+    """
+    cameras: dict[str, dict[str, list[Picture]]] = defaultdict(lambda: defaultdict(list))  # of every identity
+    for picture in sorted(pictures, key=lambda picture: natural(picture.path)):
+        cameras[picture.identity][picture.camera].append(picture)
+    identities = list(numbering("identities", cameras))
+    unknown = sum(not picture.camera for picture in pictures)
+    protocol = CROSS_CAMERA if not unknown and any(len(seen) > 1 for seen in cameras.values()) else ALL
+    rng = np.random.default_rng(seed)
+    count = round(share * len(identities))
+    order = rng.permutation(len(identities)).tolist()
+    drawn = set(order[count:])  # for testing
+    splits: dict[str, list[Picture]] = {name: [] for name in FOLDERS}
+    moved = []
+    for number, identity in enumerate(identities):
+        seen = cameras[identity]
+        if number in drawn and _can_be_tested(seen, protocol):
+            asked = set(_queries(seen, queries, rng))
+            for picture in _all(seen):
+                splits[QUERY if picture in asked else GALLERY].append(picture)
+            continue
+        splits[TRAIN] += _all(seen)
+        if number in drawn:
+            moved.append(identity)
+    _check_sides(splits, len(identities), share, len(moved))
+    return Splits(splits, protocol, moved, unknown)
+
+
+def write(splits: dict[str, list[Picture]], source: Path, target: Path, *, form: str, link: bool = False) -> None:
+    """Write the splits of pictures below `source` to `target`, which is there as a whole or not at all.
+
+    Raises:
+        UserError: two pictures would have the same name, or a name is none that a CSV file can hold.
+        OSError: what the file system says.
+    """
+    if form == "csv":
+        _write_csv(splits, source, target)
+        return
+    with _whole(target) as folder:
+        _write_pictures(splits, folder, market=form == "market", link=link)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    def number(kind: Callable, right: str, accept: Callable) -> Callable:
+        def parse(text: str):
+            try:
+                value = kind(text)
+            except ValueError:
+                value = None
+            if value is None or not accept(value):
+                raise argparse.ArgumentTypeError(f"{text!r}: right is {right}")
+            return value
+
+        return parse
+
+    share = number(float, "a share between 0 and 1, both excluded", lambda value: 0 < value < 1)
+    positive = number(int, "a whole number from 1", lambda value: value >= 1)
+    natural_number = number(int, "a whole number from 0", lambda value: value >= 0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("source", metavar="SOURCE", help="the folder that holds a folder per identity")
+    parser.add_argument("target", metavar="TARGET", help="a new folder; for --form csv also a new file, *.csv")
+    parser.add_argument("--train", type=share, default=0.5, metavar="SHARE", help="of the identities (default 0.5)")
+    parser.add_argument(
+        *("--query-per-camera", "--query_per_camera"),
+        **{"type": positive, "default": 1, "metavar": "N"},
+        help="queries of every test identity and camera; without cameras, of every test identity (default 1)",
+    )
+    parser.add_argument("--seed", type=natural_number, default=0, metavar="N", help="of the draws (default 0)")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
+    parser.add_argument("--link", action="store_true", help="link to the pictures instead of copying them")
+    arguments = parser.parse_args(argv)
+    if arguments.link and arguments.form == "csv":
+        parser.error("--link: a CSV file names the pictures where they are; there is nothing to link")
+    return arguments
+
+
+def _check_places(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise UserError(f"{source}: there is no such folder")
+    if os.path.lexists(target):
+        raise UserError(f"{target}: is there already, and is not overwritten")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.absolute().parent}")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target}: is in {source}, in which nothing is changed")
+    ready = [name for name in (*FOLDERS[QUERY], *FOLDERS[GALLERY]) if (source / name).is_dir()]
+    if len(ready) > 1:
+        raise UserError(f"{source}: is split already (it holds {' and '.join(ready)})")
+
+
+def _check_sides(splits: dict[str, list[Picture]], count: int, share: float, moved: int) -> None:
+    if not count:
+        raise UserError("SOURCE has no pictures in folders of their identities")
+    if not splits[TRAIN]:
+        raise UserError(f"--train {share:g} of {count} identities leaves none for training")
+    if not splits[QUERY]:
+        why = "; the others have too few pictures for a query and a gallery" if moved else ""
+        raise UserError(f"--train {share:g} of {count} identities leaves none for testing{why}")
+
+
+def _all(seen: dict[str, list[Picture]]) -> list[Picture]:
+    return [picture for pictures in seen.values() for picture in pictures]
+
+
+def _can_be_tested(seen: dict[str, list[Picture]], protocol: str) -> bool:
+    return len(seen) > 1 if protocol == CROSS_CAMERA else len(_all(seen)) > 1
+
+
+def _queries(seen: dict[str, list[Picture]], count: int, rng: np.random.Generator) -> list[Picture]:
+    """Up to `count` pictures of every camera, each of which keeps one; at least one in all."""
+    cameras = [seen[camera] for camera in sorted(seen, key=natural)]
+    drawn = [
+        pictures[number]
+        for pictures in cameras
+        for number in rng.permutation(len(pictures))[: min(count, len(pictures) - 1)].tolist()
+    ]
+    return drawn or cameras[rng.integers(len(cameras))]
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes it at the end, or is gone."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.mkdir()
+    except FileExistsError as error:
+        raise UserError(f"{part}: is left from a run that was interrupted; delete it") from error
+    try:
+        yield part
+        if os.path.lexists(target):  # it has come since
+            raise UserError(f"{target}: is there already, and is not overwritten")
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+
+
+def _write_pictures(splits: dict[str, list[Picture]], folder: Path, *, market: bool, link: bool) -> None:
+    numbers = numbering("identities", (picture.identity for pictures in splits.values() for picture in pictures))
+    width = max(4, len(str(len(numbers))))  # 0002, as Market-1501; from 1, as 0 is its distractor
+    names = {identity: f"{number + 1:0{width}}" for identity, number in numbers.items()}
+    places: dict[Path, str] = {}
+    for side, pictures in splits.items():
+        for picture in pictures:
+            own, identity = os.path.basename(picture.path), os.path.basename(os.path.dirname(picture.path))
+            # A picture's own name comes last, so that pictures of an identity and camera stay in its order.
+            camera = f"_c{picture.camera}" if picture.camera else ""
+            name = f"{names[picture.identity]}{camera}_{own}" if market else os.path.join(identity, own)
+            place = folder / FOLDERS[side][-1 if market else 0] / name
+            if place in places:
+                raise UserError(f"{places[place]} and {picture.path} would both be {name}")
+            places[place] = picture.path
+    for parent in {place.parent for place in places}:
+        parent.mkdir(parents=True, exist_ok=True)
+    for place, path in places.items():
+        if link:
+            place.symlink_to(os.path.realpath(path))
+        else:
+            shutil.copyfile(path, place)  # not its rights: what is read-only there need not be here
+    if market:
+        lines = (f"{name}\t{identity}\n" for identity, name in names.items())
+        (folder / NAMES).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+
+
+def _write_csv(splits: dict[str, list[Picture]], source: Path, target: Path) -> None:
+    # Relative to where things really are: ".." of a link is not the folder that the link is in.
+    inside = target.suffix.lower() != ".csv"
+    here = os.path.join(os.path.realpath(target.parent), target.name) if inside else os.path.realpath(target.parent)
+    there = os.path.relpath(os.path.realpath(source), here)
+    rows = [
+        (os.path.join(there, os.path.relpath(picture.path, source)), picture.identity, picture.camera, "", side)
+        for side, pictures in splits.items()
+        for picture in pictures
+    ]
+    for path, *_ in rows:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path!r}: is no name that a CSV file can hold; right is to rename it") from error
+    if inside:
+        with _whole(target) as folder:
+            _write_rows(folder / TABLE, rows)
+    else:
+        _write_rows(target, rows)
+
+
+def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
+    with file.open("x", encoding="utf-8", newline="") as opened:
+        try:
+            writer = csv.writer(opened, lineterminator="\n")
+            writer.writerow(("path", "pid", "camid", "viewid", "split"))
+            writer.writerows(rows)
+        except BaseException:
+            file.unlink()
+            raise
+
+
+def _report(splits: Splits, target: Path) -> list[str]:
+    lines = []
+    for name, pictures in splits.pictures.items():
+        identities = {picture.identity for picture in pictures}
+        cameras = {picture.camera for picture in pictures} - {""}
+        seen = f"{len(cameras):5} cameras" if cameras else "  no cameras"
+        lines.append(f"{name:8}{len(pictures):8} pictures{len(identities):7} identities{seen}")
+    if splits.moved:
+        some = ", ".join(map(repr, splits.moved[:5])) + (", ..." if len(splits.moved) > 5 else "")
+        why = "seen by one camera" if splits.protocol == CROSS_CAMERA else "with one picture"
+        lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, being {why}: {some}")
+    if splits.protocol == ALL:
+        why = f"{splits.unknown} pictures have none in their names" if splits.unknown else "no identity was seen by two"
+        lines.append(f"cameras are not looked at, as {why}")
+    protocol = "" if splits.protocol == CROSS_CAMERA else f" TEST.PROTOCOL {ALL}"
+    root = shlex.quote(str(target))
+    return [*lines, "train with:", f"{COMMAND} DATASETS.NAMES folder DATASETS.ROOT_DIR {root}{protocol}"]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
