@@ -491,7 +491,7 @@ def test_a_picture_that_cannot_be_read(ideal):
     finding = only(full_check(ideal, **BATCH), "problem")
     assert finding.message == "2 of 14 images cannot be read"
     assert [example.partition(":")[0] for example in finding.examples] == [str(cut), str(none)]
-    assert "cannot be read as an image" in finding.examples[1]
+    assert "cannot be read as an image" in finding.examples[1] and "DataError" not in finding.examples[1]
 
 
 def test_a_decoder_with_a_fault_of_its_own(ideal, monkeypatch):
