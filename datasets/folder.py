@@ -253,7 +253,7 @@ def _market_identity(split: Path, name: str) -> str:
     """What stands before the camera; a number, and nothing else, may also stand without one."""
     stem = os.path.splitext(name)[0]
     camera = CAMERA.search(stem)
-    number = None if camera else NUMBER.match(stem)
+    number = NUMBER.match(stem)
     identity = stem[: camera.start()] if camera else number[1] if number else ""
     if not identity:
         raise DataError(

@@ -373,6 +373,8 @@ def test_csv_line_that_is_wrong(tmp_path, line, expected):
 def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
     root = write(table(tmp_path, rows("", '"new\nline.jpg",2,1,,query', "d.jpg,2,1,,tset")), "new\nline.jpg")
     assert "pictures.csv line 8: there is no split 'tset'" in message(root)
+    write(table(root, rows('"new\r\nline.jpg",2,1,,query')), "new\r\nline.jpg")
+    assert len(folder(root).trials[0].query) == 2  # a name is what it is
     table(root, rows('"new\nline.jpg",2,1,,tset'))
     assert "pictures.csv line 5: there is no split 'tset'" in message(root)  # where it begins
 
@@ -426,7 +428,7 @@ def test_csv_for_testing_needs_no_training_pictures(tmp_path):
 
 def test_csv_of_another_encoding(tmp_path):
     for mark in ("", "\ufeff"):
-        root = table(tmp_path, mark.encode() + rows().encode() + "d.jpg,Jürgen,1,,query\n".encode("latin-1"))
+        root = table(tmp_path, mark.encode() + rows().encode() + "ü.jpg,2,1,,query\n".encode("latin-1"))
         expected = f"{root}/pictures.csv line 5: is not UTF-8 text; right is to save it as CSV UTF-8"
         assert message(root) == expected
     assert "line 1: is not UTF-8" in message(table(tmp_path, rows().encode("utf-16")))
@@ -674,6 +676,8 @@ def test_market_form_says_who_is_who(tmp_path):
     lines = (target / "identities.txt").read_text(encoding="utf-8").splitlines()
     ordered = ["001", "2", "10", "Jürgen M", "anna", "b-4", "bob 3", "x_c2", "z", "李明"]
     assert lines == [f"{number:04}\t{name}" for number, name in enumerate(ordered, start=1)]
+    nobody = split(crowd(tmp_path / "none", cameras=False), tmp_path / "other", "--form", "market")
+    assert any(path.name == "0001_8 ü.png" for path in nobody.rglob("*.png"))
     names = {path.name for path in target.rglob("*.png")}
     assert all(name.startswith(("0001_c", "0002_c", "00")) and "_c" in name for name in names)
     assert {path.name for path in target.iterdir() if path.is_dir()} == {
