@@ -184,6 +184,18 @@ def test_side_information_at_test(parts):
     assert again.side == "same" and again.mean["mINP"] == pytest.approx(scores["mean"])
 
 
+def test_several_trials_are_shown_with_their_spread(parts):
+    cfg, model, benchmark, _, _ = parts
+    (trial,) = benchmark.trials
+    twice = replace(benchmark, trials=(trial, trial._replace(query=trial.query[:2])))
+    evaluation = build.evaluate_model(cfg, model, twice, CPU)
+    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
+    entry = build.result_entry("test", cfg, twice, evaluation, **facts)
+    assert entry["trials"] == 2 and entry["std"]["mAP"] == evaluation.std["mAP"] > 0
+    shown = f"{100 * evaluation.mean['mAP']:.1f} ± {100 * evaluation.std['mAP']:.1f}"
+    assert shown in table([entry]) and "±" not in table([{**entry, "std": None}])
+
+
 def test_projection_heads_start_as_published(parts):
     _, model, _, _, _ = parts
     gains = model.image_projector[1].weight

@@ -21,7 +21,8 @@ def table(entries: Sequence[Mapping]) -> str:
     several = len({entry["data_set"] for entry in entries}) > 1
     rows = [["", *COLUMNS.values(), "valid queries", *(["re-ranking"] if reranked else [])]]
     for entry in entries:
-        numbers = [f"{100 * entry[name]:.1f}" for name in COLUMNS]
+        spread = entry["std"]  # over trials
+        numbers = [f"{100 * entry[name]:.1f}" + (f" ± {100 * spread[name]:.1f}" if spread else "") for name in COLUMNS]
         how = [str(Reranking(**entry["re_ranking"])) if entry["re_ranking"] else "none"] if reranked else []
         name = f"{entry['data_set']} {entry['when']}" if several else entry["when"]
         rows.append([name, *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
