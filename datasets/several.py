@@ -44,7 +44,7 @@ def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
 
 def _shifted(benchmark: Benchmark, pids: int, cams: int) -> Benchmark:
     def moved(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(sample._replace(camid=sample.camid + cams) for sample in samples)
+        return tuple(s._replace(camid=s.camid + cams) if s.camid >= 0 else s for s in samples)  # -1 stays unknown
 
     return replace(
         benchmark,

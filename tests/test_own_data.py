@@ -373,7 +373,7 @@ def test_csv_line_that_is_wrong(tmp_path, line, expected):
 def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
     root = write(table(tmp_path, rows("", '"new\nline.jpg",2,1,,query', "d.jpg,2,1,,tset")), "new\nline.jpg")
     assert "pictures.csv line 8: there is no split 'tset'" in message(root)
-    write(table(root, rows('"new\r\nline.jpg",2,1,,query')), "new\r\nline.jpg")
+    write(table(root, rows('"two\r\nlines.jpg",2,1,,query')), "two\r\nlines.jpg")
     assert len(folder(root).trials[0].query) == 2  # a name is what it is
     table(root, rows('"new\nline.jpg",2,1,,tset'))
     assert "pictures.csv line 5: there is no split 'tset'" in message(root)  # where it begins
@@ -741,9 +741,10 @@ def test_refuses(tmp_path):
     assert refused(tmp_path / "x", tmp_path / "y") == f"{tmp_path}/x: there is no such folder"
     for there in (tmp_path, source / "2"):
         assert refused(source, there) == f"{there}: is there already, and is not overwritten"
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    assert refused(source, tmp_path / "dangling") == f"{tmp_path}/dangling: is there already, and is not overwritten"
-    (tmp_path / "dangling").unlink()
+    (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")
+    expected = f"{tmp_path}/dangling.csv: is there already, and is not overwritten"
+    assert refused(source, tmp_path / "dangling.csv", "--form", "csv") == expected
+    (tmp_path / "dangling.csv").unlink()
     assert refused(source, tmp_path / "x" / "y") == f"{tmp_path}/x/y: there is no folder {tmp_path}/x"
     for form, name in (("folders", "new"), ("csv", "new.csv")):
         expected = f"{source}/{name}: is in {source}, in which nothing is changed"
@@ -819,6 +820,13 @@ def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, capsys, 
     assert code == 2
     assert capsys.readouterr().err == f"error: {target}: cannot be written (No space left on device)\n"
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_target_that_comes_while_it_is_written(tmp_path, monkeypatch):
+    source, target = crowd(tmp_path / "source"), tmp_path / "target"
+    monkeypatch.setattr(split_dataset.shutil, "copyfile", lambda *_: target.mkdir(exist_ok=True))
+    assert refused(source, target) == f"{target}: is there already, and is not overwritten"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"] and not any(target.iterdir())
 
 
 def test_pictures_that_would_have_one_name(tmp_path):

@@ -37,6 +37,13 @@ def test_identities_and_cameras_are_numbered_on():
     assert first.evaluated() == (first,)
 
 
+def test_an_unknown_camera_stays_unknown():
+    second = benchmark(pids=2, cams=2, name="b")
+    second = replace(second, train=(second.train[0]._replace(camid=-1), *second.train[1:]))
+    both = together([benchmark(pids=3, cams=2, name="a"), second])
+    assert [sample.camid for sample in both.evaluated()[1].train] == [-1, 3, 2, 3]
+
+
 def test_what_cannot_be_trained_on_together():
     one = benchmark(name="a")
     with pytest.raises(DataError, match="a is there twice"):
