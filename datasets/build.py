@@ -97,6 +97,11 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
     if cfg.TEST.PROTOCOL == "all":
         benchmark = replace(benchmark, ignored=ignore_nothing)
     if cfg.DATASETS.HOLD_OUT > 0:
+        if benchmark.ignored is ignore_nothing:
+            raise DataError(
+                f"DATASETS.HOLD_OUT {cfg.DATASETS.HOLD_OUT}: needs cameras (TEST.PROTOCOL cross-camera, and "
+                "not VehicleID); without, every held-out query would find itself"
+            )
         benchmark = hold_out(benchmark, cfg.DATASETS.HOLD_OUT, HOLD_OUT_SEED)
     return benchmark
 

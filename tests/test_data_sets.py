@@ -111,6 +111,12 @@ def test_every_pair_counts_on_request(root):
     assert not make_benchmark(settings(root, "market1501", "TEST.PROTOCOL", "all")).ignored(labels, labels).any()
 
 
+@pytest.mark.parametrize(("name", "words"), [("VehicleID", []), ("market1501", ["TEST.PROTOCOL", "all"])])
+def test_holding_out_needs_cameras(root, name, words):
+    with pytest.raises(DataError, match=r"DATASETS\.HOLD_OUT 0\.5: needs cameras"):
+        make_benchmark(settings(root, name, *words, "DATASETS.HOLD_OUT", "0.5"))
+
+
 def test_viewpoints_of_veri(root):
     files = [word.format(root=root) for word in BOTH]
     benchmark = make_benchmark(settings(root, "veri", *files, "MODEL.SIE_VIEW", "True"))
