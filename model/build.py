@@ -242,7 +242,7 @@ def model_from(
             raise
         raise WeightsError(f"{error}; the file contradicts its own description") from None
     if model.prompts is not None:
-        model.prompts.trained = True
+        model.prompts.trained = weights.prompts_trained
     return model, verdict
 
 
