@@ -367,6 +367,7 @@ def _check_lists(
         for trial in part.trials:
             _check_trial(trial, part.ignored, keys, same, found, where)
             _check_leaks(trial, trained, keys, same, found, where)
+        _check_identities(part, found, where)
         _check_unknown(part, found, where)
         _check_published(part, found)
 
@@ -566,7 +567,7 @@ def _check_leaks(
 ) -> None:
     """Test images that are training images.
 
-    Training labels are numbered anew, so that identities on both sides cannot be seen from labels: only from files.
+    They share identities whatever their labels say, where these are of the data set (see `_check_identities`) or not.
     """
     query, gallery = ([sample.path for sample in samples if keys[sample.path] in trained] for samples in trial)
     if query or gallery:
@@ -577,6 +578,16 @@ def _check_leaks(
         )
         remedy = "the figures would tell what was learnt by heart: separate the splits by identity"
         found.add("problem" if most else "warning", "leak", message, remedy, [*query, *gallery], where=where)
+
+
+def _check_identities(part: Benchmark, found: _Findings, where: str) -> None:
+    """Identities that are in training and test alike, by the data set's own labels."""
+    if part.seen:
+        tested = len({sample.pid for trial in part.trials for side in trial for sample in side})
+        message = f"{len(part.seen)} of {tested} test identities are training identities, too"
+        remedy = "the figures will not tell how well unknown ones are found: separate the splits by identity"
+        examples = (f"identity {label}" for label in part.seen)
+        found.add("warning", "shared identities", message, remedy, examples, where=where)
 
 
 def _check_unknown(part: Benchmark, found: _Findings, where: str) -> None:

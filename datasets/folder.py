@@ -95,12 +95,14 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
     learnt = splits[TRAIN] if train else []
     query, gallery = splits[QUERY], splits[GALLERY]
     shared = numbering("identities", (picture.identity for picture in (*query, *gallery)))
+    learnt_labels = {picture.identity for picture in learnt}
     return Benchmark(
         name="folder",
         template=f"A photo of a {{}} {noun}.",  # {} is for the learnt tokens
         train=samples(learnt, numbering("identities", (picture.identity for picture in learnt))),
         trials=(Trial(samples(query, shared), samples(gallery, shared)),),
         ignored=PROTOCOLS[protocol],
+        seen=tuple(label for label in shared if label in learnt_labels),
     )
 
 

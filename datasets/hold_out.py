@@ -37,9 +37,8 @@ def hold_out(benchmark: Benchmark, share: float, seed: int) -> Benchmark:
     # An identity with one image a camera has no others: its queries look for each other across cameras.
     gallery = gallery + query
     trial = Trial(_ordered(query), _ordered(gallery))
-    return replace(
-        benchmark, name=f"{benchmark.name} (held-out training identities)", train=tuple(train), trials=(trial,)
-    )
+    name = f"{benchmark.name} (held-out training identities)"
+    return replace(benchmark, name=name, train=tuple(train), trials=(trial,), seen=())
 
 
 def _ordered(samples: list[Sample]) -> tuple[Sample, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from datasets.naming import PERSON, Naming, Origin, dense_labels, read_named_images, usual_folder
+from datasets.naming import PERSON, Naming, Origin, dense_labels, read_named_images, seen_in_training, usual_folder
 from utils.metrics import same_camera
 from utils.records import Benchmark, Trial
 
@@ -38,5 +38,6 @@ def read_market_folders(name: str, folder: Path, *, train: bool = True, naming: 
         split: read_named_images(folder / split, naming, missing=missing)
         for split in ((TRAIN, QUERY, GALLERY) if train else (QUERY, GALLERY))
     }
-    trial = Trial(samples[QUERY], samples[GALLERY])
-    return Benchmark(name, PERSON, dense_labels(samples.get(TRAIN, ())), (trial,), same_camera)
+    train_samples, trial = samples.get(TRAIN, ()), Trial(samples[QUERY], samples[GALLERY])
+    seen = seen_in_training(train_samples, trial)
+    return Benchmark(name, PERSON, dense_labels(train_samples), (trial,), same_camera, seen=seen)

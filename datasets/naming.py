@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import DataError
-from utils.records import Sample
+from utils.records import Sample, Trial
 
 PERSON = "A photo of a {} person."
 VEHICLE = "A photo of a {} vehicle."
@@ -164,3 +164,9 @@ def dense_labels(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     samples = tuple(samples)
     labels = {pid: label for label, pid in enumerate(sorted({sample.pid for sample in samples}))}
     return tuple(sample._replace(pid=labels[sample.pid]) for sample in samples)
+
+
+def seen_in_training(train: Iterable[Sample], trial: Trial) -> tuple[str, ...]:
+    """The identities of `trial` that are in `train`, too, which still has the data set's own labels."""
+    test = {sample.pid for side in trial for sample in side}
+    return tuple(map(str, sorted(test & {sample.pid for sample in train})))

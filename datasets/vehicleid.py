@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.naming import VEHICLE, Origin, dense_labels, read_list, require_images, usual_folder
+from datasets.naming import VEHICLE, Origin, dense_labels, read_list, require_images, seen_in_training, usual_folder
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import Benchmark, Sample, Trial
@@ -57,7 +57,8 @@ def vehicleid(
     samples = _read(folder, TRAIN) if train else ()
     test = _read(folder, SIZES[size])
     draws = tuple(_trial(test, seed, trial) for trial in range(trials))
-    return Benchmark("VehicleID", VEHICLE, dense_labels(samples), draws, ignore_nothing)
+    seen = seen_in_training(samples, draws[0])  # all draws are of the same images
+    return Benchmark("VehicleID", VEHICLE, dense_labels(samples), draws, ignore_nothing, seen=seen)
 
 
 def _trial(samples: Sequence[Sample], seed: int, trial: int) -> Trial:

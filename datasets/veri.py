@@ -17,7 +17,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.naming import VEHICLE, Naming, Origin, dense_labels, read_named_images, text_lines, usual_folder
+from datasets.naming import (
+    VEHICLE,
+    Naming,
+    Origin,
+    dense_labels,
+    read_named_images,
+    seen_in_training,
+    text_lines,
+    usual_folder,
+)
 from utils.errors import DataError
 from utils.metrics import same_camera
 from utils.records import Benchmark, Sample, Trial
@@ -67,8 +76,9 @@ def veri(root: Path, *, train: bool = True, viewpoints: Sequence[Path] = ()) -> 
                 raise DataError(f"{names}: no viewpoint of any image in {folder / TRAIN}; {SOURCE}")
             if unknown:
                 _log.warning("%s: %d of %d images have no viewpoint: unknown", folder / split, unknown, len(some))
-    trial = Trial(samples[QUERY], samples[GALLERY])
-    return Benchmark("veri", VEHICLE, dense_labels(samples.get(TRAIN, ())), (trial,), same_camera)
+    train_samples, trial = samples.get(TRAIN, ()), Trial(samples[QUERY], samples[GALLERY])
+    seen = seen_in_training(train_samples, trial)
+    return Benchmark("veri", VEHICLE, dense_labels(train_samples), (trial,), same_camera, seen=seen)
 
 
 def read_viewpoints(paths: Sequence[Path]) -> dict[str, int]:

@@ -68,6 +68,17 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
         "ssl_out": cfg.MODEL.SSL_OUT,
     }
+    for key, count, noun in (
+        ("SIE_CAMERA", benchmark.num_cams, "camera"),
+        ("SIE_VIEW", benchmark.num_views, "viewpoint"),
+    ):
+        if cfg.MODEL[key] and count <= 1:
+            logger.warning(
+                "MODEL.%s True: %s tells no %ss apart; all images get one and the same vector",
+                key,
+                benchmark.name,
+                noun,
+            )
     if is_resnet(cfg.MODEL.NAME) and tuple(cfg.MODEL.STRIDE_SIZE) != ResNetTower.STRIDE:
         logger.warning("MODEL.STRIDE_SIZE %s: not used, a ResNet's stride is 16", cfg.MODEL.STRIDE_SIZE)
         architecture["stride"] = list(ResNetTower.STRIDE)

@@ -333,6 +333,14 @@ def test_test_images_that_are_training_images(ideal, check):
     assert "separate the splits by identity" in finding.remedy
 
 
+@BOTH
+def test_identities_that_are_in_training_and_test(ideal, check):
+    finding = only(check(replace(ideal, seen=("11", "anna")), **BATCH), "warning")
+    assert finding.message == "2 of 3 test identities are training identities, too"
+    assert finding.examples == ("identity 11", "identity anna")
+    assert "separate the splits by identity" in finding.remedy
+
+
 def test_a_test_on_training_images_is_none(ideal):
     query, _ = ideal.trials[0]
     report = quick_check(replace(ideal, train=(*ideal.train, *(s._replace(pid=0) for s in query))), **BATCH)

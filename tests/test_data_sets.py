@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,34 @@ def test_every_data_set_by_its_name(root, name):
     assert benchmark.template == f"A photo of a {{}} {noun}."
     assert len(benchmark.trials) == (10 if name == "VehicleID" else 1)
     assert benchmark.ignored is (ignore_nothing if name == "VehicleID" else same_camera)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("market1501", "Market-1501-v15.09.15/query/0007_c1s1_9_0.jpg"),
+        ("dukemtmc", "dukemtmcreid/DukeMTMC-reID/bounding_box_test/0007_c1s1_9_0.jpg"),
+        ("veri", "VeRi/image_test/0005_c020_00016455_0.jpg"),
+        ("VehicleID", "VehicleID_V1.0/image/0111.jpg"),
+        ("folder", None),
+    ],
+)
+def test_training_identities_that_come_back_in_the_test_are_named(root, tmp_path, name, file):
+    """By the data set's own labels; those of training are numbered anew."""
+    root = shutil.copytree(root, tmp_path / "data")
+    if file is None:
+        assert make_benchmark(settings(root, name)).seen == ("bello", "rex")
+        shutil.rmtree(root / "mine" / "train" / "rex")
+        assert make_benchmark(settings(root, name)).seen == ("bello",)
+    else:
+        assert make_benchmark(settings(root, name)).seen == ()
+        images(root, file)
+        if name == "VehicleID":
+            with open(root / "VehicleID_V1.0" / "train_test_split" / "test_list_800.txt", "a") as listed:
+                listed.write("0111 11\n")
+        label = {"veri": "5", "VehicleID": "11"}.get(name, "7")
+        assert make_benchmark(settings(root, name)).seen == (label,)
+    assert make_benchmark(settings(root, name), train=False).seen == ()
 
 
 BOTH = [

@@ -99,6 +99,13 @@ def people(tmp_path) -> Path:
     )
 
 
+def test_identities_that_are_in_training_and_test_are_named(people):
+    assert folder(people).seen == ()
+    write(people, "query/2/c1_9.jpg", "gallery/anna/c1_9.jpg", "gallery/2/c2_9.jpg")
+    assert folder(people).seen == ("2", "anna")
+    assert folder(people, train=False).seen == ()
+
+
 def test_a_folder_per_identity(people):
     """Natural order of identity, camera and name; training from 0, query and gallery together from 0, cameras, too."""
     benchmark = folder(people)

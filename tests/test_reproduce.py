@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,21 +200,36 @@ def test_tolerances_are_points():
 
 
 def test_missing_files_are_listed_with_their_places(plan, capsys, monkeypatch):
-    monkeypatch.delitem(reproduce.BENCHMARKS, "veri", raising=False)
     plan.output.mkdir()
     assert call(plan) == 0  # nothing was asked for
     text = capsys.readouterr().out
     market = paragraph(text, PLAIN)
     assert f"{plan.root}/{FOLDERS[0]}/{{bounding_box_train, query, bounding_box_test}}: missing" in market
     assert "there is no such folder" in market and "not yet run" in market
-    assert "veri is not readable by this version" in paragraph(text, "veri-vit_clipreid")
+    assert "holds VeRi; it is to be asked for" in paragraph(text, "veri-vit_clipreid")
+
+
+def test_viewpoints_are_looked_for_beside_the_pictures_or_where_they_are_said_to_be(plan, capsys):
+    """VeRi's are in files that do not come with it."""
+    row = ROWS["veri-vit_svllreid"]
+    for split in ("image_train", "image_query", "image_test"):
+        (Path(plan.root) / "VeRi" / split).mkdir(parents=True)
+        (Path(plan.root) / "VeRi" / split / "0001_c001_1_0.jpg").touch()
+    need = reproduce.data_need(plan.config(row))
+    assert not need.there and f"{plan.root}/VeRi/keypoint_train.txt: there is no such file" in need.remark
+    for split in ("train", "test"):
+        line = f"0001_c001_1_0.jpg {' '.join(['-1'] * 40)} 3\n"
+        (Path(plan.root) / f"keypoint_{split}.txt").write_text(line)
+    places = [f"{plan.root}/keypoint_{split}.txt" for split in ("train", "test")]
+    mine = replace(plan, overrides=("DATASETS.VIEWPOINTS_TRAIN", places[0], "DATASETS.VIEWPOINTS_TEST", places[1]))
+    assert reproduce.data_need(mine.config(row)).there
+    assert "VIEWPOINTS" not in str(plan.training(ROWS["veri-vit_clipreid"]))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [(PLAIN, "files are missing"), ("veri-vit_svllreid", "not readable by this version")]
+    ("name", "said"), [(PLAIN, "files are missing"), ("veri-vit_svllreid", "files are missing: images")]
 )
 def test_a_row_without_its_files_is_not_run(plan, capsys, monkeypatch, name, said):
-    monkeypatch.delitem(reproduce.BENCHMARKS, "veri", raising=False)
     monkeypatch.setattr(reproduce, "_start", lambda command: pytest.fail(f"started {command}"))
     assert call(plan, "--run", name) == 2
     error = capsys.readouterr().err
@@ -239,23 +255,18 @@ def test_weights_are_looked_for_where_they_would_be_read(plan, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("folders", "version"),
     [
-        (["MSMT17_V1/train"], "V1"),
-        (["MSMT17_V2/mask_train_v2"], "V2"),
-        (["MSMT17/mask_train_v2"], "V2"),
-        (["MSMT17_V2/train"], "V2"),
-        (["MSMT17/train"], "unknown"),
-        (["MSMT17_V1/train", "MSMT17_V2/mask_train_v2"], "unknown"),
-        (["MSMT17_V1"], "unknown"),
-        ([], "unknown"),
+        (["MSMT17_V1/test"], "V1"),
+        (["MSMT17/mask_test_v2"], "V2"),
+        (["MSMT17/test"], "unknown version"),
+        (["MSMT17_V1/test", "MSMT17_V2/mask_test_v2"], "unknown version"),
+        (["MSMT17_V1"], "unknown version"),
+        ([], "unknown version"),
     ],
 )
-def test_the_version_of_msmt17_is_that_of_its_folders(tmp_path, folders, version):
+def test_the_version_of_msmt17_is_that_of_its_folders_if_they_are_still_there(tmp_path, folders, version):
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
-    assert reproduce.msmt17_version(tmp_path) == version
-    if version != "unknown":  # also where the data set's own folder is given
-        name = folders[0].partition("/")[0]
-        assert reproduce.msmt17_version(tmp_path / name) == version
+    assert reproduce.version_of_msmt17(tmp_path) == version
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts
@@ -311,13 +322,13 @@ def test_the_table_has_figures_and_verdict(plan, capsys):
     assert "| 89.6 / 95.5 | 80.0 / 95.5 (below) |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("folder", "version"), [("MSMT17_V2/mask_train_v2", "V2"), ("MSMT17/train", "unknown")])
+@pytest.mark.parametrize(("folder", "version"), [("MSMT17_V2/mask_test_v2", "V2"), ("MSMT17/test", "unknown version")])
 def test_a_result_on_msmt17_says_its_version(plan, capsys, folder, version):
     (Path(plan.root) / folder).mkdir(parents=True)
     pretend(MSMT17, plan, mAP=72.8)
     assert call(plan) == 1
     text = paragraph(capsys.readouterr().out, MSMT17)
-    assert f"MSMT17 version {version}" in text and "2 to 4 points of mAP below V1" in text
+    assert f"MSMT17 {version}" in text and "2 to 4 points of mAP below V1" in text
 
 
 def test_a_reranked_test_is_compared_with_its_settings(plan, capsys):

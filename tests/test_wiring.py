@@ -216,6 +216,17 @@ def test_what_an_architecture_cannot_do_is_refused(cfg, overrides, words):
         make_model(from_dict(to_dict(cfg), overrides, where="here"), toy())
 
 
+def test_side_information_that_tells_nothing_apart_is_said(cfg, caplog):
+    """As of VehicleID, which has no cameras: it trains, with one row."""
+    alone = toy(cams=1, name="VehicleID")
+    assert make_model(cfg, alone).image.side.table.shape[0] == 1
+    said = "MODEL.SIE_CAMERA True: VehicleID tells no cameras apart; all images get one and the same vector"
+    assert said in caplog.messages
+    caplog.clear()
+    make_model(cfg, toy())
+    assert not any("tells no" in message for message in caplog.messages)
+
+
 def test_a_resnet_has_one_stride(cfg, caplog):
     overrides = ["MODEL.NAME", "RN50", "MODEL.PRETRAIN", "none", "MODEL.SIE_CAMERA", "no", "MODEL.SSL_HIDDEN", "8"]
     settings = from_dict(to_dict(cfg), overrides, where="here")

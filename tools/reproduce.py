@@ -35,7 +35,8 @@ import test_svllreid
 import train_svllreid
 from configs import ConfigError, from_dict, load, to_dict
 from datasets import market1501
-from datasets.build import BENCHMARKS, make_benchmark
+from datasets.build import make_benchmark
+from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
 from utils.command import FAILED, run
 from utils.errors import UserError, one_line
@@ -50,8 +51,7 @@ OUTPUT, DATA = Path("runs/reproduce"), "data"
 ALL = "all"
 REPRODUCED, BELOW, ABOVE = "reproduced", "below", "above"
 NOT_REPRODUCED = 1  # exit code
-NOT_AT_HAND, NOT_YET, UNREADABLE = "not at hand", "not yet run", "not readable by this version"
-V1, V2, UNKNOWN = "V1", "V2", "unknown"
+NOT_AT_HAND, NOT_YET = "not at hand", "not yet run"
 
 
 class Figures(NamedTuple):
@@ -192,6 +192,7 @@ UNVERIFIED = {("VehicleID", OVERLAPPING)}
 NO_CAMERAS = {"VehicleID"}  # without labels of cameras, and so without side information
 OLP = ("MODEL.STRIDE_SIZE", "[12, 12]")
 SIE = ("MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1.0")
+VIEWPOINTS = {"TRAIN": "keypoint_train.txt", "TEST": "keypoint_test.txt"}
 NOTES = {"msmt17": "MSMT17 V2, whose faces are blurred, scores about 2 to 4 points of mAP below V1"}
 
 # Keys that a row or an option decides on: nothing to append to every command.
@@ -281,7 +282,16 @@ class Plan:
         places = ("DATASETS.ROOT_DIR", self.root, "OUTPUT_DIR", str(self.folder(row)))
         seed = () if self.seed is None else ("SOLVER.SEED", str(self.seed))
         words = ("--config_file", row.config, *row.settings, "DATASETS.NAMES", row.data_set, *places, *seed)
-        return Command("train_svllreid.py", (*words, *self.overrides))
+        return Command("train_svllreid.py", (*words, *self._viewpoints(row), *self.overrides))
+
+    def _viewpoints(self, row: Row) -> tuple[str, ...]:
+        """Where annotation files are looked for that no data set comes with: beside its folders of images."""
+        if not _settings(ROOT / row.config, row.settings).MODEL.SIE_VIEW:
+            return ()
+        folder = f"{self.root}/{DATA_SETS[row.data_set].place.partition('/')[0]}"
+        return tuple(
+            word for split in VIEWPOINTS for word in (f"DATASETS.VIEWPOINTS_{split}", f"{folder}/{VIEWPOINTS[split]}")
+        )
 
     def testing(self, row: Row) -> Command:
         """What tests it with re-ranking."""
@@ -445,13 +455,11 @@ def data_need(cfg: CfgNode) -> Need:
     """The images: there if the reader says so."""
     name, root = cfg.DATASETS.NAMES, Path(cfg.DATASETS.ROOT_DIR).expanduser()
     where = f"{root}/{DATA_SETS[name].place}"
-    if name not in BENCHMARKS:
-        return Need("images", where, False, f"{name} is {UNREADABLE}")
     try:
         benchmark = make_benchmark(cfg)
     except UserError as error:
         return Need("images", where, False, f"missing ({one_line(error)})")
-    version = f", version {msmt17_version(root)}" if name == "msmt17" else ""
+    version = f", MSMT17 {version_of_msmt17(root)}" if name == "msmt17" else ""
     return Need("images", where, True, f"there: {benchmark.counts()}{version}")
 
 
@@ -472,19 +480,12 @@ def weights_need(cfg: CfgNode) -> Need:
     return Need(what, pretrained.address(tag), True, f"not here yet, {name} {source} is downloaded by training")
 
 
-def msmt17_version(root: Path) -> str:
-    """V1 or V2 by the folders' names; MSMT17/train alone does not say it, nor do both versions side by side."""
-    folders = (root / "MSMT17", root / "MSMT17_V1", root / "MSMT17_V2", root.absolute())
-    found = {version for folder in folders if (version := _version(folder)) is not None}
-    return found.pop() if len(found) == 1 else UNKNOWN
-
-
-def _version(folder: Path) -> str | None:
-    if (folder / "mask_train_v2").is_dir():
-        return V2
-    if (folder / "train").is_dir():
-        return {"MSMT17_V1": V1, "MSMT17_V2": V2}.get(folder.name, UNKNOWN)
-    return None
+def version_of_msmt17(root: Path) -> str:
+    """V1, V2 or that it is unknown, also where the pictures are no longer there."""
+    try:
+        return msmt17_version(root)
+    except UserError:
+        return UNKNOWN
 
 
 # ------------------------------------------------------------------------------------------------ what came out
@@ -507,7 +508,7 @@ def find_result(row: Row, plan: Plan) -> Result | None:
         raise UserError(f"{folder / RESULTS}: was re-ranked, which the published figures were not")
     version = None
     if row.data_set == "msmt17":  # by the folder that it was trained from, wherever --root is now
-        version = msmt17_version(Path(_read_config(folder).DATASETS.ROOT_DIR).expanduser())
+        version = version_of_msmt17(Path(_read_config(folder).DATASETS.ROOT_DIR).expanduser())
     return Result(_figures(entry), None, version)
 
 
@@ -672,7 +673,7 @@ def ours(row: Row, plan: Plan, results: Mapping[str, Result | None], tolerance: 
         words.append(f"{verdict.word}: {spell(verdict.differences, '+')} ({tolerance}{unverified})")
     words.append(f"re-ranked with {result.reranking}" if result.reranking else "not re-ranked")
     if result.version:
-        words.append(f"MSMT17 version {result.version}")
+        words.append(f"MSMT17 {result.version}")
     departures = plan.departures(row)
     if departures:
         words.append(f"not the published recipe: {', '.join(departures)}")
@@ -717,7 +718,7 @@ def _cell(row: Row, result: Result, plan: Plan, tolerance: Tolerance) -> str:
     if row.published is None:
         return _slashed({name: scores[name] for name in PUBLISHED[CLIP_REID][row.data_set].given()})
     remarks = [judge(row, result.figures, tolerance).word]
-    remarks += [f"MSMT17 version {result.version}"] if result.version else []
+    remarks += [f"MSMT17 {result.version}"] if result.version else []
     remarks += ["other settings"] if plan.departures(row) else []
     return f"{_slashed({name: scores[name] for name in row.published.given()})} ({', '.join(remarks)})"
 

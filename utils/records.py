@@ -50,7 +50,8 @@ class Benchmark:
     that leave the gallery of a query: (query labels [Q], gallery labels [G]) -> bool [Q, G]; it is called chunk by
     chunk, because the whole mask of a large benchmark does not fit into memory. `train` is empty where only testing was
     asked for. Several data sets trained on together have `parts`, which are evaluated one by one; the whole only says
-    what there is.
+    what there is. `seen` are identities, by the labels that they had before training labels were numbered anew, which
+    are in training and test alike; a reader names them where its labels mean the same in both.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Benchmark:
     trials: tuple[Trial, ...]
     ignored: Callable[[Labels, Labels], Tensor]
     parts: tuple[Benchmark, ...] = ()
+    seen: tuple[str, ...] = ()
 
     def evaluated(self) -> tuple[Benchmark, ...]:
         """The benchmarks to evaluate: itself, or its parts."""
@@ -69,9 +71,8 @@ class Benchmark:
         trial = self.trials[0]
         train = f"{len(self.train)} training images of {self.num_pids} identities, " if self.train else ""
         several = f", {len(self.trials)} trials" if len(self.trials) > 1 else ""
-        return (
-            f"{train}{len(trial.query)} queries, {len(trial.gallery)} gallery images, {self.num_cams} cameras{several}"
-        )
+        cameras = f"{self.num_cams} cameras" if self.num_cams > 1 else "one camera or none known"
+        return f"{train}{len(trial.query)} queries, {len(trial.gallery)} gallery images, {cameras}{several}"
 
     def _all(self) -> Iterator[Sample]:
         yield from self.train
