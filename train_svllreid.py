@@ -6,28 +6,52 @@ python train_svllreid.py --config_file configs/person/vit_svllreid.yml DATASETS.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
-from configs import ConfigError, load, to_dict
-from datasets.build import make_benchmark
+from configs import EPOCHS, ConfigError, check_changes, from_dict, load, to_dict
+from datasets.build import SEVERAL, identities_per_batch, make_benchmark
 from datasets.check import quick_check
-from model.build import make_model
+from model.build import make_model, resume_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.command import parse, run
-from utils.devices import describe, pick_device
-from utils.errors import DataError
+from utils.devices import describe, make_deterministic, pick_device
+from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop
+from utils.errors import DataError, UserError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
 from utils.records import Benchmark
 from utils.report import table
-from utils.run_folder import LOG, RunFolder, append_result, check_unused, check_writable
+from utils.run_folder import (
+    CONFIG,
+    END,
+    LOG,
+    START,
+    EarlierRun,
+    Onlooker,
+    RunFolder,
+    State,
+    append_result,
+    check_unused,
+    check_writable,
+    earlier_run,
+    lock,
+    newest_state,
+    read_state,
+)
 from utils.seeds import seed_everything
+from utils.stopping import Interrupted, Stopping
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("train")
 
@@ -44,25 +68,94 @@ def main(argv: list[str] | None = None) -> Path:
 def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     """The whole way: data, network, evaluation of the start, every stage, evaluation of the end.
 
-    `requested` are the keys of the command line.
+    A run that `path` holds is gone on with where its last state was kept, or, where it has ended, left as it is.
+
+    Args:
+        requested: keys of the command line.
     """
-    clock = Clock()
-    check_unused(path)
+    if cfg.SOLVER.DETERMINISTIC:
+        make_deterministic()
+    device = start(pick_device(cfg.MODEL.DEVICE))
+    if not is_main():
+        logging.getLogger().setLevel(logging.ERROR)  # what is said once is enough
+    with ExitStack() as stack, Stopping() as stopping:
+        stack.callback(stop)
+        earlier, file = on_main(lambda: claim(cfg, path, stack))
+        state = read_state(file) if file else None
+        if earlier is None or to_go_on(cfg, path, earlier, state, device):
+            _train(cfg, path, device, stopping, requested=requested, earlier=earlier, state=state)
+    return path
+
+
+def claim(cfg: CfgNode, path: Path, stack: ExitStack) -> tuple[EarlierRun | None, Path | None]:
+    """Keep other runs out of the folder -> the run in it and the file of its newest state, if there are any."""
     check_writable(path)
-    device = pick_device(cfg.MODEL.DEVICE)
+    stack.enter_context(lock(path))
+    if not cfg.RESUME:
+        check_unused(path)
+        return None, None
+    earlier = earlier_run(path)
+    return earlier, newest_state(path) if earlier else None
+
+
+def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None, device: torch.device) -> bool:
+    """Whether anything is left to do of the run that the folder holds.
+
+    Raises:
+        ConfigError: settings that may not change have.
+        UserError: it was trained on another kind of device.
+    """
+    stage, epoch = (state.contents["stage"], state.contents["epoch"]) if state else (cfg.PROCESSOR.STAGES[0], 0)
+    before = from_dict(earlier.config, where=str(path / CONFIG))
+    changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path))
+    last = EPOCHS[cfg.PROCESSOR.STAGES[-1]]
+    ended = earlier.ends == len(cfg.DATASETS.NAMES.split(SEVERAL))
+    if ended and not any(change.startswith(last) for change in changes):
+        logger.info("%s: this run is finished; another one needs another OUTPUT_DIR", path)
+        return False
+    for change in changes:
+        logger.info("changed since the run was started: %s", change)
+    if state and state.contents["run"]["device"] != device.type:
+        raise UserError(
+            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: the run in {path} is on {state.contents['run']['device']}, here is "
+            f"{device.type}; its weights can start a new run there (MODEL.INIT_FROM, another OUTPUT_DIR)"
+        )
+    return True
+
+
+def _train(
+    cfg: CfgNode,
+    path: Path,
+    device: torch.device,
+    stopping: Stopping,
+    *,
+    requested: Collection[str],
+    earlier: EarlierRun | None,
+    state: State | None,
+) -> None:
+    clock = Clock()
     seed_everything(cfg.SOLVER.SEED)
+    identities = identities_per_batch(cfg) if "image" in cfg.PROCESSOR.STAGES else None
     with clock("data"):
-        benchmark = make_benchmark(cfg)
-        check(cfg, benchmark)
+        benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
+        on_main(lambda: check(benchmark, cfg.DATALOADER.NUM_INSTANCE, identities))
+    fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
+    if earlier and earlier.fingerprint:
+        check_same(earlier.fingerprint, fingerprint, path)
     with clock("network"):
-        model = make_model(cfg, benchmark, requested=requested).to(device)
-    fingerprint = {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}
-    folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint)
-    log_to_file(path / LOG)
+        if state:
+            model = resume_model(state.contents, str(state.path)).to(device)
+        else:  # weights are downloaded by one
+            model = main_first(lambda: make_model(cfg, benchmark, requested=requested)).to(device)
+            copy_from_main(model)
+    folder = Onlooker(path)
+    if is_main():
+        folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, again=earlier is not None)
+        log_to_file(path / LOG)
     logger.info("%s: %s", benchmark.name, benchmark.counts())
     logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
 
-    entries: list[dict] = []
+    entries: list[dict] = [entry for entry in earlier.evaluations if entry["when"] == START] if state else []
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
         for one in benchmark.evaluated():
@@ -78,35 +171,66 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
                 checkpoint=checkpoint,
             )
             entries.append(entry)
-            append_result(path, entry)
+            if is_main():
+                append_result(path, entry)
             facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
             folder.record("evaluation", step=len(entries), stage=when, **facts, **evaluation.mean)
 
+    stages = list(cfg.PROCESSOR.STAGES)
     try:
-        with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works
-            evaluate("start", None)
-        logger.info("before training:\n%s", table(entries))
-        for stage in cfg.PROCESSOR.STAGES:
+        if state:
+            position = state.contents["run"]["position"]
+            stages = stages[stages.index(state.contents["stage"]) :]
+            logger.info(
+                "resumed from %s: %s stage, epoch %d, after step %d",
+                *(state.path, stages[0], position["epoch"], position["step"]),
+            )
+        else:
+            if earlier:
+                logger.info("an earlier run in %s was stopped before it kept a state: from the beginning", path)
+            with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works
+                evaluate(START, None)
+            logger.info("before training:\n%s", table(entries))
+        for stage in stages:
+            run = state.contents["run"] if state and stage == state.contents["stage"] else None
             with clock(f"{stage} stage"):
-                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device)
+                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, run=run, stopping=stopping)
         with clock("evaluation of the end"):
-            evaluate("end", checkpoint)
+            evaluate(END, checkpoint)
     except BaseException as error:  # out of memory, too
-        outcome = "nothing was saved" if folder.discard() else f"what was saved is in {path}"
+        free = not earlier and folder.discard()
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"during the {clock.current}; {outcome}") from None
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            kept = f"the same command goes on from {folder.whole[-1]}" if folder.whole else f"see {path}"
+            outcome = "nothing was saved" if free else kept
+            raise Interrupted(number, f"during the {clock.current}; {outcome}") from None
         raise
 
     logger.info("%s, peak memory %s", clock, peak_memory())
     logger.info("%s\n%s", benchmark.name, table(entries))
     logger.info("test it again: python test_svllreid.py TEST.WEIGHT %s", checkpoint)
-    return path
 
 
-def check(cfg: CfgNode, benchmark: Benchmark) -> None:
+def check_same(before: dict, now: dict, path: Path) -> None:
+    """Refuse to go on with other pictures; say that a library is another one.
+
+    Raises:
+        DataError: the training images, or those of the test, are not those that the run was started with.
+    """
+    for split, what in (("train", "training images"), ("test", "queries or gallery images")):
+        old, new = (each["data_fingerprint"][split] for each in (before, now))
+        if old != new:
+            raise DataError(
+                f"OUTPUT_DIR {path}: the {what} are not those that this run was started with (fingerprint {old}, now "
+                f"{new}): their files, sizes or labels have changed since; put them back, or start another run"
+            )
+    for name, old in before["versions"].items():
+        if now["versions"].get(name) != old:
+            logger.warning("%s is %s now, the run was started with %s", name, now["versions"].get(name), old)
+
+
+def check(benchmark: Benchmark, instances: int, identities: int | None) -> None:
     """Log what should be known of the data; DataError, before hours are spent, if it cannot be trained or tested on."""
-    instances = cfg.DATALOADER.NUM_INSTANCE
-    identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if "image" in cfg.PROCESSOR.STAGES else None
     report = quick_check(benchmark, instances=instances, identities=identities)
     for warning in report.warnings:
         logger.warning("%s", warning)

@@ -2,5 +2,6 @@
 
 from configs.checks import ConfigError
 from configs.loading import from_dict, load, to_dict
+from configs.resuming import EPOCHS, check_changes
 
-__all__ = ["ConfigError", "from_dict", "load", "to_dict"]
+__all__ = ["EPOCHS", "ConfigError", "check_changes", "from_dict", "load", "to_dict"]

@@ -84,7 +84,9 @@ RULES: dict[str, Rule] = {
     "DATALOADER.NUM_INSTANCE": at_least(1),
     "SOLVER.SEED": within(0, 2**32 - 1),
     "SOLVER.MARGIN": at_least(0),
-    "SOLVER.PRECISION": one_of("auto", "fp32", "bf16"),
+    "SOLVER.PRECISION": one_of("auto", "fp32", "bf16", "fp16"),
+    "SOLVER.CLIP_GRAD_NORM": at_least(0),
+    "SOLVER.CHECKPOINT_MINUTES": at_least(0),
     "SOLVER.STAGE1.IMS_PER_BATCH": at_least(1),
     "SOLVER.STAGE2.IMS_PER_BATCH": at_least(2),  # of a single image, batch norm has no statistics
     "SOLVER.*.OPTIMIZER_NAME": one_of("Adam", "AdamW", "SGD"),

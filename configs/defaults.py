@@ -72,9 +72,10 @@ _C.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------- data
 _C.DATASETS = Node()
-# market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own pictures, at ROOT_DIR), or synthetic
-# (rendered on the spot below ROOT_DIR). Several in a tuple: trained on together, identities and cameras numbered on
-# from one to the next, and tested one by one.
+# market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own pictures, at ROOT_DIR), or rendered on the
+# spot below ROOT_DIR: synthetic (people), synthetic_occluded (the same, but something hides a good part of everybody in
+# the queries) or synthetic_vehicle. Several in a tuple: trained on together, identities and cameras numbered on from
+# one to the next, and tested one by one.
 _C.DATASETS.NAMES = "market1501"
 # The folder that holds the data sets' folders.
 _C.DATASETS.ROOT_DIR = "data"
@@ -82,7 +83,7 @@ _C.DATASETS.ROOT_DIR = "data"
 _C.DATASETS.MSMT17_VAL = True
 # Of VehicleID: which test list, small (800 identities), medium (1600) or large (2400).
 _C.DATASETS.VEHICLEID_SIZE = "small"
-# Of veri: the files of viewpoints, keypoint_train.txt ...
+# Of veri (synthetic_vehicle has its own): the files of viewpoints, keypoint_train.txt ...
 _C.DATASETS.VIEWPOINTS_TRAIN = ""
 # ... and keypoint_test.txt; without them MODEL.SIE_VIEW must be off.
 _C.DATASETS.VIEWPOINTS_TEST = ""
@@ -91,11 +92,11 @@ _C.DATASETS.NOUN = "person"
 # Share of the training identities that is not trained on but evaluated on, instead of the test split: for choosing
 # settings without looking at test identities. The same identities for every SOLVER.SEED. 0.0 is off; below 1.
 _C.DATASETS.HOLD_OUT = 0.0
-# Of the rendered data set; another value renders it anew.
+# Of the rendered data sets, which share them; another value renders anew.
 _C.DATASETS.SYNTHETIC = Node()
-_C.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 256  # people to learn from
+_C.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 256  # people or vehicles to learn from
 _C.DATASETS.SYNTHETIC.TRAIN_IMAGES = 6  # of each identity
-_C.DATASETS.SYNTHETIC.TEST_IDENTITIES = 64  # other people, to be found again
+_C.DATASETS.SYNTHETIC.TEST_IDENTITIES = 64  # others, to be found again
 _C.DATASETS.SYNTHETIC.TEST_IMAGES = 12  # of each identity, query and gallery together
 # How far the six cameras differ in light, colour, sharpness and viewpoint: 0.0 is not at all, 1.1 what the tiny CLIP
 # was pre-trained with; above 2 a camera may show hardly anything.
@@ -115,8 +116,18 @@ _C.SOLVER = Node()
 _C.SOLVER.SEED = 1234
 # Margin of the triplet loss.
 _C.SOLVER.MARGIN = 0.3
-# Of the towers: fp32, bf16 (autocast), or auto: bf16 on CUDA devices that have it, else fp32. Losses are always fp32.
+# Of the towers: fp32, bf16 or fp16 (autocast; fp16 scales the loss and skips updates that overflow), or auto: bf16 on
+# CUDA devices that have it, else fp32. Losses and weights are always fp32.
 _C.SOLVER.PRECISION = "auto"
+# The gradient of all parameters together is shortened to this length; 0.0 is off.
+_C.SOLVER.CLIP_GRAD_NORM = 0.0
+# On CUDA: only algorithms that give the same bits every time; slower. A CPU always does.
+_C.SOLVER.DETERMINISTIC = False
+# On CUDA with several processes: batch norm inside a ResNet sees the batch of all of them.
+_C.SOLVER.SYNC_BN = False
+# A state to go on from is kept at least every so many minutes, besides the end of every epoch that is saved or
+# evaluated; 0.0: only then.
+_C.SOLVER.CHECKPOINT_MINUTES = 10.0
 
 # The prompt stage: a sentence for every identity.
 _C.SOLVER.STAGE1 = Node()
@@ -226,6 +237,8 @@ _C.PROCESSOR = Node()
 _C.PROCESSOR.STAGES = ("prompt", "image")
 # Allows the image stage to compare images with sentences that nobody trained: no prompt stage, no MODEL.INIT_FROM.
 _C.PROCESSOR.UNTRAINED_PROMPTS = False
+# Goes on with an unfinished run in the same OUTPUT_DIR where its last state was kept; else such a folder is refused.
+_C.RESUME = True
 # Where everything is written. Empty: training runs/DATASET_CONFIGFILE_seedSEED, testing the checkpoint's folder.
 _C.OUTPUT_DIR = ""
 

@@ -33,7 +33,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
     switches = Switches(cfg)
     untold = True  # which method it is
     for file, tree in _layers(Path(path), ()) if path else []:
-        values = dict(_flatten(tree))
+        values = dict(flatten(tree))
         _add(cfg, values, switches, where=str(file), root=untold)
         untold = untold and not tells_method(values)
     return _finish(cfg, overrides, switches)
@@ -51,7 +51,7 @@ def from_dict(tree: Mapping, overrides: Sequence[str] = (), *, where: str) -> Cf
     """The frozen configuration that `to_dict` made `tree` from, with `overrides` on top."""
     cfg = defaults()
     switches = Switches(cfg)
-    for key, value in _flatten(tree):
+    for key, value in flatten(tree):
         _set(cfg, key, value, where=where)
     switches.follow({}, cfg, where=where)
     return _finish(cfg, overrides, switches)
@@ -81,13 +81,18 @@ def _add(cfg: CfgNode, values: Mapping[str, Any], switches: Switches, *, where: 
 
 def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     """A YAML file and the files that it stands on, lowest first."""
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: stands on itself through BASE")
     try:
+        if path.resolve() in above:
+            raise ConfigError(f"{path}: stands on itself through BASE")
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        dict(flatten(tree if isinstance(tree, dict) else {}))
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"config file {path}: is nested too deeply, or holds itself") from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:  # the reader's own, too
         raise ConfigError(f"config file {path}: is not YAML: {' '.join(str(error).split())}") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
@@ -97,13 +102,13 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     return [*below, (path, tree)]
 
 
-def _flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; an empty block has none."""
     known = defaults()
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, dotted + ".")
+            yield from flatten(value, dotted + ".")
         elif value is not None or not _is_block(known, dotted):
             yield dotted, value
 
@@ -130,7 +135,7 @@ def _set(cfg: CfgNode, key: str, value: Any, *, where: str) -> None:
 
 
 def _nearest(key: str, cfg: CfgNode) -> str:
-    keys = [dotted for dotted, _ in _flatten(cfg)]
+    keys = [dotted for dotted, _ in flatten(cfg)]
     by_end = {dotted.rpartition(".")[2].lower(): dotted for dotted in keys}
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     near = near or [by_end[m] for m in difflib.get_close_matches(key.rpartition(".")[2].lower(), by_end, n=1)]

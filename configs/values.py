@@ -8,6 +8,8 @@ from typing import Any
 from configs.checks import ConfigError
 
 SPOKEN = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+LONGEST = 200  # characters of a value in a message
+LARGEST = 2**63  # what is not below it fits into no tensor
 NAMES = "DATASETS.NAMES"  # a text or a tuple, in published files, too
 
 
@@ -16,7 +18,9 @@ def convert(key: str, value: Any, default: Any, *, where: str) -> Any:
     try:
         return _convert(value, default, single=key == NAMES)
     except ValueError as error:
-        raise ConfigError(f"{where}: {key}: {value!r} will not do; {error}") from None
+        told = value if isinstance(value, str) else str(value)
+        told = told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
+        raise ConfigError(f"{where}: {key}: {told!r} will not do; {error}") from None
 
 
 def literal(value: Any) -> Any:
@@ -25,7 +29,7 @@ def literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return value
 
 
@@ -58,10 +62,10 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
     if isinstance(value, (bool, tuple, list, dict)):
         raise ValueError(f"right is one {'whole number' if isinstance(default, int) else 'number'}")
     if isinstance(default, int):
-        if not isinstance(value, int):
-            raise ValueError("right is a whole number")
+        if not isinstance(value, int) or abs(value) >= LARGEST:
+            raise ValueError("right is a whole number" + " of at most 64 bits" * isinstance(value, int))
         return value
     try:
         return float(value)  # YAML reads 5e-6 as a text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("right is a number") from None

@@ -19,25 +19,28 @@ from datasets.hold_out import hold_out
 from datasets.images import Images
 from datasets.market1501 import market1501, read_market_folders
 from datasets.msmt17 import msmt17, msmt17_version
-from datasets.sampler import IdentitySampler
-from datasets.several import together
-from datasets.synthetic import write_synthetic
+from datasets.sampler import IdentitySampler, OrderedSampler
+from datasets.several import SEVERAL, names_of, together
+from datasets.synthetic import OCCLUDED, PEOPLE, VEHICLES, VIEWPOINT_FILES, Kind, write_synthetic
 from datasets.transforms import TestTransform, TrainTransform
 from datasets.vehicleid import vehicleid
 from datasets.veri import SOURCE as VIEWPOINT_SOURCE
 from datasets.veri import veri
-from utils.errors import DataError
-from utils.metrics import ignore_nothing
+from utils import distributed
+from utils.errors import DataError, UserError
+from utils.metrics import ALL, ignore_nothing
+from utils.paths import expanded
 from utils.records import Batch, Benchmark, Sample
+from utils.stopping import leave_signals_to_the_parent
 
 logger = logging.getLogger(__name__)
-ONE_NAME_MANY_SETS = ("synthetic", "folder")
-SEVERAL = "+"  # between the names of data sets that are trained on together
+RENDERED = ("synthetic", "synthetic_occluded", "synthetic_vehicle")
+ONE_NAME_MANY_SETS = (*RENDERED, "folder")
 HOLD_OUT_SEED = 1234  # the split stays the same whatever SOLVER.SEED, so that no later test meets what was trained on
 
 
 def _root(cfg: CfgNode) -> Path:
-    return Path(cfg.DATASETS.ROOT_DIR).expanduser()
+    return expanded(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR")
 
 
 def _msmt17(cfg: CfgNode, train: bool) -> Benchmark:
@@ -46,7 +49,8 @@ def _msmt17(cfg: CfgNode, train: bool) -> Benchmark:
 
 
 def _veri(cfg: CfgNode, train: bool) -> Benchmark:
-    files = [Path(file).expanduser() for file in (cfg.DATASETS.VIEWPOINTS_TRAIN, cfg.DATASETS.VIEWPOINTS_TEST) if file]
+    keys = ("VIEWPOINTS_TRAIN", "VIEWPOINTS_TEST")
+    files = [expanded(cfg.DATASETS[key], f"DATASETS.{key}") for key in keys if cfg.DATASETS[key]]
     if cfg.MODEL.SIE_VIEW and not files:
         raise DataError(
             f"MODEL.SIE_VIEW True: veri's viewpoints are in files of their own, which DATASETS.VIEWPOINTS_TRAIN and "
@@ -63,9 +67,23 @@ def _folder(cfg: CfgNode, train: bool) -> Benchmark:
     return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
 
 
-def _synthetic(cfg: CfgNode, train: bool) -> Benchmark:
+def _rendered(cfg: CfgNode, kind: Kind) -> Path:
     options = {key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()}
-    return read_market_folders("synthetic", write_synthetic(_root(cfg), **options), train=train)
+    return write_synthetic(_root(cfg), kind=kind, **options)
+
+
+def _synthetic(cfg: CfgNode, train: bool) -> Benchmark:
+    return read_market_folders("synthetic", _rendered(cfg, PEOPLE), train=train)
+
+
+def _synthetic_occluded(cfg: CfgNode, train: bool) -> Benchmark:
+    return replace(occ_duke(_rendered(cfg, OCCLUDED), train=train), name="synthetic_occluded")
+
+
+def _synthetic_vehicle(cfg: CfgNode, train: bool) -> Benchmark:
+    made = _rendered(cfg, VEHICLES)
+    viewpoints = [made / name for name in VIEWPOINT_FILES]
+    return replace(veri(made, train=train, viewpoints=viewpoints), name="synthetic_vehicle")
 
 
 BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
@@ -77,24 +95,41 @@ BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
     "VehicleID": _vehicleid,
     "folder": _folder,
     "synthetic": _synthetic,
+    "synthetic_occluded": _synthetic_occluded,
+    "synthetic_vehicle": _synthetic_vehicle,
 }
 
 
 def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True) -> Benchmark:
-    """The data set `name`, or the one that the config names; without `train`, its training images need not be there.
+    """The data set `name`, or what the config names; without `train`, its training images need not be there.
+
+    With DATASETS.HOLD_OUT, the training images are what is tested on, and are read in any case.
 
     Raises:
-        DataError: an unknown name (the message has the right ones), or what the reader found wrong.
+        DataError: an unknown name (the message has the right ones), or what the reader or the file system found wrong.
     """
-    name = name or cfg.DATASETS.NAMES
-    if SEVERAL in name:
-        return together([make_benchmark(cfg, one, train=train) for one in name.split(SEVERAL)])
+    if name is None:
+        names = names_of(cfg.DATASETS.NAMES)
+        if len(names) > 1:
+            return together([make_benchmark(cfg, one, train=train) for one in names])
+        name = names[0]
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise DataError(f"DATASETS.NAMES: there is no data set {name!r}; {meant}there are: {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name](cfg, train or cfg.DATASETS.HOLD_OUT > 0)
-    if cfg.TEST.PROTOCOL == "all":
+    try:
+        benchmark = BENCHMARKS[name](cfg, train or cfg.DATASETS.HOLD_OUT > 0)
+    except OSError as error:  # wherever a reader met it: no rights, a name that is too long, a disk that fails
+        where = error.filename or cfg.DATASETS.ROOT_DIR
+        raise DataError(f"{name}: {where}: {error.strerror or error}") from error
+    except DataError as error:
+        if name == "folder" and SEVERAL in cfg.DATASETS.NAMES:
+            raise DataError(
+                f"{error}. All of DATASETS.NAMES {cfg.DATASETS.NAMES!r} share DATASETS.ROOT_DIR: the pictures of "
+                "folder lie right in it (train, query, gallery, or one CSV file), beside the folders of the others"
+            ) from error
+        raise
+    if cfg.TEST.PROTOCOL == ALL:
         benchmark = replace(benchmark, ignored=ignore_nothing)
     if cfg.DATASETS.HOLD_OUT > 0:
         if benchmark.ignored is ignore_nothing:
@@ -106,14 +141,36 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
     return benchmark
 
 
+def identities_per_batch(cfg: CfgNode) -> int:
+    """How many identities a batch of the image stage has, over all processes.
+
+    Raises:
+        UserError: the processes cannot share them evenly.
+    """
+    images, instances = cfg.SOLVER.STAGE2.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    identities, processes = images // instances, distributed.world_size()
+    if identities % processes:
+        fewer = identities - identities % processes
+        fitting = " or ".join(str(count * instances) for count in (fewer, fewer + processes) if count)
+        raise UserError(
+            f"SOLVER.STAGE2.IMS_PER_BATCH {images} with DATALOADER.NUM_INSTANCE {instances} takes {identities} "
+            f"identities a batch, which {processes} processes cannot share evenly; IMS_PER_BATCH {fitting} would do"
+        )
+    return identities
+
+
 def make_loader(
     cfg: CfgNode, samples: Sequence[Sample], *, train: bool, twins: bool = False, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """Batches of `samples`.
+    """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
     For training: identity-balanced batches, random transforms and, if asked for, twins; before each epoch call
     `loader.dataset.set_epoch` and `loader.batch_sampler.set_epoch`. Else: all samples in order, test transform.
+
+    Raises:
+        UserError: batches that the processes cannot share evenly, or more identities in a batch than there are.
     """
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     pixels = {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
     if train:
         transform = TrainTransform(
@@ -125,20 +182,20 @@ def make_loader(
             **pixels,
         )
         instances = cfg.DATALOADER.NUM_INSTANCE
-        identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances
         pids = [sample.pid for sample in samples]
-        batches = {"batch_sampler": IdentitySampler(pids, identities, instances, seed=cfg.SOLVER.SEED)}
+        batches = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=cfg.SOLVER.SEED, **share)
     else:
         transform = TestTransform(cfg.INPUT.SIZE_TEST, **pixels)
-        batches = {"batch_size": cfg.TEST.IMS_PER_BATCH}
+        batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
     images = Images(samples, transform, twins=twins, seed=cfg.SOLVER.SEED)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     return DataLoader(
         images,
+        batch_sampler=batches,
         collate_fn=images.collate,
         num_workers=workers,
         persistent_workers=train and workers > 0,
         pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator(),  # its own: reading, e.g. for an evaluation, must not move torch's global one
-        **batches,
     )

@@ -20,7 +20,9 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from datasets.images import read_image
+from datasets.folder import natural
+from datasets.images import FORMATS, orientation, read_image, shown
+from datasets.published_counts import published_counts
 from utils.errors import DataError
 from utils.metrics import Ignored
 from utils.progress import progress
@@ -41,6 +43,11 @@ PUBLISHED_NAMES = {
     "gallery_images": "gallery images",
 }
 FEW = 512  # images that are decoded before processes would have started
+# Suffixes of files that are pictures, though not all readers take them.
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"),
+    *(".jp2", ".j2k", ".jpx", ".jxl", ".ppm", ".pgm", ".tga", ".dng", ".psd"),
+)
 
 
 class Finding(NamedTuple):
@@ -52,7 +59,7 @@ class Finding(NamedTuple):
     examples: tuple[str, ...] = ()  # paths, with a fact in brackets where it helps
 
     def __str__(self) -> str:
-        examples = f" (e.g. {', '.join(self.examples)})" if self.examples else ""
+        examples = f" (e.g. {', '.join(map(shown, self.examples))})" if self.examples else ""
         return f"{self.message}{examples}; {self.remedy}"
 
 
@@ -89,7 +96,7 @@ class Report:
         lines = [self.name, *_table(self.splits)]
         for title, findings in (("note", self.notes), ("warning", self.warnings), ("problem", self.problems)):
             for finding in findings:
-                lines += ["", f"{title}: {finding.message}", *(f"    {example}" for example in finding.examples)]
+                lines += ["", f"{title}: {finding.message}", *(f"    {shown(example)}" for example in finding.examples)]
                 lines.append(f"  -> {finding.remedy}")
         verdict = "training or evaluation could not work" if self.problems else "training and evaluation can work"
         counts = f"{len(self.problems)} problems, {len(self.warnings)} warnings"
@@ -206,6 +213,7 @@ def _table(splits: Sequence[Split]) -> list[str]:
 class _File(NamedTuple):
     size: int | None  # bytes; None: there is no such file
     key: Hashable  # equal for two paths to the same file, through links, too
+    instead: str = ""  # what there is, if it is no plain file
 
 
 def _look(benchmark: Benchmark) -> dict[str, _File]:
@@ -235,13 +243,14 @@ def _stat(path: str) -> _File:
     except (OSError, ValueError):
         return _File(None, path)
     if not stat.S_ISREG(entry.st_mode):
-        return _File(None, path)
+        return _File(None, path, "a folder" if stat.S_ISDIR(entry.st_mode) else "a pipe or a device")
     # Some file systems number their files 0.
     return _File(entry.st_size, (entry.st_dev, entry.st_ino) if entry.st_ino else path)
 
 
 def _check_files(files: Mapping[str, _File], found: _Findings) -> None:
-    missing = [path for path, file in files.items() if file.size is None]
+    gone = {path: file.instead for path, file in files.items() if file.size is None}
+    missing = [f"{path} ({instead})" if instead else path for path, instead in gone.items()]
     if missing:
         message = f"{len(missing)} of {len(files)} images are not there"
         remedy = "is the data set unpacked as a whole, and do its lists belong to this version of it?"
@@ -287,6 +296,7 @@ class _Picture(NamedTuple):
     width: int = 0
     height: int = 0
     mode: str = ""
+    turned: bool = False  # upright, by its EXIF orientation
     digest: bytes = b""  # of size and pixels
 
 
@@ -312,15 +322,15 @@ def _decode_all(paths: Sequence[str]) -> list[_Picture]:
 def _decode_one(path: str) -> _Picture:
     try:
         picture = read_image(path)  # as training does
-        with Image.open(path) as header:
-            mode = header.mode
+        with Image.open(path, formats=FORMATS) as header:
+            mode, turned = header.mode, orientation(header) != 1
     except DataError as error:
         return _Picture(str(error))
     except Exception as error:  # a decoder's own fault ends a training just as well
         return _Picture(f"{path}: cannot be read as an image ({type(error).__name__}: {error})")
     digest = hashlib.blake2b(f"{picture.size}".encode(), digest_size=16)
     digest.update(picture.tobytes())
-    return _Picture("", *picture.size, mode, digest.digest())
+    return _Picture("", *picture.size, mode, turned, digest.digest())
 
 
 def _check_pictures(pictures: Mapping[str, _Picture], found: _Findings) -> None:
@@ -341,7 +351,13 @@ def _check_pictures(pictures: Mapping[str, _Picture], found: _Findings) -> None:
         kinds = ", ".join(f"{mode}: {count}" for mode, count in modes.most_common())
         other = [f"{path} ({p.mode})" for path, p in pictures.items() if p.mode not in ("", "RGB")]
         message = f"{len(other)} of {len(pictures)} images are not RGB ({kinds})"
-        found.add("note", "not RGB", message, "they are converted when they are read", other)
+        remedy = "they are converted when they are read (transparent parts become white, 16 bits of grey become 8)"
+        found.add("note", "not RGB", message, remedy, other)
+    turned = [path for path, picture in pictures.items() if picture.turned]
+    if turned:
+        message = f"{len(turned)} of {len(pictures)} images lie on their side or head, and their EXIF says so"
+        remedy = "they are turned upright when they are read; other programs may not do that"
+        found.add("note", "turned", message, remedy, turned)
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
@@ -369,7 +385,8 @@ def _check_lists(
             _check_leaks(trial, trained, keys, same, found, where)
         _check_identities(part, found, where)
         _check_unknown(part, found, where)
-        _check_published(part, found)
+        _check_omitted(part, found, where)
+        _check_published(part, found, where)
 
 
 def _check_training(samples: Sequence[Sample], found: _Findings, instances: int, identities: int | None) -> None:
@@ -602,10 +619,43 @@ def _check_unknown(part: Benchmark, found: _Findings, where: str) -> None:
             found.add("warning", f"unknown {name}", message, remedy, images, where=where)
 
 
-def _check_published(part: Benchmark, found: _Findings) -> None:
-    """One warning with all numbers that differ. Of several published variants, the nearest is meant."""
-    from datasets.published_counts import PUBLISHED  # the one place that needs it
+def _check_omitted(part: Benchmark, found: _Findings, where: str) -> None:
+    """What the reader passed over: pictures and identities that are gone without a word would be missed by nobody."""
+    files, folders, identities = part.omitted
+    pictures = [path for path in files if _suffix(path) in PICTURES]
+    others = [path for path in files if _suffix(path) not in PICTURES]
+    for level, kind, paths, remedy in (
+        ("warning", "pictures passed over", pictures, "these formats are not read: save them as .jpg or .png"),
+        (
+            "note",
+            "files passed over",
+            others,
+            "they are no pictures by their names; nothing is missed if they are none",
+        ),
+    ):
+        if paths:
+            suffixes = Counter(map(_suffix, paths)).most_common()
+            counts = ", ".join(f"{suffix or 'no suffix'}: {count}" for suffix, count in suffixes)
+            found.add(level, kind, f"{len(paths)} files passed over ({counts})", remedy, paths, where=where)
+    if folders:
+        message = f"{len(folders)} folders passed over where only pictures belong"
+        remedy = "what is in them is not used: move the pictures up, or the folders away"
+        found.add("warning", "folders passed over", message, remedy, folders, where=where)
+    if identities:
+        message = f"{len(identities)} identities without a picture"
+        remedy = "their folders hold none that is read: they are not trained on or tested"
+        found.add("warning", "empty identities", message, remedy, sorted(identities, key=natural), where=where)
 
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _check_published(part: Benchmark, found: _Findings, where: str) -> None:
+    """One warning with all numbers that differ."""
+    counts = published_counts(part.name, part.variant)
+    if counts is None:
+        return
     ours = {
         "query images": len(part.trials[0].query) if part.trials else 0,
         "gallery images": len(part.trials[0].gallery) if part.trials else 0,
@@ -614,17 +664,12 @@ def _check_published(part: Benchmark, found: _Findings) -> None:
     if part.train:
         ours["training images"] = len(part.train)
         ours["training identities"] = len({sample.pid for sample in part.train})
-    nearest: tuple[str, dict[str, int]] | None = None
-    for (name, variant), counts in PUBLISHED.items():
-        if name != part.name:
-            continue
-        published = {PUBLISHED_NAMES.get(what, what): count for what, count in counts._asdict().items()}
-        differing = {what: n for what, n in published.items() if n is not None and ours.get(what, n) != n}
-        if nearest is None or len(differing) < len(nearest[1]):
-            nearest = variant, differing
-    if nearest is not None and nearest[1]:
-        variant, differing = nearest
+    published = {PUBLISHED_NAMES.get(what, what): count for what, count in counts._asdict().items()}
+    differing = {what: n for what, n in published.items() if n is not None and ours.get(what, n) != n}
+    if differing:
         told = ", ".join(f"{ours[what]:,} {what} (published {count:,})" for what, count in differing.items())
-        message = f"{part.name}{f' ({variant})' if variant else ''} differs from what is published: {told}"
+        variant = f" ({part.variant})" if part.variant else ""
+        name = "" if where else f"{part.name} "
+        message = f"{name}differs from what is published{variant}: {told}"
         remedy = "figures may not compare with published ones: is the copy whole, is it another version?"
-        found.add("warning", "counts", message, remedy)
+        found.add("warning", "counts", message, remedy, where=where)

@@ -14,9 +14,9 @@
 A picture's camera is the first cN that stands between underscores, or at either end, of its file name: c3_0001.jpg,
 0002_c3s1_000451.jpg, img_c3.jpg are all of camera 3, whatever the folder. In a CSV file it is any label.
 
-Labels of identities, cameras and viewpoints are text (in Unicode's normal form, so that ü is ü), put in natural order:
-2 before 10. The identity -1 is junk, as in Market-1501, and left out. Files that are no pictures by their suffix, and
-names that begin with a dot, are passed over.
+Labels of identities, cameras and viewpoints are text (in Unicode's normal form, so that ü is ü, and without blanks
+around it), put in natural order: 2 before 10. The identity -1 is junk, as in Market-1501, and left out. Files that are
+no pictures by their suffix are passed over, which the data check tells, as are names that begin with a dot.
 """
 
 from __future__ import annotations
@@ -27,21 +27,27 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets.naming import all_omitted, is_litter
 from utils.errors import DataError
-from utils.metrics import ignore_nothing, same_camera
-from utils.records import Benchmark, Sample, Trial
+from utils.metrics import CROSS_CAMERA, PROTOCOLS
+from utils.records import NOTHING, Benchmark, Omitted, Sample, Trial
 
-CROSS_CAMERA, ALL = "cross-camera", "all"
-PROTOCOLS = {CROSS_CAMERA: same_camera, ALL: ignore_nothing}
 TRAIN, QUERY, GALLERY = "train", "query", "gallery"
 FOLDERS = {TRAIN: (TRAIN, "bounding_box_train"), QUERY: (QUERY,), GALLERY: (GALLERY, "bounding_box_test")}
 REQUIRED, OPTIONAL = ("path", "pid", "split"), ("camid", "viewid")  # columns
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of any case
+ALIASES = {  # what other programs call these columns
+    "path": ("file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path"),
+    "pid": ("identity", "id", "label", "person", "person_id", "personid", "identity_id", "person_identity"),
+    "split": ("set", "subset", "part", "partition", "fold"),
+    "camid": ("cam", "camera", "camera_id", "cameraid", "cam_id"),
+    "viewid": ("view", "viewpoint", "view_id", "viewpoint_id", "viewpointid"),
+}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif")  # of any case
 JUNK = "-1"
 CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
 NUMBER = re.compile(r"(-1|[0-9]+)_")
@@ -55,6 +61,14 @@ class Picture(NamedTuple):
     identity: str
     camera: str = ""  # unknown
     view: str = ""  # unknown
+
+
+class Found(NamedTuple):
+    """The pictures of a data set, as they were found."""
+
+    splits: dict[str, list[Picture]]  # train, query, gallery
+    table: Path | None = None  # the CSV file that lists them
+    omitted: Omitted = NOTHING
 
 
 def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, train: bool = True) -> Benchmark:
@@ -77,13 +91,14 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
     """
     if protocol not in PROTOCOLS:
         raise DataError(f"TEST.PROTOCOL: there is no protocol {protocol!r}; there are: {', '.join(PROTOCOLS)}")
-    splits = read_splits(root, train=train)
+    splits, table, omitted = read_splits(root, train=train)
     if protocol == CROSS_CAMERA:
-        _check_cameras(root, [picture for split in splits if train or split != TRAIN for picture in splits[split]])
+        asked = [picture for split in splits if train or split != TRAIN for picture in splits[split]]
+        _check_cameras(table or root, asked, listed=table is not None)
     pictures = [picture for split in splits.values() for picture in split]
-    numbering("identities", (picture.identity for picture in pictures))  # are labels of all splits written alike?
-    cameras = numbering("cameras", (picture.camera for picture in pictures))
-    views = numbering("viewpoints", (picture.view for picture in pictures))
+    numbering("identities", {p.identity: p.path for p in pictures})  # are labels of all splits written alike?
+    cameras = numbering("cameras", {p.camera: p.path for p in pictures})
+    views = numbering("viewpoints", {p.view: p.path for p in pictures})
 
     def samples(pictures: Sequence[Picture], pids: dict[str, int]) -> tuple[Sample, ...]:
         keyed = sorted(
@@ -94,19 +109,20 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
 
     learnt = splits[TRAIN] if train else []
     query, gallery = splits[QUERY], splits[GALLERY]
-    shared = numbering("identities", (picture.identity for picture in (*query, *gallery)))
+    shared = numbering("identities", {p.identity: p.path for p in (*query, *gallery)})
     learnt_labels = {picture.identity for picture in learnt}
     return Benchmark(
         name="folder",
         template=f"A photo of a {{}} {noun}.",  # {} is for the learnt tokens
-        train=samples(learnt, numbering("identities", (picture.identity for picture in learnt))),
+        train=samples(learnt, numbering("identities", {p.identity: p.path for p in learnt})),
         trials=(Trial(samples(query, shared), samples(gallery, shared)),),
         ignored=PROTOCOLS[protocol],
         seen=tuple(label for label in shared if label in learnt_labels),
+        omitted=omitted,
     )
 
 
-def read_splits(root: Path, *, train: bool = True) -> dict[str, list[Picture]]:
+def read_splits(root: Path, *, train: bool = True) -> Found:
     """The pictures of train, query and gallery, with their labels; without `train`, the first may be empty.
 
     Raises:
@@ -115,34 +131,45 @@ def read_splits(root: Path, *, train: bool = True) -> dict[str, list[Picture]]:
     if root.is_file():
         if not _is_table(root.name):
             raise DataError(f"DATASETS.ROOT_DIR {root}: is neither a folder nor a CSV file")
-        return _read_csv(root, train)
+        return Found(_read_csv(root, train), root)
     if not root.is_dir():
         raise DataError(f"DATASETS.ROOT_DIR {root}: there is no such folder or file")
     folders, files = _list(root)
     tables = [name for name in files if _is_table(name)]
-    if len(tables) > 1:
+    if not tables:
+        return _read_folders(root, folders, train)
+    try:
+        if len(tables) > 1:
+            raise DataError(
+                f"DATASETS.ROOT_DIR {root}: holds {len(tables)} CSV files "
+                f"({', '.join(sorted(tables, key=natural)[:3])}); right is one, or the one that is meant as "
+                "DATASETS.ROOT_DIR"
+            )
+        return Found(_read_csv(root / tables[0], train), root / tables[0])
+    except DataError as error:
+        beside = [name for names in FOLDERS.values() for name in names if name in folders]
+        if not beside:
+            raise
         raise DataError(
-            f"DATASETS.ROOT_DIR {root}: holds {len(tables)} CSV files ({', '.join(sorted(tables, key=natural)[:3])}); "
-            "right is one, or the one that is meant as DATASETS.ROOT_DIR"
-        )
-    if tables:
-        return _read_csv(root / tables[0], train)
-    return _read_folders(root, folders, train)
+            f"{error}. A CSV file decides over folders ({', '.join(beside)} are there, too); if these are meant, move "
+            "it away"
+        ) from error
 
 
-def read_identities(root: Path) -> list[Picture]:
-    """The pictures of a folder that holds a folder per identity.
+def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
+    """The pictures of a folder that holds a folder per identity; and what was passed over.
 
     Raises:
-        DataError: pictures beside identities' folders, folders in them, or links to nothing.
+        DataError: pictures beside identities' folders, folders in them, folders without a name, or links to nothing.
     """
     folders, files = _list(root)
-    if files := [name for name in files if _is_picture(name)]:
+    if bare := [name for name in files if _is_picture(name)]:
         beside = f", beside such folders ({folders[0]})" if folders else ""
-        raise DataError(f"{root}: holds pictures ({min(files)}) that are in no folder of their identity{beside}")
-    pictures = []
+        raise DataError(f"{root}: holds pictures ({min(bare)}) that are in no folder of their identity{beside}")
+    pictures, others, empty = [], _others(root, files), []
     for name in folders:
         inner, files = _list(root / name)
+        others += _others(root / name, files)
         files = [file for file in files if _is_picture(file)]
         if inner:
             raise DataError(
@@ -150,9 +177,13 @@ def read_identities(root: Path) -> list[Picture]:
                 "its own folder, and their camera is in their names (c3_0001.jpg)"
             )
         label = normal(name)
+        if not label:
+            raise DataError(f"{root}: holds a folder whose name is blank ({name!r}); right is an identity")
         if label != JUNK:
             pictures += [Picture(os.path.join(root, name, file), label, camera_of(file)) for file in files]
-    return pictures
+            if not files:
+                empty.append(os.path.join(root, name))
+    return pictures, Omitted(tuple(others), identities=tuple(empty))
 
 
 def camera_of(name: str) -> str:
@@ -162,8 +193,8 @@ def camera_of(name: str) -> str:
 
 
 def normal(label: str) -> str:
-    """A label as it is compared: ü is one character, whichever system wrote it."""
-    return unicodedata.normalize("NFC", label)
+    """A label as it is compared: ü is one character, whichever system wrote it; blanks around it are no part of it."""
+    return unicodedata.normalize("NFC", label.strip())
 
 
 def natural(text: str) -> tuple:
@@ -180,16 +211,23 @@ def _as_numbers(text: str) -> tuple:
     return tuple(parts)
 
 
-def numbering(what: str, labels: Iterable[str]) -> dict[str, int]:
+def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
     """Label -> number from 0, in natural order; no label (an empty text) has none.
+
+    Args:
+        what: the labels are of, in the plural.
+        labels: label -> a picture that has it, for the message.
 
     Raises:
         DataError: two labels that differ in leading zeros alone, which one program or another has taken off.
     """
-    ordered = sorted(set(labels) - {""}, key=natural)
+    ordered = sorted(labels.keys() - {""}, key=natural)
     for one, other in pairwise(ordered):
         if _as_numbers(one) == _as_numbers(other):
-            raise DataError(f"{what} {one!r} and {other!r} differ in leading zeros alone; right is one way to write it")
+            raise DataError(
+                f"{what} {one!r} ({labels[one]}) and {other!r} ({labels[other]}) differ in leading zeros alone; right "
+                "is one way to write it"
+            )
     return {label: number for number, label in enumerate(ordered)}
 
 
@@ -197,21 +235,25 @@ def _number(numbers: dict[str, int], label: str) -> int:
     return numbers[label] if label else -1 if numbers else 0
 
 
-def _check_cameras(root: Path, pictures: Sequence[Picture]) -> None:
+def _check_cameras(place: Path, pictures: Sequence[Picture], *, listed: bool) -> None:
     lacking = [picture.path for picture in pictures if not picture.camera]
     if lacking:
+        remedy = (
+            "Write it into column camid (in a CSV file, names of pictures do not say it)"
+            if listed
+            else "Name it in the file's name (c3_0001.jpg)"
+        )
         raise DataError(
-            f"{root}: {len(lacking)} of {len(pictures)} pictures have no camera (e.g. {min(lacking, key=natural)}). "
-            "Name it in the file's name (c3_0001.jpg) or in column camid; or choose TEST.PROTOCOL all, by which every "
-            "query is compared with the whole gallery"
+            f"{place}: {len(lacking)} of {len(pictures)} pictures have no camera (e.g. {min(lacking, key=natural)}). "
+            f"{remedy}; or choose TEST.PROTOCOL all, by which every query is compared with the whole gallery"
         )
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
-def _read_folders(root: Path, there: Sequence[str], train: bool) -> dict[str, list[Picture]]:
-    splits = {}
+def _read_folders(root: Path, there: Sequence[str], train: bool) -> Found:
+    splits, omitted = {}, []
     known = {split: [name for name in names if name in there] for split, names in FOLDERS.items()}
     if not any(known.values()):
         raise DataError(_why_no_splits(root, there))
@@ -221,14 +263,26 @@ def _read_folders(root: Path, there: Sequence[str], train: bool) -> dict[str, li
         if not found and (train or split != TRAIN):
             missing = " (or ".join(FOLDERS[split]) + ")" * (len(FOLDERS[split]) - 1)
             beside = ", ".join(name for names in known.values() for name in names)
-            raise DataError(f"DATASETS.ROOT_DIR {root}: there is no folder {missing} beside {beside}")
-        splits[split] = _read_split(root / found[0]) if found else []
+            raise DataError(
+                f"DATASETS.ROOT_DIR {root}: there is no folder {missing} beside {beside}{_other_case(split, there)}"
+            )
+        splits[split], passed_over = _read_split(root / found[0]) if found else ([], NOTHING)
+        if train or split != TRAIN:
+            omitted.append(passed_over)
         if found and not splits[split] and (train or split != TRAIN):
             raise DataError(f"{root / found[0]}: holds no picture ({', '.join(SUFFIXES)}; identity other than -1)")
-    return splits
+    return Found(splits, omitted=all_omitted(omitted))
+
+
+def _other_case(split: str, there: Sequence[str]) -> str:
+    """Names the folder that would be right but for its capital letters."""
+    near = next((name for name in there if name.lower() in FOLDERS[split]), None)
+    return f"; {near} is there, and right is {near.lower()}, in small letters" if near else ""
 
 
 def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
+    if hint := next(filter(None, (_other_case(split, folders) for split in FOLDERS)), ""):
+        return f"DATASETS.ROOT_DIR {root}: there is no folder train, query or gallery{hint}"
     for name in folders:
         _, files = _list(root / name)
         if any(_is_picture(file) for file in files):
@@ -242,13 +296,14 @@ def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
     )
 
 
-def _read_split(split: Path) -> list[Picture]:
+def _read_split(split: Path) -> tuple[list[Picture], Omitted]:
     folders, files = _list(split)
-    files = [name for name in files if _is_picture(name)]
-    if not files or folders:
+    pictures = [name for name in files if _is_picture(name)]
+    if not pictures or folders:
         return read_identities(split)
-    named = ((file, _market_identity(split, file)) for file in files)
-    return [Picture(os.path.join(split, file), pid, camera_of(file)) for file, pid in named if pid != JUNK]
+    named = ((file, _market_identity(split, file)) for file in pictures)
+    found = [Picture(os.path.join(split, file), pid, camera_of(file)) for file, pid in named if pid != JUNK]
+    return found, Omitted(tuple(_others(split, files)))
 
 
 def _market_identity(split: Path, name: str) -> str:
@@ -256,17 +311,21 @@ def _market_identity(split: Path, name: str) -> str:
     stem = os.path.splitext(name)[0]
     camera = CAMERA.search(stem)
     number = NUMBER.match(stem)
-    identity = stem[: camera.start()] if camera else number[1] if number else ""
+    identity = normal(stem[: camera.start()] if camera else number[1] if number else "")
     if not identity:
         raise DataError(
             f"{split / name}: does not begin with its identity, as 0002_c1s1_000451.jpg does, and is in no folder of "
             "its identity either"
         )
-    return normal(identity)
+    return identity
 
 
 def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
+
+
+def _others(folder: Path, files: Iterable[str]) -> list[str]:
+    return sorted(os.path.join(folder, name) for name in files if not _is_picture(name))
 
 
 def _is_table(name: str) -> bool:
@@ -274,12 +333,12 @@ def _is_table(name: str) -> bool:
 
 
 def _list(path: Path) -> tuple[list[str], list[str]]:
-    """Folders and files in a folder, without hidden ones."""
+    """Folders and files in a folder, without hidden ones and litter."""
     folders, files = [], []
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_litter(entry.name):
                     continue
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     raise DataError(f"{entry.path}: is a link to nothing")
@@ -357,6 +416,9 @@ def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
     if missing:
         found = ", ".join(header) if header else "nothing"
         hint = "; columns are parted by commas" if len(header) == 1 and re.search("[;\t]", header[0]) else ""
+        meant = [f"{name} by {alias}" for name in missing for alias in ALIASES[name] if alias in header]
+        if meant:
+            hint = f"; did you mean {', '.join(meant)}?"
         raise DataError(
             f"{file} line {line}: the header has no {', '.join(missing)} (found: {found}); "
             f"right is path,pid,camid,viewid,split{hint}"
@@ -365,7 +427,9 @@ def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
     if twice:
         raise DataError(f"{file} line {line}: the header has {twice[0]} twice")
     # Other columns are the user's own; a misspelt camera would be one that is lost without a word.
+    absent = [name for name in OPTIONAL if name not in header]
     for name in header:
-        near = difflib.get_close_matches(name, [name for name in OPTIONAL if name not in header], n=1, cutoff=0.8)
+        near = [column for column in absent if name in ALIASES[column]]
+        near = near or difflib.get_close_matches(name, absent, n=1, cutoff=0.8)
         if near:
             raise DataError(f"{file} line {line}: the header has {name}; did you mean {near[0]}?")

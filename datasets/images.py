@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import random
+import stat
+import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.errors import DataError
+from utils.errors import DataError, one_line
 from utils.records import Batch, Sample, Side
 from utils.seeds import derive
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")  # for others Pillow may start programs (EPS)
+MOST_PIXELS = 2**30 // 12  # of a picture, 256 MB of RGB; from here on Pillow warns of a decompression bomb
+PAGE = (255, 255, 255)  # what transparent pictures lie on
+ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")  # modes
+# What Pillow calls a grey value of 16 bits; until version 11 it read such PNG files as "I", of 32 bits.
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
+UPRIGHT = {  # EXIF orientation -> how to turn the picture; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow's warnings do not name the file. Of those files that it reads all the same, nothing needs to be said.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Images(Dataset):
@@ -76,13 +100,63 @@ class Images(Dataset):
 
 
 def read_image(path: str) -> Image.Image:
-    """A picture in RGB.
+    """A picture in RGB, 8 bits a channel, upright; of several in a file (animations, pages, MPO), the first.
+
+    Pictures of published benchmarks are RGB in JPEG without EXIF: they are decoded, and nothing is done to them. Else
+
+    - an EXIF orientation is applied, as every viewer does; without that, a phone's pictures would lie on their side;
+    - what is transparent shows a white page; the colours under it are arbitrary, and nobody has seen them;
+    - grey values of 16 bits keep the upper 8, as Pillow does with colours of 16 bits;
+    - one bit, 8 bits of grey, palettes, CMYK and the like become the RGB that Pillow makes of them.
 
     Raises:
-        DataError: naming the file that is missing, cut off or no image. Read once: what fails now fails again.
+        DataError: naming the file that is missing, not a plain file, cut off, none of FORMATS, of more than MOST_PIXELS
+            pixels, or of grey values without an agreed range (fractions; whole numbers of more than 16 bits). Read
+            once: what fails now fails again.
     """
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from error
+        # Stat first: who opens a pipe waits until somebody writes to it.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError("it is not a plain file")
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise DataError(f"{picture.width} x {picture.height} are more than {MOST_PIXELS:,} pixels")
+            colours = _rgb(picture)
+            turn = UPRIGHT.get(orientation(picture))  # after decoding: PNG files may have it at their end
+            return colours if turn is None else colours.transpose(turn)
+    except Exception as error:  # of any type: decoders have faults of their own
+        raise DataError(f"{shown(path)}: cannot be read as an image ({one_line(error)})") from error
+
+
+def shown(path: str) -> str:
+    """A path for a message: as it is, or quoted where it holds line breaks or what no log file can hold."""
+    return path if path.isprintable() else repr(path)
+
+
+def orientation(picture: Image.Image) -> int:
+    """A picture's EXIF orientation, 1 (upright) to 8; 1 if it has none, a damaged one, or Pillow applies it."""
+    if METADATA.isdisjoint(picture.info) or picture.format == "TIFF":
+        return 1
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of any type: the block may hold anything
+        return 1
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.format == "JPEG" and picture.mode == "RGB":
+        picture.load()  # and no copy, which would cost more than all that is looked at here
+        return picture
+    if picture.mode == "F":
+        raise DataError("grey values with fractions have no agreed range; save it with 8 bits")
+    if picture.mode in DEEP:
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise DataError(f"grey values up to {values.max()}, and from {values.min()} on, are not of 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ALPHA or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        page = Image.new("RGB", layer.size, PAGE)
+        page.paste(layer, mask=layer.getchannel("A"))
+        return page
+    return picture.convert("RGB")

@@ -11,7 +11,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from datasets.naming import PERSON, Naming, Origin, dense_labels, read_named_images, seen_in_training, usual_folder
+from datasets.naming import (
+    PERSON,
+    Naming,
+    Origin,
+    all_omitted,
+    dense_labels,
+    read_named_images,
+    seen_in_training,
+    usual_folder,
+)
 from utils.metrics import same_camera
 from utils.records import Benchmark, Trial
 
@@ -34,10 +43,12 @@ def read_market_folders(name: str, folder: Path, *, train: bool = True, naming: 
     """A benchmark from three folders of images named as Market-1501's."""
     own = "" if naming is NAMING else f"{naming.title}, "
     missing = f"{own}a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
-    samples = {
+    found = {
         split: read_named_images(folder / split, naming, missing=missing)
         for split in ((TRAIN, QUERY, GALLERY) if train else (QUERY, GALLERY))
     }
+    samples = {split: some for split, (some, _) in found.items()}
+    omitted = all_omitted(some for _, some in found.values())
     train_samples, trial = samples.get(TRAIN, ()), Trial(samples[QUERY], samples[GALLERY])
     seen = seen_in_training(train_samples, trial)
-    return Benchmark(name, PERSON, dense_labels(train_samples), (trial,), same_camera, seen=seen)
+    return Benchmark(name, PERSON, dense_labels(train_samples), (trial,), same_camera, seen=seen, omitted=omitted)

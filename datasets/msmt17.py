@@ -48,7 +48,9 @@ def msmt17(root: Path, *, train: bool = True, val: bool = True) -> Benchmark:
     if train:
         samples = _read(folder, LISTS[: 1 + val], folder / train_folder)
     query, gallery = (_read(folder, (name,), folder / test_folder) for name in LISTS[2:])
-    return Benchmark("msmt17", PERSON, dense_labels(samples), (Trial(tuple(query), tuple(gallery)),), same_camera)
+    trial = Trial(tuple(query), tuple(gallery))
+    variant = "" if val else "without val"
+    return Benchmark("msmt17", PERSON, dense_labels(samples), (trial,), same_camera, variant=variant)
 
 
 def msmt17_version(root: Path) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import DataError
-from utils.records import Sample, Trial
+from utils.records import Omitted, Sample, Trial
 
 PERSON = "A photo of a {} person."
 VEHICLE = "A photo of a {} vehicle."
 JUNK = -1
-SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; the benchmarks have .jpg, and a Thumbs.db to pass over
+SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; the benchmarks have .jpg
+LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # what systems and archives leave behind
 _SHOWN = 3  # examples in a message
 
 
@@ -66,13 +67,25 @@ def not_found(root: Path, origin: Origin, holding: str) -> str:
     return f"DATASETS.ROOT_DIR {root}: {what}; right is the folder that holds {where}; {origin.terms}"
 
 
-def image_names(folder: Path) -> list[str]:
-    """The names of the images of a folder, sorted, whatever order the file system has them in."""
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or is left from a system or an archive: nobody needs to hear of it."""
+    return name.startswith(".") or name.lower() in LITTER
 
 
-def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[Sample, ...]:
-    """The images of one folder in the order of their names, without junk; cameras from 0.
+def image_names(folder: Path) -> tuple[list[str], Omitted]:
+    """The names of the images of a folder, sorted, whatever order the file system has them in, and what else it holds.
+
+    Only what is no image by its name is asked whether it is a folder.
+    """
+    names = sorted(name for name in os.listdir(folder) if not is_litter(name))
+    others = [os.path.join(folder, name) for name in names if not name.lower().endswith(SUFFIXES)]
+    folders = tuple(filter(os.path.isdir, others))
+    files = tuple(path for path in others if path not in folders)
+    return [name for name in names if name.lower().endswith(SUFFIXES)], Omitted(files, folders)
+
+
+def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tuple[Sample, ...], Omitted]:
+    """The images of one folder in the order of their names, without junk, cameras from 0; and what was passed over.
 
     Args:
         missing: ends the message if there is no such folder.
@@ -83,7 +96,8 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[Sa
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; {missing}")
     samples, inside = [], str(folder)
-    for name in image_names(folder):
+    names, omitted = image_names(folder)
+    for name in names:
         match = naming.pattern.match(name)
         if match is None:
             raise DataError(f"{folder / name}: is not named as {naming.title}'s images are, e.g. {naming.example}")
@@ -92,7 +106,12 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[Sa
             samples.append(Sample(os.path.join(inside, name), pid, int(match[2]) - 1))
     if not samples:
         raise DataError(f"{folder}: holds no image that counts ({', '.join(SUFFIXES)}; identity other than {JUNK})")
-    return tuple(samples)
+    return tuple(samples), omitted
+
+
+def all_omitted(some: Iterable[Omitted]) -> Omitted:
+    """What was passed over in several folders."""
+    return Omitted(*(tuple(path for paths in kind for path in paths) for kind in zip(*some, strict=True)))
 
 
 def read_list(path: Path, *, example: str, missing: str) -> list[Line]:

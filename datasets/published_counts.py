@@ -34,12 +34,6 @@ PUBLISHED: dict[tuple[str, str], PublishedCounts] = {
 }
 
 
-def published_counts(name: str, *, val: bool = True, size: str = "small") -> PublishedCounts | None:
-    """The counts of a benchmark by its name; None for data of one's own.
-
-    Args:
-        val: of MSMT17, whether its validation list is trained on.
-        size: of VehicleID, which test list.
-    """
-    variants = {"msmt17": "" if val else "without val", "VehicleID": size}
-    return PUBLISHED.get((name, variants.get(name, "")))
+def published_counts(name: str, variant: str = "") -> PublishedCounts | None:
+    """The counts of a benchmark by its name and `Benchmark.variant`; None for data of one's own."""
+    return PUBLISHED.get((name, variant))

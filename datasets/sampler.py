@@ -1,4 +1,4 @@
-"""P identities, K images of each."""
+"""Which images make a batch: P identities with K images of each for training, all in their order for testing."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class IdentitySampler(Sampler[list[int]]):
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw up the batches of an epoch."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Draw up the batches of an epoch, without the first `done` ones, which an earlier run has seen."""
         rng = np.random.default_rng([self.seed, epoch])
         groups = {pid: self._groups(self.rows[pid], rng) for pid in sorted(self.rows)}
         self.batches = []
@@ -60,6 +60,7 @@ class IdentitySampler(Sampler[list[int]]):
             batch = [groups[pid].pop() for pid in drawn]
             self.batches.append([row for group in batch[self.rank :: self.world_size] for row in group])
             groups = {pid: left for pid, left in groups.items() if left}
+        del self.batches[:done]
 
     def _groups(self, rows: list[int], rng: np.random.Generator) -> list[list[int]]:
         k = self.instances
@@ -67,6 +68,29 @@ class IdentitySampler(Sampler[list[int]]):
             return [rng.choice(rows, k).tolist()]
         shuffled = rng.permutation(rows).tolist()
         return [shuffled[start : start + k] for start in range(0, len(shuffled) - k + 1, k)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class OrderedSampler(Sampler[list[int]]):
+    """A batch sampler of all images in their order; several processes take turns.
+
+    Batches are those of a single process, because a network's results may depend, in the last digit, on the size of its
+    batch.
+
+    Args:
+        count: of images.
+        size: of a batch; the last one may be short.
+        rank, world_size: this process has batch number `rank` and every `world_size`th after it, which may be none.
+    """
+
+    def __init__(self, count: int, size: int, *, rank: int = 0, world_size: int = 1):
+        starts = range(0, count, size)[rank::world_size]
+        self.batches = [list(range(start, min(start + size, count))) for start in starts]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

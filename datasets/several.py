@@ -8,6 +8,26 @@ from dataclasses import replace
 from utils.errors import DataError
 from utils.records import Benchmark, Sample, Trial
 
+SEVERAL = "+"  # between the names of data sets that are trained on together
+
+
+def names_of(names: str) -> list[str]:
+    """The data sets that DATASETS.NAMES names.
+
+    Raises:
+        DataError: an empty name, or one that is there twice.
+    """
+    several = names.split(SEVERAL)
+    if not all(several):
+        raise DataError(
+            f"DATASETS.NAMES {names!r}: one of the names is empty; right is, e.g., market1501 or "
+            "\"('market1501', 'msmt17')\""
+        )
+    twice = sorted({name for name in several if several.count(name) > 1})
+    if twice:
+        raise DataError(f"DATASETS.NAMES {names!r}: {twice[0]} is there twice")
+    return several
+
 
 def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
     """One training set of all of them; each is evaluated by itself, as one of the result's `parts`.
@@ -16,12 +36,8 @@ def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
     that side information has a row for every camera of every set. Viewpoints mean the same everywhere and keep theirs.
 
     Raises:
-        DataError: the same data set twice, or sets of people and of vehicles, which no one sentence describes.
+        DataError: sets of people and of vehicles, which no one sentence describes.
     """
-    names = [benchmark.name for benchmark in benchmarks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"DATASETS.NAMES: {twice[0]} is there twice")
     templates = {benchmark.template: benchmark.name for benchmark in benchmarks}
     if len(templates) > 1:
         (one, first), (other, second), *_ = templates.items()
@@ -30,10 +46,10 @@ def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
         )
     parts, pids, cams = [], 0, 0
     for benchmark in benchmarks:
-        parts.append(_shifted(benchmark, pids, cams))
+        parts.append(shifted(benchmark, pids=pids, cams=cams))
         pids, cams = pids + benchmark.num_pids, cams + benchmark.num_cams
     return Benchmark(
-        name="+".join(names),
+        name=SEVERAL.join(benchmark.name for benchmark in benchmarks),
         template=benchmarks[0].template,
         train=tuple(sample for part in parts for sample in part.train),
         trials=tuple(trial for part in parts for trial in part.trials),
@@ -42,7 +58,9 @@ def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
     )
 
 
-def _shifted(benchmark: Benchmark, pids: int, cams: int) -> Benchmark:
+def shifted(benchmark: Benchmark, *, pids: int = 0, cams: int = 0) -> Benchmark:
+    """The same with training identities numbered from `pids` and cameras from `cams`."""
+
     def moved(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
         return tuple(s._replace(camid=s.camid + cams) if s.camid >= 0 else s for s in samples)  # -1 stays unknown
 
@@ -50,4 +68,5 @@ def _shifted(benchmark: Benchmark, pids: int, cams: int) -> Benchmark:
         benchmark,
         train=tuple(sample._replace(pid=sample.pid + pids) for sample in moved(benchmark.train)),
         trials=tuple(Trial(moved(trial.query), moved(trial.gallery)) for trial in benchmark.trials),
+        first_camera=benchmark.first_camera + cams,
     )

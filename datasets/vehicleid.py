@@ -58,7 +58,7 @@ def vehicleid(
     test = _read(folder, SIZES[size])
     draws = tuple(_trial(test, seed, trial) for trial in range(trials))
     seen = seen_in_training(samples, draws[0])  # all draws are of the same images
-    return Benchmark("VehicleID", VEHICLE, dense_labels(samples), draws, ignore_nothing, seen=seen)
+    return Benchmark("VehicleID", VEHICLE, dense_labels(samples), draws, ignore_nothing, seen=seen, variant=size)
 
 
 def _trial(samples: Sequence[Sample], seed: int, trial: int) -> Trial:

@@ -21,6 +21,7 @@ from datasets.naming import (
     VEHICLE,
     Naming,
     Origin,
+    all_omitted,
     dense_labels,
     read_named_images,
     seen_in_training,
@@ -62,10 +63,12 @@ def veri(root: Path, *, train: bool = True, viewpoints: Sequence[Path] = ()) -> 
     """
     folder = usual_folder(root, ORIGIN, (GALLERY, QUERY, TRAIN))
     missing = f"VeRi has {TRAIN}, {QUERY}, {GALLERY}"
-    samples = {
+    found = {
         split: read_named_images(folder / split, NAMING, missing=missing)
         for split in ((TRAIN, QUERY, GALLERY) if train else (QUERY, GALLERY))
     }
+    samples = {split: some for split, (some, _) in found.items()}
+    omitted = all_omitted(some for _, some in found.values())
     if viewpoints:
         known = read_viewpoints(viewpoints)
         samples = {split: _with_viewpoints(some, known) for split, some in samples.items()}
@@ -78,7 +81,7 @@ def veri(root: Path, *, train: bool = True, viewpoints: Sequence[Path] = ()) -> 
                 _log.warning("%s: %d of %d images have no viewpoint: unknown", folder / split, unknown, len(some))
     train_samples, trial = samples.get(TRAIN, ()), Trial(samples[QUERY], samples[GALLERY])
     seen = seen_in_training(train_samples, trial)
-    return Benchmark("veri", VEHICLE, dense_labels(train_samples), (trial,), same_camera, seen=seen)
+    return Benchmark("veri", VEHICLE, dense_labels(train_samples), (trial,), same_camera, seen=seen, omitted=omitted)
 
 
 def read_viewpoints(paths: Sequence[Path]) -> dict[str, int]:
@@ -95,6 +98,12 @@ def read_viewpoints(paths: Sequence[Path]) -> dict[str, int]:
         for number, text in lines:
             match = ANNOTATION.fullmatch(text)
             if match is None:
+                image, *_, viewpoint = text.split(" ")
+                if ANNOTATION.fullmatch(f"{text.rpartition(' ')[0]} {UNKNOWN}"):
+                    raise DataError(
+                        f"{path}: line {number} gives {image[:60]} the viewpoint {viewpoint[:20]!r}; right is 0 to 7, "
+                        f"or {UNKNOWN} where it is not known"
+                    )
                 raise DataError(
                     f"{path}: line {number} is {text[:60]!r} ({text.count(' ') + 1} fields); right are 42: an image, "
                     "40 coordinates, a viewpoint from 0 to 7"

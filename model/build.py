@@ -15,7 +15,7 @@ from model.pretrained import build_clip, is_resnet, load_clip, patch_size
 from model.prompts import PromptLearner
 from model.published import describe
 from model.svllreid import SvllReid
-from model.weights import Weights, load_weights, plan_reuse, read_weights, side_rows
+from model.weights import Weights, load_weights, plan_reuse, read_weights, side_rows, weights_in
 from utils.errors import WeightsError
 from utils.fingerprint import data_fingerprint
 from utils.records import Benchmark
@@ -60,6 +60,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "num_pids": benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
+        "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
         "template": benchmark.template,
         "sentences": sentences,
         "language_ssl": sentences and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
@@ -225,6 +226,16 @@ def load_model(path: str | Path, cfg: CfgNode | None = None) -> SvllReid:
         raise WeightsError(f"{path}: is a published file, which does not say its image size and stride; give cfg, too")
     architecture = weights.architecture or settle_architecture(cfg, weights)[1]
     return model_from(weights, architecture)[0]
+
+
+def resume_model(contents: dict, source: str) -> SvllReid:
+    """The network of a checkpoint of this program that was read, with all that training needs.
+
+    Raises:
+        WeightsError: the tensors are not what its description says.
+    """
+    weights = weights_in(contents, source)
+    return model_from(weights, weights.architecture)[0]
 
 
 def model_from(

@@ -9,7 +9,6 @@ import urllib.request
 from pathlib import Path
 
 import open_clip
-import torch
 from open_clip import pretrained as hub
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
@@ -19,7 +18,7 @@ from torch import Tensor
 from model import tiny_clip
 from model.clip import AUTO, GELU, QUICK_GELU
 from model.published import is_published
-from utils.checkpoint import is_torchscript, load_strictly, read_tensors
+from utils.checkpoint import is_torchscript, load_strictly, read_tensors, read_torchscript
 from utils.errors import WeightsError
 
 NONE = "none"  # MODEL.PRETRAIN for a random start
@@ -141,7 +140,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if path.suffix == ".safetensors":
             return load_file(path), None
         if is_torchscript(path):
-            return torch.jit.load(path, map_location="cpu").state_dict(), QUICK_GELU
+            return read_torchscript(path), QUICK_GELU
         state = read_tensors(path)
         if "architecture" in state or is_published(state):
             raise WeightsError(

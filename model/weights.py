@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     architecture: dict | None  # how the network is built; None in published files, which do not say
     config: dict | None  # what it was trained with; None in published files
     trained_on: str | None = None  # fingerprint of its training images, where the file says it
-    tested_on: str | None = None  # the same of its queries and galleries
+    tested_on: tuple[str, ...] = ()  # the same of the queries and galleries of each of its data sets
     prompts_trained: bool = True  # whether the sentences were ever trained
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -64,18 +64,7 @@ def read_weights(path: str | Path) -> Weights:
         raise WeightsError(f"{source}: is CLIP as OpenAI publishes it (TorchScript), which MODEL.PRETRAIN takes")
     contents = read_tensors(path)
     if contents.get("format") == FORMAT:
-        check_checkpoint(contents, path)
-        _check_tensors(contents["model"], source)
-        data = contents.get("fingerprint", {}).get("data_fingerprint") or {}
-        return Weights(
-            source,
-            contents["model"],
-            contents["architecture"],
-            contents["config"],
-            trained_on=data.get("train"),
-            tested_on=data.get("test"),
-            prompts_trained=contents.get("prompts_trained", True),
-        )
+        return weights_in(contents, source)
     for key in ("state_dict", "model"):  # as some programs wrap it
         if isinstance(contents.get(key), dict):
             contents = contents[key]
@@ -85,6 +74,26 @@ def read_weights(path: str | Path) -> Weights:
     raise WeightsError(
         f"{source}: is neither a checkpoint of this program (no format {FORMAT!r} in it) nor a published CLIP-ReID or "
         "SVLL-ReID file (no image_encoder.* in it)"
+    )
+
+
+def weights_in(contents: dict, source: str) -> Weights:
+    """What a checkpoint of this program holds that was read from `source`.
+
+    Raises:
+        WeightsError: it lacks a part, or something else is where a tensor belongs.
+    """
+    check_checkpoint(contents, source)
+    _check_tensors(contents["model"], source)
+    data = contents.get("fingerprint", {}).get("data_fingerprint") or {}
+    return Weights(
+        source,
+        contents["model"],
+        contents["architecture"],
+        contents["config"],
+        trained_on=data.get("train"),
+        tested_on=tuple(data.get("parts") or filter(None, [data.get("test")])),
+        prompts_trained=contents.get("prompts_trained", True),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -20,22 +20,38 @@ from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
-from processor.loop import fit
+from processor.loop import Position, fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
+from utils.distributed import average_statistics, check_same, sync_batch_norm, world_size
 from utils.errors import WeightsError
-from utils.records import Batch, Benchmark, Evaluation, FeatureBatch, Reranking
+from utils.metrics import protocol_of
+from utils.records import Batch, Benchmark, Evaluation, Reranking
 from utils.report import figures
 from utils.run_folder import RunFolder
+from utils.seeds import random_states, restore_random_states
+from utils.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
 
 def run_prompt_stage(
-    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device
+    cfg: CfgNode,
+    model: SvllReid,
+    benchmark: Benchmark,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    run: dict | None = None,
+    stopping: Stopping | None = None,
 ) -> Path:
-    """Stage 1; the last checkpoint."""
+    """Stage 1; the last checkpoint.
+
+    Args:
+        run: what `RunFolder.save_state` was given in this stage, to go on from; `model` has the weights of then.
+        stopping: says whether somebody wants to stop.
+    """
     block, seed = cfg.SOLVER.STAGE1, cfg.SOLVER.SEED
     loader = make_loader(cfg, benchmark.train, train=False, pin_memory=device.type == "cuda")
     cache = cache_features(model, loader, device)
@@ -48,10 +64,6 @@ def run_prompt_stage(
         train_projector=block.TRAIN_PROJECTOR,
     )
     examples = {sample.pid: sample.path for sample in reversed(benchmark.train)}
-
-    def paths(batch: FeatureBatch) -> list[str]:
-        return [examples[pid] for pid in batch.pids.unique().tolist()]
-
     last = _fit(
         cfg,
         block,
@@ -59,9 +71,12 @@ def run_prompt_stage(
         "prompt",
         folder,
         device,
-        batches=lambda epoch: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch),
-        paths=paths,
+        batches=lambda epoch, done: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch, done=done),
+        paths=lambda pids: [examples[pid] for pid in pids.unique().tolist()],
         file=f"{cfg.MODEL.NAME}_stage1_{{epoch}}.pth",
+        generators={"prompts": generator},
+        run=run,
+        stopping=stopping,
     )
     model.prompts.trained = True
     accuracy = matching_accuracy(cache, sentence_features(model, device))
@@ -76,9 +91,16 @@ def run_prompt_stage(
 
 
 def run_image_stage(
-    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, folder: RunFolder, device: torch.device
+    cfg: CfgNode,
+    model: SvllReid,
+    benchmark: Benchmark,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    run: dict | None = None,
+    stopping: Stopping | None = None,
 ) -> Path:
-    """Stage 2; the last checkpoint.
+    """Stage 2; the last checkpoint. `run` and `stopping` as in stage 1.
 
     Raises:
         WeightsError: images are to be compared with sentences that nobody trained.
@@ -99,6 +121,8 @@ def run_image_stage(
         logger.warning(
             "image stage: the %d sentences are untrained, as PROCESSOR.UNTRAINED_PROMPTS allows", model.num_pids
         )
+    if cfg.SOLVER.SYNC_BN:
+        model.image = sync_batch_norm(model.image, device)
     loader = make_loader(
         cfg,
         benchmark.train,
@@ -117,21 +141,28 @@ def run_image_stage(
         ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
     )
 
-    def batches(epoch: int) -> DataLoader[Batch]:
+    def batches(epoch: int, done: int) -> DataLoader[Batch]:
         loader.dataset.set_epoch(epoch)
-        loader.batch_sampler.set_epoch(epoch)
+        loader.batch_sampler.set_epoch(epoch, done)
         return loader
 
+    def evaluates(epoch: int) -> bool:
+        return epoch % block.EVAL_PERIOD == 0 and epoch < block.MAX_EPOCHS  # the end has an evaluation of its own
+
+    best: dict[str, dict] = run["best"] if run else {}
+
     def evaluate_now(epoch: int) -> None:
-        if epoch % block.EVAL_PERIOD == 0 and epoch < block.MAX_EPOCHS:  # the end has an evaluation of its own
+        if evaluates(epoch):
             for one in benchmark.evaluated():
                 evaluation = evaluate_model(cfg, model, one, device)
                 name = f"{one.name}  " if benchmark.parts else ""
                 logger.info("image stage  epoch %d/%d  %s%s", epoch, block.MAX_EPOCHS, name, figures(evaluation))
                 facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
                 folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **facts, **evaluation.mean)
+                if evaluation.mean["mAP"] > best.get(one.name, {"mAP": -1.0})["mAP"]:
+                    best[one.name] = {"epoch": epoch, "mAP": evaluation.mean["mAP"]}
 
-    return _fit(
+    last = _fit(
         cfg,
         block,
         stage,
@@ -139,10 +170,18 @@ def run_image_stage(
         folder,
         device,
         batches=batches,
-        paths=lambda batch: [benchmark.train[index].path for index in batch.indices.tolist()],
+        paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         file=f"{cfg.MODEL.NAME}_{{epoch}}.pth",
+        shares=world_size(),
+        evaluates=evaluates,
         after_epoch=evaluate_now,
+        best=best,
+        run=run,
+        stopping=stopping,
     )
+    for name, one in best.items():
+        logger.info("image stage  best on the way: %s mAP %.1f in epoch %d", name, 100 * one["mAP"], one["epoch"])
+    return last
 
 
 RUN_STAGE = {"prompt": run_prompt_stage, "image": run_image_stage}
@@ -156,47 +195,97 @@ def _fit(
     folder: RunFolder,
     device: torch.device,
     *,
-    batches: Callable[[int], Iterable],
-    paths: Callable[[Any], Sequence[str]],
+    batches: Callable[[int, int], Iterable],
+    paths: Callable[[Tensor], Sequence[str]],
     file: str,
+    shares: int = 1,
+    generators: dict[str, torch.Generator] = {},  # noqa: B006 (never changed)
+    evaluates: Callable[[int], bool] = lambda epoch: False,
     after_epoch: Callable[[int], None] | None = None,
+    best: dict | None = None,
+    run: dict | None = None,
+    stopping: Stopping | None = None,
 ) -> Path:
-    """What both stages have in common: optimiser, precision, the log, checkpoints."""
+    """What both stages have in common: optimiser, precision, the log, checkpoints, states to go on from."""
     precision = pick_precision(cfg.SOLVER.PRECISION, device)
     for line in _what_trains(stage.model):
         logger.info("%s stage: %s", name, line)
     logger.info("%s stage: towers in %s", name, str(precision).removeprefix("torch."))
 
+    optimizer = make_optimizer(block, stage)
+    scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
     saved: list[Path] = []
+    kept_at = time.monotonic()
+
+    def contents(epoch: int) -> dict:
+        return {
+            "model": stage.model.state_dict(),
+            "stage": name,
+            "epoch": epoch,
+            "config": to_dict(cfg),
+            "architecture": stage.model.architecture,
+            "prompts_trained": name == "prompt" or bool(stage.model.prompts and stage.model.prompts.trained),
+        }
+
+    def to_go_on(position: Position) -> dict:
+        return {
+            "position": position._asdict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": random_states(generators),
+            "best": best or {},
+            "device": device.type,
+        }
+
+    def due(epoch: int, ended: bool) -> bool:
+        by_period = epoch % block.CHECKPOINT_PERIOD == 0 or epoch == block.MAX_EPOCHS or evaluates(epoch)
+        minutes = cfg.SOLVER.CHECKPOINT_MINUTES
+        return (ended and by_period) or (minutes > 0 and time.monotonic() - kept_at >= 60 * minutes)
+
+    def keep(position: Position) -> None:
+        nonlocal kept_at
+        average_statistics(stage.model)
+        where = f"{name}_epoch{position.epoch}_step{position.step}"
+        folder.save_state(where, contents(position.epoch), to_go_on(position))
+        kept_at = time.monotonic()
 
     def save_and(epoch: int) -> None:
+        average_statistics(stage.model)
         if epoch % block.CHECKPOINT_PERIOD == 0 or epoch == block.MAX_EPOCHS:
-            contents = {
-                "model": stage.model.state_dict(),
-                "stage": name,
-                "epoch": epoch,
-                "config": to_dict(cfg),
-                "architecture": stage.model.architecture,
-                "prompts_trained": name == "prompt" or bool(stage.model.prompts and stage.model.prompts.trained),
-            }
-            saved.append(folder.save(file.format(epoch=epoch), contents))
+            saved.append(folder.save(file.format(epoch=epoch), contents(epoch)))
         if after_epoch is not None:
             after_epoch(epoch)
 
+    start = None
+    if run is not None:
+        start = Position(**run["position"])
+        optimizer.load_state_dict(run["optimizer"])
+        if scaler:
+            scaler.load_state_dict(run["scaler"])
+        restore_random_states(run["random"], generators)
     fit(
         stage,
         batches,
-        make_optimizer(block, stage),
+        optimizer,
         make_schedule(block),
         block.MAX_EPOCHS,
         device=device,
         precision=precision,
+        scaler=scaler,
+        clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
         name=name,
         log_period=block.LOG_PERIOD,
+        start=start,
         after_epoch=save_and,
         record=folder.record,
         paths=paths,
+        due=due,
+        save=keep,
+        failed=lambda position, facts: folder.save_failure({**contents(position.epoch), **to_go_on(position), **facts}),
+        stopping=stopping,
+        shares=shares,
     )
+    check_same(stage.model)
     return saved[-1]
 
 
@@ -218,17 +307,28 @@ def settle_side(asked: str, architecture: dict, benchmark: Benchmark, *, at_home
             cameras mean nothing here, their mean is what the tower is used to.
         at_home: whether the network was trained on this data set; None where nobody knows: then "auto" goes by the
             numbers of cameras and viewpoints.
+
+    Raises:
+        WeightsError: with "same", the benchmark has cameras or viewpoints that the table was not made for.
     """
-    used = [name for name in ("camera", "view") if architecture[f"sie_{name}"]]
+    nouns = {"camera": "cameras", "view": "viewpoints"}
+    used = [name for name in nouns if architecture[f"sie_{name}"]]
     if not used:
         return "none"
-    if asked != "auto":
-        return asked
-    if at_home is None:
-        present = {"camera": benchmark.num_cams, "view": benchmark.num_views}
-        rows = {"camera": architecture["num_cams"], "view": architecture["num_views"]}
-        at_home = all(present[name] == rows[name] for name in used)
-    return "same" if at_home else "mean"
+    present = {"camera": benchmark.num_cams, "view": benchmark.num_views}
+    rows = {"camera": architecture["num_cams"], "view": architecture["num_views"]}
+    if asked == "auto":
+        if at_home is None:
+            at_home = all(present[name] == rows[name] for name in used)
+        asked = "same" if at_home else "mean"
+    for name in used:
+        if asked == "same" and present[name] > rows[name]:
+            raise WeightsError(
+                f"the network's side information knows {rows[name]} {nouns[name]}, {benchmark.name} has "
+                f"{present[name]}: are MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its training? TEST.SIE mean or none "
+                "tests all the same"
+            )
+    return asked
 
 
 def evaluate_model(
@@ -242,17 +342,7 @@ def evaluate_model(
     Raises:
         WeightsError: the benchmark has cameras or viewpoints that the side-information table was not made for.
     """
-    architecture = model.architecture
-    side = settle_side(cfg.TEST.SIE, architecture, benchmark, at_home=at_home)
-    for used, rows, present, noun in (
-        (architecture["sie_camera"], architecture["num_cams"], benchmark.num_cams, "cameras"),
-        (architecture["sie_view"], architecture["num_views"], benchmark.num_views, "viewpoints"),
-    ):
-        if used and side == "same" and present > rows:
-            raise WeightsError(
-                f"the network's side information knows {rows} {noun}, {benchmark.name} has {present}: are "
-                "MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its training? TEST.SIE mean or none tests all the same"
-            )
+    side = settle_side(cfg.TEST.SIE, model.architecture, benchmark, at_home=at_home)
     return evaluate(
         model,
         benchmark,
@@ -308,7 +398,7 @@ def result_entry(
         "data_set": benchmark.name,
         "feat_norm": cfg.TEST.FEAT_NORM,
         "neck_feat": cfg.TEST.NECK_FEAT,
-        "protocol": cfg.TEST.PROTOCOL,
+        "protocol": protocol_of(benchmark.ignored),
         "side_information": evaluation.side,
         "network": {name: architecture[name] for name in SETTLED},
         "notes": list(notes),

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.svllreid import SvllReid
+from processor.features import compute_features
+from utils.distributed import on_main
 from utils.metrics import rank, rank_features
-from utils.progress import progress
-from utils.records import Batch, Benchmark, Evaluation, Labels, Reranking, Sample, Side, to_device
+from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Reranking, Sample, Side
 from utils.reranking import rerank
 
 
@@ -28,9 +29,11 @@ def evaluate(
 ) -> Evaluation:
     """Rank every trial's gallery for its queries, in fp32 whatever the training's precision.
 
+    Several processes share the images; the main one ranks, all get the result, or the error.
+
     Args:
         model: on `device`; left in eval mode.
-        loader: samples -> batches in their order, test transform.
+        loader: samples -> batches in their order, test transform; of several processes, each has its share of them.
         neck: compare features after the batch-norm necks.
         normalise: compare features of length 1.
         reranking: rank by k-reciprocal distances instead.
@@ -45,29 +48,36 @@ def evaluate(
     features = embed_all(model, loader(list(samples)), device=device, neck=neck, side=side)
     if normalise:
         features = F.normalize(features, dim=1)
-    rankings = []
-    for trial in benchmark.trials:
-        query, gallery = (features[[rows[sample] for sample in side]] for side in trial)
-        labels = (Labels.of(side) for side in trial)
-        if reranking is None:
-            rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
-        else:
-            rankings.append(rank(rerank(query, gallery, *reranking), *labels, ignored=benchmark.ignored))
-    return Evaluation(tuple(rankings), reranking, side)
+
+    def rank_all() -> tuple[Ranking, ...]:
+        rankings = []
+        for trial in benchmark.trials:
+            query, gallery = (features[[rows[sample] for sample in side]] for side in trial)
+            labels = (Labels.of(side) for side in trial)
+            if reranking is None:
+                rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
+            else:
+                rankings.append(rank(rerank(query, gallery, *reranking), *labels, ignored=benchmark.ignored))
+        return tuple(rankings)
+
+    return Evaluation(on_main(rank_all), reranking, side)
 
 
 @torch.no_grad()
 def embed_all(
     model: SvllReid, batches: Iterable[Batch], *, device: torch.device, neck: bool = False, side: str = "same"
 ) -> Tensor:
-    """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32; `side` as in `evaluate`."""
+    """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32; `side` as in `evaluate`.
+
+    Of several processes, each has a share of the `batches`; all get all vectors.
+    """
     model.eval()
-    parts = []
-    for batch in progress(batches, "features"):
-        batch = to_device(batch, device)
-        parts.append(model.embed(batch.images, _known(batch.side, side), neck=neck).float())
+
+    def embed(batch: Batch) -> Tensor:
+        return model.embed(batch.images, _known(batch.side, side), neck=neck)
+
+    features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.
-    features = torch.cat(parts)
     return features.cpu() if device.type == "mps" else features
 
 

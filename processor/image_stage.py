@@ -11,11 +11,14 @@ from loss.self_supervised import NegativeCosine, NTXent
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from utils.records import Batch, Losses, Side
+from utils.distributed import gather
+from utils.records import Batch, ImageFeatures, Losses, Side
 
 
 class ImageStage(nn.Module):
     """CLIP-ReID §3.3 and the vision self-supervision of SVLL-ReID; a baseline has weights of 0 for what it lacks.
+
+    Of several processes, each gives its share of the images to the tower. Heads and losses see all of them, everywhere.
 
     Args:
         model: its image tower, identity heads and image projector train; text tower, prompts and text projector do not.
@@ -56,11 +59,11 @@ class ImageStage(nn.Module):
         self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else NTXent()
 
     def forward(self, batch: Batch) -> Losses:
-        """Terms of weight 0 are not computed."""
-        model, pids, on = self.model, batch.pids, {name for name, weight in self.weights.items() if weight > 0}
-        terms = {}
+        """The batch, or this process's share of it -> losses of the whole; terms of weight 0 are not computed."""
+        model, on = self.model, {name for name, weight in self.weights.items() if weight > 0}
+        pids, terms = gather(batch.pids), {}
         if on & {"identity", "triplet", "image_text"}:
-            features = model.encode_image(batch.images, batch.side)
+            features = ImageFeatures(*map(gather, model.encode_image(batch.images, batch.side)))
             if "identity" in on:
                 terms["identity"] = self.identity(model.classify(features), pids)
             if "triplet" in on:
@@ -68,18 +71,18 @@ class ImageStage(nn.Module):
             if "image_text" in on:
                 terms["image_text"] = self.image_text(features.projected, self.text_features, pids)
         if "vision_ssl" in on:
-            terms["vision_ssl"] = self._recognise(self._twin_features(batch), pids)
+            terms["vision_ssl"] = self._recognise([gather(twin) for twin in self._twin_features(batch)], pids)
         return weigh(terms, self.weights)
 
     def _twin_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The two twins of every image, each [B, D]."""
+        """The two twins of every image of this process, each [B, D]."""
         tower, side = self.model.image, batch.side if self.side_on_twins else None
         if tower.batch_statistics:  # of one view at a time, as published
             return tuple(tower(view, side).last for view in batch.twins)
         both = Side(*(field.repeat(2) for field in side)) if side else None
         return tower(batch.twins.flatten(0, 1), both).last.chunk(2)
 
-    def _recognise(self, twins: tuple[Tensor, Tensor], pids: Tensor) -> Tensor:
+    def _recognise(self, twins: list[Tensor], pids: Tensor) -> Tensor:
         first, second = (self.model.image_projector(twin) for twin in twins)  # batch norm sees one view at a time
         if isinstance(self.self_supervised, NegativeCosine):
             return self.self_supervised(first, twins[1], second, twins[0])

@@ -11,13 +11,17 @@ from loss.contrast import ImageTextContrast
 from loss.self_supervised import NTXent
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from utils.progress import progress
-from utils.records import Batch, FeatureBatch, Losses, to_device
+from processor.features import compute_features
+from utils.distributed import in_shares
+from utils.records import Batch, FeatureBatch, Losses
 from utils.seeds import derive
 
 
 class PromptStage(nn.Module):
     """Only the prompts' learnt tokens train (CLIP-ReID §3.2; SVLL-ReID for the language self-supervision).
+
+    Several processes are given the same batches and draw the same disturbances; each has a share of the sentences go
+    through the text tower.
 
     Args:
         model: with text tower and prompts; everything but the learnt tokens is frozen here.
@@ -54,7 +58,8 @@ class PromptStage(nn.Module):
         # A single identity has nobody to be told apart from, and batch norm no statistics.
         if self.weights["language_ssl"] > 0 and len(pids) > 1:
             copies += [self.augment(prompts), self.augment(prompts)]
-        texts, *twins = model.text(torch.cat(copies), model.prompts.end).split(len(pids))  # each [U, E]
+        encoded = in_shares(lambda share: model.text(share, model.prompts.end), torch.cat(copies))
+        texts, *twins = encoded.split(len(pids))  # each [U, E]
         terms = {"image_text": self.contrast(batch.features, texts[rows], batch.pids)}
         if twins:
             terms["language_ssl"] = self.self_contrast(*(model.text_projector(twin) for twin in twins))
@@ -63,13 +68,17 @@ class PromptStage(nn.Module):
 
 @torch.no_grad()
 def cache_features(model: SvllReid, batches: Iterable[Batch], device: torch.device) -> FeatureBatch:
-    """Features [N, E] of all images, in the space shared with text, without side information (as published)."""
+    """Features [N, E] of all images, in the space shared with text, without side information (as published).
+
+    Of several processes, each has a share of the `batches`; all get all features.
+    """
     model.eval()
-    features, pids = [], []
-    for batch in progress(batches, "features of the training images"):
-        features.append(model.encode_image(batch.images.to(device, non_blocking=True)).projected.float())
-        pids.append(batch.pids)
-    return to_device(FeatureBatch(torch.cat(features), torch.cat(pids)), device)
+    return compute_features(
+        batches,
+        lambda batch: model.encode_image(batch.images).projected,
+        device=device,
+        what="features of the training images",
+    )
 
 
 @torch.no_grad()
@@ -105,15 +114,16 @@ class FeatureBatches:
     `len` is exact. (Published code makes an empty last batch where the size divides the number of images, and stops.)
     """
 
-    def __init__(self, cache: FeatureBatch, size: int, *, seed: int, epoch: int):
+    def __init__(self, cache: FeatureBatch, size: int, *, seed: int, epoch: int, done: int = 0):
         self.cache, self.size = cache, size
         # Drawn on the CPU, so that every device sees the same order.
         generator = torch.Generator().manual_seed(derive(seed, epoch))
-        self.order = torch.randperm(len(cache.pids), generator=generator).to(cache.pids.device)
+        order = torch.randperm(len(cache.pids), generator=generator)
+        self.order = order[done * size :].to(cache.pids.device)  # without batches that an earlier run has seen
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
 
     def __iter__(self) -> Iterator[FeatureBatch]:
-        for rows in self.order.split(self.size):
+        for rows in self.order.split(self.size) if len(self.order) else ():  # split makes an empty batch of nothing
             yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows])

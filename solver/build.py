@@ -10,6 +10,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from solver.schedules import warmup_cosine, warmup_steps
+from utils.devices import updates_in_place
 
 
 def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimizer:
@@ -33,11 +34,11 @@ def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimiz
         {"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in groups.items()
     ]
+    fused = all(updates_in_place(parameter.device) for group in options for parameter in group["params"])
+    common = {"lr": cfg_stage.BASE_LR, "fused": fused}
     if cfg_stage.OPTIMIZER_NAME == "SGD":
-        return torch.optim.SGD(options, lr=cfg_stage.BASE_LR, momentum=cfg_stage.MOMENTUM)
-    return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[cfg_stage.OPTIMIZER_NAME](
-        options, lr=cfg_stage.BASE_LR
-    )
+        return torch.optim.SGD(options, momentum=cfg_stage.MOMENTUM, **common)
+    return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[cfg_stage.OPTIMIZER_NAME](options, **common)
 
 
 def make_schedule(cfg_stage: CfgNode) -> Callable[[int, float], float]:

@@ -138,8 +138,8 @@ MUTATIONS = (
     mutation(
         "cached features with side information",
         "processor/prompt_stage.py",
-        "model.encode_image(batch.images.to(device, non_blocking=True)).projected",
-        "model.encode_image(batch.images.to(device, non_blocking=True), batch.side).projected",
+        "model.encode_image(batch.images).projected",
+        "model.encode_image(batch.images, batch.side).projected",
         *("test_cached_features_know_no_side_information", TRAINING),
     ),
     mutation(

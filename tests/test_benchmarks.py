@@ -407,8 +407,6 @@ def test_veri_viewpoints(root, cars, tmp_path, caplog):
         annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " "),
         annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " 17 17 "),
         annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " x "),
-        annotation("0003_c003_00085300_0.jpg", 8),
-        annotation("0003_c003_00085300_0.jpg", 3)[:-2] + "front",
         annotation("0003_c003_00085300_0.jpg", 3)[:-3],
     ],
 )
@@ -418,6 +416,37 @@ def test_veri_damaged_annotation(root, cars, tmp_path, line):
     message = message_of(veri, root, viewpoints=(path,))
     assert message.startswith(f"{path}: line 3 is '")
     assert f"({len(line.split())} fields); right are 42: an image, 40 coordinates, a viewpoint from 0 to 7" in message
+
+
+@pytest.mark.parametrize("viewpoint", ["9", "front", "-2"])
+def test_veri_viewpoint_that_there_is_not(root, cars, tmp_path, viewpoint):
+    path = tmp_path / "keypoint_train.txt"
+    path.write_text(annotation("0003_c003_00085300_0.jpg", viewpoint))
+    message = message_of(veri, root, viewpoints=(path,))
+    assert message.startswith(f"{path}: line 1 gives ")
+    assert message.endswith(
+        f"0003_c003_00085300_0.jpg the viewpoint {viewpoint!r}; right is 0 to 7, or -1 where it is not known"
+    )
+
+
+@pytest.mark.parametrize(("reader", "place"), [(market1501, "Market-1501/query"), (veri, "VeRi/image_query")])
+def test_what_is_passed_over_is_remembered(root, reader, place):
+    fake_duke(root / "Market-1501")
+    for split, names in VERI.items():
+        touch(root / "VeRi" / split, *names)
+    touch(
+        root / place,
+        "Thumbs.db",
+        ".x.jpg",
+        "notes.txt",
+        "0001_c1s1.gif",
+        "more/0001_c1s1_000001_00.jpg",
+        "__MACOSX/a.jpg",
+    )
+    files, folders, identities = reader(root).omitted
+    here = [path for path in files if path.startswith(f"{root}/{place}/") and not path.endswith("readme.txt")]
+    assert here == [f"{root}/{place}/0001_c1s1.gif", f"{root}/{place}/notes.txt"]
+    assert folders == (f"{root}/{place}/more",) and identities == ()
 
 
 def test_veri_annotation_missing_empty_or_of_other_images(root, cars, tmp_path):
@@ -637,17 +666,17 @@ def test_the_order_of_a_folder_does_not_matter(root, monkeypatch, name):
 
 def test_published_counts_have_every_benchmark():
     assert {name for name, _ in PUBLISHED} == {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
-    assert all(published_counts(name) is not None for name, _ in PUBLISHED)
+    assert all(published_counts(*both) is not None for both in PUBLISHED)
 
 
 def test_published_counts():
     assert published_counts("market1501") == (12936, 751, 3368, 19732 - 3819, 6)
     assert published_counts("msmt17").train_images == 30248 + 2373
-    assert published_counts("msmt17", val=False) == published_counts("msmt17")._replace(train_images=30248)
-    small = published_counts("VehicleID")
+    assert published_counts("msmt17", "without val") == published_counts("msmt17")._replace(train_images=30248)
+    small = published_counts("VehicleID", "small")
     assert small.query_images + small.gallery_images == 6532
-    assert [published_counts("VehicleID", size=size).gallery_images for size in ("medium", "large")] == [1600, 2400]
-    assert published_counts("dukemtmc", val=False, size="large") == (16522, 702, 2228, 17661, 8)
+    assert [published_counts("VehicleID", size).gallery_images for size in ("medium", "large")] == [1600, 2400]
+    assert published_counts("dukemtmc") == (16522, 702, 2228, 17661, 8)
     assert published_counts("occ_duke") == (15618, 702, 2210, 17661, 8)
     assert published_counts("veri") == (37778, 576, 1678, 11579, 20)
     assert published_counts("folder") is None and published_counts("synthetic") is None

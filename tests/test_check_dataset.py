@@ -13,14 +13,13 @@ from builders import TEMPLATE
 from PIL import Image
 
 import datasets.check
-import datasets.published_counts
 from datasets.check import Finding, Report, full_check, quick_check
 from datasets.published_counts import PublishedCounts
 from tools import check_dataset
 from utils.command import run
 from utils.errors import UserError
 from utils.metrics import same_camera
-from utils.records import Benchmark, Labels, Sample, Trial
+from utils.records import Benchmark, Labels, Omitted, Sample, Trial
 
 BATCH = {"instances": 2, "identities": 2}
 BOTH = pytest.mark.parametrize("check", [quick_check, full_check], ids=["quick", "full"])
@@ -411,11 +410,12 @@ def published(monkeypatch) -> dict:
         ("toy", "large"): PublishedCounts(8, 4, None, 1300, None),
         ("other", ""): PublishedCounts(1, 1, 1, 1, 1),
     }
-    monkeypatch.setattr(datasets.published_counts, "PUBLISHED", table)
+    monkeypatch.setattr("datasets.published_counts.PUBLISHED", table)
     return table
 
 
 def test_counts_as_published(ideal, published):
+    ideal = replace(ideal, variant="small")
     assert not quick_check(ideal, **BATCH).warnings
     assert not quick_check(replace(ideal, name="mine"), **BATCH).warnings
 
@@ -433,21 +433,21 @@ def test_counts_as_published(ideal, published):
 def test_counts_that_differ_from_the_published(ideal, published, field, message):
     counts = published["toy", "small"]
     published["toy", "small"] = counts._replace(**{field: getattr(counts, field) + 1000})
-    del published["toy", "large"]
+    ideal = replace(ideal, variant="small")
     finding = only(quick_check(ideal, **BATCH), "warning")
-    assert finding.message == f"toy (small) differs from what is published: {message}"
+    assert finding.message == f"toy differs from what is published (small): {message}"
     published["toy", "small"] = counts._replace(**{field: None})
     assert not quick_check(ideal, **BATCH).warnings
 
 
-def test_counts_are_compared_with_the_nearest_variant(ideal, published):
-    fewer = with_test(ideal, query=ideal.trials[0].query[:2])
+def test_counts_are_compared_with_the_variant_that_it_is(ideal, published):
+    """Though another one is nearer."""
+    fewer = replace(with_test(ideal, query=ideal.trials[0].query[:2]), variant="large")
     finding = only(quick_check(fewer, **BATCH), "warning")
-    assert finding.message == "toy (small) differs from what is published: 2 query images (published 3)"
-    published["toy", "small"] = published["toy", "small"]._replace(train_images=9)
-    finding = only(quick_check(fewer, **BATCH), "warning")
-    assert finding.message == "toy (large) differs from what is published: 3 gallery images (published 1,300)"
-    published["toy", ""] = published.pop(("toy", "large"))._replace(gallery_images=3)
+    assert finding.message == "toy differs from what is published (large): 3 gallery images (published 1,300)"
+    finding = only(quick_check(replace(fewer, variant="small"), **BATCH), "warning")
+    assert finding.message == "toy differs from what is published (small): 2 query images (published 3)"
+    published["toy", "large"] = published["toy", "large"]._replace(gallery_images=3)
     assert not quick_check(fewer, **BATCH).warnings
 
 
@@ -484,7 +484,37 @@ def test_data_sets_trained_on_together(ideal, published):
         "training together",
     ]
     published["second", ""] = PublishedCounts(9, 4, 3, 2, 2)
-    assert "second differs from what is published: 8 training images (published 9)" in quick_check(both, **BATCH).text()
+    published["toy", ""] = PublishedCounts(10, 4, 3, 3, 2)
+    told = [finding.message for finding in quick_check(both, **BATCH).warnings if finding.kind == "counts"]
+    assert told == [  # each by itself
+        "toy: differs from what is published: 8 training images (published 10)",
+        "second: differs from what is published: 8 training images (published 9)",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- what was passed over
+
+
+def test_files_that_the_reader_passed_over(ideal):
+    """Pictures of formats that are not read are missed by nobody, unless it is told."""
+    files = ("q/a.jfif", "q/b.JFIF", "q/c.heic", "q/notes.txt", "q/README")
+    report = quick_check(replace(ideal, omitted=Omitted(files)), **BATCH)
+    (warning,), (note,) = report.warnings, report.notes
+    assert warning.message == "3 files passed over (.jfif: 2, .heic: 1)" and warning.examples == files[:3]
+    assert "save them as .jpg or .png" in warning.remedy
+    assert note.message == "2 files passed over (.txt: 1, no suffix: 1)" and note.examples == files[3:]
+
+
+def test_folders_that_the_reader_passed_over(ideal):
+    report = quick_check(replace(ideal, omitted=Omitted((), ("query/more",))), **BATCH)
+    finding = only(report, "warning")
+    assert finding.message == "1 folders passed over where only pictures belong" and finding.examples == ("query/more",)
+
+
+def test_identities_without_a_picture(ideal):
+    report = quick_check(replace(ideal, omitted=Omitted(identities=("t/10", "t/9"))), **BATCH)
+    finding = only(report, "warning")
+    assert finding.message == "2 identities without a picture" and finding.examples == ("t/9", "t/10")
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -646,6 +676,28 @@ def test_a_sheet_that_cannot_be_written_is_told_before_anything_is_read(tmp_path
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(UserError, match=re.escape(message)):
         tool(tmp_path / "no data here", "--sheet", str(tmp_path / name))
+
+
+def test_a_folder_of_sheets_that_cannot_be_written_to_is_told_before_anything_is_decoded(market, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_dataset, "full_check", lambda *_, **named: pytest.fail("decodes"))
+    (tmp_path / "runs").write_text("in the way")
+    place = f"runs/check_market1501.png: {tmp_path}/runs cannot be written to (Not a directory); see --sheet"
+    with pytest.raises(UserError, match=re.escape(place)):
+        tool(market)
+
+    def refuse(**named):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "runs").unlink()
+    monkeypatch.setattr(check_dataset.tempfile, "TemporaryFile", refuse)
+    for words, name in (((), "runs/check_market1501.png"), (("--sheet", "x.png"), "x.png")):
+        with pytest.raises(UserError, match=re.escape(f"{name}: {tmp_path} cannot be written to (Permission denied)")):
+            tool(market, *words)
+    with pytest.raises(UserError, match=re.escape("--sheet ~nouser/x.png: ~NAME is a user's home folder")):
+        tool(market, "--sheet", "~nouser/x.png")
+    with pytest.raises(UserError, match=re.escape("xxx.png: File name too long")):
+        tool(market, "--sheet", f"{'x' * 300}.png")
 
 
 def test_what_the_reader_says_is_shown_as_such(tmp_path, monkeypatch, capsys):

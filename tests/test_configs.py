@@ -127,7 +127,7 @@ REFUSED = [  # key, what a YAML file holds, what the message says would be right
     ("INPUT.PROB", 1.1, "from 0 to 1"),
     ("MODEL.DEVICE", "gpu", "cuda:N"),
     ("MODEL.ACTIVATION", "relu", "quick_gelu, gelu"),
-    ("SOLVER.PRECISION", "fp16", "auto, fp32, bf16"),
+    ("SOLVER.PRECISION", "fp8", "auto, fp32, bf16, fp16"),
     ("SOLVER.STAGE1.OPTIMIZER_NAME", "Lion", "Adam, AdamW, SGD"),
     ("SOLVER.STAGE1.PROMPT_AUG_METHOD", "shuffle", "mask, swap, mix"),
     ("SOLVER.STAGE2.STEPS", [50, 30], "ascending"),
@@ -471,7 +471,8 @@ NOT_PUBLISHED = {  # keys that are ours, or of which the published default is of
     *("MODEL.DEVICE", "MODEL.NAME", "MODEL.PRETRAIN", "MODEL.ACTIVATION", "SOLVER.PRECISION"),
     *("DATASETS.ROOT_DIR", "DATASETS.HOLD_OUT", "TEST.SIE", "TEST.PROTOCOL"),
     *("DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "DATASETS.VEHICLEID_SIZE", "DATASETS.MSMT17_VAL"),
-    "DATASETS.NOUN",
+    *("DATASETS.NOUN", "RESUME", "SOLVER.CHECKPOINT_MINUTES", "SOLVER.CLIP_GRAD_NORM", "SOLVER.DETERMINISTIC"),
+    "SOLVER.SYNC_BN",
 }
 
 

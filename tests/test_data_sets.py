@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import torch
 from PIL import Image
 
 from configs import ConfigError, load
-from datasets.build import BENCHMARKS, make_benchmark
-from utils.errors import DataError
+from datasets.build import BENCHMARKS, RENDERED, make_benchmark
+from utils.errors import DataError, UserError
+from utils.fingerprint import data_fingerprint
 from utils.metrics import ignore_nothing, same_camera
 from utils.records import Labels
 
@@ -69,7 +72,7 @@ def settings(root: Path, name: str, *overrides: str):
     return load(None, ["DATASETS.NAMES", name, "DATASETS.ROOT_DIR", str(where), *overrides])
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "synthetic"])
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in RENDERED])
 def test_every_data_set_by_its_name(root, name):
     benchmark = make_benchmark(settings(root, name))
     assert benchmark.name == name
@@ -80,6 +83,7 @@ def test_every_data_set_by_its_name(root, name):
     noun = "vehicle" if name in ("veri", "VehicleID") else "person"
     assert benchmark.template == f"A photo of a {{}} {noun}."
     assert len(benchmark.trials) == (10 if name == "VehicleID" else 1)
+    assert benchmark.variant == ("small" if name == "VehicleID" else "")
     assert benchmark.ignored is (ignore_nothing if name == "VehicleID" else same_camera)
 
 
@@ -134,6 +138,24 @@ def test_keys_of_a_reader_change_what_is_read(root, key, value, name, beside):
     assert make_benchmark(settings(root, name, *beside)) != make_benchmark(settings(root, name, *beside, key, value))
 
 
+def test_which_of_its_published_forms_a_data_set_is(root):
+    assert make_benchmark(settings(root, "VehicleID", "DATASETS.VEHICLEID_SIZE", "large")).variant == "large"
+    assert make_benchmark(settings(root, "msmt17", "DATASETS.MSMT17_VAL", "False")).variant == "without val"
+
+
+def test_a_fingerprint_of_images_that_are_not_there(root, tmp_path):
+    shutil.copytree(root / "mine", tmp_path / "mine")
+    cfg = load(None, ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path / "mine")])
+    benchmark = make_benchmark(cfg)
+    path = tmp_path / "mine" / "query" / "rex" / "c1_x.jpg"
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read \(No such file or directory\)$"):
+        data_fingerprint(benchmark)
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=rf"^{path}: is a link to nothing$"):
+        data_fingerprint(benchmark)
+
+
 def test_every_pair_counts_on_request(root):
     labels = Labels(torch.tensor([1, 1]), torch.tensor([0, 1]))
     assert make_benchmark(settings(root, "market1501")).ignored(labels, labels).any()
@@ -144,6 +166,64 @@ def test_every_pair_counts_on_request(root):
 def test_holding_out_needs_cameras(root, name, words):
     with pytest.raises(DataError, match=r"DATASETS\.HOLD_OUT 0\.5: needs cameras"):
         make_benchmark(settings(root, name, *words, "DATASETS.HOLD_OUT", "0.5"))
+
+
+def test_held_out_identities_are_training_identities_in_any_case(root):
+    """Without training, too: what is tested on is read from the training images."""
+    words = ("DATASETS.HOLD_OUT", "0.5")
+    shutil.copytree(root, root / "more", ignore=shutil.ignore_patterns("more"))
+    images(root / "more" / "Market-1501-v15.09.15" / "bounding_box_train", "0008_c1s1_0_0.jpg", "0009_c1s1_0_0.jpg")
+    whole = make_benchmark(settings(root / "more", "market1501", *words))
+    tested = make_benchmark(settings(root / "more", "market1501", *words), train=False)
+    assert tested.trials == whole.trials and tested.name == "market1501 (held-out training identities)"
+    assert all("bounding_box_train" in sample.path for side in tested.trials[0] for sample in side)
+    shutil.rmtree(root / "more")
+
+
+def refuses(failing: Path, function):
+    """`function`, but for one place that nobody may read."""
+
+    def stand_in(path, *rest, **named):
+        if Path(path) == failing:
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path, *rest, **named)
+
+    return stand_in
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "place"),
+    [
+        ("market1501", "stat", "Market-1501-v15.09.15/bounding_box_test"),
+        ("market1501", "listdir", "Market-1501-v15.09.15/query"),
+        ("veri", "stat", "VeRi/image_train"),
+        ("msmt17", "listdir", "MSMT17/train/0000"),
+        ("msmt17", "stat", "MSMT17/list_train.txt"),
+        ("VehicleID", "listdir", "VehicleID_V1.0/image"),
+    ],
+)
+def test_what_cannot_be_read_is_named(root, monkeypatch, name, function, place):
+    monkeypatch.setattr(os, function, refuses(root / place, getattr(os, function)))
+    with pytest.raises(DataError) as error:
+        make_benchmark(settings(root, name))
+    assert str(error.value) == f"{name}: {root / place}: Permission denied"
+
+
+def test_a_list_that_cannot_be_read_is_named(root, monkeypatch):
+    path = root / "MSMT17" / "list_val.txt"
+    monkeypatch.setattr(io, "open", refuses(path, io.open))  # of Path.read_text
+    with pytest.raises(DataError, match=rf"^msmt17: {path}: Permission denied$"):
+        make_benchmark(settings(root, "msmt17"))
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in RENDERED])
+def test_roots_that_are_no_paths(name):
+    with pytest.raises(
+        UserError, match=r"^DATASETS\.ROOT_DIR ~nouser/x: ~NAME is a user's home folder, and there is no"
+    ):
+        make_benchmark(load(None, ["DATASETS.NAMES", name, "DATASETS.ROOT_DIR", "~nouser/x"]))
+    with pytest.raises(DataError, match=rf"^{name}: .*{'x' * 300}.*: File name too long$"):
+        make_benchmark(load(None, ["DATASETS.NAMES", name, "DATASETS.ROOT_DIR", "x" * 300]))
 
 
 def test_viewpoints_of_veri(root):

@@ -72,7 +72,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_training_writes_a_whole_run(trained):
     run_folder = trained / "run"
-    names = {path.name for path in run_folder.iterdir()} - {"tensorboard"}
+    names = {path.name for path in run_folder.iterdir()} - {"tensorboard", "resume"}
     assert names == {
         *("config.yaml", "metrics.jsonl", "results.json", "train_log.txt", "versions.json"),
         *("ViT-Tiny-8_stage1_2.pth", "ViT-Tiny-8_2.pth"),
@@ -173,7 +173,7 @@ def test_checkpoints_hold_plain_things_only(trained):
 def test_a_folder_with_a_run_is_refused_and_left_alone(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir()}
     with pytest.raises(UserError, match="holds a run already"):
-        train_svllreid.main(arguments("configs/demo/vit_svllreid.yml", trained))
+        train_svllreid.main([*arguments("configs/demo/vit_svllreid.yml", trained), "RESUME", "False"])
     assert {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir()} == before
 
 
@@ -212,17 +212,6 @@ def test_same_seed_same_run_other_seed_another(trained, tmp_path):
         train_svllreid.main(words)
         scores.append((tmp_path / str(number) / "metrics.jsonl").read_text())
     assert scores[0] == scores[1] != scores[2]
-
-
-def test_bf16_autocast_trains_both_stages(trained, tmp_path):
-    words = arguments("configs/demo/vit_svllreid.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
-    train_svllreid.main([*words, "SOLVER.PRECISION", "bf16"])
-    losses = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
-    halves = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    for full, half in zip(losses, halves, strict=True):
-        if full["kind"] == "train":
-            assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
-            assert half["loss"] != full["loss"]
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong
@@ -315,7 +304,7 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(trained, tmp_path, mon
         real(contents, file) if contents["stage"] == "prompt" else full()
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(UserError, match=r"ViT-Tiny-8_2\.pth: the checkpoint cannot be written .*disk full"):
+    with pytest.raises(UserError, match=r"image_epoch1_step2\.pth: the checkpoint cannot be written .*disk full"):
         train_svllreid.main(words)
     assert [path.name for path in (tmp_path / "run").glob("*.pth*")] == ["ViT-Tiny-8_stage1_2.pth"]
     assert not list((tmp_path / "run").glob(".*.tmp"))
@@ -386,8 +375,8 @@ def test_ctrl_c_ends_with_one_line(trained, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers, too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    (line,) = errors.strip().splitlines()
-    assert line.startswith("interrupted") and str(tmp_path / "run") in line
+    notice, line = errors.strip().splitlines()
+    assert notice.startswith("stopping") and line.startswith("interrupted") and str(tmp_path / "run") in line
     read_checkpoint(tmp_path / "run" / "ViT-Tiny-8_stage1_2.pth")
 
 
@@ -430,6 +419,6 @@ def test_the_demo_removes_nothing_but_a_demo(tmp_path):
 
 def test_a_demo_into_a_named_folder_is_refused_like_any_training(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir()}
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
         demo.main(["OUTPUT_DIR", str(trained / "run"), "DATASETS.ROOT_DIR", str(trained / "data")])
     assert {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir()} == before

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -39,8 +38,8 @@ from processor.image_stage import ImageStage, sentence_features
 from processor.prompt_stage import PromptStage, cache_features
 from solver.build import make_optimizer, make_schedule
 from tests import reference as ref
-from utils.metrics import rank_features
-from utils.records import Batch, FeatureBatch, Labels, Side
+from utils.metrics import rank_features, same_camera
+from utils.records import Batch, Benchmark, FeatureBatch, Labels, Sample, Side
 from utils.reranking import rerank
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -186,6 +185,11 @@ def unfilled(monkeypatch) -> None:
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
 
 
+def without_images(*, pids: int, cams: int, views: int, template: str) -> Benchmark:
+    """As large as a data set, with its last picture alone."""
+    return Benchmark("toy", template, (Sample("x.jpg", pids - 1, cams - 1, views - 1),), (), same_camera)
+
+
 @pytest.mark.parametrize(("kind", "size", "stride", "rows", "ssl", "sentences", "count"), LAYOUTS)
 def test_names_order_and_shapes_are_the_published_ones(unfilled, kind, size, stride, rows, ssl, sentences, count):
     cams, views = rows or (1, 1)
@@ -200,7 +204,7 @@ def test_names_order_and_shapes_are_the_published_ones(unfilled, kind, size, str
             *(() if sentences else ("MODEL.I2T_LOSS_WEIGHT", "0.0", "PROCESSOR.STAGES", "('image',)")),
         ],
     )
-    facts = SimpleNamespace(num_pids=751, num_cams=cams, num_views=views, template="A photo of a {} person.")
+    facts = without_images(pids=751, cams=cams, views=views, template="A photo of a {} person.")
     state = make_model(cfg, facts).state_dict()
     theirs = to_published(state)
     number = math.prod(rows) if rows else None
@@ -293,7 +297,7 @@ def test_position_tables_of_clip_are_resized(tmp_path, tower, size, stride):
     cfg = settings(
         tower, size=size, stride=stride, MODEL__PRETRAIN=tmp_path / "clip.pt", MODEL__ACTIVATION="quick_gelu"
     )
-    facts = SimpleNamespace(num_pids=2, num_cams=1, num_views=1, template="A photo of a {} vehicle.")
+    facts = without_images(pids=2, cams=1, views=1, template="A photo of a {} vehicle.")
     model = make_model(cfg, facts)
     pool = clip.visual if tower == "vit" else clip.visual.attnpool
     old = (14, 14) if tower == "vit" else (7, 7)

@@ -151,6 +151,7 @@ EFFECTS = (
     effect("SOLVER.STAGE1.OPTIMIZER_NAME", "SGD", "prompts after"),
     effect("SOLVER.STAGE1.MOMENTUM", "0.5", "prompts after", on={"SOLVER.STAGE1.OPTIMIZER_NAME": "SGD"}),
     effect("SOLVER.STAGE1.MAX_EPOCHS", "3", "prompt steps", "prompt rate"),
+    effect("SOLVER.CLIP_GRAD_NORM", "0.01", "prompts after", "tower after"),
     effect("SOLVER.STAGE1.BASE_LR", "6e-4", *PROMPT_RATES),
     effect("SOLVER.STAGE1.WEIGHT_DECAY", "0.1", "prompts after"),
     effect("SOLVER.STAGE1.WARMUP_EPOCHS", "2", *PROMPT_RATES),
@@ -580,6 +581,26 @@ def the_run_has_a_folder_of_its_own(place: Place, before: Run, after: Run) -> No
     assert names[0] == names[1]
 
 
+def an_earlier_run_is_refused(place: Place, before: Run, after: Run) -> None:
+    with pytest.raises(UserError, match="holds a run already"):
+        train_svllreid.train(after.cfg, after.folder)
+    train_svllreid.train(before.cfg, before.folder)  # which has ended
+
+
+def every_step_has_a_state(place: Place, before: Run, after: Run) -> None:
+    numbers = [max(int(file.name[:5]) for file in run.folder.glob("resume/*.pth")) for run in (before, after)]
+    assert numbers == [2, 8]  # ends of stages; all steps and ends of stages
+
+
+def nothing_to_do(place: Place, before: Run, after: Run) -> None:
+    assert before.logged("batch norm") == after.logged("batch norm") == 0
+
+
+def cuda_is_told(place: Place, before: Run, after: Run) -> None:
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+
+
 class Elsewhere(NamedTuple):
     """Another value, why nothing that is computed depends on it, and a test of what it does instead."""
 
@@ -601,6 +622,10 @@ ELSEWHERE = {
     # Matrices of another shape are multiplied in another order. A step of training moves a number by up to 3e-4.
     "TEST.IMS_PER_BATCH": Elsewhere("5", "speed and memory", features_come_in_more_batches, rounding=1e-5),
     "OUTPUT_DIR": Elsewhere("", "where files are written", the_run_has_a_folder_of_its_own),
+    "RESUME": Elsewhere("False", "whether an earlier run is gone on with", an_earlier_run_is_refused),
+    "SOLVER.CHECKPOINT_MINUTES": Elsewhere("1e-9", "how much is lost when it breaks off", every_step_has_a_state),
+    "SOLVER.SYNC_BN": Elsewhere("True", "several processes with a ResNet on GPUs only", nothing_to_do),
+    "SOLVER.DETERMINISTIC": Elsewhere("True", "which algorithms CUDA takes", cuda_is_told),
 }
 
 

@@ -4,6 +4,8 @@ import csv
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -136,8 +138,7 @@ def test_without_cameras_the_protocol_is_chosen_explicitly(tmp_path):
     root = write(tmp_path, "train/a/1.jpg", "query/b/1.jpg", "gallery/b/10.jpg", "gallery/b/2.jpg")
     assert message(root) == (
         f"{root}: 4 of 4 pictures have no camera (e.g. {root}/gallery/b/2.jpg). Name it in the file's name "
-        "(c3_0001.jpg) or in column camid; or choose TEST.PROTOCOL all, by which every query is compared with the "
-        "whole gallery"
+        "(c3_0001.jpg); or choose TEST.PROTOCOL all, by which every query is compared with the whole gallery"
     )
     benchmark = folder(root, protocol="all")
     assert labels(benchmark) == [[(0, 0, 0)], [(0, 0, 0)], [(0, 0, 0)] * 2]
@@ -216,7 +217,56 @@ def test_nothing_of_the_kind(tmp_path):
 
 def test_labels_that_differ_in_leading_zeros_alone(people):
     write(people, "gallery/003/c1_1.jpg")
-    assert message(people) == ("identities '003' and '3' differ in leading zeros alone; right is one way to write it")
+    assert message(people) == (
+        f"identities '003' ({people}/gallery/003/c1_1.jpg) and '3' ({people}/gallery/3/c1_1.webp) differ in leading "
+        "zeros alone; right is one way to write it"
+    )
+
+
+def test_names_in_capital_letters(tmp_path):
+    root = write(tmp_path, "Train/1/c1_1.jpg", "Query/2/c1_1.jpg", "Gallery/2/c2_1.jpg")
+    expected = "there is no folder train, query or gallery; Train is there, and right is train, in small letters"
+    assert message(root) == f"DATASETS.ROOT_DIR {root}: {expected}"
+    for name in ("Train", "Gallery"):
+        (root / name).rename(root / name.lower())
+    expected = "there is no folder query beside train, gallery; Query is there, and right is query, in small letters"
+    assert message(root) == f"DATASETS.ROOT_DIR {root}: {expected}"
+
+
+def test_blanks_around_labels_are_no_part_of_them(tmp_path):
+    """As in a CSV file; so the forms are the same, whatever the folders are called."""
+    root = write(
+        tmp_path / "a", "train/ anna/c1_1.jpg", "train/bob/c1_1.jpg", "query/x /c1_1.jpg", "gallery/x/c2_1.jpg"
+    )
+    write(root, "train/anna/c2_1.jpg")
+    assert labels(folder(root)) == [[(0, 0, 0), (0, 1, 0), (1, 0, 0)], [(0, 0, 0)], [(0, 1, 0)]]
+    write(root, "train/  /c1_1.jpg")
+    assert message(root) == f"{root}/train: holds a folder whose name is blank ('  '); right is an identity"
+    people = crowd(tmp_path / "people")
+    (people / "anna").rename(people / " anna ")
+    write(people, "anna/c7_99.jpg")
+    forms = [folder(split(people, tmp_path / form, "--form", form)) for form in FORMS]
+    assert len({str(labels(form)) for form in forms}) == 1
+    root = write(tmp_path / "b", "train/ 1 _c1_1.jpg", "query/2_c1_1.jpg", "gallery/2 _c2_1.jpg")
+    assert [p.identity for rows in read_splits(root).splits.values() for p in rows] == ["1", "2", "2"]
+
+
+def test_what_is_passed_over_is_remembered(people):
+    """Files that are no pictures by their names, and identities without any; not what systems leave behind."""
+    write(
+        people, "train/2/a.heic", "train/new/a.HEIC", "train/none/.hidden", "train/-1/x.txt", "gallery/__MACOSX/3/1.jpg"
+    )
+    write(people, "gallery/3/c5_1.JFIF", "query/list.txt")
+    omitted = folder(people).omitted
+    assert {Path(path).relative_to(people).as_posix() for path in omitted.files} == {
+        *("train/2/a.heic", "train/new/a.HEIC", "train/-1/x.txt", "query/list.txt"),
+    }
+    assert omitted.identities == (f"{people}/train/new", f"{people}/train/none")
+    assert [Path(s.path).name for s in folder(people).trials[0].gallery if "/3/" in s.path] == [
+        "c1_1.webp",
+        "c5_1.JFIF",
+    ]
+    assert folder(people, train=False).omitted.files == (f"{people}/query/list.txt",)
 
 
 def test_names_of_any_language(tmp_path):
@@ -282,7 +332,7 @@ def test_market_names(tmp_path):
 
 def test_market_names_of_other_labels_and_without_cameras(tmp_path):
     root = write(tmp_path / "one", "train/anna_b_c1_1.jpg", "query/2_c1_x_c2.jpg", "gallery/10_c2s1.jpg")
-    assert [row.identity for split in read_splits(root).values() for row in split] == ["anna_b", "2", "10"]
+    assert [row.identity for split in read_splits(root).splits.values() for row in split] == ["anna_b", "2", "10"]
     root = write(tmp_path / "two", "train/0001_a.jpg", "query/0002_b.jpg", "gallery/0002_c.jpg", "gallery/-1_c.jpg")
     assert labels(folder(root, protocol="all")) == [[(0, 0, 0)]] * 3
     assert "3 of 3 pictures have no camera" in message(root)
@@ -333,6 +383,31 @@ def test_csv_and_folders(tmp_path):
     table(root, rows("d.jpg,9,5,,train"), "more.CSV")
     assert message(root).startswith(f"DATASETS.ROOT_DIR {root}: holds 2 CSV files (more.CSV, pictures.csv); right is")
     assert len(folder(root / "more.CSV").train) == 2
+
+
+def test_a_csv_file_that_may_not_be_meant(tmp_path):
+    """Beside right folders, what is wrong with it is told together with who decides."""
+    root = write(tmp_path, "train/1/c1_1.jpg", "query/2/c1_1.jpg", "gallery/2/c2_1.jpg")
+    (root / "metadata.csv").write_text("name,weather\n")
+    assert message(root).startswith(f"{root}/metadata.csv line 1: the header has no path, pid, split")
+    end = ". A CSV file decides over folders (train, query, gallery are there, too); if these are meant, move it away"
+    assert message(root).endswith(end)
+    (root / "more.csv").write_text("name,weather\n")
+    assert "holds 2 CSV files" in message(root) and message(root).endswith(end)
+    for name in ("metadata.csv", "more.csv"):
+        (root / name).unlink()
+    assert len(folder(root).train) == 1
+
+
+def test_csv_without_cameras(tmp_path):
+    """Names of pictures do not count there, so the column is spoken of."""
+    root = table(tmp_path, "path,pid,split\nc1_x.jpg,1,train\nb.jpg,2,query\nc.jpg,2,gallery\n")
+    write(root, "c1_x.jpg")
+    assert message(root) == (
+        f"{root}/pictures.csv: 3 of 3 pictures have no camera (e.g. {root}/b.jpg). Write it into column camid (in a "
+        "CSV file, names of pictures do not say it); or choose TEST.PROTOCOL all, by which every query is compared "
+        "with the whole gallery"
+    )
 
 
 def test_csv_with_absolute_paths_and_paths_above(tmp_path):
@@ -399,6 +474,16 @@ def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
         ("path,pid,split,pid", "the header has pid twice"),
         ("path,pid,split,cam_id", "the header has cam_id; did you mean camid?"),
         ("path,pid,split,camid,view", "the header has view; did you mean viewid?"),
+        *(
+            (f"path,pid,split,{name}", f"the header has {name}; did you mean camid?")
+            for name in ("cam", "camera", "camera_id", "cameraid")
+        ),
+        *((f"path,pid,split,camid,{name}", f"the header has {name}; did you mean viewid?") for name in ("viewpoint",)),
+        (
+            "Filename,Identity,camera,set",
+            "the header has no path, pid, split (found: filename, identity, camera, set); right is "
+            "path,pid,camid,viewid,split; did you mean path by filename, pid by identity, split by set?",
+        ),
     ],
 )
 def test_csv_header_that_is_wrong(tmp_path, header, expected):
@@ -406,7 +491,7 @@ def test_csv_header_that_is_wrong(tmp_path, header, expected):
     assert message(root) == f"{root}/pictures.csv line 1: {expected}"
 
 
-@pytest.mark.parametrize("columns", ["cam_label,camid", "patch,video_id", "timestamp,pose"])
+@pytest.mark.parametrize("columns", ["cam_label,camid", "patch,video_id", "timestamp,pose", "camera,camid", "id,label"])
 def test_csv_columns_of_ones_own(tmp_path, columns):
     lines = (f"{name}.jpg,1,{split},x,y" for name, split in zip("abc", ("train", "query", "gallery"), strict=True))
     root = table(tmp_path, f"path,pid,split,{columns}\n" + "\n".join(lines))
@@ -452,9 +537,9 @@ def test_csv_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_csv_labels_that_differ_in_leading_zeros_alone(tmp_path):
     root = table(tmp_path, rows("d.jpg,3,01,,query"))
-    assert message(root).startswith("cameras '01' and '1' differ in leading zeros alone")
+    assert f"cameras '01' ({root}/d.jpg) and '1' ({root}/b.jpg) differ in leading zeros alone" in message(root)
     root = table(tmp_path, rows("d.jpg,002,1,,train"))
-    assert message(root).startswith("identities '002' and '2' differ in leading zeros alone")
+    assert f"identities '002' ({root}/d.jpg) and '2' ({root}/c.jpg) differ in leading zeros alone" in message(root)
 
 
 def test_csv_pictures_of_one_name_come_in_the_order_of_their_folders(tmp_path):
@@ -541,7 +626,7 @@ def test_no_picture_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
     source = crowd(tmp_path / "source", cameras=cameras)
     write(source, "lone/c1_1.jpg" if cameras else "lone/1.jpg", "still/c1_1.jpg", "still/c1_2.jpg")
     words = ("--seed", str(seed), "--train", "0.3", "--query-per-camera", str(queries))
-    splits = read_splits(split(source, tmp_path / "target", *words))
+    splits = read_splits(split(source, tmp_path / "target", *words)).splits
     names = {split: {"/".join(p.path.split("/")[-2:]) for p in rows} for split, rows in splits.items()}
     assert sum(map(len, names.values())) == len(contents(source))
     assert set().union(*names.values()) == set(contents(source))
@@ -573,7 +658,7 @@ def test_every_query_has_a_match_in_another_camera(tmp_path, seed):
 
 
 def where(root: Path) -> dict[str, str]:
-    return {"/".join(p.path.split("/")[-2:]): name for name, rows in read_splits(root).items() for p in rows}
+    return {"/".join(p.path.split("/")[-2:]): name for name, rows in read_splits(root).splits.items() for p in rows}
 
 
 def test_the_split_depends_on_the_seed_alone(tmp_path, monkeypatch):
@@ -624,9 +709,9 @@ def test_queries_are_drawn(tmp_path):
     drawn = Counter()
     for queries in (1, 4):
         root = split(source, tmp_path / f"{queries}", "--query-per-camera", str(queries))
-        counts = Counter((p.identity, p.camera) for p in read_splits(root)["query"])
+        counts = Counter((p.identity, p.camera) for p in read_splits(root).splits["query"])
         assert set(counts.values()) == {queries} and len(counts) == 20
-        drawn.update(os.path.basename(p.path) for p in read_splits(root)["query"])
+        drawn.update(os.path.basename(p.path) for p in read_splits(root).splits["query"])
     assert len(drawn) == 12 and max(drawn.values()) < 20
 
 
@@ -741,6 +826,35 @@ def test_copies_of_linked_and_read_only_pictures(tmp_path):
     assert sorted(contents(target).values()) == sorted(contents(source).values())
 
 
+def test_what_is_left_out_is_told(tmp_path, capsys):
+    source = crowd(tmp_path / "source")
+    write(source, "anna/a.gif", "2/notes.txt", "nobody/1.heic")
+    split(source, tmp_path / "target")
+    shown = capsys.readouterr().out
+    files = f"{source}/2/notes.txt, {source}/anna/a.gif, {source}/nobody/1.heic"
+    assert f"3 files are no pictures by their names, and left out: {files}\n" in shown
+    assert f"1 folders hold no picture, and are left out: {source}/nobody\n" in shown
+
+
+def test_places_that_are_no_paths(tmp_path):
+    source = crowd(tmp_path / "source")
+    assert refused("~nouser/x", tmp_path / "y").startswith("SOURCE ~nouser/x: ~NAME is a user's home folder")
+    assert refused(source, "~nouser/x").startswith("TARGET ~nouser/x: ~NAME")
+    long = tmp_path / ("x" * 300)
+    assert refused(long, tmp_path / "y") == f"{long}: File name too long"
+    assert refused(source, long) == f"{long}: cannot be written (File name too long)"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """`... | head -1`"""
+    source = crowd(tmp_path / "source")
+    command = [sys.executable, "-m", "tools.split_dataset", str(source), str(tmp_path / "target")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141 and (tmp_path / "target" / "train").is_dir()
+
+
 def test_refuses(tmp_path):
     """Nothing is overwritten, nothing written into SOURCE."""
     source = crowd(tmp_path / "source")
@@ -774,7 +888,8 @@ def test_refuses(tmp_path):
         "gallery"
     )
     write(tmp_path / "zeros", "01/c1_1.jpg", "1/c1_1.jpg")
-    assert refused(tmp_path / "zeros", tmp_path / "new").startswith("identities '01' and '1' differ in leading zeros")
+    expected = f"identities '01' ({tmp_path}/zeros/01/c1_1.jpg) and '1' ({tmp_path}/zeros/1/c1_1.jpg) differ in leading"
+    assert refused(tmp_path / "zeros", tmp_path / "new").startswith(expected)
     split(source, tmp_path / "done")
     expected = f"{tmp_path}/done: is split already (it holds query and gallery)"
     assert refused(tmp_path / "done", tmp_path / "new") == expected

@@ -84,7 +84,7 @@ def train(stage, batches: list[list], block) -> list[dict]:
     lines = []
     fit(
         stage,
-        lambda epoch: batches[epoch - 1],
+        lambda epoch, done: batches[epoch - 1],
         make_optimizer(block, stage),
         make_schedule(block),
         block.MAX_EPOCHS,

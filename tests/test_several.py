@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from builders import benchmark
 
 import test_svllreid
 import train_svllreid
-from configs import load
+from configs import ConfigError, load
 from datasets.build import make_benchmark
 from datasets.several import together
-from utils.errors import DataError
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.errors import DataError, WeightsError
 from utils.records import Sample, Trial
 
 DEMO = "configs/demo/vit_svllreid.yml"
@@ -46,8 +48,6 @@ def test_an_unknown_camera_stays_unknown():
 
 def test_what_cannot_be_trained_on_together():
     one = benchmark(name="a")
-    with pytest.raises(DataError, match="a is there twice"):
-        together([one, benchmark(name="b"), one])
     with pytest.raises(DataError, match=r"a says 'A photo of a \{\} person.' and b 'A photo of a \{\} vehicle.'"):
         together([one, benchmark(name="b", template="A photo of a {} vehicle.")])
 
@@ -56,6 +56,29 @@ def test_names_may_be_a_tuple():
     assert load(None, ["DATASETS.NAMES", "('market1501', 'msmt17')"]).DATASETS.NAMES == "market1501+msmt17"
     assert load(None, ["DATASETS.NAMES", "('market1501')"]).DATASETS.NAMES == "market1501"
     assert load(None, ["DATASETS.NAMES", "('market1501',)"]).DATASETS.NAMES == "market1501"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("market1501+", "DATASETS.NAMES 'market1501+': one of the names is empty; right is, e.g., market1501 or "),
+        ("('market1501', '')", "DATASETS.NAMES 'market1501+': one of the names is empty"),
+        ("+", "DATASETS.NAMES '+': one of the names is empty"),
+        ("('market1501', 'market1501')", "DATASETS.NAMES 'market1501+market1501': market1501 is there twice"),
+    ],
+)
+def test_names_that_are_none(tmp_path, names, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        make_benchmark(load(None, ["DATASETS.NAMES", names, "DATASETS.ROOT_DIR", str(tmp_path)]))
+
+
+def test_pictures_of_ones_own_share_the_root(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^DATASETS.ROOT_DIR .* neither .* All of DATASETS.NAMES 'folder\+market1501' sha"
+    ):
+        make_benchmark(load(None, ["DATASETS.NAMES", "folder+market1501", "DATASETS.ROOT_DIR", str(tmp_path)]))
+    with pytest.raises(DataError, match=r"nor a CSV file$"):
+        make_benchmark(load(None, ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +93,7 @@ def settings(tmp_path_factory) -> list[str]:
     other = load(DEMO, [*rendered, "DATASETS.SYNTHETIC.SEED", "5"])
     folder = Path(make_benchmark(other).train[0].path).parents[1]
     shutil.copytree(folder, root / "Market-1501")
+    shutil.copytree(folder, root / "DukeMTMC-reID")
     return [
         *("--config_file", DEMO, *rendered, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
         *("SOLVER.STAGE1.MAX_EPOCHS", "1", "SOLVER.STAGE2.MAX_EPOCHS", "1", "SOLVER.STAGE2.IMS_PER_BATCH", "16"),
@@ -95,10 +119,34 @@ def test_training_on_two_and_testing_on_each(settings, tmp_path, capsys):
     assert [entry["side_information"] for entry in again] == ["same", "same"]
     said = capsys.readouterr().out
     assert "synthetic test" in said and "market1501 test" in said
-    one = ["DATASETS.NAMES", "market1501", "OUTPUT_DIR", str(tmp_path / "one")]
-    test_svllreid.main(["TEST.WEIGHT", str(weight), *one])
-    (entry,) = results(tmp_path / "one")
-    assert (entry["data_set"], entry["side_information"]) == ("market1501", "mean")  # alone, its cameras are others
+    # The cameras of each keep their numbers: alone, in another order, beside others, and without training images.
+    root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
+    shutil.copytree(root, tmp_path / "data")
+    for place in ("Market-1501", "DukeMTMC-reID"):
+        shutil.rmtree(tmp_path / "data" / place / "bounding_box_train")
+    expected = {entry["data_set"]: ("same", entry["mAP"]) for entry in again}
+    for names in ("market1501", "synthetic", "market1501+synthetic", "dukemtmc+market1501"):
+        words = ["DATASETS.NAMES", names, "DATASETS.ROOT_DIR", str(tmp_path / "data"), "TEST.WEIGHT", str(weight)]
+        test_svllreid.main([*words, "OUTPUT_DIR", str(tmp_path / names)])
+        used = {entry["data_set"]: (entry["side_information"], entry["mAP"]) for entry in results(tmp_path / names)}
+        assert list(used) == names.split("+")
+        assert used.pop("dukemtmc", ("mean",))[0] == "mean"
+        assert used == {name: expected[name] for name in used}
+    words = ["DATASETS.NAMES", "synthetic", "DATASETS.SYNTHETIC.SEED", "6", "TEST.WEIGHT", str(weight)]
+    test_svllreid.main([*words, "OUTPUT_DIR", str(tmp_path / "another of the name")])
+    assert results(tmp_path / "another of the name")[0]["side_information"] == "mean"
+
+
+def test_a_file_of_before_does_not_say_whose_cameras_are_whose(tmp_path, settings, trained_on_two):
+    contents = read_checkpoint(trained_on_two)
+    contents["architecture"].pop("first_cameras")
+    contents["fingerprint"]["data_fingerprint"].pop("parts")
+    save_checkpoint(tmp_path / "old.pth", contents)
+    test_svllreid.main(["TEST.WEIGHT", str(tmp_path / "old.pth"), "DATASETS.NAMES", "dukemtmc+market1501"])
+    first, second = results(tmp_path)
+    assert first["side_information"] == "same"  # it was the first of them
+    assert second["side_information"] == "mean"
+    assert "the file does not say which rows of its side information are market1501's" in second["notes"]
 
 
 def test_a_network_on_another_data_set(settings, tmp_path, capsys):
@@ -115,4 +163,127 @@ def test_a_network_on_another_data_set(settings, tmp_path, capsys):
         test_svllreid.main(["TEST.WEIGHT", weight, *words, "OUTPUT_DIR", str(tmp_path / name)])
         used[name] = results(tmp_path / name)[0]["side_information"]
     assert used == {"home": "same", "market1501": "mean", "another one of the same name": "mean", "on request": "same"}
-    assert "side information: TEST.SIE auto: the mean over all that training knew" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "side information: TEST.SIE auto: the mean over all that training knew" in said
+    note = (
+        "side information: TEST.SIE same: rows by their numbers, which were learnt on other data sets than market1501"
+    )
+    assert f"{note}: its cameras may be others" in said
+    assert results(tmp_path / "home")[0]["notes"] == []
+    assert results(tmp_path / "on request")[0]["notes"] == [f"{note}: its cameras may be others"]
+
+
+@pytest.fixture(scope="module")
+def trained_on_two(settings, tmp_path_factory) -> Path:
+    """A checkpoint of the prompt stage."""
+    folder = tmp_path_factory.mktemp("two")
+    words = ["PROCESSOR.STAGES", "prompt", "SOLVER.STAGE1.MAX_EPOCHS", "1", "DATASETS.NAMES", "dukemtmc+market1501"]
+    train_svllreid.main([*settings, *words, "OUTPUT_DIR", str(folder / "run")])
+    return folder / "run" / "ViT-Tiny-8_stage1_1.pth"
+
+
+def trained(settings: list[str], folder: Path, *words: str) -> list[str]:
+    """The words that test a network of one epoch."""
+    train_svllreid.main([*settings, "PROCESSOR.STAGES", "prompt", *words, "OUTPUT_DIR", str(folder / "run")])
+    return ["TEST.WEIGHT", str(folder / "run" / "ViT-Tiny-8_stage1_1.pth")]
+
+
+def test_the_protocol_of_the_training_is_not_that_of_another_data_set(settings, tmp_path, capsys):
+    weight = trained(settings, tmp_path, "DATASETS.NAMES", "market1501", "TEST.PROTOCOL", "all")
+    capsys.readouterr()
+    test_svllreid.main([*weight, "DATASETS.NAMES", "market1501+dukemtmc", "OUTPUT_DIR", str(tmp_path / "both")])
+    entries = results(tmp_path / "both")
+    assert [entry["protocol"] for entry in entries] == ["all", "cross-camera"]
+    note = (
+        "TEST.PROTOCOL all is of the training's data set; dukemtmc is another one: cross-camera (TEST.PROTOCOL on the "
+        "command line is obeyed)"
+    )
+    assert note in entries[1]["notes"] and not entries[0]["notes"]
+    said = capsys.readouterr().out
+    assert note in said and "protocol all: every pair counts" in said
+    header, _, first, second = said.split("market1501, dukemtmc\n")[1].splitlines()[:4]
+    assert header.endswith("protocol") and first.endswith("all") and second.endswith("cross-camera")
+    test_svllreid.main(
+        [*weight, "DATASETS.NAMES", "dukemtmc", "TEST.PROTOCOL", "all", "OUTPUT_DIR", str(tmp_path / "asked")]
+    )
+    (entry,) = results(tmp_path / "asked")
+    assert entry["protocol"] == "all" and entry["mAP"] != entries[1]["mAP"]
+    test_svllreid.main([*weight, "DATASETS.NAMES", "dukemtmc", "TEST.PROTOCOL", "cross-camera"])
+    header = capsys.readouterr().out.split("dukemtmc\n")[-1].splitlines()[0]
+    assert header.endswith("valid queries")  # the usual one goes without saying
+
+
+def test_the_protocol_of_other_pictures_of_ones_own(settings, tmp_path):
+    """Both are called folder; their pictures tell them apart."""
+    root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
+    shutil.copytree(root / "Market-1501", tmp_path / "one")
+    others = load(DEMO, [*settings[2:], "DATASETS.ROOT_DIR", str(tmp_path / "data"), "DATASETS.SYNTHETIC.SEED", "6"])
+    Path(make_benchmark(others).train[0].path).parents[1].rename(tmp_path / "two")
+    words = ["DATASETS.NAMES", "folder", "TEST.PROTOCOL", "all", "DATASETS.ROOT_DIR"]
+    weight = trained(settings, tmp_path, *words, str(tmp_path / "one"))
+    used = []
+    for name in ("one", "two"):
+        test_svllreid.main([*weight, "DATASETS.ROOT_DIR", str(tmp_path / name), "OUTPUT_DIR", str(tmp_path / name)])
+        used += [(e["protocol"], e["side_information"]) for e in results(tmp_path / name)]
+    assert used == [("all", "same"), ("cross-camera", "mean")]
+
+
+def test_what_is_held_out_is_of_the_trainings_data_set(settings, tmp_path, capsys):
+    weight = trained(settings, tmp_path, "DATASETS.NAMES", "market1501", "DATASETS.HOLD_OUT", "0.5")
+    capsys.readouterr()
+    test_svllreid.main([*weight, "DATASETS.NAMES", "market1501+dukemtmc", "OUTPUT_DIR", str(tmp_path / "both")])
+    home, other = results(tmp_path / "both")
+    assert home["data_set"] == "market1501 (held-out training identities)" and home["side_information"] == "same"
+    assert other["data_set"] == "dukemtmc" and other["data_fingerprint"]["train"] is None
+    note = "DATASETS.HOLD_OUT 0.5 is of the training's data set; dukemtmc is another one: 0.0"
+    assert any(line.startswith(note) for line in other["notes"])
+    assert "market1501 (held-out training identities), dukemtmc\n" in capsys.readouterr().out
+    test_svllreid.main([*weight, "DATASETS.NAMES", "market1501", "OUTPUT_DIR", str(tmp_path / "one")])
+    assert "market1501 (held-out training identities)\n" in capsys.readouterr().out  # heads the table
+    words = ["DATASETS.NAMES", "dukemtmc", "DATASETS.HOLD_OUT", "0.25"]  # nobody was trained on any of it
+    test_svllreid.main([*weight, *words, "OUTPUT_DIR", str(tmp_path / "asked")])
+    assert results(tmp_path / "asked")[0]["data_set"] == "dukemtmc (held-out training identities)"
+    with pytest.raises(ConfigError, match=r"DATASETS\.HOLD_OUT 0\.25: .* was trained with 0\.5"):
+        test_svllreid.main([*weight, "DATASETS.NAMES", "market1501+dukemtmc", "DATASETS.HOLD_OUT", "0.25"])
+
+
+def test_what_was_measured_is_kept_when_a_later_one_fails(trained_on_two, tmp_path, capsys, monkeypatch):
+    evaluate = test_svllreid.evaluate_model
+
+    def fails_on_the_second(cfg, model, one, *rest, **named):
+        if one.name == "market1501":
+            raise WeightsError("features are not finite")
+        return evaluate(cfg, model, one, *rest, **named)
+
+    monkeypatch.setattr(test_svllreid, "evaluate_model", fails_on_the_second)
+    with pytest.raises(WeightsError, match="not finite"):
+        test_svllreid.main(["TEST.WEIGHT", str(trained_on_two), "OUTPUT_DIR", str(tmp_path)])
+    assert [entry["data_set"] for entry in results(tmp_path)] == ["dukemtmc"]
+    assert "dukemtmc\n" in (said := capsys.readouterr().out) and "rank-1" in said
+
+
+def test_all_that_can_be_wrong_with_any_is_found_before_the_first_is_tested(trained_on_two, tmp_path, settings):
+    """Its side information, its pictures, and its name."""
+    root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
+    shutil.copytree(root, tmp_path / "data")
+    query = next((tmp_path / "data" / "Market-1501" / "query").iterdir())
+    camera = query.name.split("_")[1]
+    query.rename(query.with_name(query.name.replace(camera, "c99s1")))
+    words = [
+        "TEST.WEIGHT",
+        str(trained_on_two),
+        "DATASETS.ROOT_DIR",
+        str(tmp_path / "data"),
+        "OUTPUT_DIR",
+        str(tmp_path),
+    ]
+    with pytest.raises(WeightsError, match=r"knows 12 cameras, market1501 has 105: .*TEST\.SIE mean or none"):
+        test_svllreid.main(words)
+    gone = next((tmp_path / "data" / "Market-1501" / "query").iterdir())
+    gone.unlink()
+    gone.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=rf"^{gone}: is a link to nothing$"):
+        test_svllreid.main(words)
+    with pytest.raises(DataError, match="dukemtmc is there twice"):
+        test_svllreid.main([*words, "DATASETS.NAMES", "('dukemtmc', 'market1501', 'dukemtmc')"])
+    assert not (tmp_path / "results.json").exists()

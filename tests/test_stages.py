@@ -401,7 +401,7 @@ class Pull(nn.Module):
 
 
 def toy_batches(count: int, size: int = 2):
-    return lambda epoch: [FeatureBatch(torch.zeros(size, 1), torch.arange(size)) for _ in range(count)]
+    return lambda epoch, done: [FeatureBatch(torch.zeros(size, 1), torch.arange(size)) for _ in range(count)][done:]
 
 
 def sgd(stage: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
@@ -425,7 +425,8 @@ def test_the_order_of_an_epoch():
     other = nn.Parameter(torch.zeros(1))
     optimizer.add_param_group({"params": [other], "initial_lr": 0.3})
 
-    def before(epoch):
+    def before(epoch, state):
+        assert state is None
         events.append(("before", epoch, [group["lr"] for group in optimizer.param_groups]))
         stage.eval()
 
@@ -433,9 +434,9 @@ def test_the_order_of_an_epoch():
         events.append(("rate", epoch, initial))
         return initial / 10**epoch
 
-    def batches(epoch):
+    def batches(epoch, done):
         events.append(("batches", epoch, [group["lr"] for group in optimizer.param_groups]))
-        return toy_batches(1)(epoch)
+        return toy_batches(1)(epoch, done)
 
     def after(epoch):
         events.append(("after", epoch, len(stage.seen)))
@@ -501,9 +502,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value):
             *(stage, toy_batches(4), sgd(stage), lambda epoch, lr: lr, 5),
             device=CPU,
             name="toy",
+            log_period=1,
             after_epoch=saved.append,
             record=lambda kind, **values: records.append({"kind": kind, **values}),
-            paths=lambda batch: paths,
+            paths=lambda pids: paths,
         )
     message = str(caught.value)
     for word in ("toy stage, epoch 2, step 3", "not finite", f"line {value:g}", "square", "loss", "image0.jpg"):
@@ -545,7 +547,7 @@ def test_a_stage_learns_its_batch(kind):
     losses: list[float] = []
     optimizer = torch.optim.Adam([{"params": [p for p in stage.parameters() if p.requires_grad], "initial_lr": 3e-3}])
     fit(
-        *(stage, lambda epoch: [batch], optimizer, lambda epoch, lr: lr, 12),
+        *(stage, lambda epoch, done: [batch], optimizer, lambda epoch, lr: lr, 12),
         device=CPU,
         record=lambda kind, **values: losses.append(values["loss"]),
     )

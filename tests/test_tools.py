@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from configs import load, to_dict
-from datasets.build import make_benchmark
 from model import tiny_clip
-from tools import benchmark, compare_methods, demo, pretrain_tiny_clip, verify_gpu
+from tools import benchmark, check_dataset, compare_methods, demo, pretrain_tiny_clip, verify_gpu
 from utils.errors import UserError
 
 
@@ -32,17 +32,24 @@ def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
     assert 20 < known.sum() < 100 and known[49406] and known[49407]
 
 
-def test_the_demo_draws_a_sheet_and_lists_what_differs_from_the_recipe(tmp_path):
-    cfg = load(
-        "configs/demo/vit_svllreid.yml",
-        [
-            *("DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "3"),
-            *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),
-        ],
+def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
+    """Of what was trained on, in the run's folder, for the training's picture size."""
+    (tmp_path / "results.json").write_text(
+        '{"evaluations": [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9}]}'
     )
-    demo.write_sheet(make_benchmark(cfg), tmp_path / "people.png")
-    width, height = Image.open(tmp_path / "people.png").size
-    assert 4 * 64 < width < 5 * 64 and 3 * 128 < height < 4 * 128
+    monkeypatch.setattr(demo, "train", lambda cfg, folder: None)
+    words = [
+        *("DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "3"),
+        *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),
+    ]
+    assert demo.main([*words, "OUTPUT_DIR", str(tmp_path), "INPUT.SIZE_TRAIN", "[80, 40]"]) == 0
+    sheet = Image.open(tmp_path / demo.SHEET)
+    assert 3 * 128 < sheet.height < 4 * 128
+    assert (np.asarray(sheet.convert("RGB"))[40:, check_dataset.MARGIN :] < 200).any(axis=(0, 2)).sum() > 3 * 64
+
+
+def test_the_demo_lists_what_differs_from_the_recipe():
+    cfg = load("configs/demo/vit_svllreid.yml")
     lines = "\n".join(demo.compare(cfg, load("configs/person/vit_svllreid.yml")))
     assert "MODEL.NAME: ViT-Tiny-8 (published ViT-B-16)" in lines
     assert "SOLVER.STAGE2.BASE_LR" in lines and "OUTPUT_DIR" not in lines and "SYNTHETIC" not in lines

@@ -9,13 +9,15 @@ import pytest
 import torch
 from builders import benchmark as toy
 
+import train_svllreid
 from configs import from_dict, load, to_dict
 from datasets.build import make_benchmark
 from model.build import make_model, settle_architecture
 from model.weights import Weights
 from processor import build
 from utils.errors import UserError, WeightsError
-from utils.records import Reranking
+from utils.metrics import ignore_nothing
+from utils.records import Omitted, Reranking
 from utils.report import figures, table
 from utils.run_folder import RunFolder, check_unused
 
@@ -69,7 +71,7 @@ def test_every_epoch_of_the_image_stage_draws_batches_and_augmentations_anew(par
     build.run_image_stage(*parts)
     seen = []
     for epoch in (1, 2, 1):
-        loader = fitted["batches"](epoch)
+        loader = fitted["batches"](epoch, 0)
         seen.append((loader.batch_sampler.batches, int(loader.dataset.epoch)))
     assert seen[0] == seen[2]
     assert seen[0][0] != seen[1][0]
@@ -88,9 +90,9 @@ def test_the_prompt_stage_sees_every_image_once_as_it_is_tested(parts, fitted, m
     benchmark = parts[2]
     build.run_prompt_stage(*parts)
     assert asked == [(benchmark.train, False)]
-    batches = list(fitted["batches"](1))
+    batches = list(fitted["batches"](1, 0))
     assert sum(len(batch.pids) for batch in batches) == len(benchmark.train)
-    orders = [torch.cat([batch.pids for batch in fitted["batches"](epoch)]).tolist() for epoch in (1, 2)]
+    orders = [torch.cat([batch.pids for batch in fitted["batches"](epoch, 0)]).tolist() for epoch in (1, 2)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
@@ -163,6 +165,58 @@ def test_whose_side_information(asked, at_home, rows, used):
     views = {"sie_camera": False, "sie_view": True, "num_cams": 6, "num_views": 3}
     assert build.settle_side("auto", views, toy(cams=6, views=3), at_home=None) == "same"
     assert build.settle_side("auto", views, toy(cams=6, views=2), at_home=None) == "mean"
+
+
+def test_whose_side_information_when_only_one_of_both_fits():
+    """A bare file's rows are for cameras and viewpoints together."""
+    facts = {"sie_camera": True, "sie_view": True, "num_cams": 6, "num_views": 3}
+    used = [build.settle_side("auto", facts, toy(cams=c, views=v), at_home=None) for c, v in ((6, 3), (6, 2), (5, 3))]
+    assert used == ["same", "mean", "mean"]
+
+
+def test_side_information_that_knows_too_few_cameras():
+    facts = {"sie_camera": True, "sie_view": False, "num_cams": 5, "num_views": 1}
+    message = "the network's side information knows 5 cameras, toy has 6: .* TEST.SIE mean or none tests all the same"
+    for asked, at_home in (("same", False), ("auto", True)):
+        with pytest.raises(WeightsError, match=message):
+            build.settle_side(asked, facts, toy(cams=6), at_home=at_home)
+    assert build.settle_side("mean", facts, toy(cams=6), at_home=True) == "mean"
+
+
+def test_the_protocol_that_was_followed_is_told(parts):
+    """Of the data set, whatever the configuration says: VehicleID leaves nothing out."""
+    cfg, model, benchmark, _, _ = parts
+    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
+    entries = []
+    for one in (benchmark, replace(benchmark, ignored=ignore_nothing)):
+        entries.append(build.result_entry("test", cfg, one, build.evaluate_model(cfg, model, one, CPU), **facts))
+    assert [entry["protocol"] for entry in entries] == ["cross-camera", "all"]
+    header, _, first, second = table(entries).splitlines()
+    assert header.endswith("protocol") and first.endswith("cross-camera") and second.endswith("all")
+    assert "protocol" not in table(entries[:1])
+
+
+def test_several_data_sets_are_evaluated_one_by_one_on_the_way(parts, fitted, monkeypatch, caplog):
+    cfg, model, benchmark, folder, _ = parts
+    (trial,) = benchmark.trials
+    few = replace(benchmark, name="few", trials=(trial._replace(query=trial.query[:2]),))
+    both = replace(benchmark, name="synthetic+few", parts=(benchmark, few))
+    every_epoch = from_dict(to_dict(cfg), ["SOLVER.STAGE2.EVAL_PERIOD", "3"], where="here")
+    asked, evaluate = [], build.evaluate_model
+    monkeypatch.setattr(build, "evaluate_model", lambda *all: (asked.append(all[2]), evaluate(*all))[1])
+    with caplog.at_level("INFO"):
+        build.run_image_stage(every_epoch, model, both, folder, CPU)
+    assert asked == [benchmark, few]
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["data_set"] for line in lines if line["kind"] == "evaluation"] == ["synthetic", "few"]
+    assert any("epoch 3/5  few  mAP" in message for message in caplog.messages)
+
+
+def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):
+    benchmark = replace(make_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
+    train_svllreid.check(benchmark, 4, 4)
+    (told,) = [record for record in caplog.records if record.name == "train"]
+    assert told.levelname == "WARNING" and told.message.startswith("1 files passed over (.heic: 1) (e.g. train/a.heic)")
 
 
 def test_side_information_at_test(parts):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from datasets.check import full_check, quick_check
 from datasets.images import read_image
 from utils.command import parse, run
 from utils.errors import DataError, UserError
+from utils.paths import expanded
 from utils.records import Benchmark, Sample
 
 SHEETS = Path("runs")
@@ -46,19 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = load(arguments.config_file, arguments.overrides)
     sheet = options.sheet
     if sheet is not None:
-        sheet = sheet.expanduser()
+        sheet = expanded(sheet, "--sheet")
         check_sheet(sheet)
 
     benchmark = make_benchmark(cfg)
+    if sheet is None and not options.quick:
+        name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
+        sheet = SHEETS / f"check_{name}.png"
+        check_place(sheet)
     instances = cfg.DATALOADER.NUM_INSTANCE
     identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if "image" in cfg.PROCESSOR.STAGES else None
     check = quick_check if options.quick else full_check
     report = check(benchmark, instances=instances, identities=identities)
     sys.stdout.write(report.text() + "\n")
 
-    if sheet is None and not options.quick:
-        name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
-        sheet = SHEETS / f"check_{name}.png"
     if sheet is not None and benchmark.train:
         write_sheet(benchmark, sheet, size=cfg.INPUT.SIZE_TRAIN)
         sys.stdout.write(f"{sheet}: training identities (rows) in their cameras (columns)\n")
@@ -69,10 +72,24 @@ def check_sheet(path: Path) -> None:
     """Say at once, not after all images are decoded, that the picture could not be written."""
     if path.suffix.lower() != ".png":
         raise UserError(f"--sheet {path}: is no name of a picture; right is one that ends in .png")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--sheet {path}: there is no folder {path.absolute().parent}")
-    if path.is_dir():
-        raise UserError(f"--sheet {path}: is a folder")
+    try:
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"--sheet {path}: there is no folder {path.absolute().parent}")
+        if path.is_dir():
+            raise UserError(f"--sheet {path}: is a folder")
+    except OSError as error:
+        raise UserError(f"--sheet {path}: {error.strerror}") from error
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """UserError if the folder that `path` is to be in is none, or cannot be made or written to."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: {parent} cannot be written to ({error.strerror}); see --sheet") from error
 
 
 def write_sheet(benchmark: Benchmark, path: Path, *, size: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
     python -m tools.demo                                     # what `make demo` does
     python -m tools.demo --config_file configs/demo/vit_clipreid.yml SOLVER.SEED 1
+    python -m tools.demo --config_file configs/demo/vehicle_svllreid.yml
 
 Writes to runs/demo, which is emptied first (another OUTPUT_DIR is not). Exit code 1 if the end is not 5 mAP points
 above the frozen start.
@@ -16,20 +17,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import yaml
-from PIL import Image
-from skimage.util import montage
 from yacs.config import CfgNode
 
 from configs import ConfigError, load
-from datasets.build import make_benchmark
+from datasets.build import RENDERED, make_benchmark
+from tools.check_dataset import write_sheet
 from train_svllreid import train
 from utils.command import parse, run
 from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
-from utils.records import Benchmark
 from utils.run_folder import CONFIG, RESULTS
 
 logger = logging.getLogger("demo")
@@ -38,8 +36,7 @@ FOLDER = Path("runs/demo")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
 GAIN = 0.05  # of mAP, below which the demo has failed
-SHEET = "people.png"
-SHEET_ROWS, SHEET_COLUMNS = 6, 8
+SHEET = "pictures.png"
 # Settings that say where and on what, not how.
 NO_DEPARTURE = ("DATASETS.", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "TEST.IMS_PER_BATCH", "_PERIOD")
 
@@ -55,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         empty(folder)
     train(cfg, folder)
 
-    write_sheet(make_benchmark(cfg), folder / SHEET)
+    write_sheet(make_benchmark(cfg), folder / SHEET, size=cfg.INPUT.SIZE_TRAIN)
     departures = list(compare(cfg, load(PUBLISHED)))
     logger.info("differences from configs/person/%s, the published recipe:\n%s", PUBLISHED.name, "\n".join(departures))
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -68,28 +65,12 @@ def empty(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     try:
-        earlier = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["DATASETS"]["NAMES"] == "synthetic"
+        earlier = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["DATASETS"]["NAMES"] in RENDERED
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
         earlier = folder.is_dir() and not any(folder.iterdir())
     if folder.is_symlink() or not earlier:
         raise UserError(f"{folder}: is in the way and is no earlier demo; move it away, or set OUTPUT_DIR")
     shutil.rmtree(folder)
-
-
-def write_sheet(benchmark: Benchmark, path: Path) -> None:
-    """A picture of what was trained on: identities in rows, their images side by side."""
-    rows = [
-        [sample.path for sample in benchmark.train if sample.pid == pid][:SHEET_COLUMNS]
-        for pid in range(min(SHEET_ROWS, benchmark.num_pids))
-    ]
-    columns = max(map(len, rows))
-    tiles = []
-    for row in rows:
-        tiles += [np.asarray(Image.open(image).convert("RGB").resize((64, 128))) for image in row]
-        tiles += [np.full((128, 64, 3), 255, np.uint8)] * (columns - len(row))
-    grid = (len(rows), columns)
-    sheet = montage(tiles, grid_shape=grid, padding_width=2, fill=(255, 255, 255), channel_axis=-1)
-    Image.fromarray(sheet).save(path)
 
 
 def compare(ours: CfgNode, published: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -31,8 +31,6 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.folder import (
-    ALL,
-    CROSS_CAMERA,
     FOLDERS,
     GALLERY,
     JUNK,
@@ -45,6 +43,9 @@ from datasets.folder import (
 )
 from utils.command import run
 from utils.errors import UserError
+from utils.metrics import ALL, CROSS_CAMERA
+from utils.paths import expanded
+from utils.records import Omitted
 
 FORMS = ("folders", "market", "csv")
 TABLE, NAMES = "pictures.csv", "identities.txt"
@@ -63,9 +64,12 @@ class Splits(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     """Split as the command line says."""
     arguments = _parse(argv)
-    source, target = Path(arguments.source).expanduser(), Path(arguments.target).expanduser()
-    _check_places(source, target)
-    pictures = read_identities(source)
+    source, target = expanded(arguments.source, "SOURCE"), expanded(arguments.target, "TARGET")
+    try:
+        _check_places(source, target)
+    except OSError as error:  # no rights, or a name that is too long
+        raise UserError(f"{error.filename or source}: {error.strerror}") from error
+    pictures, omitted = read_identities(source)
     splits = split(pictures, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
     try:
         write(splits.pictures, source, target, form=arguments.form, link=arguments.link)
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     if (source / JUNK).is_dir():
         sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
-    sys.stdout.write("\n".join(_report(splits, target)) + "\n")
+    sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")
 
 
 def split(pictures: Sequence[Picture], *, share: float, queries: int, seed: int) -> Splits:
@@ -91,7 +95,7 @@ def split(pictures: Sequence[Picture], *, share: float, queries: int, seed: int)
     cameras: dict[str, dict[str, list[Picture]]] = defaultdict(lambda: defaultdict(list))  # of every identity
     for picture in sorted(pictures, key=lambda picture: natural(picture.path)):
         cameras[picture.identity][picture.camera].append(picture)
-    identities = list(numbering("identities", cameras))
+    identities = list(numbering("identities", {picture.identity: picture.path for picture in pictures}))
     unknown = sum(not picture.camera for picture in pictures)
     protocol = CROSS_CAMERA if not unknown and any(len(seen) > 1 for seen in cameras.values()) else ALL
     rng = np.random.default_rng(seed)
@@ -226,7 +230,7 @@ def _whole(target: Path) -> Iterator[Path]:
 
 
 def _write_pictures(splits: dict[str, list[Picture]], folder: Path, *, market: bool, link: bool) -> None:
-    numbers = numbering("identities", (picture.identity for pictures in splits.values() for picture in pictures))
+    numbers = numbering("identities", {p.identity: p.path for pictures in splits.values() for p in pictures})
     width = max(4, len(str(len(numbers))))  # 0002, as Market-1501; from 1, as 0 is its distractor
     names = {identity: f"{number + 1:0{width}}" for identity, number in numbers.items()}
     places: dict[Path, str] = {}
@@ -283,6 +287,15 @@ def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
         except BaseException:
             file.unlink()
             raise
+
+
+def _left_out(omitted: Omitted) -> Iterator[str]:
+    for paths, what in (
+        (omitted.files, "files are no pictures by their names, and left out"),
+        (omitted.identities, "folders hold no picture, and are left out"),
+    ):
+        if paths:
+            yield f"{len(paths)} {what}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
 
 
 def _report(splits: Splits, target: Path) -> list[str]:

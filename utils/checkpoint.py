@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -14,6 +17,13 @@ from utils.errors import WeightsError
 
 FORMAT = "svllreid-1"
 PARTS = ("model", "architecture", "config")
+ARCHIVE_START = b"PK\x03\x04"  # by which torch, too, tells its archives from its older form, a bare pickle
+FOLDER = 0x10  # mark of a record that is a folder
+STORAGES = {
+    **{"FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64},
+    **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
+    **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
+}
 
 
 def save_checkpoint(path: Path, contents: dict) -> None:
@@ -30,10 +40,11 @@ def save_checkpoint(path: Path, contents: dict) -> None:
 
 
 def write_tensors(path: Path, contents: dict) -> None:
-    """Write a dictionary; `path` holds either all of it or what it held before.
+    """Write a dictionary; `path` holds either all of it or what it held before, after a power cut, too.
 
     Raises:
-        OSError: the disk is full or read-only.
+        OSError: the disk is read-only or full ...
+        RuntimeError: ... which torch may say in its own way.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,6 +55,19 @@ def write_tensors(path: Path, contents: dict) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a rename on the disk; without it, a power cut may undo the name of a file whose contents are there."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):  # some network file systems cannot; the file is whole all the same
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -69,17 +93,25 @@ def check_checkpoint(contents: dict, path: str | Path) -> None:
 def read_tensors(path: str | Path) -> dict:
     """A pickled dictionary of tensors and plain types.
 
+    Archives, the form of every file since torch 1.6, are compared with their checksums. The older form has none.
+
     Raises:
-        WeightsError: no such file, not readable as such, or it would execute code.
+        WeightsError: no such file, damaged, not readable as such, or it would execute code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
     try:
+        if _is_archive(path):
+            check_archive(path)
+            if is_torchscript(path):
+                raise WeightsError(f"{path}: is TorchScript, not a dictionary of tensors")
         contents = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: damaged, or holds more than tensors and plain types; not loaded") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any type: the older form is unpickled as far as it goes
         raise WeightsError(
             f"{path}: cannot be read, the file is damaged or cut off ({type(error).__name__})"
         ) from error
@@ -88,13 +120,123 @@ def read_tensors(path: str | Path) -> dict:
     return contents
 
 
+def _is_archive(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(ARCHIVE_START)) == ARCHIVE_START
+
+
+def check_archive(path: Path) -> None:
+    """Raise WeightsError if a record of a zip archive is not what was written; torch does not compare checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # Of a record that is marked as a folder, torch reads nothing, and returns what happens to be in memory.
+            folders = [record.filename for record in records if record.external_attr & FOLDER and record.file_size]
+            # Who switches checksums off (torch.serialization.set_crc32_options) writes 0 for all of them.
+            wrong = archive.testzip() if any(record.CRC for record in records) else None
+    except Exception as error:  # zipfile's, zlib's, struct's ...: whatever the broken field is for
+        raise WeightsError(
+            f"{path}: damaged or cut off (the archive's structure: {type(error).__name__}); not loaded"
+        ) from error
+    if wrong is not None:
+        raise WeightsError(f"{path}: damaged (checksum of {wrong}); not loaded")
+    if folders:
+        raise WeightsError(f"{path}: damaged (attributes of {folders[0]}); not loaded")
+
+
 def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is TorchScript, the form in which OpenAI publishes CLIP; a missing file is not."""
+    """Whether a file is TorchScript, the form in which OpenAI publishes CLIP; a missing or damaged file is not."""
     path = Path(path).expanduser()
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    try:
+        if not path.is_file() or not _is_archive(path):
+            return False
+        with zipfile.ZipFile(path) as file:
+            return any(entry.endswith("/constants.pkl") for entry in file.namelist())
+    except Exception:  # read_tensors says what is wrong with it
         return False
-    with zipfile.ZipFile(path) as file:
-        return any(entry.endswith("/constants.pkl") for entry in file.namelist())
+
+
+def read_torchscript(path: str | Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a TorchScript archive, as the `state_dict` of the module in it would name them.
+
+    `torch.jit.load` would give the same, but runs code of the archive's (__setstate__, defaults of arguments), which
+    can write files. Here its code is only looked up for which tensors are parameters and buffers.
+
+    Raises:
+        WeightsError: no such file, damaged, or not readable as such.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file")
+    check_archive(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _TorchScript(archive).state()
+    except Exception as error:  # whatever an archive of another kind makes of it
+        raise WeightsError(f"{path}: cannot be read as TorchScript ({type(error).__name__}: {error})") from error
+
+
+def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _first(value, *_):
+    return value
+
+
+class _Scripted:
+    """An object of a TorchScript class, without its methods."""
+
+
+class _TorchScript(pickle.Unpickler):
+    """Reads an archive's objects; of Python's own, only ordered dictionaries are ever made."""
+
+    def __init__(self, archive: zipfile.ZipFile):
+        (pickled,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+        super().__init__(archive.open(pickled))
+        self.archive, self.folder = archive, pickled.removesuffix("data.pkl")
+        self.storages: dict[str, Tensor] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        self._add(self.load(), "", state)
+        return state
+
+    def _add(self, module: _Scripted, prefix: str, state: dict[str, Tensor]) -> None:
+        kept = self._registered(type(module).__qualname__)
+        for name, value in vars(module).items():
+            if isinstance(value, _Scripted):
+                self._add(value, f"{prefix}{name}.", state)
+            elif isinstance(value, Tensor) and (kept is None or name in kept):
+                state[f"{prefix}{name}"] = value
+
+    def _registered(self, name: str) -> set[str] | None:
+        """Names of a class's parameters and buffers; None where the code, of an old version, does not tell them."""
+        module, _, leaf = name.rpartition(".")
+        code = self.archive.read(f"{self.folder}code/{module.replace('.', '/')}.py").decode()
+        head = rf"^class {re.escape(leaf)}\(Module\):\n +__parameters__ = \[(.*)\]\n +__buffers__ = \[(.*)\]\n"
+        lists = re.search(head, code, re.MULTILINE)
+        return set(re.findall(r'"([^"]+)"', lists[1] + lists[2])) if lists else None
+
+    def find_class(self, module: str, name: str):
+        if module == "__torch__" or module.startswith("__torch__."):
+            return type(f"{module}.{name}", (_Scripted,), {})
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _view
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if module == "torch.jit._pickle":
+            return _first  # lists of one type, which are pickled with a word on it
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+
+    def persistent_load(self, pid) -> Tensor:
+        _, dtype, key, *_ = pid
+        if key not in self.storages:
+            data = bytearray(self.archive.read(f"{self.folder}data/{key}"))
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.storages[key]
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from utils.errors import UserError, one_line
 
-FAILED, INTERRUPTED = 2, 130
+FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
 
 def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequence[str] = ()) -> argparse.Namespace:
@@ -37,6 +41,13 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
     """
     try:
         returned = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        return SIGNALLED + getattr(signal, "SIGPIPE", 0)
     except (UserError, *mendable) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return FAILED
@@ -48,5 +59,18 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
         return FAILED
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")
-        return INTERRUPTED
+        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     return returned if isinstance(returned, int) else 0
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output any more, as of `... | head -1`, which is no error."""
+    try:
+        sys.stdout.flush()
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # says when it is broken, and nothing else
+        return bool(pipe.poll(0))
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError):  # no system that knows poll, or no pipe
+        return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 import torch
 
 from utils.errors import UserError
@@ -37,12 +40,35 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """The context that towers run in."""
     return torch.autocast(device.type, precision, enabled=precision is not torch.float32)
+
+
+def make_deterministic() -> None:
+    """Have CUDA give the same bits every time, before it is first used; where it cannot, PyTorch warns."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in any order
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def updates_in_place(device: torch.device) -> bool:
+    """Whether PyTorch's fused optimisers can be told on this device, by it, that an update is not to be made."""
+    return device.type in ("cpu", "cuda")
+
+
+def generator_states() -> list[torch.Tensor]:
+    """Where the devices' own random generators stand; none if no device was used."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def restore_generator_states(states: Sequence[torch.Tensor]) -> None:
+    """Put them there again; a device that is no longer there is left out."""
+    for index, state in enumerate(states[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, index)
 
 
 def describe(device: torch.device) -> str:

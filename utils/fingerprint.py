@@ -9,29 +9,51 @@ import platform
 import subprocess
 from pathlib import Path
 
-from utils.records import Benchmark, Sample
+from utils.errors import DataError
+from utils.records import Benchmark, Sample, Trial
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "yacs")
 
 
-def data_fingerprint(benchmark: Benchmark) -> dict[str, str | None]:
-    """Sixteen hexadecimal digits for the training images, and sixteen for all queries and galleries.
+def data_fingerprint(benchmark: Benchmark) -> dict[str, str | list[str] | None]:
+    """Sixteen hexadecimal digits for the training images (`train`), and sixteen for all queries and galleries (`test`).
 
     Over every image's split, file name, size in bytes, identity, camera and viewpoint. File names without folders: the
-    same data set elsewhere has the same fingerprint. None for training images that were not read.
+    same data set elsewhere has the same fingerprint. None for training images that were not read. Several data sets
+    have `parts`, too: what `test` would be of each of them alone.
+
+    Raises:
+        DataError: an image that is not there.
     """
-    tests = []
-    for number, trial in enumerate(benchmark.trials):
-        tests += [(f"query{number}", trial.query), (f"gallery{number}", trial.gallery)]
-    return {"train": _digest([("train", benchmark.train)]) if benchmark.train else None, "test": _digest(tests)}
+    whole = {
+        "train": _digest([("train", benchmark.train)]) if benchmark.train else None,
+        "test": _digest_trials(benchmark.trials),
+    }
+    parts = [_digest_trials(part.trials) for part in benchmark.parts]
+    return {**whole, "parts": parts} if parts else whole
+
+
+def _digest_trials(trials: tuple[Trial, ...]) -> str:
+    splits = []
+    for number, trial in enumerate(trials):
+        splits += [(f"query{number}", trial.query), (f"gallery{number}", trial.gallery)]
+    return _digest(splits)
 
 
 def _digest(splits: list[tuple[str, tuple[Sample, ...]]]) -> str:
     digest = hashlib.sha256()
     for split, samples in splits:
         for path, *labels in samples:
-            digest.update(f"{split}|{os.path.basename(path)}|{os.path.getsize(path)}|{labels}\n".encode())
+            digest.update(f"{split}|{os.path.basename(path)}|{_size(path)}|{labels}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        why = "is a link to nothing" if os.path.islink(path) else f"cannot be read ({error.strerror})"
+        raise DataError(f"{path}: {why}") from error
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,15 @@ def ignore_nothing(query: Labels, gallery: Labels) -> Tensor:
     return torch.zeros(len(query.pids), len(gallery.pids), dtype=torch.bool, device=query.pids.device)
 
 
+CROSS_CAMERA, ALL = "cross-camera", "all"
+PROTOCOLS = {CROSS_CAMERA: same_camera, ALL: ignore_nothing}  # by their names in TEST.PROTOCOL
+
+
+def protocol_of(ignored: Ignored) -> str:
+    """The name of a rule in PROTOCOLS, or its own."""
+    return next((name for name, rule in PROTOCOLS.items() if rule is ignored), getattr(ignored, "__name__", "own"))
+
+
 def rank_features(
     query: Tensor,
     gallery: Tensor,

@@ -42,6 +42,17 @@ class Labels(NamedTuple):
         return Labels(torch.tensor([s.pid for s in samples]), torch.tensor([s.camid for s in samples]))
 
 
+class Omitted(NamedTuple):
+    """What a reader passed over though it lies where pictures belong; paths."""
+
+    files: tuple[str, ...] = ()  # no pictures by their suffix
+    folders: tuple[str, ...] = ()  # where only files belong
+    identities: tuple[str, ...] = ()  # folders of identities without a picture
+
+
+NOTHING = Omitted()
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A data set with its protocol.
@@ -51,7 +62,9 @@ class Benchmark:
     chunk, because the whole mask of a large benchmark does not fit into memory. `train` is empty where only testing was
     asked for. Several data sets trained on together have `parts`, which are evaluated one by one; the whole only says
     what there is. `seen` are identities, by the labels that they had before training labels were numbered anew, which
-    are in training and test alike; a reader names them where its labels mean the same in both.
+    are in training and test alike; a reader names them where its labels mean the same in both. `variant` is which of
+    several published forms it is, `first_camera` the number of its first camera, above 0 for all but the first of
+    several data sets trained on together.
     """
 
     name: str
@@ -61,6 +74,9 @@ class Benchmark:
     ignored: Callable[[Labels, Labels], Tensor]
     parts: tuple[Benchmark, ...] = ()
     seen: tuple[str, ...] = ()
+    variant: str = ""
+    first_camera: int = 0
+    omitted: Omitted = NOTHING
 
     def evaluated(self) -> tuple[Benchmark, ...]:
         """The benchmarks to evaluate: itself, or its parts."""

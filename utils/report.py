@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from utils.metrics import CROSS_CAMERA
 from utils.records import Evaluation, Reranking
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
@@ -16,14 +17,20 @@ def figures(evaluation: Evaluation) -> str:
 
 
 def table(entries: Sequence[Mapping]) -> str:
-    """Entries of results.json, a line each, in per cent; with data set and re-ranking where there is more than one."""
+    """Entries of results.json, a line each, in per cent.
+
+    With the data set where there are several; with protocol and re-ranking where one is not the usual one.
+    """
     reranked = any(entry["re_ranking"] for entry in entries)
+    unusual = any(entry["protocol"] != CROSS_CAMERA for entry in entries)
     several = len({entry["data_set"] for entry in entries}) > 1
-    rows = [["", *COLUMNS.values(), "valid queries", *(["re-ranking"] if reranked else [])]]
+    more = [*(["protocol"] if unusual else []), *(["re-ranking"] if reranked else [])]
+    rows = [["", *COLUMNS.values(), "valid queries", *more]]
     for entry in entries:
         spread = entry["std"]  # over trials
         numbers = [f"{100 * entry[name]:.1f}" + (f" ± {100 * spread[name]:.1f}" if spread else "") for name in COLUMNS]
-        how = [str(Reranking(**entry["re_ranking"])) if entry["re_ranking"] else "none"] if reranked else []
+        how = [entry["protocol"]] if unusual else []
+        how += [str(Reranking(**entry["re_ranking"])) if entry["re_ranking"] else "none"] if reranked else []
         name = f"{entry['data_set']} {entry['when']}" if several else entry["when"]
         rows.append([name, *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

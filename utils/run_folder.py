@@ -1,4 +1,4 @@
-"""A run's folder: claimed once, never mixed with another run's files."""
+"""A run's folder: one process writes to it, what it needs to go on is kept, and no other run's files get into it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from utils.checkpoint import save_checkpoint
-from utils.errors import UserError, one_line
+from utils.checkpoint import check_checkpoint, read_tensors, save_checkpoint, write_tensors
+from utils.errors import UserError, WeightsError, one_line
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train_log.txt", "metrics.jsonl", "results.json"
-VERSIONS, TENSORBOARD = "versions.json", "tensorboard"
+VERSIONS, TENSORBOARD, STATES, LOCK = "versions.json", "tensorboard", "resume", ".lock"
+NON_FINITE = "non_finite.pt"  # no checkpoint, and not called like one
+START, END, EARLIER_END = "start", "end", "earlier end"  # evaluations of a training, by `when`
+STATE_NAME = re.compile(r"(\d+)_\w+\.pth")
+KEPT = 2  # states: should the newest turn out to be damaged, there is the one before
 WRITTEN = (METRICS, RESULTS, LOG, VERSIONS)
 logger = logging.getLogger(__name__)
 
@@ -36,11 +43,156 @@ def check_writable(path: Path) -> None:
 
 def check_unused(path: Path) -> None:
     """Raise UserError if `path` holds a run already, or any file that a run would write."""
-    taken = [name for name in (CONFIG, *WRITTEN, TENSORBOARD) if (path / name).exists()]
+    taken = [name for name in (CONFIG, *WRITTEN, TENSORBOARD, STATES) if (path / name).exists()]
     if taken:
         raise UserError(
             f"OUTPUT_DIR {path}: holds a run already ({taken[0]}); give another OUTPUT_DIR, or move that one away"
         )
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a run to `path`, which is made if absent and removed again if it stays empty.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be made.
+    """
+    file = path / LOCK
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(file)
+    except BlockingIOError as error:
+        raise UserError(f"OUTPUT_DIR {path}: another run is writing there at this moment") from error
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # it holds something
+            path.rmdir()
+
+
+def _locked(file: Path) -> int:
+    """The descriptor of `file`, which nobody else has locked."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock_now(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                return descriptor
+        os.close(descriptor)  # its last holder removed it while we waited
+
+
+def _lock_now(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # some network file systems have none
+        logger.warning("%s has no locks (%s): nothing keeps two runs apart there", os.fstat(descriptor), error.strerror)
+
+
+class EarlierRun(NamedTuple):
+    """What a folder holds of a run."""
+
+    config: dict
+    fingerprint: dict | None  # None: it was stopped before that was written
+    evaluations: list[dict]
+
+    @property
+    def ends(self) -> int:
+        """How many data sets were evaluated after all training."""
+        return sum(entry.get("when") == END for entry in self.evaluations)
+
+
+def earlier_run(path: Path) -> EarlierRun | None:
+    """The run in a folder; None if there is none.
+
+    Raises:
+        UserError: something is there, but no whole run of this program.
+    """
+    if not (path / CONFIG).exists():
+        check_unused(path)
+        return None
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        fingerprint = json.loads((path / VERSIONS).read_text(encoding="utf-8")) if (path / VERSIONS).exists() else None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"OUTPUT_DIR {path}: the run there cannot be read ({one_line(error)}); move it away") from error
+    if not isinstance(config, dict) or not isinstance(fingerprint, dict | None):
+        raise UserError(f"OUTPUT_DIR {path}: {CONFIG} or {VERSIONS} is not a run's; give another OUTPUT_DIR")
+    return EarlierRun(config, fingerprint, _read_results(path / RESULTS)["evaluations"])
+
+
+class State(NamedTuple):
+    """What an unfinished run goes on from."""
+
+    path: Path
+    contents: dict  # as of a checkpoint, and "run": what `RunFolder.save_state` was given besides
+
+
+def read_state(file: Path) -> State:
+    """A state to go on from.
+
+    Raises:
+        WeightsError: no such file, damaged, or no state.
+    """
+    contents = read_tensors(file)
+    check_checkpoint(contents, file)
+    if not isinstance(contents.get("run"), dict):
+        raise WeightsError(f"{file}: holds no state to go on from")
+    return State(file, contents)
+
+
+def newest_state(path: Path) -> Path | None:
+    """The file of the newest state in a run's folder that is whole; None if none was ever kept.
+
+    Raises:
+        UserError: there are some, and none is whole.
+    """
+    files = _states(path)
+    for file in reversed(files):
+        try:
+            read_state(file)
+        except WeightsError as error:
+            logger.warning("%s; the state before it is taken", one_line(error))
+        else:
+            return file
+    if files:
+        raise UserError(
+            f"OUTPUT_DIR {path}: none of the {len(files)} states to go on from can be read; start anew in another "
+            "OUTPUT_DIR (from the weights of a checkpoint: MODEL.INIT_FROM)"
+        )
+    return None
+
+
+def _states(path: Path) -> list[Path]:
+    """The files of states, oldest first."""
+    found = {file: STATE_NAME.fullmatch(file.name) for file in (path / STATES).glob("*.pth")}
+    return sorted((file for file, match in found.items() if match), key=_number)
+
+
+def _number(file: Path) -> int:
+    return int(STATE_NAME.fullmatch(file.name)[1])
 
 
 class RunFolder:
@@ -52,31 +204,48 @@ class RunFolder:
         results.json     evaluations at start and end, and of later tests
         versions.json    revision, libraries, data fingerprint
         *.pth            checkpoints
+        resume/          the newest states to go on from
         tensorboard/     where TensorBoard is installed
 
     Args:
         path: the folder; made if absent.
         config: written to config.yaml.
         fingerprint: what the run depends on besides; written to versions.json and into checkpoints.
+        state: where an earlier run in this folder goes on from; what it wrote later is taken back.
+        again: whether there was an earlier run; without a state, it begins anew.
 
     Raises:
         UserError: the folder cannot be written to, or it holds a run already.
     """
 
-    def __init__(self, path: Path, *, config: dict, fingerprint: dict):
+    def __init__(self, path: Path, *, config: dict, fingerprint: dict, state: State | None = None, again: bool = False):
         self.path, self.fingerprint = path, fingerprint
         self.kinds: set[str] = set()  # of what was recorded
+        self.whole = [state.path] if state else []  # states that can be gone on from
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # Opened exclusively: of two runs that start at once in one folder, one is refused.
-            with open(path / CONFIG, "x", encoding="utf-8") as file:
-                yaml.safe_dump(config, file, sort_keys=False)
-            (path / VERSIONS).write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+            if again:
+                for left in (*path.glob(".*.pth.*.tmp"), *path.glob(f"{STATES}/.*.pth.*.tmp")):
+                    left.unlink()  # of a process that was killed while it wrote
+                self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None)
+            _replace(path / CONFIG, yaml.safe_dump(config, sort_keys=False), exclusively=not again)
+            if state is None or not (path / VERSIONS).exists():
+                _replace(path / VERSIONS, json.dumps(fingerprint, indent=2) + "\n")
         except FileExistsError as error:
             raise UserError(f"OUTPUT_DIR {path}: another run was started there at the same time") from error
         except OSError as error:
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
         self._tensorboard = _tensorboard(path / TENSORBOARD)
+
+    def _take_back(self, metrics_bytes: int, all_of_it: bool) -> None:
+        """Leave of an earlier run's records what was there when its state was kept: the rest comes once more."""
+        if (self.path / METRICS).exists() and (self.path / METRICS).stat().st_size > metrics_bytes:
+            os.truncate(self.path / METRICS, metrics_bytes)
+        results = _read_results(self.path / RESULTS)
+        kept = [entry for entry in results["evaluations"] if not (all_of_it and entry.get("when") == START)]
+        kept = [{**entry, "when": EARLIER_END} if entry.get("when") == END else entry for entry in kept]
+        if kept != results["evaluations"]:
+            _write_results(self.path / RESULTS, {**results, "evaluations": kept})
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
         """Append numbers to metrics.jsonl, and to TensorBoard; `step` counts over the whole stage."""
@@ -96,17 +265,44 @@ class RunFolder:
     def save(self, name: str, contents: dict) -> Path:
         """Write a checkpoint, with the run's fingerprint, and return its path."""
         path = self.path / name
-        try:
+        with _telling(path):
             save_checkpoint(path, {**contents, "fingerprint": self.fingerprint})
-        except (OSError, RuntimeError) as error:  # torch says in a RuntimeError that a disk is full
-            reason = getattr(error, "strerror", None) or f"is the disk full? {one_line(error)[:80]}"
-            raise UserError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are intact") from error
         logger.info("saved %s", path)
+        return path
+
+    def save_state(self, name: str, contents: dict, run: dict) -> Path:
+        """Write a checkpoint with all that training needs to go on from it, and leave only the newest ones.
+
+        Args:
+            name: what the file is called after its number.
+            contents: of a checkpoint.
+            run: what training needs besides.
+        """
+        number = 1 + max(map(_number, _states(self.path)), default=0)
+        path = self.path / STATES / f"{number:05d}_{name}.pth"
+        metrics = self.path / METRICS
+        run = {**run, "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+        with _telling(path):
+            path.parent.mkdir(exist_ok=True)
+            save_checkpoint(path, {**contents, "fingerprint": self.fingerprint, "run": run})
+        self.whole = [*self.whole, path][-KEPT:]
+        for file in _states(self.path):
+            if file not in self.whole:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+        return path
+
+    def save_failure(self, contents: dict) -> Path:
+        """Write what there is to look into after a loss that was not finite."""
+        path = self.path / NON_FINITE
+        with _telling(path):
+            write_tensors(path, contents)
+        logger.info("what there is to look into: %s", path)
         return path
 
     def discard(self) -> bool:
         """Give the folder free again, if no training step was logged and no checkpoint saved -> whether it was."""
-        if any(self.path.glob("*.pth")) or self.kinds - {"evaluation"}:
+        if any(self.path.glob("*.pth")) or _states(self.path) or self.kinds - {"evaluation"}:
             return False
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -119,6 +315,41 @@ class RunFolder:
         return True
 
 
+class Onlooker:
+    """Stands in for a run's folder in the processes that write nothing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.whole: list[Path] = []
+
+    def record(self, kind: str, *, step: int, **values: Any) -> None:
+        """The main process does."""
+
+    def save(self, name: str, contents: dict) -> Path:
+        """Where the main process writes it."""
+        return self.path / name
+
+    def save_state(self, name: str, contents: dict, run: dict) -> None:
+        """The main process does."""
+
+    def save_failure(self, contents: dict) -> None:
+        """The main process does."""
+
+    def discard(self) -> bool:
+        """The main process does."""
+        return False
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and why."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch says in a RuntimeError that a disk is full
+        reason = getattr(error, "strerror", None) or f"is the disk full? {one_line(error)[:80]}"
+        raise UserError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are intact") from error
+
+
 def append_result(folder: Path, entry: dict) -> Path:
     """Add an evaluation to a folder's results.json; the file is replaced as a whole.
 
@@ -126,18 +357,45 @@ def append_result(folder: Path, entry: dict) -> Path:
         UserError: the file is there but is no results file, or the folder cannot be written to.
     """
     path = folder / RESULTS
+    results = _read_results(path)
+    results["evaluations"].append(entry)
+    _write_results(path, results)
+    return path
+
+
+def _read_results(path: Path) -> dict:
+    if not path.exists():
+        return {"evaluations": []}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"evaluations": []}
-        results["evaluations"].append(entry)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError:
+        results = None
+    entries = results.get("evaluations") if isinstance(results, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: is not a results file of this program; move it away")
+    return results
+
+
+def _write_results(path: Path, results: dict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(results, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is not a results file of this program; move it away") from error
-    return path
+
+
+def _replace(path: Path, text: str, *, exclusively: bool = False) -> None:
+    """Write a file as a whole; `exclusively` refuses to replace one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if exclusively and path.exists():  # the folder is locked: nobody else makes it now
+            raise FileExistsError(path)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _tensorboard(folder: Path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+
+from utils.devices import generator_states, restore_generator_states
 
 
 def seed_everything(seed: int) -> None:
@@ -13,6 +16,30 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_states(generators: Mapping[str, torch.Generator]) -> dict:
+    """Where all global generators stand, and those in `generators`, as plain types and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "devices": generator_states(),
+        "own": {name: generator.get_state() for name, generator in generators.items()},
+    }
+
+
+def restore_random_states(states: dict, generators: Mapping[str, torch.Generator]) -> None:
+    """Put all generators where `random_states` found them."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    restore_generator_states(states["devices"])
+    for name, generator in generators.items():
+        generator.set_state(states["own"][name])
 
 
 def derive(*numbers: int) -> int:

@@ -13,27 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-RGB = tuple[float, float, float]
+from datasets.rendering.colours import RGB, Colour, choose, contrasting_dye, dye, jitter, maybe_dye, shade
+
 Point = tuple[float, float]
 
-NAMED_COLOURS: dict[str, RGB] = {
-    "black": (28, 28, 32),
-    "white": (232, 232, 228),
-    "grey": (128, 130, 134),
-    "red": (190, 36, 40),
-    "blue": (40, 70, 170),
-    "navy": (30, 36, 84),
-    "green": (40, 120, 60),
-    "yellow": (225, 195, 50),
-    "orange": (225, 120, 40),
-    "purple": (110, 55, 140),
-    "pink": (230, 140, 170),
-    "brown": (110, 72, 44),
-    "beige": (205, 182, 146),
-    "teal": (30, 130, 135),
-    "cyan": (120, 190, 225),
-    "olive": (98, 100, 48),
-}
 HAIR_COLOURS: dict[str, RGB] = {
     "black": (26, 22, 22),
     "brown": (84, 54, 34),
@@ -80,14 +63,6 @@ LOGO_SHAPES = ("disc", "box", "triangle")
 HEAD_Y = 0.068
 SHOULDER_Y = 0.165
 FOOT_Y = 0.955
-
-
-@dataclass(frozen=True)
-class Colour:
-    """A colour: the name that captions use, and this very cloth's shade of it (0..255 per channel)."""
-
-    name: str
-    rgb: RGB
 
 
 @dataclass(frozen=True)
@@ -142,83 +117,76 @@ class Person:
     logo: Logo
     glasses: bool
 
+    # What a subject of a scene has (see scene.py). People are all painted as high as the subject, whatever their
+    # height: a detector's box is as high as the person in it.
+    spacing = 1.0
+    horizon = (0.72, 0.9)
+
+    def relative_height(self, yaw: float) -> float:
+        """The same for everybody and from every side."""
+        return 1.0
+
+    def share(self, yaw: float) -> float:
+        """Painted height as a share of the picture's."""
+        return self.height
+
+    def paint_shadow(
+        self, image: Image.Image, rgb: tuple[int, int, int], *, centre_x: float, top: float, height: float, yaw: float
+    ) -> None:
+        """An ellipse under the feet."""
+        box = (centre_x - 0.16 * height, top + 0.955 * height, centre_x + 0.16 * height, top + 1.01 * height)
+        ImageDraw.Draw(image).ellipse(box, fill=rgb)
+
+    def paint(
+        self, image: Image.Image, *, centre_x: float, top: float, height: float, yaw: float, phase: float
+    ) -> None:
+        """See `paint_person`."""
+        paint_person(image, self, centre_x=centre_x, top=top, height=height, yaw=yaw, phase=phase)
+
 
 # ---------------------------------------------------------------------------------------------------- sampling
-
-
-def _choose(rng: np.random.Generator, weights: dict[str, float]) -> str:
-    """One key, with probability proportional to its weight."""
-    names = list(weights)
-    cumulative = np.cumsum(list(weights.values()))
-    return names[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
-
-
-def _jitter(rng: np.random.Generator, rgb: RGB, deviation: float = 10.0) -> RGB:
-    """The colour with normal noise on each channel, kept off the ends of the range."""
-    red, green, blue = (min(247.0, max(8.0, channel + rng.normal(0, deviation))) for channel in rgb)
-    return red, green, blue
-
-
-def _dye(rng: np.random.Generator, weights: dict[str, float] | None = None) -> Colour:
-    """A named colour (any of the sixteen alike without weights) and its shade."""
-    name = _choose(rng, weights or dict.fromkeys(NAMED_COLOURS, 1))
-    return Colour(name, _jitter(rng, NAMED_COLOURS[name]))
-
-
-def _contrasting_dye(rng: np.random.Generator, other: Colour) -> Colour:
-    """A named colour that can be told from `other` in a pattern."""
-    reference = np.array(NAMED_COLOURS[other.name])
-    while True:
-        candidate = _dye(rng)
-        if np.abs(np.array(NAMED_COLOURS[candidate.name]) - reference).sum() > 150:
-            return candidate
-
-
-def _maybe(rng: np.random.Generator, probability: float) -> RGB | None:
-    """A shade with the given probability, else None."""
-    return _dye(rng).rgb if rng.random() < probability else None
 
 
 def sample_person(rng: np.random.Generator) -> Person:
     """Draw one identity; the same generator state gives the same person."""
     woman = rng.random() < 0.5
     sex = "woman" if woman else "man"
-    hair_colour = _choose(rng, HAIR_COLOUR_WEIGHTS)
-    top = _dye(rng, TOP_COLOUR_WEIGHTS)
-    sleeves = _choose(rng, SLEEVE_WEIGHTS[sex])
-    bottom_kind = _choose(rng, BOTTOM_WEIGHTS[sex])
+    hair_colour = choose(rng, HAIR_COLOUR_WEIGHTS)
+    top = dye(rng, TOP_COLOUR_WEIGHTS)
+    sleeves = choose(rng, SLEEVE_WEIGHTS[sex])
+    bottom_kind = choose(rng, BOTTOM_WEIGHTS[sex])
     belt_is_leather = rng.random() < 0.6
     return Person(
         sex=sex,
-        hair_style=_choose(rng, HAIR_STYLE_WEIGHTS[sex]),
-        hair=Colour(hair_colour, _jitter(rng, HAIR_COLOURS[hair_colour], 7)),
-        cap=_dye(rng),
+        hair_style=choose(rng, HAIR_STYLE_WEIGHTS[sex]),
+        hair=Colour(hair_colour, jitter(rng, HAIR_COLOURS[hair_colour], 7)),
+        cap=dye(rng),
         top=top,
-        pattern=_choose(rng, PATTERN_WEIGHTS),
-        second=_contrasting_dye(rng, top),
+        pattern=choose(rng, PATTERN_WEIGHTS),
+        second=contrasting_dye(rng, top),
         sleeves=sleeves,
         open_jacket=bottom_kind != "dress" and sleeves == "long" and rng.random() < 0.35,
         bottom_kind=bottom_kind,
-        bottom=top if bottom_kind == "dress" else _dye(rng, BOTTOM_COLOUR_WEIGHTS),
-        shoes=_dye(rng, SHOE_COLOUR_WEIGHTS),
-        bag=_choose(rng, BAG_WEIGHTS),
-        bag_colour=_dye(rng),
+        bottom=top if bottom_kind == "dress" else dye(rng, BOTTOM_COLOUR_WEIGHTS),
+        shoes=dye(rng, SHOE_COLOUR_WEIGHTS),
+        bag=choose(rng, BAG_WEIGHTS),
+        bag_colour=dye(rng),
         height=rng.normal(0.93 if woman else 0.97, 0.03),
         build=float(np.clip(rng.normal(0.9 if woman else 1.0, 0.13), 0.68, 1.4)),
         hips=float(np.clip(rng.normal(1.1 if woman else 0.95, 0.06), 0.8, 1.3)),
         head_radius=rng.normal(0.064, 0.004),
         leg_length=rng.normal(0.47, 0.015),
         gait=rng.uniform(0.6, 1.3),
-        skin=_jitter(rng, SKIN_TONES[rng.integers(len(SKIN_TONES))], 6),
+        skin=jitter(rng, SKIN_TONES[rng.integers(len(SKIN_TONES))], 6),
         pattern_period=rng.uniform(0.035, 0.075),
         hem=rng.uniform(0.35, 0.7),
         bag_side=1 if rng.random() < 0.5 else -1,
         bag_size=rng.uniform(0.8, 1.25),
-        inner_shirt=_dye(rng).rgb,
-        scarf=_maybe(rng, 0.14),
-        belt=_jitter(rng, (60, 40, 25) if belt_is_leather else (210, 205, 190)) if rng.random() < 0.3 else None,
-        side_stripe=_maybe(rng, 0.15),
-        cuffs=_maybe(rng, 0.25),
+        inner_shirt=dye(rng).rgb,
+        scarf=maybe_dye(rng, 0.14),
+        belt=jitter(rng, (60, 40, 25) if belt_is_leather else (210, 205, 190)) if rng.random() < 0.3 else None,
+        side_stripe=maybe_dye(rng, 0.15),
+        cuffs=maybe_dye(rng, 0.25),
         logo=Logo(
             x=rng.uniform(-0.35, 0.35),
             y=rng.uniform(0.2, 0.5),
@@ -230,12 +198,6 @@ def sample_person(rng: np.random.Generator) -> Person:
 
 
 # ---------------------------------------------------------------------------------------------------- painting
-
-
-def shade(rgb: Sequence[float], factor: float = 1.0) -> tuple[int, int, int]:
-    """The colour times `factor`, as the integers 0..255 that PIL wants."""
-    red, green, blue = (int(min(255, max(0, channel * factor))) for channel in rgb)
-    return red, green, blue
 
 
 def _edge(rgb: Sequence[float], factor: float = 1.0) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""One picture: a person in front of a camera, from pose to JPEG."""
+"""One picture: a person or a vehicle in front of a camera, from pose to JPEG."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from datasets.rendering.camera import CANVAS_SIZE, Camera
-from datasets.rendering.person import Person, paint_person, shade
+from datasets.rendering.colours import shade
+from datasets.rendering.occluder import paint_occluder
 
 # Raise it whenever the same arguments give another picture: data sets on disk are then rendered anew.
 RENDERER_VERSION = 1
@@ -20,6 +22,48 @@ RENDERER_VERSION = 1
 _SHEET_HEIGHT = 384
 # The height in pixels at which the camera's blur is stated.
 _REFERENCE_HEIGHT = 128
+
+
+class Subject(Protocol):
+    """What a scene needs of whatever it shows.
+
+    Attributes:
+        spacing: how far apart two of its kind stand in a picture, as a factor on what people keep.
+        horizon: between which shares of the picture's height the floor may end.
+    """
+
+    spacing: float
+    horizon: tuple[float, float]
+
+    def relative_height(self, yaw: float) -> float:
+        """Height of the painted figure, in a measure that all of its kind share."""
+        ...
+
+    def share(self, yaw: float) -> float:
+        """The same as a share of the picture's height, where the camera's scale is 1."""
+        ...
+
+    def paint_shadow(
+        self, image: Image.Image, rgb: tuple[int, int, int], *, centre_x: float, top: float, height: float, yaw: float
+    ) -> None:
+        """Paint what lies on the floor under the figure; measures as for `paint`."""
+        ...
+
+    def paint(
+        self, image: Image.Image, *, centre_x: float, top: float, height: float, yaw: float, phase: float
+    ) -> None:
+        """Paint the figure between `top` and `top + height`: pixels, degrees (yaw) and radians (phase)."""
+        ...
+
+
+SubjectType = TypeVar("SubjectType", bound=Subject)
+
+
+class Picture(NamedTuple):
+    """A photograph, and the direction in which the subject faces on it, degrees (any number)."""
+
+    jpeg: bytes
+    yaw: float
 
 
 @dataclass(frozen=True)
@@ -34,24 +78,40 @@ class _Placement:
 
 
 def render(
-    person: Person,
+    subject: SubjectType,
     camera: Camera,
     rng: np.random.Generator,
     *,
     size: tuple[int, int] = (128, 64),
-    passers_by: Sequence[Person] = (),
+    passers_by: Sequence[SubjectType] = (),
+    occluder: np.random.Generator | None = None,
 ) -> bytes:
-    """Photograph a person.
+    """The bytes of `photograph`'s picture, for whoever needs to know nothing else of it."""
+    return photograph(subject, camera, rng, size=size, passers_by=passers_by, occluder=occluder).jpeg
+
+
+def photograph(
+    subject: SubjectType,
+    camera: Camera,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int] = (128, 64),
+    passers_by: Sequence[SubjectType] = (),
+    occluder: np.random.Generator | None = None,
+) -> Picture:
+    """Photograph a person or a vehicle.
 
     Args:
-        person: the subject, roughly in the middle of the picture.
+        subject: what is roughly in the middle of the picture.
         camera: fixes background, light, colour and sharpness.
         rng: pose, place, light of the moment, passers-by and obstacles; the same state gives the same bytes.
         size: (height, width) of the picture in pixels.
-        passers_by: other people who may stand behind or in front; nobody does if empty.
+        passers_by: others of the same kind, who may stand behind or in front; nobody does if empty.
+        occluder: the source of something that hides 35 to 65 % of the subject, besides what `rng` puts there; without,
+            nothing does. All the rest of the picture stays the same.
 
     Returns:
-        The bytes of one RGB JPEG file.
+        One RGB JPEG file, and the subject's direction.
 
     Raises:
         ValueError: if the picture is more than 1.25 times as wide as high.
@@ -60,62 +120,69 @@ def render(
     sheet_width = round(_SHEET_HEIGHT * width / height)
     if sheet_width > CANVAS_SIZE:
         raise ValueError(f"a picture of {height} x {width} (height x width) is too wide for the background")
-    sheet, ground = _background(camera, rng, sheet_width)
-    placement = _place(person, camera, rng, sheet)
-    _paint_passer_by_behind(sheet, placement, camera, rng, passers_by)
-    _paint_subject(sheet, person, placement, ground)
-    _paint_obstacle(sheet, placement, camera, rng, passers_by)
-    pixels = np.asarray(_photograph(sheet, camera, rng, size), np.float32)
+    sheet, ground = _background(subject, camera, rng, sheet_width)
+    placement = _place(subject, camera, rng, sheet)
+    _paint_passer_by_behind(sheet, subject, placement, camera, rng, passers_by)
+    figure = _paint_subject(sheet, subject, placement, ground, outlined=occluder is not None)
+    _paint_obstacle(sheet, subject, placement, camera, rng, passers_by)
+    if occluder is not None:
+        paint_occluder(sheet, figure, occluder)
+    pixels = np.asarray(_expose(sheet, camera, rng, size), np.float32)
     image = Image.fromarray(_develop(pixels, camera, rng))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=camera.jpeg_quality)
-    return buffer.getvalue()
+    return Picture(buffer.getvalue(), placement.yaw)
 
 
-def _background(camera: Camera, rng: np.random.Generator, width: int) -> tuple[Image.Image, tuple[float, ...]]:
+def _background(
+    subject: Subject, camera: Camera, rng: np.random.Generator, width: int
+) -> tuple[Image.Image, tuple[float, ...]]:
     """A crop of the camera's canvas with a floor blended in; also the floor's colour."""
     left, top = rng.integers(0, CANVAS_SIZE - width + 1), rng.integers(0, CANVAS_SIZE - _SHEET_HEIGHT + 1)
     sheet = camera.canvas.crop((left, top, left + width, top + _SHEET_HEIGHT))
-    horizon = int(_SHEET_HEIGHT * rng.uniform(0.72, 0.9))
+    horizon = int(_SHEET_HEIGHT * rng.uniform(*subject.horizon))
     ground = tuple(channel * 0.6 + 40 for channel in sheet.getpixel((width // 2, _SHEET_HEIGHT - 5)))
     strip = sheet.crop((0, horizon, width, _SHEET_HEIGHT))
     sheet.paste(Image.blend(strip, Image.new("RGB", strip.size, shade(ground)), 0.6), (0, horizon))
     return sheet, ground
 
 
-def _place(person: Person, camera: Camera, rng: np.random.Generator, sheet: Image.Image) -> _Placement:
+def _place(subject: Subject, camera: Camera, rng: np.random.Generator, sheet: Image.Image) -> _Placement:
     """The subject's pose, and its scale and position as a detector's box would jitter them."""
-    height = sheet.height * camera.scale * person.height * math.exp(rng.normal(0, 0.06))
+    scale, across, down, turn = rng.normal(0, 0.06), rng.normal(0, 0.06), rng.normal(0, 0.035), rng.normal(0, 1)
+    yaw = camera.yaw_centre + camera.yaw_spread * turn
+    height = sheet.height * camera.scale * subject.share(yaw) * math.exp(scale)
     return _Placement(
-        centre_x=sheet.width * (0.5 + rng.normal(0, 0.06)),
-        top=sheet.height * (0.5 + rng.normal(0, 0.035)) - height / 2,
+        centre_x=sheet.width * (0.5 + across),
+        top=sheet.height * (0.5 + down) - height / 2,
         height=height,
-        yaw=camera.yaw_centre + rng.normal(0, camera.yaw_spread),
+        yaw=yaw,
         phase=rng.uniform(0, 2 * math.pi),
     )
 
 
-def _paint_subject(sheet: Image.Image, person: Person, placement: _Placement, ground: tuple[float, ...]) -> None:
-    """The subject and its shadow on the floor; the only place that knows what kind of thing the subject is."""
-    middle, top, height = placement.centre_x, placement.top, placement.height
-    shadow = (middle - 0.16 * height, top + 0.955 * height, middle + 0.16 * height, top + 1.01 * height)
-    ImageDraw.Draw(sheet).ellipse(shadow, fill=shade(ground, 0.6))
-    paint_person(
-        sheet,
-        person,
-        centre_x=placement.centre_x,
-        top=placement.top,
-        height=placement.height,
-        yaw=placement.yaw,
-        phase=placement.phase,
-    )
+def _paint_subject(
+    sheet: Image.Image, subject: Subject, placement: _Placement, ground: tuple[float, ...], *, outlined: bool
+) -> np.ndarray | None:
+    """The subject and its shadow on the floor; if asked for, where the figure is, bool (H, W) of the sheet."""
+    where = {
+        "centre_x": placement.centre_x,
+        "top": placement.top,
+        "height": placement.height,
+        "yaw": placement.yaw,
+    }
+    subject.paint_shadow(sheet, shade(ground, 0.6), **where)
+    before = np.array(sheet) if outlined else None
+    subject.paint(sheet, **where, phase=placement.phase)
+    return None if before is None else (np.asarray(sheet) != before).any(axis=2)
 
 
 def _paint_stranger(
     sheet: Image.Image,
+    subject: SubjectType,
     placement: _Placement,
     rng: np.random.Generator,
-    passers_by: Sequence[Person],
+    passers_by: Sequence[SubjectType],
     *,
     distance: tuple[float, float],
     lower: float,
@@ -123,36 +190,42 @@ def _paint_stranger(
 ) -> None:
     """Somebody beside the subject, `distance` (of the sheet's width) away, `lower` by a share of its height."""
     side = 1 if rng.random() < 0.5 else -1
-    paint_person(
+    stranger = passers_by[rng.integers(len(passers_by))]
+    away, factor = rng.uniform(*distance), rng.uniform(*scale)
+    yaw, phase = rng.uniform(0, 360), rng.uniform(0, 2 * math.pi)
+    # Both stand on the same floor.
+    height = placement.height * (stranger.relative_height(yaw) / subject.relative_height(placement.yaw))
+    stranger.paint(
         sheet,
-        passers_by[rng.integers(len(passers_by))],
-        centre_x=placement.centre_x + side * rng.uniform(*distance) * sheet.width,
-        top=placement.top + lower * sheet.height,
-        height=placement.height * rng.uniform(*scale),
-        yaw=rng.uniform(0, 360),
-        phase=rng.uniform(0, 2 * math.pi),
+        centre_x=placement.centre_x + side * away * subject.spacing * sheet.width,
+        top=placement.top + (placement.height - height) + lower * sheet.height,
+        height=height * factor,
+        yaw=yaw,
+        phase=phase,
     )
 
 
 def _paint_passer_by_behind(
     sheet: Image.Image,
+    subject: SubjectType,
     placement: _Placement,
     camera: Camera,
     rng: np.random.Generator,
-    passers_by: Sequence[Person],
+    passers_by: Sequence[SubjectType],
 ) -> None:
     """Now and then somebody farther away, smaller and higher up in the picture."""
     if rng.random() < camera.occlusion * 0.8 and passers_by:
         lower = -rng.uniform(0, 0.05)
-        _paint_stranger(sheet, placement, rng, passers_by, distance=(0.3, 0.5), lower=lower, scale=(0.8, 0.95))
+        _paint_stranger(sheet, subject, placement, rng, passers_by, distance=(0.3, 0.5), lower=lower, scale=(0.8, 0.95))
 
 
 def _paint_obstacle(
     sheet: Image.Image,
+    subject: SubjectType,
     placement: _Placement,
     camera: Camera,
     rng: np.random.Generator,
-    passers_by: Sequence[Person],
+    passers_by: Sequence[SubjectType],
 ) -> None:
     """Now and then something in front: a pole, a low wall, a box or a passer-by."""
     if rng.random() >= camera.occlusion:
@@ -170,10 +243,12 @@ def _paint_obstacle(
         # Nine pixels below the sheet, so that the lower corners do not look round.
         draw.rounded_rectangle((left, top, left + rng.uniform(0.3, 0.6) * width, height + 9), 20, fill=fill)
     elif passers_by:
-        _paint_stranger(sheet, placement, rng, passers_by, distance=(0.28, 0.45), lower=0.03, scale=(0.95, 1.1))
+        _paint_stranger(
+            sheet, subject, placement, rng, passers_by, distance=(0.28, 0.45), lower=0.03, scale=(0.95, 1.1)
+        )
 
 
-def _photograph(sheet: Image.Image, camera: Camera, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def _expose(sheet: Image.Image, camera: Camera, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     """The sheet at the sensor's resolution, out of focus, brought to `size` (height, width)."""
     height, width = size
     if camera.resolution < 0.95:

@@ -1,0 +1,67 @@
+"""What may change in the configuration of a run that is gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from yacs.config import CfgNode
+
+from configs.checks import ConfigError
+from configs.loading import flatten
+
+# Where things are, on what they run, and how often something is told or saved: no number of the result follows from it.
+FREE = (
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS.ROOT_DIR",
+    "DATASETS.VIEWPOINTS_TEST",
+    "DATASETS.VIEWPOINTS_TRAIN",
+    "MODEL.DEVICE",
+    "OUTPUT_DIR",
+    "RESUME",
+    "SOLVER.CHECKPOINT_MINUTES",
+    "SOLVER.STAGE1.CHECKPOINT_PERIOD",
+    "SOLVER.STAGE1.LOG_PERIOD",
+    "SOLVER.STAGE2.CHECKPOINT_PERIOD",
+    "SOLVER.STAGE2.EVAL_PERIOD",
+    "SOLVER.STAGE2.LOG_PERIOD",
+    "TEST.WEIGHT",
+)
+# A stage may still get more epochs, or fewer, while it is not over.
+EPOCHS = {"prompt": "SOLVER.STAGE1.MAX_EPOCHS", "image": "SOLVER.STAGE2.MAX_EPOCHS"}
+
+
+def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str) -> list[str]:
+    """Lines for what has changed since a run was started, if it may.
+
+    Args:
+        earlier, now: the run's settings as they are written in its folder, and those that are asked for.
+        stage, epoch: where the run is.
+        where: the run's folder.
+
+    Raises:
+        ConfigError: naming every setting that may not change, with both values.
+    """
+    lines, faults = [], []
+    for key, old, new in _differences(earlier, now):
+        line = f"{key}: {old!r} before, {new!r} now"
+        if key in FREE:
+            lines.append(line)
+        elif key not in EPOCHS.values():
+            faults.append(line)
+        elif list(EPOCHS.values()).index(key) < list(EPOCHS).index(stage):
+            faults.append(f"{line} (that stage is over)")
+        elif key == EPOCHS[stage] and new < epoch:
+            faults.append(f"{line} ({epoch} are begun)")
+        else:
+            lines.append(line)
+    if faults:
+        raise ConfigError(
+            f"OUTPUT_DIR {where}: holds a run with other settings: {'; '.join(faults)}. Go on with its own, or "
+            "start a new run in another OUTPUT_DIR (from its weights: MODEL.INIT_FROM)"
+        )
+    return lines
+
+
+def _differences(earlier: CfgNode, now: CfgNode) -> Iterator[tuple[str, object, object]]:
+    before = dict(flatten(earlier))
+    return ((key, before[key], value) for key, value in flatten(now) if before[key] != value)

@@ -1,0 +1,624 @@
+"""Several processes compute what one does: real ones, started by torchrun, two and three of them.
+
+This file is also what they run: every function of `CHECKS` in every process, and, without a process group, in pytest's
+own. What they return is kept, with its error if there was one, and the tests compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import benchmark, image_batch, small_model, small_resnet_model
+from PIL import Image
+from torch import nn
+
+import utils.distributed as distributed
+from configs import load
+from datasets.build import identities_per_batch, make_loader
+from model.heads import Predictor
+from model.prompts import mask, mix
+from processor.evaluate import embed_all, evaluate
+from processor.image_stage import ImageStage, sentence_features
+from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from utils.errors import DataError, UserError
+from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+WORLDS = (2, 3)
+LAUNCH = 90  # seconds for all of a launch; a hang ends it
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+# --------------------------------------------------------------------------------------------------- what processes run
+
+
+def gradients(stage: nn.Module, batch, *, cast=None) -> dict:
+    """Losses, averaged gradients and running statistics after one batch."""
+    with cast or contextlib.nullcontext():
+        losses = stage(batch)
+    losses.total.backward()
+    distributed.average_gradients(stage.parameters())
+    return {
+        "losses": {"total": losses.total.detach(), **losses.terms},
+        "gradients": {name: p.grad for name, p in stage.named_parameters() if p.grad is not None},
+        "statistics": {name: value for name, value in stage.named_buffers() if ".running_" in name},
+    }
+
+
+def doubled(record, dtype: torch.dtype):
+    if isinstance(record, torch.Tensor):
+        return record.to(dtype) if record.is_floating_point() else record
+    return type(record)(*(doubled(field, dtype) for field in record)) if isinstance(record, tuple) else record
+
+
+def share(batch: Batch) -> Batch:
+    """This process's part of a batch of twelve images."""
+    size = len(batch.pids) // distributed.world_size()
+    rows = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    return Batch(
+        batch.images[rows],
+        batch.pids[rows],
+        type(batch.side)(*(ids[rows] for ids in batch.side)),
+        batch.indices[rows],
+        batch.twins[:, rows],
+    )
+
+
+ALL = {"identity": 0.25, "triplet": 1.0, "image_text": 0.7, "vision_ssl": 0.8}
+PIDS, CAMS = [0, 0, 3, 3, 1, 1, 2, 2, 4, 4, 0, 1], [0, 1, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1]
+
+
+def image_stage(tower: str, dtype: torch.dtype, **options) -> ImageStage:
+    model = (small_model(cams=2) if tower == "vit" else small_resnet_model()).to(dtype)
+    if model.image.side is not None:
+        nn.init.normal_(model.image.side.table, generator=torch.Generator().manual_seed(7))
+    if options.get("self_supervision") == "SIMSIAM":
+        torch.manual_seed(5)
+        model.image_projector = Predictor(model.image.dims[1], hidden=7).to(dtype)
+    sentences = sentence_features(model, CPU)
+    stage = ImageStage(model, weights=ALL, text_features=sentences, **options).train()
+    if tower == "resnet":
+        model.image.eval()  # its batch norm sees the images of one process only
+    return stage
+
+
+def image_gradients(_, tower="vit", dtype=torch.float64, **options) -> dict:
+    batch = doubled(image_batch(PIDS, cams=CAMS), dtype)
+    return gradients(image_stage(tower, dtype, **options), share(batch))
+
+
+def image_in_bf16(_) -> dict:
+    batch = image_batch(PIDS, cams=CAMS)
+    return gradients(image_stage("vit", torch.float32), share(batch), cast=torch.autocast("cpu", torch.bfloat16))
+
+
+def prompt_gradients(_, pids=(3, 0, 3, 2, 2, 3), augment=mask, dtype=torch.float64, rows=None, **options) -> dict:
+    model = small_model(cams=2).to(dtype)
+    with torch.no_grad():  # sentences that differ: batch norm of a few almost equal ones magnifies rounding
+        model.prompts.context.mul_(50)
+    augment = partial(augment, strength=0.5, generator=torch.Generator().manual_seed(4))
+    weights = {"image_text": 1.0, "language_ssl": 0.8}
+    stage = PromptStage(model, weights=weights, augment=augment, **options).train()
+    features = torch.randn(len(pids), 24, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    batches = FeatureBatches(FeatureBatch(features, torch.tensor(pids)), rows or len(pids), seed=1, epoch=1)
+    *_, last = batches
+    return gradients(stage, last)
+
+
+def samples(folder: Path, split: str) -> list[Sample]:
+    """Eleven pictures of four identities by two cameras."""
+    return [Sample(str(folder / split / f"{number}.png"), number % 4, number // 4 % 2) for number in range(11)]
+
+
+def config(*overrides: str):
+    small = ["INPUT.SIZE_TRAIN", "(32, 16)", "INPUT.SIZE_TEST", "(32, 16)", "INPUT.PADDING", "2"]
+    batches = ["DATALOADER.NUM_INSTANCE", "2", "SOLVER.STAGE2.IMS_PER_BATCH", "12", "TEST.IMS_PER_BATCH", "3"]
+    return load(None, [*small, *batches, "DATALOADER.NUM_WORKERS", "0", *overrides])
+
+
+def training(folder: Path) -> dict:
+    """Two epochs through the real loader: parameters and statistics at the end."""
+    stage = image_stage("vit", torch.float64)
+    train = [Sample(sample.path, number % 6, 0) for number, sample in enumerate(samples(folder, "train") * 3)]
+    stage.model.heads[0].classifier = nn.Linear(32, 6, bias=False, dtype=torch.float64)
+    stage.model.heads[1].classifier = nn.Linear(24, 6, bias=False, dtype=torch.float64)
+    for head in stage.model.heads:
+        nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(3))
+    stage.text_features = torch.randn(6, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    loader = make_loader(config(), train, train=True, twins=True)
+    optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
+    drawn = []
+    for epoch in (1, 2):
+        loader.dataset.set_epoch(epoch)
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            drawn.append(batch.indices.tolist())
+            optimizer.zero_grad()
+            stage(doubled(batch, torch.float64)).total.backward()
+            distributed.average_gradients(stage.parameters())
+            optimizer.step()
+    distributed.check_same(stage.model)
+    return {"state": stage.model.state_dict(), "drawn": drawn}
+
+
+def features(folder: Path, size: int) -> dict:
+    model, cfg = small_model(cams=2), config("TEST.IMS_PER_BATCH", str(size))
+    loader = make_loader(cfg, samples(folder, "train"), train=False)
+    cache = cache_features(model.train(), loader, CPU)
+    return {
+        "embedded": embed_all(model.train(), loader, device=CPU, neck=True),
+        "features": cache.features,
+        "pids": cache.pids,
+        "batches": len(list(loader)),
+    }
+
+
+def a_benchmark(folder: Path, **changes):
+    gallery, query = samples(folder, "train"), samples(folder, "test")[:4]
+    trials = (Trial(tuple(query), tuple(gallery)), Trial(tuple(gallery[4:8]), tuple(query)))
+    return benchmark(pids=4, trials=trials, **changes)
+
+
+def evaluation(folder: Path, reranking: Reranking | None = None, **changes) -> dict:
+    model = small_model(cams=2)
+    loader = partial(make_loader, config(), train=False)
+    got = evaluate(model, a_benchmark(folder, **changes), loader, device=CPU, reranking=reranking)
+    return {
+        "figures": got.values(),
+        "cmc": [t.cmc for t in got.trials],
+        "counts": [t[3:] for t in got.trials],
+        "reranking": got.reranking,
+    }
+
+
+def nothing_to_find(query, gallery):
+    return torch.ones(len(query.pids), len(gallery.pids), dtype=torch.bool)
+
+
+def damaged(folder: Path, number: int | None, workers: int) -> None:
+    """Picture `number` of eleven (None: all) is no picture: batches of three, so number // 3 % W reads it."""
+    some = samples(folder, "train")
+    some[slice(number, None if number is None else number + 1)] = [Sample(str(folder / "no_picture.png"), 0, 0)] * (
+        len(some) if number is None else 1
+    )
+    cfg = config("DATALOADER.NUM_WORKERS", str(workers))
+    loader = make_loader(cfg, some, train=False)
+    loader.worker_init_fn = None  # the worker ends with this process, which does not wait for it
+    embed_all(small_model(), loader, device=CPU)
+
+
+def batches_of_everybody(folder: Path) -> None:
+    """Every process reads all images, as somebody's own loader may do."""
+    every = [image_batch([0, 1]), image_batch([2, 3])._replace(indices=torch.tensor([2, 3]))]
+    embed_all(small_model(), every, device=CPU)
+
+
+def indivisible(_, images: int) -> int:
+    return identities_per_batch(config("SOLVER.STAGE2.IMS_PER_BATCH", str(images)))
+
+
+def sampled(folder: Path) -> dict:
+    some = [Sample(f"{number}.png", number % 9, 0) for number in range(40)]
+    sampler = make_loader(config(), some, train=True).batch_sampler
+    drawn = {}
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        drawn[epoch] = [[(row, some[row].pid) for row in batch] for batch in sampler]
+    return drawn
+
+
+def words(folder: Path) -> dict:
+    """What the small functions say."""
+    rank, world = distributed.rank(), distributed.world_size()
+    folder = folder / f"words{world}"
+
+    def write_or_read() -> str:
+        if distributed.is_main():
+            time.sleep(0.3)
+            folder.mkdir(exist_ok=True)
+            (folder / "file").write_text("written")
+        return (folder / "file").read_text()
+
+    network = nn.BatchNorm1d(2)
+    before = network.running_mean.clone()
+    network.running_mean.add_(torch.tensor([0.1, float(rank)]))
+    apart = None
+    try:
+        distributed.check_same(network)
+    except RuntimeError as error:
+        apart = str(error)
+    distributed.average_statistics(network)
+    distributed.check_same(network)
+    mean = network.running_mean - before
+    network.running_mean.add_(rank)
+    distributed.copy_from_main(network)
+    distributed.check_same(network)
+    some = torch.arange(rank * 3)[:, None] + torch.tensor([[100 * rank, 0]]) if rank else None
+    return {
+        "place": (rank, world, distributed.is_main(), distributed.place()),
+        "any": [distributed.any_rank(flag) for flag in (False, True, rank == world - 1)],
+        "broadcast": distributed.broadcast({"from": rank}),
+        "objects": distributed.gather_objects(f"process {rank}"),
+        "same": [distributed.same_everywhere(value) for value in ("a", rank)],
+        "on main": distributed.on_main(lambda: f"done by {distributed.rank()}"),
+        "first": distributed.main_first(write_or_read),
+        "rows": distributed.gather_rows(some, CPU) if world > 1 else None,
+        "gathered": distributed.gather(torch.tensor([rank, -rank])),
+        "apart": apart,
+        "mean": mean,
+        "barrier": distributed.barrier(),
+    }
+
+
+def fails_on(rank: int, error: Exception) -> None:
+    with distributed.together():
+        if distributed.rank() == rank:
+            raise error
+
+
+def own_failure(_) -> None:
+    with distributed.together():
+        raise DataError(f"of process {distributed.rank()}")
+
+
+def fails_on_main(_) -> None:
+    distributed.on_main(lambda: [][distributed.rank()])
+
+
+def out_of_memory_on_last(folder: Path) -> None:
+    def loader(some):
+        yield from make_loader(config(), some, train=False)
+        if distributed.rank() == distributed.world_size() - 1:
+            raise MemoryError("no room")
+
+    embed_all(small_model(), loader(samples(folder, "train")), device=CPU)
+
+
+IMAGE = {
+    "image": {},
+    "image SimSiam": {"self_supervision": "SIMSIAM"},
+    "image, published choices undone": {"side_on_twins": True, "ignore_same_identity": True, "margin": None},
+    "image ResNet": {"tower": "resnet"},
+    "image in fp32": {"dtype": torch.float32},
+}
+PROMPT = {
+    "prompt": {},
+    "prompt mix, projector trains": {"augment": mix, "train_projector": True},
+    "prompt short last batch": {"pids": (3, 0, 3, 2, 2, 4, 1), "rows": 4},
+    "prompt of one identity": {"pids": (2, 2)},
+    "prompt of one image": {"pids": (0, 1, 2, 3), "rows": 3},
+    "prompt in fp32": {"dtype": torch.float32},
+}
+CHECKS = {
+    **{name: partial(image_gradients, **options) for name, options in IMAGE.items()},
+    **{name: partial(prompt_gradients, **options) for name, options in PROMPT.items()},
+    "image in bf16": image_in_bf16,
+    "training": training,
+    **{f"features {size}": partial(features, size=size) for size in (1, 2, 3, 5, 64)},
+    "evaluation": evaluation,
+    "evaluation re-ranked": partial(evaluation, reranking=Reranking(3, 2, 0.3)),
+    "nothing to find": partial(evaluation, ignored=nothing_to_find),
+    "damaged": partial(damaged, number=4, workers=0),
+    "damaged, read by a worker": partial(damaged, number=1, workers=1),
+    "damaged for all": partial(damaged, number=None, workers=0),
+    "batches of everybody": batches_of_everybody,
+    **{f"{images} images": partial(indivisible, images=images) for images in (4, 10, 12, 16)},
+    "sampled": sampled,
+    "words": words,
+    "user's error": lambda _: fails_on(1, DataError("of process 1")),
+    "other error": lambda _: fails_on(1, KeyError("lost")),
+    "everybody's own error": own_failure,
+    "error on main": fails_on_main,
+    "out of memory": out_of_memory_on_last,
+}
+
+
+def outcome(name: str, folder: Path) -> dict:
+    """What a check returned or raised, and how long it took."""
+    torch.manual_seed(0)
+    started = time.monotonic()
+    result, error = None, None
+    try:
+        result = CHECKS[name](folder)
+    except Exception as caught:
+        error = (type(caught), str(caught))
+    return {"result": result, "error": error, "seconds": time.monotonic() - started}
+
+
+def main(folder: Path) -> None:
+    faulthandler.dump_traceback_later(LAUNCH - 30, exit=True)  # says where it hangs
+    torch.set_num_threads(1)
+    device = distributed.start(CPU)
+    assert device == CPU
+    outcomes = {name: outcome(name, folder) for name in CHECKS}
+    rank, world = distributed.rank(), distributed.world_size()
+    torch.save(outcomes, folder / f"{world}.{rank}.pt")
+    distributed.stop()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the tests
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+        for number in range(11):
+            pixels = rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / f"{number}.png")
+    (folder / "no_picture.png").write_text("text")
+    return folder
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def several(request, folder) -> list[dict]:
+    """Outcomes of every process."""
+    world = request.param
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, __file__, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=LAUNCH)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        errors = "hangs\n" + process.communicate(timeout=60)[1]
+    assert process.returncode == 0, errors[-3000:]
+    return [torch.load(folder / f"{world}.{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """Outcome of a check without a process group."""
+    known: dict[str, dict] = {}
+
+    def get(name: str):
+        if name not in known:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # as the others: what a CPU computes may depend on it in the last digit
+            known[name] = outcome(name, folder)
+            torch.set_num_threads(threads)
+        assert known[name]["error"] is None, known[name]["error"]
+        return known[name]["result"]
+
+    return get
+
+
+def results(several: list[dict], name: str) -> list:
+    errors = {rank: one[name]["error"] for rank, one in enumerate(several) if one[name]["error"]}
+    assert not errors, errors
+    return [one[name]["result"] for one in several]
+
+
+def errors(several: list[dict], name: str) -> list[tuple[type, str]]:
+    """What each process raised, soon."""
+    assert all(one[name]["seconds"] < 30 for one in several)
+    raised = [one[name]["error"] for one in several]
+    assert all(raised), raised
+    return raised
+
+
+def deviation(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest difference, measured by the largest value of each tensor, or of 1."""
+    assert ours.keys() == theirs.keys() and ours
+    return max(
+        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1)).item() for name in ours
+    )
+
+
+@pytest.mark.parametrize("name", [*IMAGE, *PROMPT])
+def test_losses_and_gradients_are_those_of_one_process(several, alone, name):
+    expected = alone(name)
+    tolerance = TOLERANCE[expected["losses"]["total"].dtype]
+    if name in ("image ResNet", "prompt mix, projector trains"):  # large activations; three alike in a batch norm
+        tolerance *= 20
+    some = [gradient for gradient in expected["gradients"].values() if gradient.abs().max() > 1e-3]
+    assert len(some) >= (20 if name in IMAGE else "one" not in name)
+    for got in results(several, name):
+        for what in ("losses", "gradients"):
+            assert deviation(got[what], expected[what]) < tolerance, what
+        assert deviation(got["statistics"], expected["statistics"]) < tolerance  # the whole batch's
+
+
+def test_bf16_towers_are_gathered_too(several, alone):
+    expected = alone("image in bf16")
+    for got in results(several, "image in bf16"):
+        assert got["losses"]["total"].dtype == torch.float32
+        assert deviation(got["losses"], expected["losses"]) < 0.05
+
+
+def test_a_training_is_that_of_one_process(several, alone):
+    expected, got = alone("training"), results(several, "training")
+    assert len(expected["drawn"]) >= 2
+    for step, images in enumerate(expected["drawn"]):
+        assert sorted(images) == sorted(image for one in got for image in one["drawn"][step])
+    for one in got:
+        assert deviation(one["state"], expected["state"]) < 1e-12
+        assert all(torch.equal(one["state"][name], got[0]["state"][name]) for name in one["state"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+def test_features_are_those_of_one_process_bit_for_bit(several, alone, size):
+    """Of 11, 6, 4, 3 and 1 batches."""
+    expected, got = alone(f"features {size}"), results(several, f"features {size}")
+    assert [one["batches"] for one in got] == [len(range(rank, -(-11 // size), len(got))) for rank in range(len(got))]
+    for one in got:
+        for name in ("embedded", "features", "pids"):
+            assert torch.equal(one[name], expected[name])
+
+
+@pytest.mark.parametrize("name", ["evaluation", "evaluation re-ranked"])
+def test_an_evaluation_is_that_of_one_process(several, alone, name):
+    expected = alone(name)
+    for got in results(several, name):
+        assert got["figures"] == expected["figures"] and 0 < got["figures"][0]["mAP"] < 1
+        assert (got["counts"], got["reranking"]) == (expected["counts"], expected["reranking"])
+        assert all(torch.equal(*pair) for pair in zip(got["cmc"], expected["cmc"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["damaged", "damaged, read by a worker", "damaged for all"])
+def test_an_unreadable_image_of_one_process_stops_all(several, name):
+    for kind, text in errors(several, name):
+        assert kind is DataError and "no_picture.png: cannot be read as an image" in text
+
+
+def test_a_fault_that_the_ranking_process_finds_reaches_all(several):
+    raised = errors(several, "nothing to find")
+    assert len(set(raised)) == 1 and raised[0][0] is DataError and "has a valid match" in raised[0][1]
+
+
+def test_batches_that_are_not_shared_are_refused(several):
+    for kind, text in errors(several, "batches of everybody"):
+        assert kind is RuntimeError and "hold every image once" in text
+
+
+def test_what_goes_wrong_on_one_process_is_raised_on_all(several):
+    last = len(several) - 1
+    assert errors(several, "user's error") == [(DataError, "of process 1")] * len(several)
+    assert errors(several, "everybody's own error") == [(DataError, "of process 0")] * len(several)
+    for name, culprit, kind, text in (
+        ("other error", 1, KeyError, "KeyError: 'lost'"),
+        ("error on main", 0, IndexError, "IndexError: list index out of range"),
+        ("out of memory", last, MemoryError, "MemoryError: no room"),
+    ):
+        for rank, raised in enumerate(errors(several, name)):
+            if rank == culprit:
+                assert raised[0] is kind
+            else:
+                assert raised == (distributed.ProcessFailed, f"process {culprit} failed: {text}")
+
+
+@pytest.mark.parametrize(
+    ("images", "advice"),
+    [(4, {3: "6"}), (10, {2: "8 or 12", 3: "6 or 12"}), (12, {}), (16, {3: "12 or 18"})],
+)
+def test_a_batch_that_cannot_be_shared(several, images, advice):
+    world, name = len(several), f"{images} images"
+    if world not in advice:
+        assert results(several, name) == [images // 2] * world
+        return
+    for kind, text in errors(several, name):
+        assert kind is UserError
+        for word in (f"SOLVER.STAGE2.IMS_PER_BATCH {images}", "DATALOADER.NUM_INSTANCE 2", f"{world} processes"):
+            assert word in text
+        assert text.endswith(f"; IMS_PER_BATCH {advice[world]} would do")
+
+
+def test_processes_draw_different_identities_of_the_same_batch(several, alone):
+    expected, got = alone("sampled"), results(several, "sampled")
+    for epoch, batches in expected.items():
+        assert len(batches) >= 2 and all(len(one[epoch]) == len(batches) for one in got)
+        for step, batch in enumerate(batches):
+            shares = [one[epoch][step] for one in got]
+            assert sorted(row for share in shares for row in share) == sorted(batch)
+            assert all(len(share) == len(batch) // len(got) for share in shares)
+            owners = [{pid for _, pid in share} for share in shares]
+            assert sum(map(len, owners)) == len(set.union(*owners)) == 6
+
+
+def test_the_small_functions(several):
+    world = len(several)
+    for rank, got in enumerate(results(several, "words")):
+        assert got["place"] == (rank, world, rank == 0, (rank, world, rank, world))
+        assert got["any"] == [False, True, True]
+        assert got["broadcast"] == {"from": 0} and got["on main"] == "done by 0" and got["first"] == "written"
+        assert got["objects"] == [f"process {number}" for number in range(world)]
+        assert got["same"] == [True, False]
+        rows = [[row + 100 * number, row] for number in range(1, world) for row in range(3 * number)]
+        assert got["rows"].tolist() == rows
+        assert got["gathered"].tolist() == [sign * number for number in range(world) for sign in (1, -1)]
+        assert got["apart"] == "the networks of processes 0 and 1 have come apart, first in running_mean"
+        torch.testing.assert_close(got["mean"], torch.tensor([0.1, (world - 1) / 2]))
+
+
+# ---------------------------------------------------------------------------------------------------------- one process
+
+
+def test_a_single_process_pays_and_says_nothing(alone, folder, caplog):
+    caplog.set_level(logging.INFO)
+    got = alone("words")
+    assert got["place"] == (0, 1, True, None) and got["any"] == [False, True, True]
+    assert (got["broadcast"], got["objects"], got["same"]) == ({"from": 0}, ["process 0"], [True, True])
+    assert (got["on main"], got["first"], got["apart"]) == ("done by 0", "written", None)
+    x = torch.ones(3, 2, requires_grad=True)
+    assert distributed.gather(x) is x and distributed.gather_rows(x, CPU) is x
+    assert distributed.in_shares(lambda rows: rows, x) is x
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    assert distributed.sync_batch_norm(network, torch.device("cuda")) is network
+    assert type(network[1]) is nn.BatchNorm2d
+    with pytest.raises(KeyError, match="mine"), distributed.together():
+        raise KeyError("mine")
+    assert not caplog.messages
+    distributed.stop()
+
+
+def under_torchrun(monkeypatch, rank: int, world: int, local: int, here: int | None) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    for name, value in zip(names, (rank, world, local, here), strict=True):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(value))
+
+
+def test_only_torchrun_makes_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for device in map(torch.device, ("cpu", "cuda", "cuda:3", "mps")):
+        assert distributed.start(device) is device
+    under_torchrun(monkeypatch, 0, 1, 0, 1)
+    assert distributed.place() is None and distributed.start(torch.device("cuda")) == torch.device("cuda")
+    assert not torch.distributed.is_initialized()
+    under_torchrun(monkeypatch, 5, 8, 1, 4)
+    assert distributed.place() == (5, 8, 1, 4)
+    under_torchrun(monkeypatch, 1, 2, 0, None)  # set by hand, a process a machine
+    assert distributed.place() == (1, 2, 0, 1)
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    asked, chosen = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **rest: asked.append(backend))
+    under_torchrun(monkeypatch, 6, 8, 2, 4)
+    assert distributed.start(torch.device("cuda")) == torch.device("cuda:2") == chosen[-1]
+    assert distributed.start(CPU) == CPU and asked == ["cpu:gloo,cuda:nccl", "gloo"]
+    with pytest.raises(UserError, match=r"MODEL.DEVICE cuda:1: torchrun started 4 processes .* MODEL.DEVICE cuda,"):
+        distributed.start(torch.device("cuda:1"))
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE mps"):
+        distributed.start(torch.device("mps"))
+    under_torchrun(monkeypatch, 1, 2, 0, 1)  # the only process of its machine may have any
+    assert distributed.start(torch.device("cuda:1")) == torch.device("cuda:1") == chosen[-1]
+    under_torchrun(monkeypatch, 0, 5, 0, 5)
+    with pytest.raises(UserError, match=r"5 processes on a machine with 4 CUDA devices.*--nproc_per_node 4$"):
+        distributed.start(torch.device("cuda"))
+    assert len(asked) == 3
+
+
+def test_batch_norm_over_processes_is_for_gpus(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(distributed, "_several", lambda: True)
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    names = list(network.state_dict())
+    assert distributed.sync_batch_norm(network, CPU) is network and type(network[1]) is nn.BatchNorm2d
+    assert "on GPUs only" in caplog.messages[-1]
+    network = distributed.sync_batch_norm(network, torch.device("cuda"))
+    assert type(network[1]) is nn.SyncBatchNorm and list(network.state_dict()) == names
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,938 @@
+"""Files that are broken, strange or meant to do harm: every one has a defined treatment, and none runs code."""
+
+import errno
+import io
+import os
+import pickle
+import re
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import SMALL, TEMPLATE
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from configs import ConfigError, load
+from datasets.check import Report, full_check
+from datasets.images import MOST_PIXELS, Images, read_image, shown
+from datasets.transforms import TestTransform
+from model.build import load_model
+from model.pretrained import load_clip
+from model.weights import read_weights
+from utils.checkpoint import FORMAT, is_torchscript, read_tensors, read_torchscript, save_checkpoint, write_tensors
+from utils.errors import DataError, WeightsError, one_line
+from utils.metrics import ignore_nothing
+from utils.records import Benchmark, Sample, Trial
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 20  # nothing here may hang
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning"),
+    # pytest puts its own in place of the filters of `datasets.images`, which "on the screen" is about.
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_time() -> Iterator[None]:
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+
+    def late(*_):
+        raise TimeoutError(f"not done after {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# ------------------------------------------------------------------------------------------ weights that would run code
+
+
+class MakesFolder:
+    """A pickle of it makes a folder when it is loaded."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def in_archive(path: Path, contents: dict) -> None:
+    torch.save(contents, path)
+
+
+def in_the_older_form(path: Path, contents: dict) -> None:
+    torch.save(contents, path, _use_new_zipfile_serialization=False)
+
+
+def bare_pickle(protocol: int) -> Callable[[Path, dict], None]:
+    return lambda path, contents: path.write_bytes(pickle.dumps(contents, protocol=protocol))
+
+
+def like_torchscript(path: Path, contents: dict) -> None:
+    """A pickle of Python's where TorchScript has one of its own kind."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data.pkl", "constants.pkl"):
+            archive.writestr(f"archive/{name}", pickle.dumps(contents, protocol=2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/code/__torch__.py", "class Module(Module):\n  pass\n")
+
+
+FORMS = {
+    "archive": in_archive,
+    "older form": in_the_older_form,
+    **{f"pickle {protocol}": bare_pickle(protocol) for protocol in range(6)},
+    "like TorchScript": like_torchscript,
+}
+DOORS = {
+    "a file of tensors": read_tensors,
+    "MODEL.INIT_FROM": read_weights,
+    "TEST.WEIGHT": load_model,
+    "MODEL.PRETRAIN": lambda path: load_clip(SMALL, str(path), "quick_gelu"),
+    "TorchScript": read_torchscript,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_never_run_code(tmp_path, small_architecture, form, suffix, door):
+    target, path = tmp_path / "harm", tmp_path / f"weights{suffix}"
+    FORMS[form](path, {"format": FORMAT, "model": {}, "architecture": {}, "config": MakesFolder(target)})
+    with pytest.raises(WeightsError) as refused:
+        DOORS[door](path)
+    assert not target.exists()
+    assert path.name in str(refused.value) and "\n" not in one_line(refused.value)
+    # The file does what it is meant to, for whoever trusts it.
+    if form.startswith("pickle"):
+        pickle.loads(path.read_bytes())
+        assert target.exists()
+
+
+# --------------------------------------------------------------------------------------------------------- TorchScript
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.again = self.linear  # shared
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("absent", None)
+        self.register_buffer("passing", torch.ones(2), persistent=False)
+        self.mask = torch.ones(2)  # neither parameter nor buffer
+        self.list = [torch.ones(1)]
+        self.word = {"a": 1}
+
+    def forward(self, x):
+        return self.norm(self.linear(x)) * self.mask + self.list[0] + self.passing
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Sequential(Part(), Part())
+        self.turned = nn.Parameter(torch.arange(12.0).view(3, 4).t())
+        self.halves = nn.Parameter(torch.randn(4).half(), requires_grad=False)
+        self.nothing = nn.Parameter(torch.zeros(0, 3))
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x):
+        return self.parts[0](x) + self.turned.sum()
+
+
+@pytest.mark.parametrize("made", [torch.jit.script, lambda module: torch.jit.trace(module, torch.randn(5, 3))])
+def test_torchscript_is_read_as_its_own_loader_reads_it(tmp_path, made):
+    path = tmp_path / "x.pt"
+    torch.jit.save(made(Whole().eval()), path)
+    expected, found = torch.jit.load(path).state_dict(), read_torchscript(path)
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, value in expected.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert torch.equal(found[name], value)
+
+
+class WritesFile(nn.Module):
+    """Its code is run when it is loaded, and can write files."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.training = False
+        self.target = target
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool, str]:
+        return self.weight, self.training, self.target
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool, str]) -> None:
+        self.weight, self.training, self.target = state
+        torch.save(self.weight, self.target)
+
+    def forward(self, x):
+        return x
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor):
+        return x
+
+
+def that_writes(path: Path, target: Path, how: str) -> None:
+    """TorchScript that makes `target` when torch.jit.load reads it."""
+    if how == "__setstate__":
+        torch.jit.save(torch.jit.script(WritesFile(str(target))), path)
+        return
+    torch.jit.save(torch.jit.script(Plain()), path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    (code,) = (name for name in records if name.endswith(".py"))
+    default = f'x: Tensor, y: Tensor=torch.from_file("{target}", True, 10)) ->'
+    changed = records[code].replace(b"x: Tensor) ->", default.encode())
+    assert changed != records[code]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**records, code: changed}.items():
+            archive.writestr(name, content)
+
+
+HOW = pytest.mark.parametrize("how", ["__setstate__", "default of an argument"])
+
+
+@HOW
+def test_code_in_torchscript_is_not_run(tmp_path, how):
+    path, target = tmp_path / "x.pt", tmp_path / "harm"
+    that_writes(path, target, how)
+    try:
+        state = read_torchscript(path)
+    except WeightsError as refused:
+        assert how == "__setstate__" and "x.pt" in str(refused)
+    else:
+        assert state.keys() == {"weight"}
+    assert not target.exists()
+    torch.jit.load(path)
+    assert target.exists()
+
+
+@HOW
+def test_code_in_torchscript_is_not_run_through_the_configuration_either(tmp_path, small_architecture, how):
+    path, target = tmp_path / "x.pt", tmp_path / "harm"
+    that_writes(path, target, how)
+    for door in ("MODEL.PRETRAIN", "MODEL.INIT_FROM", "TEST.WEIGHT"):
+        with pytest.raises(WeightsError, match=r"x\.pt"):
+            DOORS[door](path)
+        assert not target.exists()
+
+
+def test_an_archive_that_merely_looks_like_torchscript(tmp_path, small_architecture):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/constants.pkl", b"(t.")
+    assert is_torchscript(path)
+    for door in ("TorchScript", "MODEL.PRETRAIN", "MODEL.INIT_FROM"):
+        with pytest.raises(WeightsError, match=r"x\.pt"):
+            DOORS[door](path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize("name", ["settings.yml", "config.yaml"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.mkdir [{target}]",
+        "SOLVER: !!python/object/apply:os.mkdir [{target}]",
+        "SOLVER: !!python/object/new:os.mkdir [{target}]",
+        'SOLVER: {{SEED: !!python/object/apply:os.system ["mkdir {target}"]}}',
+        "? !!python/object/apply:os.mkdir [{target}]\n: 1",
+        "BASE: !!python/object/apply:os.mkdir [{target}]",
+    ],
+)
+def test_configuration_files_never_run_code(tmp_path, name, text):
+    target, path = tmp_path / "harm", tmp_path / name
+    path.write_text(text.format(target=target))
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert not target.exists() and name in str(refused.value)
+
+
+# ------------------------------------------------------------------------------------------------- damaged checkpoints
+
+
+CONTENTS = {
+    "model": {"weight": torch.arange(40.0).view(5, 8), "count": torch.tensor(7), "half": torch.ones(3).half()},
+    "config": {"SOLVER": {"SEED": 1, "STEPS": [3, 4]}, "OUTPUT_DIR": "runs/ü"},
+    "architecture": {"name": "ViT", "sie_camera": True, "sie_scale": 1.0, "template": None},
+}
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(a, b)
+    return (type(a), a) == (type(b), b)
+
+
+def read_or_refused(path: Path) -> dict | None:
+    """What is in a file; None if it was refused, with a message that names it. No other exception is right."""
+    try:
+        return read_tensors(path)
+    except WeightsError as refused:
+        assert path.name in str(refused) and "\n" not in str(refused)
+        return None
+
+
+def test_no_damaged_byte_of_a_checkpoint_changes_what_is_read(tmp_path):
+    """Random bytes anywhere, and every byte of the directory of records, which no checksum covers."""
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, CONTENTS)
+    whole = path.read_bytes()
+    expected = read_tensors(path)
+    rng = np.random.default_rng(0)
+    damages = [(int(rng.integers(len(whole))), int(rng.integers(1, 256))) for _ in range(400)]
+    directory = whole.index(b"PK\x01\x02")
+    damages += [(place, change) for place in range(directory, len(whole)) for change in (0x10, 0xFF)]
+    refused = 0
+    for place, change in damages:
+        damaged = bytearray(whole)
+        damaged[place] ^= change
+        path.write_bytes(damaged)
+        found = read_or_refused(path)
+        refused += found is None
+        assert found is None or same(found, expected), (place, change)
+    assert refused > len(damages) / 3  # others are of no consequence: times, padding, counts that nobody reads
+
+
+def test_a_damaged_tensor_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, CONTENTS)
+    whole = path.read_bytes()
+    start = whole.index(torch.arange(40.0).numpy().tobytes())
+    path.write_bytes(whole[: start + 77] + bytes([whole[start + 77] ^ 1]) + whole[start + 78 :])
+    with pytest.raises(WeightsError, match=r"x\.pth: damaged \(checksum of .*data/\d+\)"):
+        read_tensors(path)
+
+
+def test_torch_alone_would_not_notice_a_record_that_is_marked_as_a_folder(tmp_path):
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, CONTENTS)
+    with zipfile.ZipFile(path) as archive:
+        (record,) = (record for record in archive.infolist() if record.file_size == 160)
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\x01\x02")
+    while struct.unpack_from("<I", whole, entry + 42)[0] != record.header_offset:
+        entry = whole.index(b"PK\x01\x02", entry + 4)
+    whole[entry + 38] |= 0x10
+    path.write_bytes(whole)
+    with pytest.raises(WeightsError, match=r"x\.pth: damaged \(attributes of .*data/\d+\)"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("form", ["archive", "older form"])
+def test_no_part_of_a_checkpoint_passes_for_the_whole(tmp_path, form):
+    path = tmp_path / "x.pth"
+    FORMS[form](path, CONTENTS)
+    whole = path.read_bytes()
+    lengths = {0, 1, 2, 3, 4, 5, *range(0, len(whole), len(whole) // 100), *range(len(whole) - 40, len(whole))}
+    for length in sorted(lengths):
+        path.write_bytes(whole[:length])
+        assert read_or_refused(path) is None, length
+    path.write_bytes(bytes(len(whole)))
+    assert read_or_refused(path) is None
+
+
+def test_a_damaged_file_of_the_older_form_is_read_or_refused(tmp_path):
+    """It has no checksums; but nothing else may happen."""
+    path = tmp_path / "x.pth"
+    in_the_older_form(path, CONTENTS)
+    assert same(read_tensors(path), CONTENTS)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[int(rng.integers(len(whole)))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        outcomes.add(read_or_refused(path) is None)
+    assert outcomes == {True, False}
+
+
+def test_an_archive_that_was_written_without_checksums_is_read(tmp_path):
+    set_checksums = torch.serialization.set_crc32_options
+    set_checksums(False)
+    try:
+        torch.save(CONTENTS, tmp_path / "x.pth")
+    finally:
+        set_checksums(True)
+    assert same(read_tensors(tmp_path / "x.pth"), CONTENTS)
+
+
+def test_damaged_archives_are_refused_at_every_door(tmp_path, small_architecture):
+    torch.jit.save(torch.jit.script(Plain()), tmp_path / "script.pt")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "state.pt")
+    for name in ("script.pt", "state.pt"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        directory = whole.index(b"PK\x01\x02")
+        for place in (directory + 2, directory + 28):  # a signature, and the length of a name
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+            for door in DOORS:
+                with pytest.raises(WeightsError, match=name):
+                    DOORS[door](path)
+
+
+# ------------------------------------------------------------------------------------------------- writing checkpoints
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems do not open folders")
+def test_contents_are_on_the_disk_before_their_name_and_their_name_before_the_end(tmp_path, monkeypatch):
+    events = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        entry = os.fstat(descriptor)
+        events.append("folder" if stat.S_ISDIR(entry.st_mode) else "file" if entry.st_size > 1000 else "a part of it")
+        if events[-1] == "folder":
+            assert entry.st_ino == tmp_path.stat().st_ino
+        sync(descriptor)
+
+    def replaced(*paths) -> None:
+        events.append("name")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_tensors(tmp_path / "x.pth", CONTENTS)
+    assert events == ["file", "name", "folder"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems do not open folders")
+def test_a_file_system_that_cannot_sync_folders_is_no_failure(tmp_path, monkeypatch):
+    opened = []
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            opened.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_tensors(tmp_path / "x.pth", CONTENTS)
+    assert same(read_tensors(tmp_path / "x.pth"), CONTENTS)
+    (descriptor,) = opened
+    with pytest.raises(OSError):
+        os.fstat(descriptor)  # it was closed all the same
+
+
+def test_a_disk_that_is_full_only_when_it_is_asked_to_keep_what_it_took(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    write_tensors(path, CONTENTS)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(path, {**CONTENTS, "epoch": 4})
+    assert names(tmp_path) == ["x.pth"] and path.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if mounted.returncode:
+        pytest.skip("mounting is not permitted")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [240_000, 300_000, 1_000_000])
+def test_a_disk_that_is_really_full(small_disk, size):
+    path = small_disk / "x.pth"
+    write_tensors(path, {"weight": torch.zeros(50_000)})
+    before = path.read_bytes()
+    with pytest.raises((OSError, RuntimeError)):
+        write_tensors(path, {"weight": torch.ones(size)})
+    assert names(small_disk) == ["x.pth"] and path.read_bytes() == before
+    write_tensors(path, {"weight": torch.ones(60_000)})
+    assert len(read_tensors(path)["weight"]) == 60_000
+
+
+# ------------------------------------------------------------------------------------------------ pictures: right ones
+
+
+WIDTH, HEIGHT = 24, 40
+
+
+def scene() -> Image.Image:
+    """Smooth, so that JPEG keeps it, and different at every corner."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    pixels = np.stack([rows * 6, columns * 10, 255 - rows * 3 - columns * 2], axis=2)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def array(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def read(path: Path | str) -> np.ndarray:
+    """As training reads it."""
+    picture = read_image(str(path))
+    assert picture.mode == "RGB"
+    return np.asarray(picture).astype(int)
+
+
+def checked(*paths: Path | str) -> Report:
+    """What the full data check says of training pictures."""
+    (first, *_) = samples = tuple(Sample(str(path), number % 2, 0) for number, path in enumerate(paths))
+    return full_check(
+        Benchmark("toy", TEMPLATE, samples, (Trial((first,), (first,)),), ignore_nothing), instances=1, identities=1
+    )
+
+
+def notes(path: Path | str) -> dict[str, str]:
+    """Kind and first example of what the data check says of the file."""
+    report = checked(path)
+    kinds = ("not RGB", "turned", "unreadable", "empty", "missing")
+    return {finding.kind: finding.examples[0] for finding in report.notes + report.problems if finding.kind in kinds}
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_plain_jpeg_is_what_pillow_decodes(tmp_path, progressive):
+    path = tmp_path / "x.jpg"
+    scene().save(path, quality=80, progressive=progressive)
+    with Image.open(path) as picture:
+        assert np.array_equal(read(path), array(picture))
+    assert not notes(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png")
+    picture = scene().convert(mode)
+    picture.save(path)
+    assert np.array_equal(read(path), array(picture))
+    assert notes(path) == {"not RGB": f"{path} ({mode})"}
+
+
+def test_cmyk_in_jpeg_keeps_its_colours(tmp_path):
+    path = tmp_path / "x.jpg"
+    scene().convert("CMYK").save(path, quality=95)
+    assert np.abs(read(path) - array(scene())).mean() < 3
+    assert notes(path) == {"not RGB": f"{path} (CMYK)"}
+
+
+def test_what_is_transparent_shows_white(tmp_path):
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[10:], alpha[20:] = 128, 255
+    clear, half, full = slice(0, 10), slice(10, 20), slice(20, None)
+    for mode in ("RGBA", "LA"):
+        base = scene().convert(mode[:-1])
+        picture = base.copy()
+        picture.putalpha(Image.fromarray(alpha))
+        path = tmp_path / f"{mode}.png"
+        picture.save(path)
+        found, colours = read(path), array(base)
+        assert (found[clear] == 255).all()
+        assert np.abs(found[half] - (colours[half] + 255) / 2).max() <= 1.01
+        assert np.array_equal(found[full], colours[full])
+        assert notes(path) == {"not RGB": f"{path} ({mode})"}
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.gif"])
+def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, name):
+    indices = np.repeat(np.arange(4, dtype=np.uint8), 8)[:, None].repeat(WIDTH, axis=1)
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
+    picture.save(tmp_path / name, transparency=1)
+    found = read(tmp_path / name)
+    assert (found[0, 0].tolist(), found[8, 0].tolist()) == ([200, 0, 0], [255, 255, 255])
+    assert (found[16, 0].tolist(), found[24, 0].tolist()) == ([0, 0, 200], [9, 9, 9])
+
+
+def test_a_palette_of_which_every_colour_has_its_own_transparency(tmp_path):
+    indices = np.repeat(np.arange(3, dtype=np.uint8), 8)[:, None].repeat(WIDTH, axis=1)
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.save(tmp_path / "x.png", transparency=bytes([255, 51, 0]))
+    found = read(tmp_path / "x.png")
+    assert [found[row, 0].tolist() for row in (0, 8, 16)] == [[200, 0, 0], [204, 244, 204], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("mode, key", [("RGB", (60, 0, 225)), ("L", 77)])
+def test_a_transparent_colour_without_a_palette_shows_white(tmp_path, mode, key):
+    picture = scene().convert(mode)
+    picture.putpixel((0, 0), key)
+    picture.save(tmp_path / "x.png", transparency=key)
+    found, there = read(tmp_path / "x.png"), array(picture)
+    hidden = (there == there[0, 0]).all(axis=2)
+    assert (found[hidden] == 255).all() and np.array_equal(found[~hidden], there[~hidden])
+
+
+def deep() -> np.ndarray:
+    return np.linspace(0, 2**16 - 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "big-endian.tif", "x.pgm"])
+def test_16_bits_of_grey_become_8(tmp_path, name):
+    path = tmp_path / name
+    if name == "big-endian.tif":
+        Image.frombytes("I;16B", (WIDTH, HEIGHT), deep().astype(">u2").tobytes()).save(path)
+    else:
+        Image.fromarray(deep()).save(path)
+    found = read(path)
+    assert np.array_equal(found, (deep() // 256)[:, :, None].repeat(3, axis=2))
+    assert (found.min(), found.max()) == (0, 255)
+    (mode,) = (example for kind, example in notes(path).items() if kind == "not RGB")
+    assert mode.startswith(f"{path} (I")
+
+
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """As a camera stores it that was held that way: undone by what EXIF prescribes for the number."""
+    undo = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.ROTATE_90, Image.Transpose.FLIP_TOP_BOTTOM],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.ROTATE_90, Image.Transpose.FLIP_LEFT_RIGHT],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    for step in undo.get(orientation, []):
+        picture = picture.transpose(step)
+    return picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_pictures_are_turned_upright(tmp_path, suffix, orientation):
+    path = tmp_path / f"x{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    how = {".jpg": {"quality": 95}, ".webp": {"lossless": True}}.get(suffix, {})
+    turned(scene(), orientation).save(path, exif=exif, **how)
+    found = read(path)
+    assert found.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(found - array(scene())).max() <= (12 if suffix == ".jpg" else 0)
+    # Pillow turns TIFF itself, and the check of the data does not look for it there.
+    assert ("turned" in notes(path)) == (orientation != 1 and suffix != ".tif")
+
+
+def test_an_orientation_that_follows_the_pixels_counts_too(tmp_path):
+    """PNG allows it at the end."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned(scene(), 6).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    end = whole.index(b"IEND") - 4
+    (tmp_path / "x.png").write_bytes(whole[:end] + png_chunk(b"eXIf", exif.tobytes()[6:]) + whole[end:])
+    assert np.array_equal(read(tmp_path / "x.png"), array(scene()))
+
+
+def exif_blocks() -> dict[str, bytes]:
+    good = Image.Exif()
+    good[0x0112], good[0x010F] = 6, "a maker"
+    whole = good.tobytes()
+    return {
+        "no TIFF": b"Exif\0\0" + b"nothing of the kind",
+        "empty": b"Exif\0\0",
+        "cut off": whole[:20],
+        "a place far away": whole.replace(struct.pack("<I", 8), struct.pack("<I", 2**31), 1),
+        "a count too large": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + whole[16:],
+        "a number that is none": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0x\0\0\0\0\0\0\0",
+        "an unknown number": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
+    }
+
+
+@pytest.mark.parametrize("name", exif_blocks())
+def test_damaged_exif_does_not_matter(tmp_path, name):
+    path = tmp_path / "x.jpg"
+    scene().save(path, quality=95, exif=exif_blocks()[name])
+    with Image.open(path) as picture:
+        assert picture.info["exif"] == exif_blocks()[name]
+        pixels = array(picture)
+    found = read(path)
+    assert any(np.array_equal(found, np.rot90(pixels, turns)) for turns in (0, 3))
+    assert "unreadable" not in notes(path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".mpo"])
+def test_of_several_pictures_in_a_file_the_first_counts(tmp_path, suffix):
+    first, second = (Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ((200, 10, 10), (10, 10, 200)))
+    path = tmp_path / f"x{suffix}"
+    how = {".webp": {"lossless": True}, ".mpo": {"quality": 100}}.get(suffix, {})
+    first.save(path, save_all=True, append_images=[second], **how)
+    with Image.open(path) as picture:
+        assert picture.n_frames == 2
+    assert np.abs(read(path) - (200, 10, 10)).max() <= 2
+    assert not notes(path).keys() - {"not RGB"}
+
+
+def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
+    scene().save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / "x.jpg")
+    assert np.array_equal(read(tmp_path / "x.jpg"), array(scene()))
+
+
+NAMES = ["two words.png", "ä 日本\u3000語.png", "line\nbreak.png", "quote'\".png", "c3_%s{}.png", "-x.png", "x.PNG"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_any_kind(tmp_path, name):
+    path = tmp_path / name
+    scene().save(path, format="PNG")
+    assert np.array_equal(read(path), array(scene()))
+    path.write_bytes(b"no picture")
+    message = refusal(path)
+    assert message.startswith(f"{shown(str(path))}: cannot be read as an image (")
+    assert shown(str(path)) in checked(path).text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    scene().save(path, format="PNG")
+    assert np.array_equal(read(path), array(scene()))
+    Path(path).write_bytes(b"no picture")
+    refusal(path).encode()  # can be written to a log
+    checked(path).text().encode()
+
+
+def test_a_long_path(tmp_path):
+    folder = tmp_path
+    while len(str(folder)) < 3500:
+        folder = folder / ("x" * 200)
+    folder.mkdir(parents=True)
+    scene().save(folder / "x.png")
+    assert np.array_equal(read(folder / "x.png"), array(scene()))
+
+
+def test_links_and_folders_that_nobody_may_write_to(tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    scene().save(there / "x.png")
+    (tmp_path / "link.png").symlink_to(there / "x.png")
+    (there / "x.png").chmod(0o444)
+    there.chmod(0o555)
+    try:
+        assert np.array_equal(read(there / "x.png"), read(tmp_path / "link.png"))
+        assert not notes(tmp_path / "link.png")
+    finally:
+        there.chmod(0o755)
+
+
+# ----------------------------------------------------------------------------------------------- pictures: broken ones
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bomb(path: Path, width: int, height: int) -> None:
+    """A hundred bytes that claim to be a huge picture."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+
+
+def encoded(form: str, **how) -> bytes:
+    buffer = io.BytesIO()
+    scene().save(buffer, form, **how)
+    return buffer.getvalue()
+
+
+def cut(form: str, share: float) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(encoded(form)[: int(share * len(encoded(form)))])
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.with_name("other.jpg"))
+    path.with_name("other.jpg").symlink_to(path)
+
+
+SIDE = int(MOST_PIXELS**0.5)
+HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n"
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+# How to make the file, what the reader says, and as what the check of the data counts it.
+BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "no bytes": (lambda path: path.write_bytes(b""), "cannot identify", "empty"),
+    "a bomb": (lambda path: bomb(path, SIDE + 1, SIDE + 1), f"({SIDE + 1} x {SIDE + 1}|[0-9]+ pixels)", "unreadable"),
+    "a larger bomb": (lambda path: bomb(path, 100_000, 100_000), "10000000000 pixels", "unreadable"),
+    "a flat bomb": (lambda path: bomb(path, 2**31 - 1, 1), "pixels", "unreadable"),
+    "half a JPEG": (cut("JPEG", 0.7), "[Tt]runcated", "unreadable"),
+    "half a PNG": (cut("PNG", 0.7), "", "unreadable"),
+    "a header of a JPEG": (cut("JPEG", 0.02), "", "unreadable"),
+    "a header of a PNG": (cut("PNG", 0.02), "", "unreadable"),
+    "a text": (lambda path: path.write_text("path,pid\n"), "cannot identify", "unreadable"),
+    "a page of errors": (lambda path: path.write_bytes(HTML), "cannot identify", "unreadable"),
+    "PostScript": (lambda path: path.write_bytes(POSTSCRIPT), "cannot identify", "unreadable"),
+    "fractions": (
+        lambda path: Image.fromarray(np.ones((20, 20), np.float32)).save(path, "TIFF"),
+        "fractions",
+        "unreadable",
+    ),
+    "32 bits": (
+        lambda path: Image.fromarray(np.full((20, 20), 2**16, np.int32)).save(path, "TIFF"),
+        "up to 65536",
+        "unreadable",
+    ),
+    "negative": (
+        lambda path: Image.fromarray(np.full((20, 20), -1, np.int32)).save(path, "TIFF"),
+        "from -1 on",
+        "unreadable",
+    ),
+    "a folder": (lambda path: path.mkdir(), "not a plain file", "missing"),
+    "nothing": (lambda path: None, "No such file", "missing"),
+    "a link to nothing": (lambda path: path.symlink_to(path.with_name("absent.jpg")), "No such file", "missing"),
+    "a loop of links": (loop, "symbolic links", "missing"),
+    "a pipe": (lambda path: os.mkfifo(path), "not a plain file", "missing"),
+    "a link to a device": (lambda path: path.symlink_to("/dev/zero"), "not a plain file", "missing"),
+}
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(DataError) as error:
+        read_image(str(path))
+    message = one_line(error.value)
+    assert message == str(error.value)  # one line already
+    return message
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_picture_is_named(tmp_path, kind):
+    make, reason, finding = BROKEN[kind]
+    path = tmp_path / "x.jpg"
+    make(path)
+    message, report = refusal(path), checked(path)
+    assert message.startswith(f"{path}: cannot be read as an image (")
+    assert re.search(reason, message), message
+    (problem,) = (problem for problem in report.problems if problem.kind == finding)
+    assert problem.examples[0].startswith(str(path))
+    if finding == "unreadable":
+        assert problem.examples == (message,)
+
+
+@pytest.mark.parametrize("kind", ["a bomb", "a pipe", "half a PNG", "a text"])
+def test_a_worker_says_the_same(tmp_path, kind):
+    paths = [tmp_path / "x\ny.jpg", tmp_path / "fine.jpg"]
+    scene().save(paths[1])
+    BROKEN[kind][0](paths[0])
+    images = Images([Sample(str(path), 0, 0) for path in paths], TestTransform((8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
+    expected = refusal(paths[0])
+    with pytest.raises(DataError) as error:
+        list(DataLoader(images, batch_size=2, num_workers=1, collate_fn=images.collate))
+    traceback.clear_frames(error.tb)  # lets go of the worker
+    assert one_line(error.value) == expected
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_no_part_of_a_picture_passes_for_the_whole(tmp_path, form):
+    path, whole = tmp_path / "x.jpg", encoded(form)
+    path.write_bytes(whole)
+    expected = read(path)
+    refused = 0
+    for length in sorted({*range(0, len(whole), max(1, len(whole) // 60)), *range(len(whole) - 12, len(whole))}):
+        path.write_bytes(whole[:length])
+        try:
+            found = np.asarray(read_image(str(path)))
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert np.array_equal(found, expected), length
+    assert refused > 50
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_damaged_pictures_are_read_or_named(tmp_path, form):
+    path, whole = tmp_path / "x.jpg", encoded(form)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(int(rng.integers(1, 4))):
+            damaged[int(rng.integers(min(len(whole), 400)))] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            assert read_image(str(path)).mode == "RGB"
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+
+
+# With Python's own settings for warnings, as users have them.
+
+
+def on_the_screen(folder: Path) -> list[str]:
+    """Lines of a program that reads all files of a folder, twice, and says which it cannot read."""
+    program = """
+import sys
+from pathlib import Path
+from datasets.images import read_image
+from utils.errors import DataError
+for path in sorted(Path(sys.argv[1]).iterdir()) * 2:
+    try:
+        read_image(str(path))
+    except DataError as error:
+        print(error, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", program, str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr.splitlines()
+
+
+def test_what_is_read_all_the_same_is_read_in_silence(tmp_path):
+    for number, block in enumerate(exif_blocks().values()):
+        scene().save(tmp_path / f"{number}.jpg", exif=block)
+    scene().convert("P").save(tmp_path / "x.png", transparency=bytes([0, 99]))
+    scene().save(tmp_path / "x.mpo", save_all=True, append_images=[scene()])
+    whole = (tmp_path / "x.mpo").read_bytes()
+    place = whole.index(b"MPF\0") + 8
+    (tmp_path / "x.mpo").write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
+    assert on_the_screen(tmp_path) == []
+
+
+def test_a_bomb_is_one_line(tmp_path):
+    """One that Pillow only warns of, and one that it refuses itself."""
+    bomb(tmp_path / "a.jpg", SIDE + 1, SIDE + 1)
+    bomb(tmp_path / "b.jpg", 60_000, 60_000)
+    lines = on_the_screen(tmp_path)
+    assert len(lines) == 4 and lines[:2] == lines[2:]
+    for line, name, pixels in zip(lines[:2], "ab", ((SIDE + 1) ** 2, 60_000**2), strict=True):
+        assert line.startswith(f"{tmp_path / name}.jpg: cannot be read as an image (") and str(pixels) in line

@@ -1,0 +1,420 @@
+"""A run that was stopped anywhere and started again ends as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_end_to_end import ENVIRONMENT, ROOT, arguments, results
+from torch import Tensor
+
+import train_svllreid
+from configs import ConfigError
+from processor import build, loop
+from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
+from utils.command import run
+from utils.errors import DataError, UserError
+from utils.run_folder import lock, newest_state
+from utils.stopping import Interrupted, Stopping
+
+EVERY_STEP = "1e-9"  # minutes between two states
+STEPS = 5  # of an epoch, of which each of the two stages has two
+SHORT = {
+    "SOLVER__STAGE1__IMS_PER_BATCH": "16",
+    "SOLVER__STAGE1__LOG_PERIOD": "3",
+    "SOLVER__STAGE2__IMS_PER_BATCH": "16",
+    "SOLVER__STAGE2__LOG_PERIOD": "3",
+    "DATALOADER__NUM_INSTANCE": "4",
+    "SOLVER__CHECKPOINT_MINUTES": EVERY_STEP,
+}
+LAST = "ViT-Tiny-8_2.pth"
+
+
+class Crash(BaseException):
+    """Something that no program catches."""
+
+
+def words(folder: Path, data: Path, **changes: str) -> list[str]:
+    settings = {**SHORT, "DATASETS__ROOT_DIR": str(data), **changes}
+    return arguments("configs/demo/vit_svllreid.yml", folder, **settings)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """data/ and run/, trained without a break."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_svllreid.main(words(folder, folder / "data"))
+    return folder
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """crash(n): the n-th update from now on is not made, and nothing after it."""
+    real = loop._update
+
+    def arm(count: int | None) -> list[int]:
+        done: list[int] = []
+
+        def update(*rest):
+            if count is not None and len(done) + 1 == count:
+                raise Crash
+            done.append(1)
+            return real(*rest)
+
+        monkeypatch.setattr(loop, "_update", update)
+        return done
+
+    return arm
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted((folder / "run").glob("*.pth"))
+    assert len(files) == 2
+    return {f"{file.name} {name}": value for file in files for name, value in read_checkpoint(file)["model"].items()}
+
+
+def figures(folder: Path) -> list[dict]:
+    return [{**entry, "checkpoint": None} for entry in results(folder / "run")]
+
+
+def assert_the_same(folder: Path, undisturbed: Path) -> None:
+    ours, theirs = tensors(folder), tensors(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert figures(folder) == figures(undisturbed)
+    metrics = [(each / "run" / "metrics.jsonl").read_text() for each in (folder, undisturbed)]
+    assert metrics[0] == metrics[1]
+
+
+def log(folder: Path) -> str:
+    return (folder / "run" / "train_log.txt").read_text()
+
+
+def states(folder: Path) -> list[Path]:
+    return sorted((folder / "run" / "resume").glob("*.pth"))
+
+
+# ------------------------------------------------------------------------------------------------------------ go on
+
+
+# In the first, a middle, and the last step of an epoch, of both stages; the 11th is the first of the image stage.
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 10, 11, 12, 15, 16, 20])
+def test_a_run_that_broke_off_anywhere_ends_the_same(undisturbed, tmp_path, crash, step):
+    command = words(tmp_path, undisturbed / "data")
+    crash(step)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    done = crash(None)
+    train_svllreid.main(command)
+    assert len(done) == 4 * STEPS - (step - 1)  # what was done is not done again
+    resumed = [line for line in log(tmp_path).splitlines() if "resumed from" in line]
+    if step == 1:  # no state was kept yet; and since nothing was trained either, the folder was given free
+        assert resumed == []
+    else:
+        (message,) = resumed
+        stage, before = ("prompt", step - 1) if step <= 11 else ("image", step - 1 - 2 * STEPS)
+        epoch, within = (before - 1) // STEPS + 1, (before - 1) % STEPS + 1
+        assert message.endswith(f"{stage} stage, epoch {epoch}, after step {within}")
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_a_run_that_breaks_off_again_and_again(undisturbed, tmp_path, crash):
+    """Only at ends of epochs are states kept, so that much is done twice."""
+    command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0")
+    for count in (8, 4, 3, 3):
+        crash(count)
+        with pytest.raises(Crash):
+            train_svllreid.main(command)
+    crash(None)
+    train_svllreid.main(command)
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_a_run_that_broke_off_while_it_was_evaluated(undisturbed, tmp_path, monkeypatch):
+    """Evaluations belong to the run, and are there once: those on the way and the last one."""
+    command, real, calls = words(tmp_path, undisturbed / "data"), train_svllreid.append_result, []
+
+    def append(folder, entry):
+        calls.append(entry["when"])
+        if entry["when"] == "end" and len(calls) == 2:
+            raise Crash
+        return real(folder, entry)
+
+    monkeypatch.setattr(train_svllreid, "append_result", append)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    train_svllreid.main(command)
+    assert calls == ["start", "end", "end"]
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_killed_at_random_moments_with_workers(undisturbed, tmp_path):
+    """SIGKILL: nothing of the program runs afterwards. Each time only once there is a newer state than before."""
+    longer = {
+        "DATALOADER__NUM_WORKERS": "1",
+        "SOLVER__STAGE2__MAX_EPOCHS": "8",
+        "SOLVER__STAGE2__CHECKPOINT_PERIOD": "9",
+    }
+    straight = tmp_path / "straight"
+    train_svllreid.main(words(straight, undisturbed / "data", **longer))
+    command = words(tmp_path, undisturbed / "data", **longer)
+    draw, logs, kills = random.Random(0), [], 0
+    while True:
+        known = states(tmp_path)
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train_svllreid.py"), *command],
+            env={**ENVIRONMENT, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums depend on it
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        while kills < 3 and process.poll() is None and states(tmp_path)[-1:] == known[-1:]:
+            time.sleep(0.002)
+        if kills < 3:
+            time.sleep(draw.uniform(0, 0.1))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        logs.append(process.communicate(timeout=120)[0])
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, logs[-1]
+        kills += 1
+    assert kills >= 2  # on a slow machine, the run may end before the third
+    assert ["resumed from" in log for log in logs] == [False] + [True] * kills
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
+    assert_the_same(tmp_path, straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_saves(undisturbed, tmp_path, monkeypatch, capsys, number):
+    """The step that is being made is made, and its state kept, whatever the clock says."""
+    command, real, made = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0"), loop._update, []
+
+    def update(*rest):
+        made.append(1)
+        if len(made) == 13:
+            os.kill(os.getpid(), number)
+        return real(*rest)
+
+    monkeypatch.setattr(loop, "_update", update)
+    assert run(lambda: train_svllreid.main(command)) == 128 + number
+    newest = states(tmp_path)[-1]
+    assert newest.name.endswith("_image_epoch1_step3.pth")
+    error = capsys.readouterr().err
+    assert f"interrupted during the image stage; the same command goes on from {newest}" in error
+    train_svllreid.main(command)
+    assert len(made) == 4 * STEPS
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_signals_elsewhere_act_at_once_and_earlier_handlers_come_back(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping() as stopping:
+        with stopping.waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)  # at the same time: an echo of the first
+            assert stopping.requested == signal.SIGTERM
+            monkeypatch.setattr("utils.stopping._ECHO", -1.0)
+            with pytest.raises(Interrupted) as caught:  # the second time
+                os.kill(os.getpid(), signal.SIGINT)
+            assert caught.value.number == signal.SIGINT
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# ----------------------------------------------------------------------------------------------------- damaged states
+
+
+def broken_off(folder: Path, data: Path, crash, step: int = 14) -> list[str]:
+    """A run with states from steps 12 and 13 of 20; its command."""
+    command = words(folder, data)
+    crash(step)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    crash(None)
+    return command
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a byte", "empty", "something else"])
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(undisturbed, tmp_path, crash, damage):
+    command = broken_off(tmp_path, undisturbed / "data", crash)
+    _, newest = states(tmp_path)
+    whole = newest.read_bytes()
+    if damage == "cut off":
+        newest.write_bytes(whole[: len(whole) // 2])
+    elif damage == "a byte":
+        place = len(whole) // 2
+        newest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        write_tensors(newest, {"a": torch.zeros(2)})
+    done = crash(None)
+    train_svllreid.main(command)
+    (told,) = [line for line in log(tmp_path).splitlines() if "the state before it is taken" in line]
+    assert str(newest) in told
+    assert len(done) == 8
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_without_any_whole_state_nothing_is_begun_anew_in_silence(undisturbed, tmp_path, crash):
+    command = broken_off(tmp_path, undisturbed / "data", crash)
+    for file in states(tmp_path):
+        file.write_bytes(b"")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read; .*MODEL\.INIT_FROM"):
+        train_svllreid.main(command)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+def test_the_newest_two_states_are_kept_and_periods_have_files_of_their_own(undisturbed):
+    assert [file.name.partition("_")[2] for file in states(undisturbed)] == [
+        "image_epoch2_step4.pth",
+        "image_epoch2_step5.pth",
+    ]
+    assert newest_state(undisturbed / "run") == states(undisturbed)[1]
+    contents = read_tensors(states(undisturbed)[1])
+    assert {"optimizer", "scaler", "random", "position", "best", "metrics_bytes", "device"} == contents["run"].keys()
+    assert "run" not in read_tensors(undisturbed / "run" / LAST)  # what is passed on is small
+
+
+def test_a_full_disk_loses_nothing(undisturbed, tmp_path, crash, monkeypatch):
+    """The state that cannot be written is not there; the run ends with one line and goes on where there is room."""
+    real, calls = torch.save, []
+
+    def save(contents, file):
+        calls.append(1)
+        if len(calls) == 9:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        real(contents, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    command = words(tmp_path, undisturbed / "data")
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); earlier ones are intact"):
+        train_svllreid.main(command)
+    assert len(states(tmp_path)) == 2 and not list((tmp_path / "run").rglob(".*.tmp"))
+    train_svllreid.main(command)
+    assert_the_same(tmp_path, undisturbed)
+
+
+# ------------------------------------------------------------------------------------------- what is the same run
+
+
+def test_a_finished_run_says_so_and_is_left_alone(undisturbed, capsys):
+    before = {file: file.stat().st_mtime_ns for file in (undisturbed / "run").rglob("*") if file.is_file()}
+    train_svllreid.main(words(undisturbed, undisturbed / "data", DATALOADER__NUM_WORKERS="1"))
+    out = capsys.readouterr().out
+    assert out.endswith(f"{undisturbed}/run: this run is finished; another one needs another OUTPUT_DIR\n")
+    assert {file: file.stat().st_mtime_ns for file in (undisturbed / "run").rglob("*") if file.is_file()} == before
+
+
+def test_more_epochs_go_on_with_a_finished_run(undisturbed, tmp_path, crash):
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    done = crash(None)
+    train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
+    assert len(done) == STEPS
+    straight = tmp_path / "straight"
+    train_svllreid.main(words(straight, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
+    ours, theirs = (read_checkpoint(each / "run" / "ViT-Tiny-8_3.pth")["model"] for each in (tmp_path, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [entry["when"] for entry in figures(tmp_path)] == ["start", "earlier end", "end"]
+    assert figures(tmp_path)[-1]["mAP"] == figures(straight)[-1]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SOLVER__STAGE2__BASE_LR": "0.01"}, r"SOLVER\.STAGE2\.BASE_LR: 0\.001 before, 0\.01 now"),
+        ({"SOLVER__SEED": "5"}, r"SOLVER\.SEED: 1234 before, 5 now"),
+        ({"TEST__NECK_FEAT": "after"}, r"TEST\.NECK_FEAT: 'before' before, 'after' now"),
+        ({"SOLVER__STAGE1__MAX_EPOCHS": "3"}, r"SOLVER\.STAGE1\.MAX_EPOCHS: 2 before, 3 now \(that stage is over\)"),
+    ],
+)
+def test_other_settings_are_refused(undisturbed, tmp_path, crash, changes, message):
+    broken_off(tmp_path, undisturbed / "data", crash)
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match=message):
+        train_svllreid.main(words(tmp_path, undisturbed / "data", **changes))
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+def test_fewer_epochs_than_are_begun_are_refused(undisturbed, tmp_path, crash):
+    broken_off(tmp_path, undisturbed / "data", crash, step=17)
+    with pytest.raises(ConfigError, match=r"SOLVER\.STAGE2\.MAX_EPOCHS: 2 before, 1 now \(2 are begun\)"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="1"))
+
+
+def test_settings_of_places_and_of_the_log_may_change(undisturbed, tmp_path, crash):
+    broken_off(tmp_path, undisturbed / "data", crash)
+    shutil.copytree(undisturbed / "data", tmp_path / "elsewhere")
+    changes = {"SOLVER__STAGE2__LOG_PERIOD": "1", "DATALOADER__NUM_WORKERS": "1", "SOLVER__CHECKPOINT_MINUTES": "0"}
+    train_svllreid.main(words(tmp_path, tmp_path / "elsewhere", **changes))
+    assert "changed since the run was started: SOLVER.STAGE2.LOG_PERIOD: 3 before, 1 now" in log(tmp_path)
+    ours, theirs = tensors(tmp_path), tensors(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_other_pictures_are_refused(undisturbed, tmp_path, crash):
+    shutil.copytree(undisturbed / "data", tmp_path / "data")
+    command = broken_off(tmp_path, tmp_path / "data", crash)
+    picture = next(iter(sorted((tmp_path / "data").glob("*/bounding_box_train/*.jpg"))))
+    picture.write_bytes(picture.read_bytes() + b"x")
+    with pytest.raises(DataError, match=r"the training images are not those that this run was started with"):
+        train_svllreid.main(command)
+
+
+def test_resume_false_refuses_every_run(undisturbed):
+    with pytest.raises(UserError, match=r"holds a run already \(config\.yaml\); give another OUTPUT_DIR"):
+        train_svllreid.main(words(undisturbed, undisturbed / "data", RESUME="False"))
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused(undisturbed, tmp_path):
+    command = words(tmp_path, undisturbed / "data")
+    with lock(tmp_path / "run"):
+        with pytest.raises(UserError, match=r"another run is writing there at this moment"):
+            train_svllreid.main(command)
+        assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_something_else_is_no_run(undisturbed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a run already \(results\.json\)"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    (tmp_path / "run" / "config.yaml").write_text("- a list")
+    with pytest.raises(UserError, match=r"is not a run's"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data"))
+
+
+def test_the_best_evaluation_on_the_way_is_kept(undisturbed, tmp_path, crash, monkeypatch):
+    """It was made before the break; the log names it at the end all the same."""
+    changes = {"SOLVER__STAGE2__MAX_EPOCHS": "3", "SOLVER__STAGE2__EVAL_PERIOD": "1"}
+    real = build.evaluate_model
+
+    def worst(evaluation):
+        return evaluation._replace(trials=tuple(trial._replace(mAP=0.0) for trial in evaluation.trials))
+
+    command = words(tmp_path, undisturbed / "data", **changes)
+    crash(17)  # in the second epoch
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (made,) = [line["mAP"] for line in lines if line["kind"] == "evaluation" and line["stage"] == "image"]
+    assert read_tensors(states(tmp_path)[-1])["run"]["best"] == {"synthetic": {"epoch": 1, "mAP": made}}
+    monkeypatch.setattr(build, "evaluate_model", lambda *rest: worst(real(*rest)))
+    crash(None)
+    train_svllreid.main(command)
+    assert f"image stage  best on the way: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
