@@ -214,7 +214,8 @@ _C.TEST.WEIGHT = ""
 # Compare features before or after the batch-norm necks.
 _C.TEST.NECK_FEAT = "after"
 # Which pairs count: cross-camera (a query does not look for its own identity in its own camera; VehicleID, which has no
-# cameras, leaves nothing out) or all, e.g. where your own pictures have no cameras.
+# cameras, leaves nothing out) or all, e.g. where your own pictures have no cameras. Holds for the data sets of a
+# training; another one is tested across cameras unless the command line says otherwise.
 _C.TEST.PROTOCOL = "cross-camera"
 # Side information at test: same (cameras and viewpoints as in training), mean (over all that training knew), none, or
 # auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the numbers
