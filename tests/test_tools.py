@@ -107,6 +107,14 @@ def test_the_gpu_check_compares_re_ranking(monkeypatch):
     assert verify_gpu.compare_reranking(cpu, images=60) == 1
 
 
+def test_the_gpu_check_sees_an_update_that_should_not_be_made(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    assert verify_gpu.check_guard(cpu) == 0
+    monkeypatch.setattr(torch, "isfinite", lambda value: torch.ones_like(value, dtype=torch.bool))
+    assert verify_gpu.check_guard(cpu) == 1
+    assert "Adam does not keep its hands off" in capsys.readouterr().err
+
+
 def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
     words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *words])

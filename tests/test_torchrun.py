@@ -50,7 +50,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def nearly_the_same(folder: Path, alone: Path) -> None:
-    """Sums are made in another order. (Weights are not compared: Adam makes whole steps of gradients that are noise.)"""
+    """Sums are made in another order. Weights are not compared: Adam makes whole steps of gradients that are noise."""
     ours, theirs = metrics(folder), metrics(alone)
     assert [(line["kind"], line["step"]) for line in ours] == [(line["kind"], line["step"]) for line in theirs]
     for one, other in zip(ours, theirs, strict=True):

@@ -4,30 +4,35 @@
 
 CLIP's weights are not needed: the towers start at random, the same way in both precisions, and see the same batches.
 What is checked is that everything runs on the device, that losses fall, that both precisions tell the same story, and
-that a checkpoint gives the same features in a fresh network. Then a ResNet takes a few steps in bf16, and re-ranking is
-compared with the CPU's. Speed and memory are reported, not judged.
+that a checkpoint gives the same features in a fresh network. Then a ResNet takes a few steps in bf16 and in fp16, a
+loss that is no number must leave a network alone, and re-ranking is compared with the CPU's. Speed and memory are
+reported, not judged.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs import ConfigError, load
 from datasets.build import make_benchmark, make_loader
 from model.build import load_model, make_model
 from processor.build import RUN_STAGE
 from processor.evaluate import embed_all
+from processor.loop import NonFiniteLoss, fit
+from solver.build import make_optimizer
 from utils.command import run
 from utils.devices import describe, pick_device
 from utils.logs import log_to_screen
+from utils.records import FeatureBatch, Losses
 from utils.reranking import rerank
 from utils.run_folder import RunFolder
 from utils.seeds import seed_everything
@@ -55,8 +60,9 @@ def main() -> int:
             precision: train(Path(temporary), precision, device, arguments.steps, arguments.overrides)
             for precision in ("fp32", "bf16")
         }
-        train(Path(temporary), "bf16", device, 8, arguments.overrides, config=RESNET)
-    return max(compare(*results.values()), compare_reranking(device))
+        for precision in ("bf16", "fp16"):
+            train(Path(temporary), precision, device, 8, arguments.overrides, config=RESNET)
+    return max(compare(*results.values()), check_guard(device), compare_reranking(device))
 
 
 def train(
@@ -144,6 +150,44 @@ def compare(full: dict, half: dict) -> int:
         sys.stderr.write(f"error: {fault}\n")
     logger.info("%s", "NOT the same" if faults else "fp32 and bf16 tell the same story")
     return 1 if faults else 0
+
+
+class Spoilt(nn.Module):
+    """A loss that is no number in its second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.seen = nn.Parameter(torch.ones(3)), []
+
+    def forward(self, batch: FeatureBatch) -> Losses:
+        self.seen.append(self.value.detach().clone())
+        loss = (self.value**2).sum() * (math.nan if len(self.seen) == 2 else 1.0)
+        return Losses(loss, {"square": loss.detach()})
+
+
+def check_guard(device: torch.device) -> int:
+    """1 if an optimiser makes an update from a loss that is no number."""
+    batch = FeatureBatch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+    block = load(None).SOLVER.STAGE2.clone()
+    block.defrost()
+    faults = []
+    for name in ("Adam", "AdamW", "SGD"):
+        block.OPTIMIZER_NAME = name
+        stage = Spoilt().to(device)
+        try:
+            fit(
+                *(stage, lambda epoch, done: [batch] * 3, make_optimizer(block, stage), lambda epoch, lr: lr, 1),
+                device=device,
+            )
+        except NonFiniteLoss:
+            first, second, third = stage.seen
+            if not torch.equal(second, first) and torch.equal(third, second):
+                continue
+        faults.append(name)
+    for name in faults:
+        sys.stderr.write(f"error: {name} does not keep its hands off a loss that is no number\n")
+    logger.info("a loss that is no number: %s", "NOT suppressed" if faults else "no optimiser made that update")
+    return int(bool(faults))
 
 
 def compare_reranking(device: torch.device, images: int = 600) -> int:

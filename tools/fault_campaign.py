@@ -1,0 +1,920 @@
+"""Does a training survive what happens to trainings? A run of a second or two is disturbed, again and again.
+
+    python -m tools.fault_campaign --faults 120                 # six kinds in turn
+    python -m tools.fault_campaign --faults 20 --kinds kill nan --seed 7
+    python -m tools.fault_campaign --faults 120 --only 17       # the 17th of them alone, drawn as before
+
+One undisturbed run is the reference. Each fault then hits a run of its own, in a fresh OUTPUT_DIR; after that happens
+what a user does anyway: put the picture back, make room on the disk, type the same command again. The verdict:
+
+    survived    the run came to its end, with the reference's checkpoints, results and metrics, bit by bit; what was
+                damaged, missing or not finite was named; no step was made again that a whole state holds
+    lost        it did not come to its end, hung, or made steps again although a whole state had them
+    wrong       it ended with other numbers, or passed over the fault in silence
+
+    kill            SIGKILL in the middle of a write, between two changes of files or between two steps, up to four
+                    times in a row, of all processes, of the main one alone, or of the one that reads images
+    truncation      a kill, then the newest state, or every one, is cut off somewhere
+    corruption      a kill, then 1 to 16 bytes of the newest state, or of every one, are others
+    full-disk       some write fails halfway (ENOSPC), and those after it for a while
+    vanished-image  a picture of the training or of the test is gone from some moment on
+    nan             a loss or a gradient is no number, once
+
+Faults are made from outside: the program is the one that users start, in a process of its own, forked from this one so
+that nothing is imported twice. What is drawn follows from seed, kind and number; where a kill falls between two writes
+or steps depends on the machine's speed, too. Needs Linux. Exit code 1 if any fault was not survived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import errno
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import train_svllreid
+from configs import ConfigError
+from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
+from datasets.synthetic import write_synthetic
+from processor.image_stage import ImageStage
+from processor.prompt_stage import PromptStage
+from utils.command import FAILED, run
+from utils.errors import UserError
+from utils.run_folder import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path("runs/faults")
+DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}
+EPOCHS, STEPS, LOG_PERIOD = 2, 3, 2  # of each stage, of an epoch, between two lines of the log
+SETTINGS = f"""
+MODEL.DEVICE cpu  DATASETS.NAMES market1501  DATALOADER.NUM_INSTANCE 4
+SOLVER.STAGE1.IMS_PER_BATCH 16  SOLVER.STAGE1.MAX_EPOCHS {EPOCHS}  SOLVER.STAGE1.LOG_PERIOD {LOG_PERIOD}
+SOLVER.STAGE2.IMS_PER_BATCH 16  SOLVER.STAGE2.MAX_EPOCHS {EPOCHS}  SOLVER.STAGE2.LOG_PERIOD {LOG_PERIOD}
+SOLVER.STAGE2.EVAL_PERIOD 1
+""".split()
+EVERY_STEP, EVERY_EPOCH = "1e-9", "0"  # SOLVER.CHECKPOINT_MINUTES
+TOTAL = 2 * EPOCHS * STEPS
+STAGES = {"prompt": PromptStage, "image": ImageStage}
+SURVIVED, LOST, WRONG = "survived", "lost", "wrong"
+LOCKED, PATIENCE = "another run is writing there", 30.0  # seconds that a user tries again for
+DAMAGED = "the state before it is taken"
+
+
+class Lost(Exception):
+    """The run did not come to its end, or work that was kept was done again."""
+
+
+class Wrong(Exception):
+    """The run ended otherwise than it should, or said nothing of the fault."""
+
+
+# ------------------------------------------------------------------------------------------------- in a run's process
+
+
+class Operation(NamedTuple):
+    """A change of a file in the run's folder."""
+
+    verb: str  # open, write, sync, replace, remove, mkdir
+    what: str  # state, checkpoint, or the file's name
+
+
+class Disk:
+    """Sees every change that this process makes in a folder, and disturbs the one that was drawn.
+
+    Args:
+        folder: of the run.
+        at: which operation, from 0; None: none.
+        strike: what happens then; True: the operation fails halfway because the disk is full.
+        lasting: for how many operations the disk then stays full.
+        share: of a write that is made before it fails, or before `strike`.
+        seen: takes every operation.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        at: int | None = None,
+        strike: Callable[[], object] | None = None,
+        lasting: int = 0,
+        share: float = 0.5,
+        seen: Callable[[Operation], object] = lambda operation: None,
+    ):
+        self.folder, self.at, self.strike, self.lasting, self.share = str(folder), at, strike, lasting, share
+        self.seen, self.count, self.main = seen, 0, os.getpid()
+
+    def install(self) -> None:
+        """For the rest of this process."""
+        builtins.open = io.open = self._opener(io.open)
+        for name, verb, which in (
+            ("replace", "replace", 1),
+            ("unlink", "remove", 0),
+            ("mkdir", "mkdir", 0),
+            ("fsync", "sync", 0),
+            ("truncate", "truncate", 0),
+        ):
+            setattr(os, name, self._watched(getattr(os, name), verb, which))
+
+    def _inside(self, path: object) -> bool:
+        if not isinstance(path, (str, os.PathLike)) or os.getpid() != self.main:
+            return False
+        path = os.fspath(path)
+        return isinstance(path, str) and path.startswith(self.folder) and not path.endswith(LOCK)
+
+    def _watched(self, real: Callable, verb: str, which: int) -> Callable:
+        def watched(*arguments, **named):
+            path = arguments[which]
+            if verb == "sync":
+                path = os.readlink(f"/proc/self/fd/{path}")
+            if self._inside(path):
+                full = self.happens(verb, path)
+                if full and verb not in ("remove", "truncate"):  # they need no room
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return real(*arguments, **named)
+
+        return watched
+
+    def _opener(self, real: Callable) -> Callable:
+        disk = self
+
+        class File(io.FileIO):
+            def write(self, data) -> int:
+                def part() -> None:
+                    io.FileIO.write(self, memoryview(data)[: int(disk.share * len(data))])
+
+                if disk.happens("write", self.name, part):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return super().write(data)
+
+        def opened(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *rest, **named):
+            if not self._inside(file) or not set(mode) & set("wax+"):
+                return real(file, mode, buffering, encoding, errors, newline, *rest, **named)
+            if self.happens("open", file):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            binary = io.BufferedWriter(File(os.fspath(file), mode.replace("b", "").replace("t", "")))
+            return binary if "b" in mode else io.TextIOWrapper(binary, encoding, errors, newline)
+
+        return opened
+
+    def happens(self, verb: str, path: object, part: Callable[[], object] = lambda: None) -> bool:
+        """Count an operation -> whether it fails because the disk is full."""
+        number, self.count = self.count, self.count + 1
+        self.seen(Operation(verb, label(Path(os.fspath(path)))))
+        if self.at is None or not self.at <= number <= self.at + self.lasting:
+            return False
+        if self.strike is not None:
+            if number == self.at:
+                part()
+                self.strike()
+            return False
+        part()
+        return True
+
+
+def label(path: Path) -> str:
+    """What a file of a run is, whatever its number: state, checkpoint, or its name."""
+    name = path.name
+    if name.endswith(".tmp"):
+        name = name.removeprefix(".").rpartition(".tmp")[0].rpartition(".")[0]
+    if not name.endswith(".pth"):
+        return name
+    return "state" if path.parent.name == STATES else "checkpoint"
+
+
+class Plan(NamedTuple):
+    """What is to happen in a process."""
+
+    at: int | None = None  # operation on the disk
+    strike: Callable[[], object] | None = None
+    lasting: int = 0
+    share: float = 0.5
+    spoilt: int | None = None  # step, from 1, whose ...
+    spoilt_gradient: bool = False  # ... gradient, or else loss, is no number
+    broken: Callable[[], object] | None = None  # what a test breaks in the program, to see whether it is noticed
+
+
+def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
+    """The program, in a forked process; does not return."""
+    code = 1
+    try:
+        os.setsid()
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(journal / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        torch.set_num_threads(1)
+        if plan.broken is not None:
+            plan.broken()
+        operations = os.open(journal / "operations", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        steps = os.open(journal / "steps", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        Disk(
+            folder,
+            at=plan.at,
+            strike=plan.strike,
+            lasting=plan.lasting,
+            share=plan.share,
+            seen=lambda operation: os.write(operations, f"{' '.join(operation)}\n".encode()),
+        ).install()
+        watch_steps(steps, plan)
+        code = run(lambda: train_svllreid.main(list(words)), ConfigError)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def watch_steps(descriptor: int, plan: Plan) -> None:
+    """Note every training step of this process, and spoil the one that was drawn."""
+    made = 0
+    for name, stage in STAGES.items():
+
+        def forward(self, batch, *, real=stage.forward, name=name):
+            nonlocal made
+            made += 1
+            os.write(descriptor, name[:1].encode())
+            losses = real(self, batch)
+            if made != plan.spoilt:
+                return losses
+            if plan.spoilt_gradient:
+                losses.total.register_hook(lambda gradient: gradient * torch.nan)
+                return losses
+            return losses._replace(total=losses.total * torch.nan)
+
+        stage.forward = forward
+
+
+def worker_of(process: int) -> int | None:
+    """A process that reads images for `process`."""
+    children = Path(f"/proc/{process}/task/{process}/children")
+    try:
+        found = [int(word) for word in children.read_text().split()]
+        return next((child for child in found if "python" in Path(f"/proc/{child}/exe").resolve().name), None)
+    except OSError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------- one fault
+
+
+class Outcome(NamedTuple):
+    """How a process ended."""
+
+    code: int  # negative: the signal
+    out: str
+    err: str
+    steps: int  # that it made
+    struck: bool  # whether what was planned happened
+
+    @property
+    def last(self) -> str:
+        lines = self.err.strip().splitlines()
+        return lines[-1] if lines else f"exit code {self.code}, nothing said"
+
+
+class Reference(NamedTuple):
+    """The run that nobody disturbs."""
+
+    folder: Path
+    data: Path
+    operations: list[Operation]
+    seconds: float
+
+
+class Trial:
+    """One run with all that happens to it.
+
+    Args:
+        folder: of the trial.
+        draw: of everything.
+        timeout: seconds after which a process hangs.
+        broken: see Plan.
+    """
+
+    def __init__(
+        self, folder: Path, draw: random.Random, *, timeout: float, broken: Callable[[], object] | None = None
+    ):
+        self.folder, self.run, self.draw = folder, folder / "run", draw
+        self.timeout, self.broken = timeout, broken
+        self.data = folder / "data"
+        self.minutes, self.workers = EVERY_STEP, 0
+        self.groups: list[int] = []
+        self.notes: list[str] = []
+        self.starts = 0
+
+    # ---- processes
+
+    def start(
+        self, plan: Plan = Plan(), *, kill_after: tuple[int, float] | None = None, victim: str = "all"
+    ) -> Outcome:
+        """The same command, until its process ends.
+
+        Args:
+            kill_after: (steps, seconds): so long after so many steps, `victim` is killed from outside.
+            victim: all, main or worker.
+
+        Raises:
+            Lost: it hangs.
+        """
+        journal = self.folder / f"start{self.starts}"
+        journal.mkdir(parents=True)
+        self.starts += 1
+        words = [
+            *("--config_file", str(ROOT / "configs/demo/vit_svllreid.yml"), *SETTINGS),
+            *("DATASETS.ROOT_DIR", str(self.data), "OUTPUT_DIR", str(self.run)),
+            *("SOLVER.CHECKPOINT_MINUTES", self.minutes, "DATALOADER.NUM_WORKERS", str(self.workers)),
+        ]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        process = os.fork()
+        if process == 0:
+            live(words, self.run, journal, plan._replace(broken=plan.broken or self.broken))
+        self.groups.append(process)
+        struck, since, due = False, time.monotonic(), None
+        while True:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                break
+            now = time.monotonic()
+            if now - since > self.timeout:
+                self.end_all()
+                os.waitpid(process, 0)
+                raise Lost(f"hangs: no end after {self.timeout:.0f} s")
+            if kill_after is not None and not struck:
+                if due is None and size(journal / "steps") >= kill_after[0]:
+                    due = now + kill_after[1]
+                if due is not None and now >= due:
+                    struck = kill(process, victim)
+            time.sleep(0.003)
+        code = os.waitstatus_to_exitcode(status)
+        out, err = ((journal / name).read_text(encoding="utf-8") for name in ("out", "err"))
+        operations = (journal / "operations").read_text().count("\n") if (journal / "operations").exists() else 0
+        struck = struck or (plan.at is not None and operations > plan.at)
+        return Outcome(code, out, err, size(journal / "steps"), struck)
+
+    def end_all(self) -> None:
+        """Kill what is left of all processes, those that read images among them."""
+        for group in self.groups:
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    # ---- what is there
+
+    def states(self) -> list[Path]:
+        """Files of states, newest first."""
+        return sorted((self.run / STATES).glob("*.pth"), reverse=True)
+
+    def kept(self, damaged: Sequence[Path] = ()) -> int:
+        """How many steps the newest whole state holds, by this tool's own reading; 0 without one."""
+        for file in self.states():
+            if file in damaged:
+                continue
+            contents = whole(file)
+            if contents is None:
+                raise Wrong(f"{file.name} is not whole, though nobody damaged it")
+            return steps_of(contents)
+        return 0
+
+    # ---- the end
+
+    def finish(self, damaged: Sequence[Path] = ()) -> Outcome:
+        """Start the run until it is at its end, and compare.
+
+        Args:
+            damaged: states that must not be gone on from.
+
+        Raises:
+            Lost, Wrong: as the verdicts say.
+        """
+        kept = self.kept(damaged)
+        outcome = self.patiently()
+        if outcome.code != 0:
+            raise Lost(f"does not go on: {outcome.last}")
+        if outcome.steps > TOTAL - kept:
+            raise Lost(f"{outcome.steps} steps were made, though a whole state left only {TOTAL - kept} to make")
+        if outcome.steps < TOTAL - kept:
+            raise Wrong(f"{outcome.steps} steps were made, though {TOTAL - kept} were left to make")
+        return outcome
+
+    def patiently(self) -> Outcome:
+        """Start; again after a moment where the folder is said to be in use."""
+        since = time.monotonic()
+        while True:
+            outcome = self.start()
+            if outcome.code == 0 or LOCKED not in outcome.last or time.monotonic() - since > PATIENCE:
+                return outcome
+            if "folder in use for a while" not in self.notes:
+                self.notes.append("folder in use for a while")
+            time.sleep(0.5)
+
+    def compare(self, reference: Reference) -> None:
+        """Raise Wrong if the run's end is not the reference's."""
+        ours, theirs = (sorted(path.name for path in each.glob("*.pth")) for each in (self.run, reference.folder))
+        if ours != theirs:
+            raise Wrong(f"checkpoints {ours} instead of {theirs}")
+        for name in theirs:
+            one, other = (whole(each / name) for each in (self.run, reference.folder))
+            if one is None:
+                raise Wrong(f"{name} is damaged")
+            if one["model"].keys() != other["model"].keys():
+                raise Wrong(f"{name} has other tensors")
+            for tensor, value in other["model"].items():
+                if not torch.equal(one["model"][tensor], value):
+                    raise Wrong(f"{name}: {tensor} is another")
+        if results(self.run) != results(reference.folder):
+            raise Wrong(f"{RESULTS} is another")
+        if (self.run / METRICS).read_bytes() != (reference.folder / METRICS).read_bytes():
+            raise Wrong(f"{METRICS} is another")
+        left = [path.name for path in self.run.rglob(".*") if path.name.endswith(".tmp")]
+        if left:
+            self.notes.append(f"left behind: {', '.join(sorted({label(Path(name)) for name in left}))}")
+
+
+def kill(process: int, victim: str) -> bool:
+    """SIGKILL -> whether there was somebody to kill."""
+    try:
+        if victim == "worker":
+            child = worker_of(process)
+            if child is None:
+                return False
+            os.kill(child, signal.SIGKILL)
+        elif victim == "main":
+            os.kill(process, signal.SIGKILL)
+        else:
+            os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def whole(file: Path) -> dict | None:
+    """The contents of a file of tensors; None if any byte of them is another than was written."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:
+                return None
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:
+        return None
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two contents of files are the same to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def steps_of(contents: dict) -> int:
+    """How many steps of the whole run a state holds."""
+    before = EPOCHS * STEPS if contents["stage"] == "image" else 0
+    return before + contents["run"]["position"]["steps"]
+
+
+def results(folder: Path) -> list[dict]:
+    """What results.json says, without the folder's name and the libraries' versions, which no fault changes."""
+    entries = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["evaluations"]
+    return [{name: entry[name] for name in entry if name not in ("checkpoint", "versions")} for entry in entries]
+
+
+def an_operation(draw: random.Random, operations: Sequence[Operation], first: int = 0) -> int:
+    """The number of one: any of them, or, so that rare ones have their turn, any of a kind."""
+    numbers = range(first, len(operations))
+    if draw.random() < 0.5:
+        return draw.choice(numbers)
+    kind = draw.choice(sorted({operations[number] for number in numbers}))
+    return draw.choice([number for number in numbers if operations[number] == kind])
+
+
+def told(operations: Sequence[Operation], number: int) -> str:
+    return f"{number}: {operations[number].verb} {operations[number].what}"
+
+
+# ------------------------------------------------------------------------------------------------------- the six kinds
+
+
+def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> None:
+    """Start the run and kill it.
+
+    Args:
+        with_state: only after it has kept a state.
+    """
+    draw, operations = trial.draw, reference.operations
+    first = 0
+    if with_state:
+        first = 1 + operations.index(Operation("replace", "state"))
+    victim = draw.choice(["all", "main", "worker"]) if trial.workers else "all"
+    if victim != "worker" and (with_state or draw.random() < 0.6):
+        at, share = an_operation(draw, operations, first), draw.random()
+        if victim == "all":
+            strike = lambda: os.killpg(0, signal.SIGKILL)  # noqa: E731
+        else:
+            strike = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+        trial.notes.append(f"{victim} killed at operation {told(operations, at)}")
+        outcome = trial.start(Plan(at=at, strike=strike, share=share))
+    else:
+        steps, seconds = draw.randint(0, TOTAL - 1), draw.uniform(0.0, 0.25)
+        if victim == "worker":
+            steps = draw.randint(EPOCHS * STEPS + 1, TOTAL - 1)  # only then is there certainly one
+        trial.notes.append(f"{victim} killed {seconds:.3f} s after step {steps}")
+        outcome = trial.start(kill_after=(steps, seconds), victim=victim)
+    if outcome.code == -signal.SIGKILL or (victim == "worker" and outcome.code == FAILED):
+        if victim == "worker" and "a process that reads images died" not in outcome.last:
+            raise Wrong(f"a process that reads images was killed, and what is said is: {outcome.last}")
+        return
+    if victim == "worker" and outcome.code == 0:
+        trial.notes.append("the worker was not needed any more")
+        return
+    if outcome.code != 0 or outcome.struck:
+        raise Wrong(f"was killed, and ended with {outcome.last}")
+    trial.notes.append("the run was faster")
+
+
+def a_kill(trial: Trial, reference: Reference) -> None:
+    """Once, or again and again: of a run that goes on, any operation, in as many steps as are left."""
+    draw = trial.draw
+    trial.workers = int(draw.random() < 0.3)
+    trial.minutes = EVERY_STEP if draw.random() < 0.8 else EVERY_EPOCH
+    killed(trial, reference)
+    for _ in range(draw.choice([0, 0, 1, 3])):
+        before = trial.kept()
+        trial.workers = 0
+        at, share = draw.randrange(len(reference.operations) // 2), draw.random()
+        outcome = trial.start(Plan(at=at, strike=lambda: os.killpg(0, signal.SIGKILL), share=share))
+        trial.notes.append(f"again at its operation {at}" + ("" if outcome.struck else ", which it did not come to"))
+        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or outcome.struck) and LOCKED not in outcome.last:
+            raise Lost(f"does not go on: {outcome.last}")
+        if trial.kept() < before:
+            raise Lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
+    trial.finish()
+
+
+def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -> None:
+    """Kill the run, harm the newest state or all of them, and go on."""
+    draw = trial.draw
+    killed(trial, reference, with_state=True)
+    files = trial.states()
+    count = len(files) if draw.random() < 0.2 else 1
+    damaged, harmless = files[:count], []
+    for file in damaged:
+        data, contents = file.read_bytes(), whole(file)
+        file.write_bytes(harm(data))
+        if readable(file, contents):  # what was hit are fillings, dates and the like
+            harmless.append(file)
+    trial.notes.append(f"{count} of {len(files)} states damaged" + (", harmlessly" if harmless else ""))
+    refused = trial.start()
+    taken = next((file for file in harmless if f"resumed from {file}" in refused.out), None)
+    for file in damaged:
+        if taken in damaged and damaged.index(file) >= damaged.index(taken):
+            break
+        if str(file) not in refused.out + refused.err:
+            raise Wrong(f"{file.name} is damaged, and nothing is said of it")
+    if refused.code == 0:
+        kept = steps_of(whole(taken) or {}) if taken else recorded(trial, refused, damaged)
+        if refused.steps != TOTAL - kept:
+            raise Lost(f"{refused.steps} steps were made, though a whole state left only {TOTAL - kept} to make")
+        return
+    if count < len(files) or taken:
+        raise Lost(f"does not go on, though a state is whole: {refused.last}")
+    if f"none of the {count} states to go on from can be read" not in refused.last:
+        raise Wrong(f"no state is whole, and what is said is: {refused.last}")
+    if [file for file in damaged if not file.exists()]:
+        raise Wrong("what was refused was touched")
+    shutil.rmtree(trial.run)  # what is said, and all that there is to do
+    trial.finish()
+
+
+def readable(file: Path, contents: dict | None) -> bool:
+    """Whether a damaged file's contents can still be read as they were."""
+    try:
+        return contents is not None and same(torch.load(file, map_location="cpu", weights_only=True), contents)
+    except Exception:
+        return False
+
+
+def recorded(trial: Trial, outcome: Outcome, damaged: Sequence[Path]) -> int:
+    """How many steps the state holds that a run says it has gone on from, which must be one that nobody damaged."""
+    line = next((line for line in outcome.out.splitlines() if "resumed from " in line), "")
+    if not line or any(str(file) in line for file in damaged):
+        raise Wrong(f"a state is damaged, and what is said is: {line or 'nothing'}")
+    stage, epoch, step = (line.rpartition(": ")[2].split()[place] for place in (0, 3, 6))
+    return (EPOCHS * STEPS if stage == "image" else 0) + (int(epoch.rstrip(",")) - 1) * STEPS + int(step)
+
+
+def a_truncation(trial: Trial, reference: Reference) -> None:
+    """Anywhere, or near an end."""
+    draw = trial.draw
+
+    def harm(data: bytes) -> bytes:
+        most = len(data) - 1
+        return data[: draw.choice([draw.randint(0, most), most - draw.randint(0, 64), draw.randint(0, 64)])]
+
+    damage(trial, reference, harm)
+
+
+def a_corruption(trial: Trial, reference: Reference) -> None:
+    """Single bytes, or neighbours; anywhere, or in the archive's index at the end."""
+    draw = trial.draw
+
+    def harm(data: bytes) -> bytes:
+        harmed = bytearray(data)
+        first = draw.choice([0, 0, 0, len(data) - 4096])
+        count = draw.randint(1, 16)
+        start = draw.randrange(first, len(data) - count)
+        neighbours = draw.random() < 0.3
+        for number in range(count):
+            place = start + number if neighbours else draw.randrange(first, len(data))
+            harmed[place] ^= draw.randint(1, 255)
+        if harmed == data:  # two may undo each other
+            harmed[start] ^= 1
+        return bytes(harmed)
+
+    damage(trial, reference, harm)
+
+
+def a_full_disk(trial: Trial, reference: Reference) -> None:
+    """For one operation, some, or until there is room; a start while it is full must leave everything as it is."""
+    draw, operations = trial.draw, reference.operations
+    trial.workers = int(draw.random() < 0.15)
+    at, lasting = an_operation(draw, operations), draw.choice([0, 2, 50, 10**9])
+    trial.notes.append(f"full from operation {told(operations, at)}, for {lasting + 1}")
+    outcome = trial.start(Plan(at=at, lasting=lasting, share=draw.random()))
+    said(trial, outcome)
+    if outcome.code == 0:
+        trial.notes.append("ended all the same")
+        return
+    if lasting > 100 and draw.random() < 0.5:
+        before = trial.kept()
+        said(trial, trial.start(Plan(at=0, lasting=10**9, share=0.0)))
+        if trial.kept() != before:
+            raise Lost(f"started on a full disk: {trial.kept()} steps are kept, {before} were")
+    trial.finish()
+
+
+def said(trial: Trial, outcome: Outcome) -> None:
+    """Raise Wrong if a run on a full disk does not say so as it should."""
+    if not outcome.struck:
+        raise Wrong(f"the disk was not full: {outcome.last}")
+    where = str(trial.run) in outcome.last and ("No space left" in outcome.last or "disk full" in outcome.last)
+    if outcome.code == FAILED and where and outcome.last.startswith("error: "):
+        return
+    if outcome.code != 0:
+        raise Wrong(f"the disk was full; exit code {outcome.code}, and what is said is: {outcome.last}")
+
+
+def a_vanished_image(trial: Trial, reference: Reference) -> None:
+    """It must be named where it is needed; without it, the run is refused; with it, it goes on."""
+    draw, operations = trial.draw, reference.operations
+    shutil.copytree(reference.data, trial.data)
+    trial.workers = int(draw.random() < 0.3)
+    pictures = sorted((trial.data / FOLDERS[0] / draw.choice([TRAIN, TRAIN, QUERY, GALLERY])).glob("*.jpg"))
+    picture, aside = draw.choice(pictures), trial.folder / "aside.jpg"
+    at = min(an_operation(draw, operations), len(operations) * 3 // 4)
+    trial.notes.append(f"{picture.name} gone at operation {told(operations, at)}")
+    outcome = trial.start(Plan(at=at, strike=lambda: os.rename(picture, aside)))
+    if not aside.exists():
+        raise Wrong(f"the picture was not moved: {outcome.last}")
+    if outcome.code == 0:
+        trial.notes.append("was not needed any more")
+        aside.rename(picture)
+        return
+    if outcome.code != FAILED or not outcome.last.startswith("error: ") or str(picture) not in outcome.last:
+        raise Wrong(f"{picture.name} is gone, and what is said is: {outcome.last}")
+    if (trial.run / CONFIG).exists() and draw.random() < 0.5:
+        without = trial.start()
+        what = "training images" if picture.parent.name == TRAIN else "queries or gallery images"
+        if without.code != FAILED or f"the {what} are not those that this run was started with" not in without.last:
+            raise Wrong(f"started without {picture.name}, and what is said is: {without.last}")
+        trial.notes.append("refused without it")
+    aside.rename(picture)
+    trial.finish()
+
+
+def a_nan(trial: Trial, reference: Reference) -> None:
+    """It must stop the run at the next line of the log, name the step, and leave the weights as they were."""
+    draw = trial.draw
+    trial.minutes = draw.choice([EVERY_STEP, EVERY_EPOCH])
+    number, gradient = draw.randint(1, TOTAL), draw.random() < 0.5
+    what = "gradient" if gradient else "loss"
+    trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
+    outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
+    stage, rest = ("prompt", number - 1) if number <= EPOCHS * STEPS else ("image", number - 1 - EPOCHS * STEPS)
+    step = rest % STEPS + 1
+    name = f"{stage} stage, epoch {rest // STEPS + 1}, step {step}: the "
+    if outcome.code != FAILED or not outcome.last.startswith(f"error: {name}") or "not finite" not in outcome.last:
+        raise Wrong(f"a {what} was no number, and what is said is: {outcome.last}")
+    line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)
+    if outcome.steps != number - step + line:
+        raise Wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
+    failure = whole(trial.run / NON_FINITE)
+    if failure is None:
+        raise Wrong(f"{NON_FINITE} cannot be read")
+    spoilt = [each for each, value in failure["model"].items() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise Wrong(f"weights were touched: {spoilt[0]}")
+    if trial.minutes == EVERY_STEP and trial.states():
+        before = whole(trial.states()[0])
+        moved = [
+            each
+            for each, value in failure["model"].items()
+            if not torch.equal(before["model"][each], value) and not each.endswith(("_mean", "_var", "_tracked"))
+        ]
+        if moved and step > 1:
+            raise Wrong(f"weights were touched: {moved[0]}")
+    trial.finish()
+
+
+KINDS: dict[str, Callable[[Trial, Reference], None]] = {
+    "kill": a_kill,
+    "truncation": a_truncation,
+    "corruption": a_corruption,
+    "full-disk": a_full_disk,
+    "vanished-image": a_vanished_image,
+    "nan": a_nan,
+}
+
+
+# -------------------------------------------------------------------------------------------------------- the campaign
+
+
+class Verdict(NamedTuple):
+    """What became of one fault."""
+
+    number: int
+    kind: str
+    word: str  # survived, lost, wrong
+    reason: str
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def render(folder: Path) -> Path:
+    """A data set in Market-1501's form, so that pictures that are gone are not rendered anew."""
+    data = folder / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    write_synthetic(data, progress=False, **DATA).rename(data / FOLDERS[0])
+    return data
+
+
+def make_reference(folder: Path, *, timeout: float) -> Reference:
+    """Render pictures and train on them, undisturbed.
+
+    Raises:
+        UserError: not even that works.
+    """
+    data = render(folder)
+    shutil.rmtree(folder / "reference", ignore_errors=True)
+    trial = Trial(folder / "reference", random.Random(0), timeout=timeout)
+    trial.data, since = data, time.monotonic()
+    try:
+        outcome = trial.start()
+    finally:
+        trial.end_all()
+    if outcome.code != 0 or outcome.steps != TOTAL:
+        raise UserError(f"the undisturbed run failed after {outcome.steps} of {TOTAL} steps: {outcome.last}")
+    lines = (trial.folder / "start0" / "operations").read_text().splitlines()
+    operations = [Operation(*line.split(" ", 1)) for line in lines]
+    return Reference(trial.run, data, operations, time.monotonic() - since)
+
+
+def disturb(
+    number: int,
+    kind: str,
+    reference: Reference,
+    folder: Path,
+    *,
+    seed: int,
+    timeout: float,
+    broken: Callable[[], object] | None = None,
+) -> Verdict:
+    """One fault; its folder is kept if it was not survived."""
+    shutil.rmtree(folder, ignore_errors=True)
+    trial = Trial(folder, random.Random(f"{seed} {kind} {number}"), timeout=timeout, broken=broken)
+    if kind != "vanished-image":
+        trial.data = reference.data
+    word, reason, since = SURVIVED, "", time.monotonic()
+    try:
+        KINDS[kind](trial, reference)
+        trial.compare(reference)
+    except Lost as error:
+        word, reason = LOST, str(error)
+    except Wrong as error:
+        word, reason = WRONG, str(error)
+    except Exception as error:  # e.g. a file that should be there is not
+        word, reason = WRONG, f"{type(error).__name__}: {error}"
+    finally:
+        trial.end_all()
+    if word == SURVIVED:
+        shutil.rmtree(folder)
+    return Verdict(number, kind, word, reason, tuple(trial.notes), time.monotonic() - since)
+
+
+def campaign(
+    faults: int,
+    kinds: Sequence[str],
+    folder: Path,
+    *,
+    seed: int = 0,
+    only: Sequence[int] = (),
+    timeout: float = 120.0,
+    broken: Callable[[], object] | None = None,
+    reference: Reference | None = None,
+) -> Iterator[Verdict]:
+    """Faults 1 to `faults`, or those of them in `only`; kinds take turns."""
+    reference = reference or make_reference(folder, timeout=timeout)
+    for number in only or range(1, faults + 1):
+        kind = kinds[(number - 1) % len(kinds)]
+        yield disturb(number, kind, reference, folder / f"fault{number}", seed=seed, timeout=timeout, broken=broken)
+
+
+def tables(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """A table for the screen, and the same in Markdown."""
+    counts = Counter((verdict.kind, verdict.word) for verdict in verdicts)
+    kinds = list(dict.fromkeys(verdict.kind for verdict in verdicts))
+    rows = []
+    for kind in [*kinds, "all"]:
+        words = [sum(counts[each, word] for each in kinds if kind in (each, "all")) for word in (SURVIVED, LOST, WRONG)]
+        rows.append([kind, str(sum(words)), *map(str, words)])
+    head = ["kind", "faults", SURVIVED, LOST, WRONG]
+    screen = [f"{row[0]:<16}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in (head, *rows)]
+    markdown = [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:"] * 4], *rows)]
+    return "\n".join(screen), "\n".join(markdown)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the campaign; 0 if every fault was survived, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=120, metavar="N", help="in all")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="+", default=[], metavar="NUMBER", help="these faults alone")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where runs are; those that fail are kept there")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds after which a process hangs")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown, too")
+    arguments = parser.parse_args(argv)
+    if not sys.platform.startswith("linux"):
+        raise UserError("tools.fault_campaign needs Linux: it forks, and looks into /proc")
+    if arguments.faults < 1 or not all(1 <= number <= arguments.faults for number in arguments.only):
+        raise UserError(f"--faults {arguments.faults}: --only takes numbers from 1 to that")
+    logging.getLogger().setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    folder = arguments.folder.expanduser().absolute()
+    since, verdicts = time.monotonic(), []
+    kinds = arguments.kinds
+    for verdict in campaign(
+        arguments.faults, kinds, folder, seed=arguments.seed, only=arguments.only, timeout=arguments.timeout
+    ):
+        verdicts.append(verdict)
+        notes = "; ".join(verdict.notes)
+        write(f"{verdict.number:>4} {verdict.kind:<15} {verdict.word:<9} {verdict.seconds:5.1f} s  {notes}")
+    seconds = time.monotonic() - since
+    screen, markdown = tables(verdicts)
+    write(f"\n{screen}\n\n{seconds:.0f} s, {seconds / len(verdicts):.1f} s a fault, seed {arguments.seed}")
+    if arguments.markdown:
+        write(f"\n{markdown}")
+    failed = [verdict for verdict in verdicts if verdict.word != SURVIVED]
+    for verdict in failed:
+        again = f"--faults {arguments.faults} --seed {arguments.seed}"
+        again += f" --kinds {' '.join(kinds)}" if kinds != list(KINDS) else ""
+        write(
+            f"\n{verdict.word}: {verdict.kind}, {verdict.reason}\n  {'; '.join(verdict.notes)}\n"
+            f"  {folder / f'fault{verdict.number}'}\n"
+            f"  again: python -m tools.fault_campaign {again} --only {verdict.number}"
+        )
+    return 1 if failed else 0
+
+
+def write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ConfigError))
