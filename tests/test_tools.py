@@ -130,8 +130,7 @@ def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):
     cfg = load("configs/demo/vit_base.yml")
     assert not compare_methods.finished(tmp_path, cfg)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    with pytest.raises(UserError, match="did not end"):
-        compare_methods.finished(tmp_path, cfg)
+    assert not compare_methods.finished(tmp_path, cfg)  # it broke off, and is gone on with
     (tmp_path / "results.json").write_text('{"evaluations": [{"when": "end"}]}')
     assert compare_methods.finished(tmp_path, cfg)
     with pytest.raises(UserError, match="other settings"):

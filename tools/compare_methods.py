@@ -3,7 +3,7 @@
     python -m tools.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
 
 A seed decides on everything: people, cameras, prompts, batches. Methods with the same seed see the same data set. Runs
-go to --folder, one folder each; what is there already is read, not run again.
+go to --folder, one folder each; what is there already is read, not run again, and what broke off is gone on with.
 """
 
 from __future__ import annotations
@@ -101,15 +101,13 @@ def finished(folder: Path, cfg: CfgNode) -> bool:
     """Whether a run with these settings is there.
 
     Raises:
-        UserError: the folder holds a run with other settings, or one that did not end.
+        UserError: the folder holds a run with other settings.
     """
     if not (folder / CONFIG).is_file():
         return False
     if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) != to_dict(cfg):
         raise UserError(f"{folder}: holds a run with other settings; delete it or give another --folder")
-    if not any(entry["when"] == "end" for entry in _entries(folder)):
-        raise UserError(f"{folder}: holds a run that did not end; delete it or give another --folder")
-    return True
+    return any(entry["when"] == "end" for entry in _entries(folder))  # else training goes on with it
 
 
 def _entries(folder: Path) -> list[dict]:

@@ -6,9 +6,9 @@
     python -m tools.reproduce --markdown                             # the README's table
 
 A row trains into a folder of its own below --output, named after row and seed; one that has ended is compared, not run
-again. One that did not end, or has other settings, is named and left alone. The verdict rests on every published figure
-of the row, at the one decimal that is published: "reproduced" if none is further away than the tolerance, else "below"
-if one is too low, else "above". Being above is no success either: it may be an easier protocol.
+again; one that broke off is gone on with; one with other settings is named and left alone. The verdict rests on every
+published figure of the row, at the one decimal that is published: "reproduced" if none is further away than the
+tolerance, else "below" if one is too low, else "above". Being above is no success either: it may be an easier protocol.
 
 Exit code 0 if all is well, 1 if a row that was compared is not reproduced, 2 if one could not be run or compared.
 """
@@ -492,11 +492,11 @@ def version_of_msmt17(root: Path) -> str:
 
 
 def find_result(row: Row, plan: Plan) -> Result | None:
-    """What a finished row scored; None if it was never started.
+    """What a finished row scored; None if it was never started, or broke off.
 
     Raises:
-        UserError: its folder holds something else: a run that did not end, other settings, another data set, a result
-            that was re-ranked where the published was not (or the other way round), or a damaged file.
+        UserError: its folder holds something else: other settings, another data set, a result that was re-ranked where
+            the published was not (or the other way round), or a damaged file.
     """
     if row.trained:
         return _find_test(row, plan)
@@ -522,9 +522,7 @@ def _find_training(row: Row, plan: Plan, folder: Path) -> dict | None:
             f"{folder}: holds a run with other settings ({', '.join(others)}); move it away, or give another --output"
         )
     entry = _last(folder, "end") if (folder / RESULTS).exists() else None
-    if entry is None:
-        raise UserError(f"{folder}: holds a run that did not end, or not yet; move it away, or give another --output")
-    return _checked(entry, row, folder)
+    return None if entry is None else _checked(entry, row, folder)
 
 
 def _find_test(row: Row, plan: Plan) -> Result | None:
