@@ -171,10 +171,10 @@ def _train(
                 checkpoint=checkpoint,
             )
             entries.append(entry)
-            if is_main():
-                append_result(path, entry)
             facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
             folder.record("evaluation", step=len(entries), stage=when, **facts, **evaluation.mean)
+            if is_main():  # last: a run whose last entry is there is finished
+                append_result(path, entry)
 
     stages = list(cfg.PROCESSOR.STAGES)
     try:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
@@ -41,9 +43,16 @@ def log_to_screen() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Also there, from the first line of the script on, and no longer in an earlier run's file."""
+    """Also there, from the first line of the script on, and no longer in an earlier run's file.
+
+    Raises:
+        UserError: the file cannot be made.
+    """
     root = logging.getLogger()
-    file = logging.FileHandler(path, encoding="utf-8")
+    try:
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     file.setFormatter(FORMAT)
     for old in root.handlers[:]:
         if isinstance(old, _Early):

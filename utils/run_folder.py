@@ -310,8 +310,9 @@ class RunFolder:
         for name in (*WRITTEN, CONFIG):
             with contextlib.suppress(OSError):  # Windows keeps a log file that is open
                 (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something else
-            self.path.rmdir()
+        for folder in (self.path / STATES, self.path):  # the former is there, and empty, if no state could be written
+            with contextlib.suppress(OSError):  # it holds something else
+                folder.rmdir()
         return True
 
 
