@@ -20,6 +20,7 @@ from torch import Tensor
 import train_svllreid
 from configs import ConfigError
 from processor import build, loop
+from utils import run_folder
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.command import run
 from utils.errors import DataError, UserError
@@ -387,6 +388,26 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(undisturbed, tmp_path):
             train_svllreid.main(command)
         assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_lock_does_not_live_on_in_a_process_that_reads_images(tmp_path):
+    ready, child_ready = os.pipe()
+    descriptor = run_folder._locked(tmp_path / ".lock")
+    run_folder._held.add(descriptor)
+    child = os.fork()
+    if child == 0:
+        os.write(child_ready, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(ready, 1)
+    run_folder._held.discard(descriptor)
+    os.close(descriptor)  # as when the parent is killed: the file stays
+    try:
+        os.close(run_folder._locked(tmp_path / ".lock"))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_folder_with_something_else_is_no_run(undisturbed, tmp_path):

@@ -67,14 +67,29 @@ def lock(path: Path) -> Iterator[None]:
         raise UserError(f"OUTPUT_DIR {path}: another run is writing there at this moment") from error
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
+    _held.add(descriptor)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             file.unlink()
+        _held.discard(descriptor)
         os.close(descriptor)
         with contextlib.suppress(OSError):  # it holds something
             path.rmdir()
+
+
+_held: set[int] = set()  # descriptors of locks
+
+
+def _let_go() -> None:
+    """In a process that reads images: its parent's lock is not to outlive the parent."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(file: Path) -> int:

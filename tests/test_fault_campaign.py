@@ -1,0 +1,226 @@
+"""A few faults of every kind are survived; and the judge sees when a program does not survive them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train_svllreid
+from datasets import images
+from processor import build, loop
+from tools import fault_campaign
+from tools.fault_campaign import KINDS, LOST, SURVIVED, WRONG, Operation, Plan, Reference, Trial, Verdict
+from utils import checkpoint, run_folder
+from utils.command import FAILED
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the tool forks, and looks into /proc")
+TIMEOUT = 120.0
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Reference:
+    return fault_campaign.make_reference(tmp_path_factory.mktemp("faults"), timeout=TIMEOUT)
+
+
+def test_ten_faults_are_survived(reference, tmp_path):
+    """What CI runs."""
+    verdicts = list(fault_campaign.campaign(10, list(KINDS), tmp_path, seed=11, reference=reference))
+    assert [verdict for verdict in verdicts if verdict.word != SURVIVED] == []
+    assert {verdict.kind for verdict in verdicts} == KINDS.keys()
+    assert list(tmp_path.iterdir()) == []  # only what fails is kept
+
+
+@pytest.mark.parametrize(
+    ("operation", "which"),
+    [
+        (Operation("open", "train_log.txt"), 0),
+        (Operation("write", "state"), 0),  # before anything was logged: the folder is given free
+        (Operation("write", "metrics.jsonl"), -1),  # of the last evaluation: the run is not finished yet
+        (Operation("write", "results.json"), -1),
+    ],
+)
+def test_a_disk_that_is_full_just_then(reference, tmp_path, operation, which):
+    numbers = [number for number, each in enumerate(reference.operations) if each == operation]
+    trial = Trial(tmp_path, random.Random(0), timeout=TIMEOUT)
+    trial.data = reference.data
+    outcome = trial.start(Plan(at=numbers[which]))
+    assert outcome.code == FAILED and outcome.failed == (operation,)
+    fault_campaign.said(trial, outcome)
+    trial.finish()
+    trial.compare(reference)
+
+
+# ------------------------------------------------------------------------------- each breaks the program in its process
+
+
+def begins_anew() -> None:
+    train_svllreid.newest_state = lambda path: None
+
+
+def forgets_the_optimiser() -> None:
+    torch.optim.Optimizer.load_state_dict = lambda self, state: None
+
+
+def forgets_random_draws() -> None:
+    build.restore_random_states = lambda states, generators: None
+
+
+def forgets_what_was_recorded() -> None:
+    run_folder.RunFolder._take_back = lambda self, count, all_of_it: None
+
+
+def forgets_the_second_state() -> None:
+    run_folder.KEPT = 1
+
+
+def never_looks_at_checksums() -> None:
+    checkpoint.check_archive = lambda path: None
+
+
+def paints_what_is_missing() -> None:
+    real = images.read_image
+    images.read_image = lambda path: real(path) if os.path.exists(path) else Image.new("RGB", (64, 128))
+
+
+def trains_on_nan() -> None:
+    def update(optimizer, trained, loss, scaler, clip_norm):
+        optimizer.step()
+        return torch.ones((), dtype=torch.bool)
+
+    loop._update = update
+
+
+def steps_before_it_looks() -> None:
+    real = loop._update
+
+    def update(optimizer, trained, loss, *rest):
+        if not torch.isfinite(loss):
+            optimizer.step()
+        return real(optimizer, trained, loss, *rest)
+
+    loop._update = update
+
+
+def writes_what_it_can() -> None:
+    real = run_folder.write_tensors
+
+    def write(path, contents):
+        with contextlib.suppress(OSError, RuntimeError):
+            real(path, contents)
+
+    checkpoint.write_tensors = write
+
+
+def writes_in_place() -> None:
+    def write(path, contents):
+        with open(path, "wb") as file:
+            torch.save(contents, file)
+
+    checkpoint.write_tensors = write
+
+
+def never_ends() -> None:
+    train_svllreid.main = lambda words: time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken", "words"),
+    [
+        ("kill", begins_anew, {LOST}),
+        ("truncation", forgets_the_optimiser, {WRONG}),
+        ("truncation", forgets_random_draws, {WRONG}),
+        ("kill", forgets_what_was_recorded, {WRONG}),
+        ("kill", writes_in_place, {WRONG}),
+        ("truncation", forgets_the_second_state, {LOST, WRONG}),
+        ("corruption", never_looks_at_checksums, {LOST, WRONG}),
+        ("full-disk", writes_what_it_can, {WRONG}),
+        ("vanished-image", paints_what_is_missing, {WRONG}),
+        ("nan", trains_on_nan, {WRONG}),
+        ("nan", steps_before_it_looks, {WRONG}),
+    ],
+)
+def test_the_judge_sees_it(reference, tmp_path, kind, broken, words):
+    seen = []
+    for number in range(1, 9):  # not every fault hits what is broken
+        verdict = judged(reference, tmp_path, number, kind, broken)
+        if verdict.word != SURVIVED:
+            assert verdict.word in words, verdict
+            assert verdict.reason and any((tmp_path / "fault").iterdir())
+            return
+        seen.append(verdict)
+    pytest.fail(f"nothing was noticed: {seen}")
+
+
+def judged(
+    reference: Reference, folder: Path, number: int, kind: str, broken: Callable, timeout: float = TIMEOUT
+) -> Verdict:
+    return fault_campaign.disturb(number, kind, reference, folder / "fault", seed=0, timeout=timeout, broken=broken)
+
+
+def test_a_run_that_hangs_is_lost(reference, tmp_path):
+    verdict = judged(reference, tmp_path, 1, "nan", never_ends, timeout=0.5)
+    assert (verdict.word, verdict.reason) == (LOST, "hangs: no end after 0 s")
+
+
+# --------------------------------------------------------------------------------------------------- what it is made of
+
+
+def test_the_tables_count():
+    verdicts = [Verdict(1, "kill", SURVIVED, "", (), 1.0), Verdict(2, "nan", WRONG, "why", ("how",), 1.0)]
+    screen, markdown = fault_campaign.tables([*verdicts, Verdict(3, "kill", LOST, "why", (), 1.0)])
+    assert [line.split() for line in screen.splitlines()[1:]] == [
+        ["kill", "2", "1", "1", "0"],
+        ["nan", "1", "0", "0", "1"],
+        ["all", "3", "1", "1", "1"],
+    ]
+    assert markdown.splitlines()[-1] == "| all | 3 | 1 | 1 | 1 |"
+
+
+def test_what_failed_is_told_with_a_way_to_repeat_it(tmp_path, monkeypatch, capsys):
+    verdicts = [Verdict(1, "kill", SURVIVED, "", (), 1.0), Verdict(2, "nan", WRONG, "why", ("how",), 1.0)]
+    monkeypatch.setattr(fault_campaign, "campaign", lambda *_, **__: iter(verdicts))
+    words = ["--faults", "2", "--kinds", "kill", "nan", "--seed", "7", "--folder", str(tmp_path)]
+    assert fault_campaign.main(words) == 1
+    out = capsys.readouterr().out
+    assert "wrong: nan, why\n  how\n" in out
+    assert "--faults 2 --seed 7 --kinds kill nan --only 2\n" in out
+    verdicts.pop()
+    assert fault_campaign.main([*words, "--markdown"]) == 0
+    assert "| kill | 1 | 1 | 0 | 0 |" in capsys.readouterr().out
+
+
+def test_a_full_disk_fails_halfway_and_only_for_a_while(tmp_path, monkeypatch):
+    import builtins
+    import io
+
+    for module, name in ((builtins, "open"), (io, "open"), *((os, each) for each in ("replace", "unlink", "mkdir"))):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    for name in ("fsync", "truncate"):
+        monkeypatch.setattr(os, name, getattr(os, name))
+    folder, failed = tmp_path / "run", []
+    disk = fault_campaign.Disk(folder, at=2, lasting=0, share=0.5, failed=failed.append)
+    disk.install()
+    folder.mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        (folder / "metrics.jsonl").write_bytes(b"0123456789" * 1000)
+    assert failed == [Operation("write", "metrics.jsonl")]
+    (folder / "metrics.jsonl").write_text("whole")
+    (tmp_path / "elsewhere").write_text("nobody looks")
+    assert (folder / "metrics.jsonl").read_text() == "whole"
+    assert disk.count == 5  # a folder, and twice open and write
+
+
+def test_states_are_told_apart_to_the_last_bit():
+    one = {"a": torch.zeros(2), "b": [1, (2, "x")], "c": {"d": None}}
+    assert fault_campaign.same(one, {"a": torch.zeros(2), "b": [1, (2, "x")], "c": {"d": None}})
+    for change in ({"a": torch.tensor([0.0, 1e-45])}, {"a": torch.zeros(2).double()}, {"b": [1, (2, "y")]}, {"c": {}}):
+        assert not fault_campaign.same({**one, **change}, one)
