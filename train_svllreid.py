@@ -109,10 +109,14 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
     before = from_dict(earlier.config, where=str(path / CONFIG))
     changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path))
     last = EPOCHS[cfg.PROCESSOR.STAGES[-1]]
-    ended = earlier.ends == len(cfg.DATASETS.NAMES.split(SEVERAL))
-    if ended and not any(change.startswith(last) for change in changes):
+    if has_ended(cfg, earlier) and not any(change.startswith(last) for change in changes):
         logger.info("%s: this run is finished; another one needs another OUTPUT_DIR", path)
         return False
+    if state is None and (earlier.ends or any(path.glob("*.pth"))):
+        raise UserError(
+            f"OUTPUT_DIR {path}: holds a run with checkpoints, but no state to go on from (resume/); start another run "
+            "from a checkpoint's weights in another OUTPUT_DIR (MODEL.INIT_FROM)"
+        )
     for change in changes:
         logger.info("changed since the run was started: %s", change)
     if state and state.contents["run"]["device"] != device.type:
@@ -121,6 +125,11 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
             f"{device.type}; its weights can start a new run there (MODEL.INIT_FROM, another OUTPUT_DIR)"
         )
     return True
+
+
+def has_ended(cfg: CfgNode, earlier: EarlierRun) -> bool:
+    """Whether all data sets were evaluated after all training."""
+    return earlier.ends == len(cfg.DATASETS.NAMES.split(SEVERAL))
 
 
 def _train(
@@ -140,8 +149,9 @@ def _train(
         benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
         on_main(lambda: check(benchmark, cfg.DATALOADER.NUM_INSTANCE, identities))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
-    if earlier and earlier.fingerprint:
-        check_same(earlier.fingerprint, fingerprint, path)
+    begun_with = state.contents["fingerprint"] if state else earlier.fingerprint if earlier else None
+    if begun_with:
+        check_same(begun_with, fingerprint, path)
     with clock("network"):
         if state:
             model = resume_model(state.contents, str(state.path)).to(device)
@@ -150,7 +160,8 @@ def _train(
             copy_from_main(model)
     folder = Onlooker(path)
     if is_main():
-        folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, again=earlier is not None)
+        again = {"again": earlier is not None, "ended": earlier is not None and has_ended(cfg, earlier)}
+        folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, **again)
         log_to_file(path / LOG)
     logger.info("%s: %s", benchmark.name, benchmark.counts())
     logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
@@ -218,13 +229,13 @@ def check_same(before: dict, now: dict, path: Path) -> None:
         DataError: the training images, or those of the test, are not those that the run was started with.
     """
     for split, what in (("train", "training images"), ("test", "queries or gallery images")):
-        old, new = (each["data_fingerprint"][split] for each in (before, now))
+        old, new = (each.get("data_fingerprint", {}).get(split) for each in (before, now))
         if old != new:
             raise DataError(
                 f"OUTPUT_DIR {path}: the {what} are not those that this run was started with (fingerprint {old}, now "
                 f"{new}): their files, sizes or labels have changed since; put them back, or start another run"
             )
-    for name, old in before["versions"].items():
+    for name, old in before.get("versions", {}).items():
         if now["versions"].get(name) != old:
             logger.warning("%s is %s now, the run was started with %s", name, now["versions"].get(name), old)
 

@@ -390,6 +390,73 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(undisturbed, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_checkpoints_without_a_state_are_not_trained_over(undisturbed, tmp_path):
+    """Of a run whose states were deleted; it has ended, so that the same command leaves it alone, too."""
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "resume")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    with pytest.raises(UserError, match=r"checkpoints, but no state to go on from \(resume/\); .*MODEL\.INIT_FROM"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+def test_checkpoints_of_something_else_are_not_trained_over(undisturbed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LAST).write_text("precious")
+    with pytest.raises(UserError, match=rf"holds a run already \({LAST}\)"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    assert (tmp_path / "run" / LAST).read_text() == "precious"
+
+
+def test_a_state_knows_its_pictures_though_the_folder_forgot_them(undisturbed, tmp_path, crash):
+    shutil.copytree(undisturbed / "data", tmp_path / "data")
+    command = broken_off(tmp_path, tmp_path / "data", crash)
+    (tmp_path / "run" / "versions.json").unlink()
+    picture = min((tmp_path / "data").glob("*/query/*.jpg"))
+    picture.write_bytes(picture.read_bytes() + b"x")
+    with pytest.raises(DataError, match=r"the queries or gallery images are not those"):
+        train_svllreid.main(command)
+
+
+def test_a_signal_while_the_last_state_is_kept_is_not_swallowed(undisturbed, tmp_path, monkeypatch):
+    real = run_folder.RunFolder.save_state
+
+    def save_state(self, name, *rest):
+        real(self, name, *rest)
+        if name == "image_epoch2_step5":
+            monkeypatch.setattr(run_folder.RunFolder, "save_state", real)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_folder.RunFolder, "save_state", save_state)
+    command = words(tmp_path, undisturbed / "data")
+    with pytest.raises(Interrupted):
+        train_svllreid.main(command)
+    assert [entry["when"] for entry in results(tmp_path / "run")] == ["start"]
+    train_svllreid.main(command)
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_half_of_the_last_evaluations_are_made_anew(undisturbed, tmp_path, monkeypatch):
+    """Of several data sets; they are no end of an earlier run."""
+    names = {"DATASETS__NAMES": "('synthetic', 'synthetic_occluded')", "PROCESSOR__STAGES": "image"}
+    command = words(tmp_path, undisturbed / "data", MODEL__I2T_LOSS_WEIGHT="0.0", **names)
+    real, ends = train_svllreid.append_result, []
+
+    def append(folder, entry):
+        if entry["when"] == "end":
+            ends.append(entry)
+            if len(ends) == 2:
+                raise Crash
+        return real(folder, entry)
+
+    monkeypatch.setattr(train_svllreid, "append_result", append)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    train_svllreid.main(command)
+    assert [entry["when"] for entry in results(tmp_path / "run")] == ["start", "start", "end", "end"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_lock_does_not_live_on_in_a_process_that_reads_images(tmp_path):
     ready, child_ready = os.pipe()

@@ -43,7 +43,8 @@ def check_writable(path: Path) -> None:
 
 def check_unused(path: Path) -> None:
     """Raise UserError if `path` holds a run already, or any file that a run would write."""
-    taken = [name for name in (CONFIG, *WRITTEN, TENSORBOARD, STATES) if (path / name).exists()]
+    taken = [name for name in (CONFIG, *WRITTEN, TENSORBOARD, STATES, NON_FINITE) if (path / name).exists()]
+    taken += sorted(file.name for file in path.glob("*.pth"))
     if taken:
         raise UserError(
             f"OUTPUT_DIR {path}: holds a run already ({taken[0]}); give another OUTPUT_DIR, or move that one away"
@@ -97,7 +98,7 @@ def _locked(file: Path) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock_now(descriptor)
+            _lock_now(descriptor, file)
         except BaseException:
             os.close(descriptor)
             raise
@@ -107,7 +108,7 @@ def _locked(file: Path) -> int:
         os.close(descriptor)  # its last holder removed it while we waited
 
 
-def _lock_now(descriptor: int) -> None:
+def _lock_now(descriptor: int, file: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -123,7 +124,7 @@ def _lock_now(descriptor: int) -> None:
     except BlockingIOError:
         raise
     except OSError as error:  # some network file systems have none
-        logger.warning("%s has no locks (%s): nothing keeps two runs apart there", os.fstat(descriptor), error.strerror)
+        logger.warning("%s: no locks there (%s): nothing keeps two runs apart", file.parent, error.strerror)
 
 
 class EarlierRun(NamedTuple):
@@ -228,21 +229,32 @@ class RunFolder:
         fingerprint: what the run depends on besides; written to versions.json and into checkpoints.
         state: where an earlier run in this folder goes on from; what it wrote later is taken back.
         again: whether there was an earlier run; without a state, it begins anew.
+        ended: whether that had all its last evaluations, which are then kept under another name.
 
     Raises:
         UserError: the folder cannot be written to, or it holds a run already.
     """
 
-    def __init__(self, path: Path, *, config: dict, fingerprint: dict, state: State | None = None, again: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        config: dict,
+        fingerprint: dict,
+        state: State | None = None,
+        again: bool = False,
+        ended: bool = False,
+    ):
         self.path, self.fingerprint = path, fingerprint
         self.kinds: set[str] = set()  # of what was recorded
         self.whole = [state.path] if state else []  # states that can be gone on from
         try:
             path.mkdir(parents=True, exist_ok=True)
             if again:
-                for left in (*path.glob(".*.pth.*.tmp"), *path.glob(f"{STATES}/.*.pth.*.tmp")):
-                    left.unlink()  # of a process that was killed while it wrote
-                self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None)
+                for name in (f"{STATES}/.*.pth", ".*.pth", f".{NON_FINITE}", f".{CONFIG}", f".{VERSIONS}"):
+                    for left in path.glob(f"{name}.*.tmp"):
+                        left.unlink()  # of a process that was killed while it wrote
+                self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
             _replace(path / CONFIG, yaml.safe_dump(config, sort_keys=False), exclusively=not again)
             if state is None or not (path / VERSIONS).exists():
                 _replace(path / VERSIONS, json.dumps(fingerprint, indent=2) + "\n")
@@ -252,12 +264,13 @@ class RunFolder:
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
         self._tensorboard = _tensorboard(path / TENSORBOARD)
 
-    def _take_back(self, metrics_bytes: int, all_of_it: bool) -> None:
+    def _take_back(self, metrics_bytes: int, all_of_it: bool, ended: bool) -> None:
         """Leave of an earlier run's records what was there when its state was kept: the rest comes once more."""
         if (self.path / METRICS).exists() and (self.path / METRICS).stat().st_size > metrics_bytes:
             os.truncate(self.path / METRICS, metrics_bytes)
         results = _read_results(self.path / RESULTS)
-        kept = [entry for entry in results["evaluations"] if not (all_of_it and entry.get("when") == START)]
+        dropped = ({START} if all_of_it else set()) | (set() if ended else {END})
+        kept = [entry for entry in results["evaluations"] if entry.get("when") not in dropped]
         kept = [{**entry, "when": EARLIER_END} if entry.get("when") == END else entry for entry in kept]
         if kept != results["evaluations"]:
             _write_results(self.path / RESULTS, {**results, "evaluations": kept})
