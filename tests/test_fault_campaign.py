@@ -75,7 +75,7 @@ def forgets_random_draws() -> None:
 
 
 def forgets_what_was_recorded() -> None:
-    run_folder.RunFolder._take_back = lambda self, count, all_of_it: None
+    run_folder.RunFolder._take_back = lambda *_: None
 
 
 def forgets_the_second_state() -> None:
