@@ -128,6 +128,21 @@ def test_a_run_that_broke_off_anywhere_ends_the_same(undisturbed, tmp_path, cras
     assert_the_same(tmp_path, undisturbed)
 
 
+def test_the_scaler_of_fp16_goes_on_where_it_was(undisturbed, tmp_path, crash):
+    ends = []
+    for name, step in (("straight", None), ("broken", 16)):
+        command = words(tmp_path / name, undisturbed / "data", SOLVER__PRECISION="fp16")
+        if step:
+            crash(step)
+            with pytest.raises(Crash):
+                train_svllreid.main(command)
+        crash(None)
+        train_svllreid.main(command)
+        ends.append(read_tensors(states(tmp_path / name)[-1])["run"]["scaler"])
+    assert ends[0] == ends[1] and ends[0]["_growth_tracker"] > 0
+    assert_the_same(tmp_path / "broken", tmp_path / "straight")
+
+
 def test_a_run_that_breaks_off_again_and_again(undisturbed, tmp_path, crash):
     """Only at ends of epochs are states kept, so that much is done twice."""
     command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0")
