@@ -95,7 +95,12 @@ def claim(cfg: CfgNode, path: Path, stack: ExitStack) -> tuple[EarlierRun | None
         check_unused(path)
         return None, None
     earlier = earlier_run(path)
-    return earlier, newest_state(path) if earlier else None
+    try:
+        return earlier, newest_state(path) if earlier else None
+    except UserError:
+        if earlier is None or not has_ended(cfg, earlier):
+            raise
+        return earlier, None  # nothing is left to go on with
 
 
 def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None, device: torch.device) -> bool:
@@ -144,7 +149,7 @@ def _train(
 ) -> None:
     clock = Clock()
     seed_everything(cfg.SOLVER.SEED)
-    identities = identities_per_batch(cfg) if "image" in cfg.PROCESSOR.STAGES else None
+    identities = on_main(lambda: identities_per_batch(cfg)) if "image" in cfg.PROCESSOR.STAGES else None
     with clock("data"):
         benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
         on_main(lambda: check(benchmark, cfg.DATALOADER.NUM_INSTANCE, identities))

@@ -235,6 +235,7 @@ def _fit(
             "random": random_states(generators),
             "best": best or {},
             "device": device.type,
+            "precision": str(precision),
         }
 
     def due(epoch: int, ended: bool) -> bool:
@@ -259,6 +260,11 @@ def _fit(
     start = None
     if run is not None:
         start = Position(**run["position"])
+        if run["precision"] != str(precision):  # only another device can do that: the setting is the same
+            logger.warning(
+                "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
+                *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), run["precision"])),
+            )
         optimizer.load_state_dict(run["optimizer"])
         if scaler:
             scaler.load_state_dict(run["scaler"])

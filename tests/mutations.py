@@ -31,7 +31,7 @@ class Mutation(NamedTuple):
     file: str
     old: str  # occurs exactly once
     new: str
-    tests: tuple[str, ...]  # names of functions in FILE; each by itself must fail
+    tests: tuple[str, ...]  # FILE::FUNCTION, or functions of EQUALITY and REPLAY; each by itself must fail
 
 
 def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
@@ -47,6 +47,8 @@ GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_o
 VIEWS, TEST_VIEWS = "test_training_images_and_their_twins", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
 TRAINING = "test_a_whole_training"
+RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
+BROKEN_OFF = f"{RESUME}::test_a_run_that_broke_off_anywhere_ends_the_same"
 
 MUTATIONS = (
     # Towers
@@ -300,6 +302,106 @@ MUTATIONS = (
         " & (query.camids[:, None] > gallery.camids)",
         RANKING,
     ),
+    # Going on with a run
+    mutation(
+        "the optimiser begins anew",
+        "processor/build.py",
+        '        optimizer.load_state_dict(run["optimizer"])\n',
+        "",
+        BROKEN_OFF,
+    ),
+    mutation(
+        "the scaler begins anew",
+        "processor/build.py",
+        'scaler.load_state_dict(run["scaler"])',
+        "pass",
+        f"{RESUME}::test_the_scaler_of_fp16_goes_on_where_it_was",
+    ),
+    mutation(
+        "the best evaluation is forgotten",
+        "processor/build.py",
+        'run["best"] if run else {}',
+        "{}",
+        f"{RESUME}::test_the_best_evaluation_on_the_way_is_kept",
+    ),
+    mutation(
+        "an epoch begins anew",
+        "processor/loop.py",
+        "loader = batches(epoch, at.step)",
+        "loader = batches(epoch, 0)",
+        BROKEN_OFF,
+    ),
+    mutation(
+        "a line of the log begins anew",
+        "processor/loop.py",
+        "_Window(at.sums)",
+        "_Window({})",
+        BROKEN_OFF,
+    ),
+    mutation(
+        "skipped updates are counted by epoch",
+        "processor/loop.py",
+        "at = Position(epoch + 1, steps=at.steps, skipped=at.skipped)",
+        "at = Position(epoch + 1, steps=at.steps)",
+        f"{GUARD}::test_skipped_updates_are_counted_over_the_whole_stage",
+    ),
+    mutation(
+        "what comes once more stays",
+        "utils/run_folder.py",
+        "os.truncate(self.path / METRICS, metrics_bytes)",
+        "pass",
+        BROKEN_OFF,
+    ),
+    mutation(
+        "a damaged state is one of two",
+        "utils/run_folder.py",
+        "self.whole = [state.path] if state else []",
+        "self.whole = _states(path)",
+        f"{RESUME}::test_a_damaged_state_is_not_one_of_the_two_that_are_kept",
+    ),
+    mutation(
+        "checksums are not compared",
+        "utils/checkpoint.py",
+        "wrong = archive.testzip() if any(record.CRC for record in records) else None",
+        "wrong = None",
+        f"{RESUME}::test_a_damaged_state_is_named_and_the_one_before_it_taken",
+    ),
+    mutation(
+        "everybody may write to a folder",
+        "utils/run_folder.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        f"{RESUME}::test_of_two_runs_in_one_folder_the_second_is_refused",
+    ),
+    mutation(
+        "an update that is not finite is made",
+        "processor/loop.py",
+        "optimizer.found_inf = (~finite).float()",
+        "optimizer.found_inf = (finite & ~finite).float()",
+        f"{GUARD}::test_that_update_is_not_made_and_the_run_stops_at_the_next_line",
+    ),
+    # Several processes
+    mutation(
+        "every process goes its own way",
+        "processor/loop.py",
+        "                average_gradients(trained)\n",
+        "",
+        f"{PROCESSES}::test_a_training_is_that_of_one_process",
+    ),
+    mutation(
+        "one process's share of the gradient",
+        "utils/distributed.py",
+        "return gradient.chunk(world_size())[rank()] * world_size()",
+        "return gradient.chunk(world_size())[rank()]",
+        f"{PROCESSES}::test_losses_and_gradients_are_those_of_one_process",
+    ),
+    mutation(
+        "one process's running statistics are saved",
+        "processor/build.py",
+        "        nonlocal kept_at\n        average_statistics(stage.model)\n",
+        "        nonlocal kept_at\n",
+        f"{RESUME}::test_running_statistics_are_averaged_before_anything_is_saved",
+    ),
 )
 
 
@@ -321,8 +423,8 @@ def run(folder: Path, tests: list[str]) -> tuple[int, set[str]]:
 
 
 def where(test: str) -> str:
-    """What pytest calls a test of one of the two files."""
-    return f"{REPLAY if test == TRAINING else EQUALITY}::{test}"
+    """What pytest calls a test."""
+    return test if "::" in test else f"{REPLAY if test == TRAINING else EQUALITY}::{test}"
 
 
 def copy(folder: Path) -> Path:
@@ -352,7 +454,7 @@ def main(names: list[str]) -> int:
                 path.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
                 code, failed = run(folder, [where(test) for test in mutation.tests])
                 path.write_text(source, encoding="utf-8")
-                green = [test for test in mutation.tests if test not in failed]
+                green = [test for test in mutation.tests if test.rpartition("::")[2] not in failed]
                 if code not in (PASSED, FAILED):
                     why = f"pytest could not run them (code {code})"
                 elif green:

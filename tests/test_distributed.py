@@ -30,6 +30,7 @@ from model.heads import Predictor
 from model.prompts import mask, mix
 from processor.evaluate import embed_all, evaluate
 from processor.image_stage import ImageStage, sentence_features
+from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
@@ -137,17 +138,17 @@ def training(folder: Path) -> dict:
         nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(3))
     stage.text_features = torch.randn(6, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     loader = make_loader(config(), train, train=True, twins=True)
-    optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
+    group = {"params": [p for p in stage.parameters() if p.requires_grad], "initial_lr": 1e-3}
     drawn = []
-    for epoch in (1, 2):
+
+    def batches(epoch: int, _done: int) -> list[Batch]:
         loader.dataset.set_epoch(epoch)
         loader.batch_sampler.set_epoch(epoch)
-        for batch in loader:
-            drawn.append(batch.indices.tolist())
-            optimizer.zero_grad()
-            stage(doubled(batch, torch.float64)).total.backward()
-            distributed.average_gradients(stage.parameters())
-            optimizer.step()
+        made = [doubled(batch, torch.float64) for batch in loader]
+        drawn.extend(batch.indices.tolist() for batch in made)
+        return made
+
+    fit(stage, batches, torch.optim.SGD([group], momentum=0.9, fused=True), lambda _, lr: lr, 2, device=CPU)
     distributed.check_same(stage.model)
     return {"state": stage.model.state_dict(), "drawn": drawn}
 
@@ -250,14 +251,12 @@ def words(folder: Path) -> dict:
         "any": [distributed.any_rank(flag) for flag in (False, True, rank == world - 1)],
         "broadcast": distributed.broadcast({"from": rank}),
         "objects": distributed.gather_objects(f"process {rank}"),
-        "same": [distributed.same_everywhere(value) for value in ("a", rank)],
         "on main": distributed.on_main(lambda: f"done by {distributed.rank()}"),
         "first": distributed.main_first(write_or_read),
         "rows": distributed.gather_rows(some, CPU) if world > 1 else None,
         "gathered": distributed.gather(torch.tensor([rank, -rank])),
         "apart": apart,
         "mean": mean,
-        "barrier": distributed.barrier(),
     }
 
 
@@ -536,7 +535,6 @@ def test_the_small_functions(several):
         assert got["any"] == [False, True, True]
         assert got["broadcast"] == {"from": 0} and got["on main"] == "done by 0" and got["first"] == "written"
         assert got["objects"] == [f"process {number}" for number in range(world)]
-        assert got["same"] == [True, False]
         rows = [[row + 100 * number, row] for number in range(1, world) for row in range(3 * number)]
         assert got["rows"].tolist() == rows
         assert got["gathered"].tolist() == [sign * number for number in range(world) for sign in (1, -1)]
@@ -551,7 +549,7 @@ def test_a_single_process_pays_and_says_nothing(alone, folder, caplog):
     caplog.set_level(logging.INFO)
     got = alone("words")
     assert got["place"] == (0, 1, True, None) and got["any"] == [False, True, True]
-    assert (got["broadcast"], got["objects"], got["same"]) == ({"from": 0}, ["process 0"], [True, True])
+    assert (got["broadcast"], got["objects"]) == ({"from": 0}, ["process 0"])
     assert (got["on main"], got["first"], got["apart"]) == ("done by 0", "written", None)
     x = torch.ones(3, 2, requires_grad=True)
     assert distributed.gather(x) is x and distributed.gather_rows(x, CPU) is x

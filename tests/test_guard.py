@@ -57,8 +57,8 @@ def batches(count: int):
     return lambda epoch, done: [FeatureBatch(torch.zeros(2, 1), torch.tensor([step, 7])) for step in range(count)]
 
 
-def train(stage, optimizer, count: int = 6, **options) -> None:
-    fit(stage, batches(count), optimizer, lambda epoch, lr: lr, 1, device=CPU, name="toy", **options)
+def train(stage, optimizer, count: int = 6, *, epochs: int = 1, **options) -> None:
+    fit(stage, batches(count), optimizer, lambda epoch, lr: lr, epochs, device=CPU, name="toy", **options)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -140,6 +140,12 @@ def test_an_update_that_overflows_in_fp16_is_skipped_and_counted():
     assert 0 < skipped < 8 and all(changes[skipped:])
     assert [line["skipped"] for line in records] == [min(4, skipped), skipped]
     assert scaler.get_scale() == 65536 / 2**skipped
+
+
+def test_skipped_updates_are_counted_over_the_whole_stage():
+    stage = Spoilt({2: lambda loss, value: loss * 1e36, 5: lambda loss, value: loss * 1e36})
+    records, _ = scaled(stage, 3, rate=1e-9, epochs=2)
+    assert [line["skipped"] for line in records] == [1, 2]
 
 
 def test_a_loss_that_is_no_number_is_not_the_scalers_business():

@@ -284,6 +284,51 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(undisturbed, tmp_p
     assert_the_same(tmp_path, undisturbed)
 
 
+def test_a_damaged_state_is_not_one_of_the_two_that_are_kept(undisturbed, tmp_path, crash):
+    command = broken_off(tmp_path, undisturbed / "data", crash)
+    before, newest = states(tmp_path)
+    newest.write_bytes(b"")
+    crash(2)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    first, second = states(tmp_path)
+    assert first == before and second != newest
+
+
+def test_a_finished_run_needs_no_state(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    for file in states(tmp_path):
+        file.write_bytes(b"")
+    train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no state to go on from"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
+
+
+def test_another_precision_of_another_device_is_told(undisturbed, tmp_path, crash, monkeypatch):
+    command = broken_off(tmp_path, undisturbed / "data", crash)
+    monkeypatch.setattr(build, "pick_precision", lambda name, device: torch.bfloat16)
+    train_svllreid.main(command)
+    assert "SOLVER.PRECISION auto is bfloat16 on this device; the run was begun in float32" in log(tmp_path)
+
+
+def test_running_statistics_are_averaged_before_anything_is_saved(undisturbed, tmp_path, monkeypatch):
+    """Those of a ResNet in several processes."""
+    done = []
+    for name in ("save", "save_state"):
+        real = getattr(run_folder.RunFolder, name)
+
+        def saved(*rest, name=name, real=real):
+            done.append(name)
+            return real(*rest)
+
+        monkeypatch.setattr(run_folder.RunFolder, name, saved)
+    monkeypatch.setattr(build, "average_statistics", lambda model: done.append("average"))
+    train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0"))
+    both = ["average", "save_state", "average", "save"]
+    assert done == ["average", *both, "average", "save_state", "average", *both]  # epochs 1 and 2 of both stages
+
+
 def test_without_any_whole_state_nothing_is_begun_anew_in_silence(undisturbed, tmp_path, crash):
     command = broken_off(tmp_path, undisturbed / "data", crash)
     for file in states(tmp_path):
@@ -301,7 +346,8 @@ def test_the_newest_two_states_are_kept_and_periods_have_files_of_their_own(undi
     ]
     assert newest_state(undisturbed / "run") == states(undisturbed)[1]
     contents = read_tensors(states(undisturbed)[1])
-    assert {"optimizer", "scaler", "random", "position", "best", "metrics_bytes", "device"} == contents["run"].keys()
+    needed = {"optimizer", "scaler", "random", "position", "best", "metrics_bytes", "device", "precision"}
+    assert needed == contents["run"].keys()
     assert "run" not in read_tensors(undisturbed / "run" / LAST)  # what is passed on is small
 
 

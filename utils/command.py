@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from utils.distributed import place
 from utils.errors import UserError, one_line
 
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
@@ -37,7 +38,8 @@ def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequenc
 def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
     """Run a script -> exit code: what `main` returns if that is a number, else 0.
 
-    What a user can mend, UserError and `mendable`, becomes one line on stderr.
+    What a user can mend, UserError and `mendable` (faults of the command line and the configuration), becomes one line
+    on stderr, which only one of several processes writes.
     """
     try:
         returned = main()
@@ -48,9 +50,11 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
         return SIGNALLED + getattr(signal, "SIGPIPE", 0)
-    except (UserError, *mendable) as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
-        return FAILED
+    except mendable as error:
+        here = place()  # settings are wrong in all processes alike
+        return _fail(error, told=here is not None and here.local_rank > 0)
+    except UserError as error:
+        return _fail(error, told=error.told)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -61,6 +65,12 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
         sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")
         return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     return returned if isinstance(returned, int) else 0
+
+
+def _fail(error: Exception, *, told: bool) -> int:
+    if not told:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+    return FAILED
 
 
 def _unread() -> bool:

@@ -130,11 +130,6 @@ def is_main() -> bool:
 # ------------------------------------------------------------------------------------------- plain objects and failures
 
 
-def barrier() -> None:
-    """Wait until all are here."""
-    any_rank(False)
-
-
 def any_rank(flag: bool) -> bool:
     """Whether it is so on any process; over memory of the CPU, so that no GPU is waited for."""
     if not _several():
@@ -162,12 +157,6 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def same_everywhere(value: object) -> bool:
-    """Whether all processes have an equal plain object."""
-    values = gather_objects(value)
-    return all(other == values[0] for other in values)
-
-
 class together:
     """`with together():` what one process raises within, all raise at its end; a collective.
 
@@ -190,7 +179,9 @@ class together:
         if error is not None and (first == rank() or kind is None):
             return  # it is on its way. Kept here, it would keep its traceback, and that a loader with its workers
         if kind is not None:
-            raise kind(text)
+            copy = kind(text)
+            copy.told = True  # by the process that failed; once is enough
+            raise copy
         raise ProcessFailed(f"process {first} failed: {text}")
 
 
@@ -308,7 +299,8 @@ def average_statistics(module: nn.Module) -> None:
     """Make the running statistics of all batch norms the mean over processes.
 
     Those of a ResNet tower have seen each process's own images; they must agree before the network is tested or saved.
-    Statistics that agree already, as behind `gather`, stay as they are to the last bit.
+    Training does not read them, and a moving average of means is the mean of moving averages: doing this more often
+    changes their last bits and nothing else. Statistics that agree already, as behind `gather`, stay to the last bit.
     """
     if not _several():
         return

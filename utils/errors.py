@@ -6,6 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """Says in one sentence what is wrong, where (config key or file), and what would be right."""
 
+    told = False  # whether another of several processes says it
+
 
 class DataError(UserError):
     """A data set that is missing, misnamed, unreadable, or cannot be trained or evaluated on."""

@@ -190,7 +190,7 @@ def newest_state(path: Path) -> Path | None:
         try:
             read_state(file)
         except WeightsError as error:
-            logger.warning("%s; the state before it is taken", one_line(error))
+            logger.warning("%s%s", one_line(error), "" if file == files[0] else "; the state before it is taken")
         else:
             return file
     if files:
@@ -251,7 +251,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if again:
-                for name in (f"{STATES}/.*.pth", ".*.pth", f".{NON_FINITE}", f".{CONFIG}", f".{VERSIONS}"):
+                written = (NON_FINITE, CONFIG, VERSIONS, RESULTS)
+                for name in (f"{STATES}/.*.pth", ".*.pth", *(f".{each}" for each in written)):
                     for left in path.glob(f"{name}.*.tmp"):
                         left.unlink()  # of a process that was killed while it wrote
                 self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
