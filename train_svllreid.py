@@ -154,9 +154,8 @@ def _train(
         benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
         on_main(lambda: check(benchmark, cfg.DATALOADER.NUM_INSTANCE, identities))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
-    begun_with = state.contents["fingerprint"] if state else earlier.fingerprint if earlier else None
-    if begun_with:
-        check_same(begun_with, fingerprint, path)
+    if state:
+        check_same(state.contents["fingerprint"], fingerprint, path)
     with clock("network"):
         if state:
             model = resume_model(state.contents, str(state.path)).to(device)
@@ -238,7 +237,8 @@ def check_same(before: dict, now: dict, path: Path) -> None:
         if old != new:
             raise DataError(
                 f"OUTPUT_DIR {path}: the {what} are not those that this run was started with (fingerprint {old}, now "
-                f"{new}): their files, sizes or labels have changed since; put them back, or start another run"
+                f"{new}): their files, sizes or labels have changed since; put them back, or start another run (from a "
+                "checkpoint's weights: MODEL.INIT_FROM)"
             )
     for name, old in before.get("versions", {}).items():
         if now["versions"].get(name) != old:

@@ -470,6 +470,24 @@ def test_checkpoints_of_something_else_are_not_trained_over(undisturbed, tmp_pat
     assert (tmp_path / "run" / LAST).read_text() == "precious"
 
 
+def test_pictures_may_be_mended_while_there_is_no_state(undisturbed, tmp_path, crash):
+    """Everything begins anew then; a picture that could not be read is a common reason to stop."""
+    shutil.copytree(undisturbed / "data", tmp_path / "data")
+    command = words(tmp_path, tmp_path / "data", SOLVER__CHECKPOINT_MINUTES="0")
+    picture = min((tmp_path / "data").glob("*/bounding_box_train/*.jpg"))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole + b"x")
+    crash(5)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    assert not states(tmp_path) and (tmp_path / "run" / "versions.json").exists()
+    picture.write_bytes(whole)
+    crash(None)
+    train_svllreid.main(command)
+    assert "an earlier run in" in log(tmp_path)
+    assert_the_same(tmp_path, undisturbed)
+
+
 def test_a_state_knows_its_pictures_though_the_folder_forgot_them(undisturbed, tmp_path, crash):
     shutil.copytree(undisturbed / "data", tmp_path / "data")
     command = broken_off(tmp_path, tmp_path / "data", crash)

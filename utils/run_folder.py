@@ -131,7 +131,6 @@ class EarlierRun(NamedTuple):
     """What a folder holds of a run."""
 
     config: dict
-    fingerprint: dict | None  # None: it was stopped before that was written
     evaluations: list[dict]
 
     @property
@@ -151,12 +150,11 @@ def earlier_run(path: Path) -> EarlierRun | None:
         return None
     try:
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        fingerprint = json.loads((path / VERSIONS).read_text(encoding="utf-8")) if (path / VERSIONS).exists() else None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"OUTPUT_DIR {path}: the run there cannot be read ({one_line(error)}); move it away") from error
-    if not isinstance(config, dict) or not isinstance(fingerprint, dict | None):
-        raise UserError(f"OUTPUT_DIR {path}: {CONFIG} or {VERSIONS} is not a run's; give another OUTPUT_DIR")
-    return EarlierRun(config, fingerprint, _read_results(path / RESULTS)["evaluations"])
+    if not isinstance(config, dict):
+        raise UserError(f"OUTPUT_DIR {path}: {CONFIG} is not a run's; give another OUTPUT_DIR")
+    return EarlierRun(config, _read_results(path / RESULTS)["evaluations"])
 
 
 class State(NamedTuple):
