@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from model.weights import Weights, read_weights
 from processor.build import evaluate_model, result_entry, settle_side
 from utils.command import parse, run
 from utils.devices import describe, pick_device
+from utils.distributed import main_first, on_main, start, stop
 from utils.errors import WeightsError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_screen
@@ -90,19 +92,19 @@ def main(argv: list[str] | None = None) -> Path:
     folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
     check_writable(folder)
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
-    for difference in differences:
-        logger.info("%s", difference)
-
-    device = pick_device(cfg.MODEL.DEVICE)
     model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
-    for line in verdict:
-        logger.info("TEST.WEIGHT: %s", line)
-    model = model.to(device)
-    inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
-    # All that can be wrong with any of them is found before the first is tested.
-    tests = [prepare(cfg, name, architecture, weights, homes.get(name), inherited) for name in names]
+
     entries: list[dict] = []
+    device = start(pick_device(cfg.MODEL.DEVICE))
     try:
+        for line in (*differences, *(f"TEST.WEIGHT: {line}" for line in verdict)):
+            logger.info("%s", line)
+        model = model.to(device)
+        inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
+        # All that can be wrong with any of them is found before the first is tested.
+        tests = [
+            main_first(partial(prepare, cfg, name, architecture, weights, homes.get(name), inherited)) for name in names
+        ]
         for one in tests:
             logger.info("%s on %s: %s: %s", weight, describe(device), one.benchmark.name, one.benchmark.counts())
             for line in (*one.said, *one.notes):
@@ -120,10 +122,11 @@ def main(argv: list[str] | None = None) -> Path:
                 notes=[*differences, *one.notes],
             )
             entries.append(entry)
-            written = append_result(folder, entry)
+            written = on_main(partial(append_result, folder, entry))
     finally:  # what was measured is shown, whatever comes after
         if entries:
             logger.info("%s\n%s", ", ".join(entry["data_set"] for entry in entries), table(entries))
+        stop()
     logger.info("added to %s", written)
     return folder / RESULTS
 

@@ -17,8 +17,9 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import EPOCHS, ConfigError, check_changes, from_dict, load, to_dict
-from datasets.build import SEVERAL, identities_per_batch, make_benchmark
+from datasets.build import identities_per_batch, make_benchmark
 from datasets.check import quick_check
+from datasets.several import names_of
 from model.build import make_model, resume_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
@@ -28,6 +29,7 @@ from utils.distributed import copy_from_main, is_main, main_first, on_main, star
 from utils.errors import DataError, UserError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
+from utils.paths import expanded
 from utils.records import Benchmark
 from utils.report import table
 from utils.run_folder import (
@@ -42,9 +44,9 @@ from utils.run_folder import (
     append_result,
     check_unused,
     check_writable,
+    count_ends,
     earlier_run,
     lock,
-    newest_state,
     read_state,
 )
 from utils.seeds import seed_everything
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> Path:
     arguments = parse(__doc__, argv)
     log_to_screen()
     cfg = load(arguments.config_file, arguments.overrides)
-    folder = Path(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file)).expanduser()
+    folder = expanded(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file), "OUTPUT_DIR")
     return train(cfg, folder, requested=arguments.overrides[::2])
 
 
@@ -76,31 +78,23 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     if cfg.SOLVER.DETERMINISTIC:
         make_deterministic()
     device = start(pick_device(cfg.MODEL.DEVICE))
-    if not is_main():
-        logging.getLogger().setLevel(logging.ERROR)  # what is said once is enough
     with ExitStack() as stack, Stopping() as stopping:
         stack.callback(stop)
-        earlier, file = on_main(lambda: claim(cfg, path, stack))
-        state = read_state(file) if file else None
+        earlier = on_main(lambda: claim(cfg, path, stack))
+        state = read_state(earlier.state) if earlier and earlier.state else None
         if earlier is None or to_go_on(cfg, path, earlier, state, device):
             _train(cfg, path, device, stopping, requested=requested, earlier=earlier, state=state)
     return path
 
 
-def claim(cfg: CfgNode, path: Path, stack: ExitStack) -> tuple[EarlierRun | None, Path | None]:
-    """Keep other runs out of the folder -> the run in it and the file of its newest state, if there are any."""
+def claim(cfg: CfgNode, path: Path, stack: ExitStack) -> EarlierRun | None:
+    """Keep other runs out of the folder -> the run in it, if there is one."""
     check_writable(path)
     stack.enter_context(lock(path))
     if not cfg.RESUME:
         check_unused(path)
-        return None, None
-    earlier = earlier_run(path)
-    try:
-        return earlier, newest_state(path) if earlier else None
-    except UserError:
-        if earlier is None or not has_ended(cfg, earlier):
-            raise
-        return earlier, None  # nothing is left to go on with
+        return None
+    return earlier_run(path, len(names_of(cfg.DATASETS.NAMES)))
 
 
 def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None, device: torch.device) -> bool:
@@ -111,13 +105,14 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
         UserError: it was trained on another kind of device.
     """
     stage, epoch = (state.contents["stage"], state.contents["epoch"]) if state else (cfg.PROCESSOR.STAGES[0], 0)
-    before = from_dict(earlier.config, where=str(path / CONFIG))
-    changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path))
+    before = from_dict(earlier.config, where=str(earlier.state or path / CONFIG))
+    weights = state is not None or any(path.glob("*.pth"))
+    changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path), weights=weights)
     last = EPOCHS[cfg.PROCESSOR.STAGES[-1]]
     if has_ended(cfg, earlier) and not any(change.startswith(last) for change in changes):
         logger.info("%s: this run is finished; another one needs another OUTPUT_DIR", path)
         return False
-    if state is None and (earlier.ends or any(path.glob("*.pth"))):
+    if state is None and (weights or count_ends(earlier.evaluations)):
         raise UserError(
             f"OUTPUT_DIR {path}: holds a run with checkpoints, but no state to go on from (resume/); start another run "
             "from a checkpoint's weights in another OUTPUT_DIR (MODEL.INIT_FROM)"
@@ -134,7 +129,7 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
 
 def has_ended(cfg: CfgNode, earlier: EarlierRun) -> bool:
     """Whether all data sets were evaluated after all training."""
-    return earlier.ends == len(cfg.DATASETS.NAMES.split(SEVERAL))
+    return count_ends(earlier.evaluations) == len(names_of(cfg.DATASETS.NAMES))
 
 
 def _train(
@@ -166,10 +161,6 @@ def _train(
     if is_main():
         again = {"again": earlier is not None, "ended": earlier is not None and has_ended(cfg, earlier)}
         folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, **again)
-        log_to_file(path / LOG)
-    logger.info("%s: %s", benchmark.name, benchmark.counts())
-    logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
-
     entries: list[dict] = [entry for entry in earlier.evaluations if entry["when"] == START] if state else []
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
@@ -193,6 +184,10 @@ def _train(
 
     stages = list(cfg.PROCESSOR.STAGES)
     try:
+        if is_main():
+            log_to_file(path / LOG)
+        logger.info("%s: %s", benchmark.name, benchmark.counts())
+        logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
         if state:
             position = state.contents["run"]["position"]
             stages = stages[stages.index(state.contents["stage"]) :]
@@ -202,7 +197,7 @@ def _train(
             )
         else:
             if earlier:
-                logger.info("an earlier run in %s was stopped before it kept a state: from the beginning", path)
+                logger.info("an earlier run in %s left no state to go on from: from the beginning", path)
             with clock("evaluation of the start"):  # also shows, before hours are spent, that evaluation works
                 evaluate(START, None)
             logger.info("before training:\n%s", table(entries))

@@ -24,40 +24,47 @@ FREE = (
     "SOLVER.STAGE2.CHECKPOINT_PERIOD",
     "SOLVER.STAGE2.EVAL_PERIOD",
     "SOLVER.STAGE2.LOG_PERIOD",
+    "TEST.IMS_PER_BATCH",
     "TEST.WEIGHT",
 )
 # A stage may still get more epochs, or fewer, while it is not over.
 EPOCHS = {"prompt": "SOLVER.STAGE1.MAX_EPOCHS", "image": "SOLVER.STAGE2.MAX_EPOCHS"}
 
 
-def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str) -> list[str]:
+def check_changes(
+    earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool = True
+) -> list[str]:
     """Lines for what has changed since a run was started, if it may.
 
     Args:
         earlier, now: the run's settings as they are written in its folder, and those that are asked for.
         stage, epoch: where the run is.
         where: the run's folder.
+        weights: whether the run left any, for the advice.
 
     Raises:
         ConfigError: naming every setting that may not change, with both values.
     """
     lines, faults = [], []
+    over = [EPOCHS[each] for each in earlier.PROCESSOR.STAGES[: earlier.PROCESSOR.STAGES.index(stage)]]
     for key, old, new in _differences(earlier, now):
         line = f"{key}: {old!r} before, {new!r} now"
         if key in FREE:
             lines.append(line)
         elif key not in EPOCHS.values():
             faults.append(line)
-        elif list(EPOCHS.values()).index(key) < list(EPOCHS).index(stage):
+        elif key in over:
             faults.append(f"{line} (that stage is over)")
         elif key == EPOCHS[stage] and new < epoch:
             faults.append(f"{line} ({epoch} are begun)")
         else:
             lines.append(line)
     if faults:
+        another = "in another OUTPUT_DIR (from its weights: MODEL.INIT_FROM)"
+        advice = another if weights else "in another OUTPUT_DIR, or delete this one, which holds no weights"
         raise ConfigError(
             f"OUTPUT_DIR {where}: holds a run with other settings: {'; '.join(faults)}. Go on with its own, or "
-            "start a new run in another OUTPUT_DIR (from its weights: MODEL.INIT_FROM)"
+            f"start a new run {advice}"
         )
     return lines
 

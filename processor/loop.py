@@ -146,10 +146,10 @@ def fit(
                     save(at._replace(sums=window.sums))
                 if stop:
                     raise Interrupted(stopping.requested or signal.SIGTERM)  # another process was asked
-            if any_rank(stopping is not None and stopping.requested is not None):  # while the last step was kept
-                if save is not None:
-                    save(at._replace(sums=window.sums))
-                raise Interrupted(stopping.requested or signal.SIGTERM)
+        if any_rank(stopping is not None and stopping.requested is not None):  # after the last step
+            if save is not None:
+                save(at._replace(sums=window.sums))
+            raise Interrupted(stopping.requested or signal.SIGTERM)
         if after_epoch is not None:
             after_epoch(epoch)
         at = Position(epoch + 1, steps=at.steps, skipped=at.skipped)

@@ -348,7 +348,7 @@ MUTATIONS = (
     mutation(
         "what comes once more stays",
         "utils/run_folder.py",
-        "os.truncate(self.path / METRICS, metrics_bytes)",
+        "os.truncate(metrics, metrics_bytes)",
         "pass",
         BROKEN_OFF,
     ),

@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_just_then(reference, tmp_path, operation, which):
 
 
 def begins_anew() -> None:
-    train_svllreid.newest_state = lambda path: None
+    run_folder.newest_state = lambda path: None
 
 
 def forgets_the_optimiser() -> None:

@@ -344,7 +344,7 @@ def test_the_newest_two_states_are_kept_and_periods_have_files_of_their_own(undi
         "image_epoch2_step4.pth",
         "image_epoch2_step5.pth",
     ]
-    assert newest_state(undisturbed / "run") == states(undisturbed)[1]
+    assert newest_state(undisturbed / "run").path == states(undisturbed)[1]
     contents = read_tensors(states(undisturbed)[1])
     needed = {"optimizer", "scaler", "random", "position", "best", "metrics_bytes", "device", "precision"}
     assert needed == contents["run"].keys()
@@ -486,6 +486,114 @@ def test_pictures_may_be_mended_while_there_is_no_state(undisturbed, tmp_path, c
     train_svllreid.main(command)
     assert "an earlier run in" in log(tmp_path)
     assert_the_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut off", "nested"])
+def test_a_state_needs_no_other_file(undisturbed, tmp_path, crash, name, damage):
+    """Of the records, what is gone is gone, and said."""
+    command = broken_off(tmp_path, undisturbed / "data", crash)
+    file = tmp_path / "run" / name
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_text({"empty": "", "cut off": file.read_text()[:400], "nested": "a: " + "[" * 5000}[damage])
+    train_svllreid.main(command)
+    ours, theirs = tensors(tmp_path), tensors(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert figures(tmp_path) == figures(undisturbed)
+    assert f"{tmp_path / 'run' / 'resume'}" in log(tmp_path)
+    assert ("bytes are gone since the state was kept" in log(tmp_path)) == (
+        name == "metrics.jsonl" and damage != "nested"
+    )
+
+
+def test_without_a_state_the_configuration_is_needed(undisturbed, tmp_path, crash):
+    command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0")
+    crash(5)
+    with pytest.raises(Crash):
+        train_svllreid.main(command)
+    with pytest.raises(
+        ConfigError, match=r"SOLVER\.SEED: 1234 before, 5 now.*or delete this one, which holds no weights"
+    ):
+        train_svllreid.main([*command, "SOLVER.SEED", "5"])
+    (tmp_path / "run" / "config.yaml").write_text("a: " + "[" * 5000)
+    with pytest.raises(UserError, match=r"config\.yaml: cannot be read .*; move the run there away"):
+        train_svllreid.main(command)
+
+
+def test_settings_of_a_stage_that_the_run_has_not_are_free(undisturbed, tmp_path, crash):
+    stages = {"PROCESSOR__STAGES": "image", "MODEL__I2T_LOSS_WEIGHT": "0.0"}
+    crash(4)
+    with pytest.raises(Crash):
+        train_svllreid.main(words(tmp_path, undisturbed / "data", **stages))
+    crash(None)
+    more = {"SOLVER__STAGE1__MAX_EPOCHS": "7", "TEST__IMS_PER_BATCH": "7"}
+    train_svllreid.main(words(tmp_path, undisturbed / "data", **stages, **more))
+    assert "SOLVER.STAGE1.MAX_EPOCHS: 2 before, 7 now" in log(tmp_path) and "resumed from" in log(tmp_path)
+
+
+def test_nothing_is_left_of_a_run_whose_log_cannot_be_made(undisturbed, tmp_path, monkeypatch):
+    def refuse(path):
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(train_svllreid, "log_to_file", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_left_of_a_run_whose_first_files_cannot_be_written(tmp_path, monkeypatch):
+    def half(path, text):
+        if path.name == "versions.json":
+            raise OSError(28, "No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr(run_folder, "replace_text", half)
+    with pytest.raises(UserError, match="No space left"):
+        run_folder.RunFolder(tmp_path / "run", config={}, fingerprint={})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_was_there_stays(undisturbed, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(DataError):
+        train_svllreid.main(words(tmp_path, tmp_path, DATASETS__NAMES="market1501"))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("~nobody_of_this_name/x", "no user of this name"), ("link", "a link to")]
+)
+def test_a_folder_that_cannot_be(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("nothing", "link")
+    with pytest.raises(UserError, match=rf"OUTPUT_DIR {name}: .*{message}"):
+        train_svllreid.main(["OUTPUT_DIR", name])
+
+
+def test_a_signal_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):
+    """It is raised within torch's writer, which says that something was wrong with the file."""
+    real = torch.save
+
+    class Signalled:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            if self.file.tell() > 1000:
+                raise Interrupted(signal.SIGTERM)
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    monkeypatch.setattr(torch, "save", lambda contents, file: real(contents, Signalled(file)))
+    folder = run_folder.RunFolder(tmp_path / "run", config={}, fingerprint={})
+    with pytest.raises(Interrupted) as caught:
+        folder.save("x.pth", {"model": {"a": torch.zeros(10000)}})
+    assert caught.value.number == signal.SIGTERM
+    assert not list((tmp_path / "run").glob("*.pth")) and not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_state_knows_its_pictures_though_the_folder_forgot_them(undisturbed, tmp_path, crash):

@@ -14,6 +14,7 @@ import pytest
 from test_end_to_end import ENVIRONMENT, ROOT
 from test_resume import figures, states, words
 
+import test_svllreid
 import train_svllreid
 
 MINUTE = 60.0
@@ -27,10 +28,10 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
-def torchrun(command: list[str], processes: int = 2) -> subprocess.Popen:
+def torchrun(command: list[str], processes: int = 2, script: str = "train_svllreid.py") -> subprocess.Popen:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.Popen(
-        [*launch, str(ROOT / "train_svllreid.py"), *command],
+        [*launch, str(ROOT / script), *command],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -97,6 +98,27 @@ def test_a_picture_that_one_process_cannot_read_ends_all_with_its_name(alone, tm
     assert process.returncode != 0
     told = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and str(broken) in told[0]
+
+
+def test_two_processes_test_as_one_and_write_once(alone, tmp_path):
+    weight = ["TEST.WEIGHT", str(alone / "run" / "ViT-Tiny-8_2.pth"), "DATASETS.ROOT_DIR", str(alone / "data")]
+    test_svllreid.main([*weight, "OUTPUT_DIR", str(tmp_path / "one")])
+    process = torchrun([*weight, "OUTPUT_DIR", str(tmp_path / "two")], script="test_svllreid.py")
+    output, _ = process.communicate(timeout=2 * MINUTE)
+    assert process.returncode == 0, output
+    assert output.count("added to") == 1
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["evaluations"] for name in ("one", "two"))
+    assert one == two and len(two) == 1
+
+
+def test_a_wrong_setting_is_told_once(alone, tmp_path):
+    wrong = {"train_svllreid.py": ["SOLVER.SEDE", "1"], "test_svllreid.py": ["TEST.WEIGHT", "none.pth"]}
+    for script, command in wrong.items():
+        process = torchrun(command, script=script)
+        output, _ = process.communicate(timeout=MINUTE)
+        assert process.returncode != 0
+        (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert command[0] in told or command[1] in told
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(alone, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import re
 import zipfile
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import WeightsError
+from utils.files import replacing
 
 FORMAT = "svllreid-1"
 PARTS = ("model", "architecture", "config")
@@ -46,28 +45,8 @@ def write_tensors(path: Path, contents: dict) -> None:
         OSError: the disk is read-only or full ...
         RuntimeError: ... which torch may say in its own way.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk; without it, a power cut may undo the name of a file whose contents are there."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):  # some network file systems cannot; the file is whole all the same
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with replacing(path) as file:
+        torch.save(contents, file)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -107,7 +86,7 @@ def read_tensors(path: str | Path) -> dict:
             if is_torchscript(path):
                 raise WeightsError(f"{path}: is TorchScript, not a dictionary of tensors")
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
+    except (WeightsError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: damaged, or holds more than tensors and plain types; not loaded") from error

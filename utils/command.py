@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from utils.distributed import place
+from utils.distributed import told_elsewhere
 from utils.errors import UserError, one_line
 
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
@@ -50,11 +50,10 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
         return SIGNALLED + getattr(signal, "SIGPIPE", 0)
-    except mendable as error:
-        here = place()  # settings are wrong in all processes alike
-        return _fail(error, told=here is not None and here.local_rank > 0)
-    except UserError as error:
-        return _fail(error, told=error.told)
+    except (UserError, *mendable) as error:
+        if not told_elsewhere(error):
+            sys.stderr.write(f"error: {one_line(error)}\n")
+        return FAILED
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -62,15 +61,10 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
         sys.stderr.write(f"error: a process that reads images died; {hint}\n")
         return FAILED
     except KeyboardInterrupt as interrupt:
-        sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")
+        if not told_elsewhere(interrupt):
+            sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")
         return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     return returned if isinstance(returned, int) else 0
-
-
-def _fail(error: Exception, *, told: bool) -> int:
-    if not told:
-        sys.stderr.write(f"error: {one_line(error)}\n")
-    return FAILED
 
 
 def _unread() -> bool:

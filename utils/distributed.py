@@ -57,8 +57,21 @@ def place() -> Place | None:
     return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), local, count)
 
 
+def told_elsewhere(error: BaseException) -> bool:
+    """Whether another process tells the user of `error`: one is enough for what all have found out alike.
+
+    Until they meet, all of them read the same command line and the same files.
+    """
+    here = place()
+    alike = not _met or not isinstance(error, UserError)  # the latter: settings, and signals, which reach all
+    return getattr(error, "told", False) or (alike and here is not None and here.local_rank > 0)
+
+
+_met = False
+
+
 def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device:
-    """Meet the other processes, if torchrun started several -> this process's device.
+    """Meet the other processes, if torchrun started several -> this process's device. From now on one of them logs.
 
     On GPUs that is the one of its number on this machine (LOCAL_RANK); else it is `device`.
 
@@ -79,8 +92,12 @@ def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device
         backend = "gloo"
     else:
         raise UserError(f"MODEL.DEVICE {device.type}: several processes run on CPUs or on CUDA devices only")
+    global _met
     dist.init_process_group(backend, timeout=timeout)
+    _met = True
     logger.info("process %d of %d, on %s", here.rank, here.world_size, device)
+    if not is_main():
+        logging.getLogger().setLevel(logging.ERROR)  # what is said once is enough
     return device
 
 

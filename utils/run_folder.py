@@ -18,6 +18,7 @@ import yaml
 
 from utils.checkpoint import check_checkpoint, read_tensors, save_checkpoint, write_tensors
 from utils.errors import UserError, WeightsError, one_line
+from utils.files import replace_text
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train_log.txt", "metrics.jsonl", "results.json"
 VERSIONS, TENSORBOARD, STATES, LOCK = "versions.json", "tensorboard", "resume", ".lock"
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 def check_writable(path: Path) -> None:
     """Raise UserError if nothing could be written to `path`; nothing is left there."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not existing.exists():
+        raise UserError(f"OUTPUT_DIR {path}: {existing} is a link to nothing")
     if not existing.is_dir():
         raise UserError(f"OUTPUT_DIR {path}: {existing} is a file; a folder is needed")
     try:
@@ -53,7 +56,7 @@ def check_unused(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a run to `path`, which is made if absent and removed again if it stays empty.
+    """Keep other processes from writing a run to `path`; made for this, it is removed again if it stays empty.
 
     The lock is the operating system's: it ends with the process, however that ends.
 
@@ -61,6 +64,7 @@ def lock(path: Path) -> Iterator[None]:
         UserError: another process holds it, or the folder cannot be made.
     """
     file = path / LOCK
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(file)
@@ -76,8 +80,9 @@ def lock(path: Path) -> Iterator[None]:
             file.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # it holds something
-            path.rmdir()
+        if made:
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
 
 
 _held: set[int] = set()  # descriptors of locks
@@ -127,36 +132,6 @@ def _lock_now(descriptor: int, file: Path) -> None:
         logger.warning("%s: no locks there (%s): nothing keeps two runs apart", file.parent, error.strerror)
 
 
-class EarlierRun(NamedTuple):
-    """What a folder holds of a run."""
-
-    config: dict
-    evaluations: list[dict]
-
-    @property
-    def ends(self) -> int:
-        """How many data sets were evaluated after all training."""
-        return sum(entry.get("when") == END for entry in self.evaluations)
-
-
-def earlier_run(path: Path) -> EarlierRun | None:
-    """The run in a folder; None if there is none.
-
-    Raises:
-        UserError: something is there, but no whole run of this program.
-    """
-    if not (path / CONFIG).exists():
-        check_unused(path)
-        return None
-    try:
-        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"OUTPUT_DIR {path}: the run there cannot be read ({one_line(error)}); move it away") from error
-    if not isinstance(config, dict):
-        raise UserError(f"OUTPUT_DIR {path}: {CONFIG} is not a run's; give another OUTPUT_DIR")
-    return EarlierRun(config, _read_results(path / RESULTS)["evaluations"])
-
-
 class State(NamedTuple):
     """What an unfinished run goes on from."""
 
@@ -177,8 +152,8 @@ def read_state(file: Path) -> State:
     return State(file, contents)
 
 
-def newest_state(path: Path) -> Path | None:
-    """The file of the newest state in a run's folder that is whole; None if none was ever kept.
+def newest_state(path: Path) -> State | None:
+    """The newest state in a run's folder that is whole; None if there is none at all.
 
     Raises:
         UserError: there are some, and none is whole.
@@ -186,17 +161,61 @@ def newest_state(path: Path) -> Path | None:
     files = _states(path)
     for file in reversed(files):
         try:
-            read_state(file)
+            return read_state(file)
         except WeightsError as error:
             logger.warning("%s%s", one_line(error), "" if file == files[0] else "; the state before it is taken")
-        else:
-            return file
     if files:
         raise UserError(
             f"OUTPUT_DIR {path}: none of the {len(files)} states to go on from can be read; start anew in another "
             "OUTPUT_DIR (from the weights of a checkpoint: MODEL.INIT_FROM)"
         )
     return None
+
+
+class EarlierRun(NamedTuple):
+    """What a folder holds of a run."""
+
+    config: dict
+    evaluations: list[dict]  # the entries of results.json
+    state: Path | None  # to go on from
+
+
+def earlier_run(path: Path, data_sets: int) -> EarlierRun | None:
+    """The run in a folder; None if there is none.
+
+    Its newest state holds the configuration, too: the small files beside it are not needed then.
+
+    Args:
+        path: the folder.
+        data_sets: how many are evaluated after all training; a run that has come so far needs no state.
+
+    Raises:
+        UserError: something is there, but no whole run of this program.
+    """
+    if not (path / CONFIG).exists() and not _states(path):
+        check_unused(path)
+        return None
+    evaluations = _read_results(path / RESULTS)["evaluations"]
+    try:
+        state = newest_state(path)
+    except UserError:
+        if count_ends(evaluations) != data_sets:
+            raise
+        state = None
+    if state is not None:
+        return EarlierRun(state.contents["config"], evaluations, state.path)
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path / CONFIG}: cannot be read ({one_line(error)}); move the run there away") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path / CONFIG}: is not a run's; give another OUTPUT_DIR")
+    return EarlierRun(config, evaluations, None)
+
+
+def count_ends(evaluations: list[dict]) -> int:
+    """How many data sets were evaluated after all training."""
+    return sum(entry.get("when") == END for entry in evaluations)
 
 
 def _states(path: Path) -> list[Path]:
@@ -243,9 +262,11 @@ class RunFolder:
         again: bool = False,
         ended: bool = False,
     ):
-        self.path, self.fingerprint = path, fingerprint
+        self.path, self.fingerprint, self._tensorboard = path, fingerprint, None
         self.kinds: set[str] = set()  # of what was recorded
         self.whole = [state.path] if state else []  # states that can be gone on from
+        if not again and (path / CONFIG).exists():
+            raise UserError(f"OUTPUT_DIR {path}: another run was started there at the same time")
         try:
             path.mkdir(parents=True, exist_ok=True)
             if again:
@@ -254,19 +275,23 @@ class RunFolder:
                     for left in path.glob(f"{name}.*.tmp"):
                         left.unlink()  # of a process that was killed while it wrote
                 self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
-            _replace(path / CONFIG, yaml.safe_dump(config, sort_keys=False), exclusively=not again)
+            replace_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False))
             if state is None or not (path / VERSIONS).exists():
-                _replace(path / VERSIONS, json.dumps(fingerprint, indent=2) + "\n")
-        except FileExistsError as error:
-            raise UserError(f"OUTPUT_DIR {path}: another run was started there at the same time") from error
+                replace_text(path / VERSIONS, json.dumps(fingerprint, indent=2) + "\n")
         except OSError as error:
+            if not again:
+                self.discard()
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
         self._tensorboard = _tensorboard(path / TENSORBOARD)
 
     def _take_back(self, metrics_bytes: int, all_of_it: bool, ended: bool) -> None:
         """Leave of an earlier run's records what was there when its state was kept: the rest comes once more."""
-        if (self.path / METRICS).exists() and (self.path / METRICS).stat().st_size > metrics_bytes:
-            os.truncate(self.path / METRICS, metrics_bytes)
+        metrics = self.path / METRICS
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size > metrics_bytes:
+            os.truncate(metrics, metrics_bytes)
+        elif size < metrics_bytes:
+            logger.warning("%s: %d of %d bytes are gone since the state was kept", metrics, metrics_bytes - size, size)
         results = _read_results(self.path / RESULTS)
         dropped = ({START} if all_of_it else set()) | (set() if ended else {END})
         kept = [entry for entry in results["evaluations"] if entry.get("when") not in dropped]
@@ -307,8 +332,7 @@ class RunFolder:
         """
         number = 1 + max(map(_number, _states(self.path)), default=0)
         path = self.path / STATES / f"{number:05d}_{name}.pth"
-        metrics = self.path / METRICS
-        run = {**run, "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+        run = {**run, "metrics_bytes": _put_on_disk(self.path / METRICS)}
         with _telling(path):
             path.parent.mkdir(exist_ok=True)
             save_checkpoint(path, {**contents, "fingerprint": self.fingerprint, "run": run})
@@ -374,6 +398,10 @@ def _telling(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch says in a RuntimeError that a disk is full
+        cause = error
+        while cause := cause.__context__:
+            if isinstance(cause, KeyboardInterrupt):  # a signal; torch took it for a write that failed
+                raise cause from None
         reason = getattr(error, "strerror", None) or f"is the disk full? {one_line(error)[:80]}"
         raise UserError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are intact") from error
 
@@ -409,21 +437,18 @@ def _read_results(path: Path) -> dict:
 def _write_results(path: Path, results: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(results, indent=2) + "\n")
+        replace_text(path, json.dumps(results, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _replace(path: Path, text: str, *, exclusively: bool = False) -> None:
-    """Write a file as a whole; `exclusively` refuses to replace one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        if exclusively and path.exists():  # the folder is locked: nobody else makes it now
-            raise FileExistsError(path)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _put_on_disk(path: Path) -> int:
+    """Have the operating system write what a file has so far -> its size in bytes; 0 if there is none."""
+    if not path.exists():
+        return 0
+    with open(path, "ab") as file:
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 def _tensorboard(folder: Path):

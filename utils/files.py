@@ -1,0 +1,53 @@
+"""Files that are replaced as a whole: whoever reads one finds all that was written, or what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """`with replacing(path) as file:` what is written to `file` is at `path` afterwards, after a power cut, too.
+
+    If anything is raised, `path` is what it was. A process that is killed leaves `.NAME.NUMBER.tmp` beside it.
+
+    Raises:
+        OSError: the disk is read-only or full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Make `text` the contents of a file.
+
+    Raises:
+        OSError: the disk is read-only or full.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a rename on the disk; without it, a power cut may undo the name of a file whose contents are there."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):  # some network file systems cannot; the file is whole all the same
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
