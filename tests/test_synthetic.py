@@ -17,7 +17,7 @@ from datasets import synthetic
 from datasets.rendering.camera import BACKGROUNDS, sample_camera
 from datasets.rendering.caption import caption
 from datasets.rendering.person import Colour, Logo, sample_person
-from datasets.rendering.scene import render
+from datasets.rendering.scene import photograph
 from datasets.synthetic import MANIFEST, write_synthetic
 from utils.errors import UserError
 
@@ -219,7 +219,7 @@ def test_a_red_top_is_redder_than_a_blue_one() -> None:
     means = {}
     for name, rgb in (("red", (190, 36, 40)), ("blue", (40, 70, 170))):
         dressed = replace(person, top=Colour(name, rgb), bottom_kind="trousers")
-        picture = Image.open(io.BytesIO(render(dressed, camera, np.random.default_rng(2))))
+        picture = Image.open(io.BytesIO(photograph(dressed, camera, np.random.default_rng(2)).jpeg))
         means[name] = np.asarray(picture, float).mean(axis=(0, 1))
     assert means["red"][0] > means["blue"][0] + 3
     assert means["blue"][2] > means["red"][2] + 3
@@ -229,9 +229,9 @@ def test_every_background_and_other_sizes() -> None:
     person = sample_person(np.random.default_rng(0))
     for background in BACKGROUNDS:
         camera = sample_camera(np.random.default_rng(0), background=background)
-        picture = Image.open(io.BytesIO(render(person, camera, np.random.default_rng(0), size=(256, 128))))
+        picture = Image.open(io.BytesIO(photograph(person, camera, np.random.default_rng(0), size=(256, 128)).jpeg))
         assert picture.size == (128, 256)
     with pytest.raises(ValueError, match="too wide"):
-        render(person, camera, np.random.default_rng(0), size=(64, 128))
+        photograph(person, camera, np.random.default_rng(0), size=(64, 128))
     with pytest.raises(ValueError, match="unknown background"):
         sample_camera(np.random.default_rng(0), background="moon")

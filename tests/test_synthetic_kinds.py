@@ -23,7 +23,7 @@ from datasets.dukemtmc import occ_duke
 from datasets.rendering import occluder, scene
 from datasets.rendering.camera import BACKGROUNDS, sample_camera
 from datasets.rendering.person import Person, sample_person
-from datasets.rendering.scene import photograph, render
+from datasets.rendering.scene import photograph
 from datasets.rendering.vehicle import TYPE_WEIGHTS, VIEWPOINTS, Decal, Vehicle, sample_vehicle, viewpoint
 from datasets.synthetic import OCCLUDED, PEOPLE, VEHICLES, VIEWPOINT_FILES, Kind, write_synthetic
 from datasets.veri import veri
@@ -180,8 +180,10 @@ def test_a_good_part_of_the_figure_is_hidden_and_nothing_else_changes(monkeypatc
     )
     monkeypatch.setattr(scene, "paint_occluder", watch_hiding)
     monkeypatch.setattr(Person, "paint", watch_painting)
-    usual = render(subject, camera, np.random.default_rng(number))
-    hidden = render(subject, camera, np.random.default_rng(number), occluder=np.random.default_rng([73, number]))
+    usual = photograph(subject, camera, np.random.default_rng(number)).jpeg
+    hidden = photograph(
+        subject, camera, np.random.default_rng(number), occluder=np.random.default_rng([73, number])
+    ).jpeg
 
     flat = [Image.new("RGB", sheets[0].size, colour) for colour in ("black", "white")]
     for sheet in flat:

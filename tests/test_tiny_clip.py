@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from datasets.rendering.camera import sample_camera
 from datasets.rendering.caption import caption
 from datasets.rendering.person import sample_person
-from datasets.rendering.scene import render
+from datasets.rendering.scene import photograph
 from datasets.transforms import TestTransform
 from model import tiny_clip
 from model.clip import TextTower
@@ -36,7 +36,7 @@ def features() -> tuple[torch.Tensor, torch.Tensor]:
     for number in range(PEOPLE):
         rng = np.random.default_rng([PEOPLE_STREAM, number])
         person = sample_person(rng)
-        jpeg = render(person, cameras[number % len(cameras)], rng)
+        jpeg = photograph(person, cameras[number % len(cameras)], rng).jpeg
         images.append(transform(Image.open(io.BytesIO(jpeg)))[0])
         sentences.append(caption(person, rng))
     clip, _ = load_clip(tiny_clip.NAME, tiny_clip.TAG)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from datasets.rendering.camera import sample_camera
 from datasets.rendering.caption import caption
 from datasets.rendering.person import sample_person
-from datasets.rendering.scene import render
+from datasets.rendering.scene import photograph
 from model import tiny_clip
 
 logger = logging.getLogger("pretrain_tiny_clip")
@@ -102,7 +102,7 @@ def _render_identity(identity: int) -> tuple[np.ndarray, list[str]]:
     height, width = tiny_clip.IMAGE_SIZE
     pictures = []
     for _ in range(PICTURES):
-        jpeg = render(person, cameras[rng.integers(CAMERAS)], rng, passers_by=passers_by)
+        jpeg = photograph(person, cameras[rng.integers(CAMERAS)], rng, passers_by=passers_by).jpeg
         # Re-identification resizes bicubically for training and bilinearly for testing: know both.
         resample = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
         pictures.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB").resize((width, height), resample)))

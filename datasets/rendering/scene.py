@@ -77,19 +77,6 @@ class _Placement:
     phase: float
 
 
-def render(
-    subject: SubjectType,
-    camera: Camera,
-    rng: np.random.Generator,
-    *,
-    size: tuple[int, int] = (128, 64),
-    passers_by: Sequence[SubjectType] = (),
-    occluder: np.random.Generator | None = None,
-) -> bytes:
-    """The bytes of `photograph`'s picture, for whoever needs to know nothing else of it."""
-    return photograph(subject, camera, rng, size=size, passers_by=passers_by, occluder=occluder).jpeg
-
-
 def photograph(
     subject: SubjectType,
     camera: Camera,
