@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -506,6 +507,38 @@ def test_a_state_needs_no_other_file(undisturbed, tmp_path, crash, name, damage)
     assert ("bytes are gone since the state was kept" in log(tmp_path)) == (
         name == "metrics.jsonl" and damage != "nested"
     )
+
+
+def test_tensorboard_shows_every_step_once(undisturbed, tmp_path, crash, monkeypatch):
+    """Events of steps that come once more are not there twice; a stand-in keeps events as a writer does, in files."""
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.file = Path(folder) / f"events.{len(list(Path(folder).glob('*')))}"
+            self.file.parent.mkdir(exist_ok=True)
+
+        def add_scalar(self, *event):
+            with open(self.file, "a") as file:
+                file.write(json.dumps(event) + "\n")
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+
+    def events(folder):
+        lines = [line for file in (folder / "run" / "tensorboard").iterdir() for line in file.read_text().splitlines()]
+        return sorted(map(tuple, map(json.loads, lines)))
+
+    straight = tmp_path / "straight"
+    train_svllreid.main(words(straight, undisturbed / "data"))
+    command = broken_off(tmp_path, undisturbed / "data", crash, step=19)
+    states(tmp_path)[1].write_bytes(b"")  # so that a step that was logged is made once more
+    train_svllreid.main(command)
+    assert events(tmp_path) == events(straight)
+    assert {name for name, _, _ in events(straight)} >= {"prompt/language_ssl", "image/vision_ssl", "end/mAP"}
 
 
 def test_without_a_state_the_configuration_is_needed(undisturbed, tmp_path, crash):

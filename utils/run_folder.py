@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from utils.checkpoint import check_checkpoint, read_tensors, save_checkpoint, write_tensors
+from utils.checkpoint import read_checkpoint, save_checkpoint, write_tensors
 from utils.errors import UserError, WeightsError, one_line
 from utils.files import replace_text
 
@@ -145,8 +145,7 @@ def read_state(file: Path) -> State:
     Raises:
         WeightsError: no such file, damaged, or no state.
     """
-    contents = read_tensors(file)
-    check_checkpoint(contents, file)
+    contents = read_checkpoint(file)
     if not isinstance(contents.get("run"), dict):
         raise WeightsError(f"{file}: holds no state to go on from")
     return State(file, contents)
@@ -274,6 +273,7 @@ class RunFolder:
                 for name in (f"{STATES}/.*.pth", ".*.pth", *(f".{each}" for each in written)):
                     for left in path.glob(f"{name}.*.tmp"):
                         left.unlink()  # of a process that was killed while it wrote
+                shutil.rmtree(path / TENSORBOARD, ignore_errors=True)
                 self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
             replace_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False))
             if state is None or not (path / VERSIONS).exists():
@@ -283,6 +283,8 @@ class RunFolder:
                 self.discard()
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
         self._tensorboard = _tensorboard(path / TENSORBOARD)
+        if again and self._tensorboard is not None:
+            self._show_again()
 
     def _take_back(self, metrics_bytes: int, all_of_it: bool, ended: bool) -> None:
         """Leave of an earlier run's records what was there when its state was kept: the rest comes once more."""
@@ -291,7 +293,10 @@ class RunFolder:
         if size > metrics_bytes:
             os.truncate(metrics, metrics_bytes)
         elif size < metrics_bytes:
-            logger.warning("%s: %d of %d bytes are gone since the state was kept", metrics, metrics_bytes - size, size)
+            gone = metrics_bytes - size
+            logger.warning("%s: %d of %d bytes are gone since the state was kept", metrics, gone, metrics_bytes)
+            if size:
+                os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)  # half a line is none
         results = _read_results(self.path / RESULTS)
         dropped = ({START} if all_of_it else set()) | (set() if ended else {END})
         kept = [entry for entry in results["evaluations"] if entry.get("when") not in dropped]
@@ -308,11 +313,26 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path / METRICS}: cannot be written ({error.strerror})") from error
         if self._tensorboard is not None:
-            stage = values.get("stage", kind)
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+            self._show(kind, step, **values)
             self._tensorboard.flush()
+
+    def _show(self, kind: str, step: int, **values: Any) -> None:
+        stage = values.get("stage", kind)
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+
+    def _show_again(self) -> None:
+        """What metrics.jsonl has of an earlier run; its events are deleted: they may have steps that come once more."""
+        if not (self.path / METRICS).exists():
+            return
+        with open(self.path / METRICS, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    self._show(**json.loads(line))
+                except (ValueError, TypeError, RecursionError):
+                    logger.warning("%s: %.40s... is no line of this program", self.path / METRICS, line)
+        self._tensorboard.flush()
 
     def save(self, name: str, contents: dict) -> Path:
         """Write a checkpoint, with the run's fingerprint, and return its path."""
