@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
-from configs import EPOCHS, ConfigError, check_changes, from_dict, load, to_dict
+from configs import EPOCHS, ConfigError, check_changes, epochs_of, from_dict, load, to_dict
 from datasets.build import identities_per_batch, make_benchmark
 from datasets.check import quick_check
 from datasets.several import names_of
@@ -25,7 +25,7 @@ from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.command import parse, run
 from utils.devices import describe, make_deterministic, pick_device
-from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop
+from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop, together
 from utils.errors import DataError, UserError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
@@ -36,6 +36,7 @@ from utils.run_folder import (
     CONFIG,
     END,
     LOG,
+    RESULTS,
     START,
     EarlierRun,
     Onlooker,
@@ -82,7 +83,9 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
         stack.callback(stop)
         earlier = on_main(lambda: claim(cfg, path, stack))
         state = read_state(earlier.state) if earlier and earlier.state else None
-        if earlier is None or to_go_on(cfg, path, earlier, state, device):
+        with together():
+            left = earlier is None or to_go_on(cfg, path, earlier, state, device)
+        if left:
             _train(cfg, path, device, stopping, requested=requested, earlier=earlier, state=state)
     return path
 
@@ -94,7 +97,7 @@ def claim(cfg: CfgNode, path: Path, stack: ExitStack) -> EarlierRun | None:
     if not cfg.RESUME:
         check_unused(path)
         return None
-    return earlier_run(path, len(names_of(cfg.DATASETS.NAMES)))
+    return earlier_run(path)
 
 
 def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None, device: torch.device) -> bool:
@@ -102,16 +105,24 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
 
     Raises:
         ConfigError: settings that may not change have.
-        UserError: it was trained on another kind of device.
+        UserError: it was trained on another kind of device, or its states are gone or damaged.
     """
-    stage, epoch = (state.contents["stage"], state.contents["epoch"]) if state else (cfg.PROCESSOR.STAGES[0], 0)
     before = from_dict(earlier.config, where=str(earlier.state or path / CONFIG))
+    ended = has_ended(before, earlier)
+    stage, epoch = before.PROCESSOR.STAGES[0], 0
+    if state:
+        stage, epoch = state.contents["stage"], state.contents["epoch"]
+    elif ended:
+        stage = before.PROCESSOR.STAGES[-1]
+        epoch = epochs_of(before, stage)
     weights = state is not None or any(path.glob("*.pth"))
     changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path), weights=weights)
-    last = EPOCHS[cfg.PROCESSOR.STAGES[-1]]
-    if has_ended(cfg, earlier) and not any(change.startswith(last) for change in changes):
+    last = EPOCHS[before.PROCESSOR.STAGES[-1]]
+    if ended and not any(change.startswith(last) for change in changes):
         logger.info("%s: this run is finished; another one needs another OUTPUT_DIR", path)
         return False
+    if earlier.damaged:
+        raise UserError(earlier.damaged)
     if state is None and (weights or count_ends(earlier.evaluations)):
         raise UserError(
             f"OUTPUT_DIR {path}: holds a run with checkpoints, but no state to go on from (resume/); start another run "
@@ -150,10 +161,11 @@ def _train(
         on_main(lambda: check(benchmark, cfg.DATALOADER.NUM_INSTANCE, identities))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
     if state:
-        check_same(state.contents["fingerprint"], fingerprint, path)
+        on_main(lambda: check_same(state.contents["fingerprint"], fingerprint, path))
     with clock("network"):
         if state:
-            model = resume_model(state.contents, str(state.path)).to(device)
+            with together():
+                model = resume_model(state.contents, str(state.path)).to(device)
         else:  # weights are downloaded by one
             model = main_first(lambda: make_model(cfg, benchmark, requested=requested)).to(device)
             copy_from_main(model)
@@ -162,6 +174,8 @@ def _train(
         again = {"again": earlier is not None, "ended": earlier is not None and has_ended(cfg, earlier)}
         folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, **again)
     entries: list[dict] = [entry for entry in earlier.evaluations if entry["when"] == START] if state else []
+    if state and not entries:
+        logger.warning("%s: the evaluation of the start is gone", path / RESULTS)
 
     def evaluate(when: str, checkpoint: Path | None) -> None:
         for one in benchmark.evaluated():

@@ -2,6 +2,6 @@
 
 from configs.checks import ConfigError
 from configs.loading import from_dict, load, to_dict
-from configs.resuming import EPOCHS, check_changes
+from configs.resuming import EPOCHS, check_changes, epochs_of
 
-__all__ = ["EPOCHS", "ConfigError", "check_changes", "from_dict", "load", "to_dict"]
+__all__ = ["EPOCHS", "ConfigError", "check_changes", "epochs_of", "from_dict", "load", "to_dict"]

@@ -69,6 +69,11 @@ def check_changes(
     return lines
 
 
+def epochs_of(cfg: CfgNode, stage: str) -> int:
+    """How many epochs a stage has."""
+    return dict(flatten(cfg))[EPOCHS[stage]]
+
+
 def _differences(earlier: CfgNode, now: CfgNode) -> Iterator[tuple[str, object, object]]:
     before = dict(flatten(earlier))
     return ((key, before[key], value) for key, value in flatten(now) if before[key] != value)

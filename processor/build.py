@@ -24,7 +24,7 @@ from processor.loop import Position, fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
-from utils.distributed import average_statistics, check_same, sync_batch_norm, world_size
+from utils.distributed import average_statistics, check_same, sync_batch_norm, together, world_size
 from utils.errors import WeightsError
 from utils.metrics import protocol_of
 from utils.records import Batch, Benchmark, Evaluation, Reranking
@@ -113,11 +113,12 @@ def run_image_stage(
         "vision_ssl": block.SSL_LOSS_WEIGHT,
     }
     if weights["image_text"] > 0 and not model.prompts.trained:
-        if not cfg.PROCESSOR.UNTRAINED_PROMPTS:
-            raise WeightsError(
-                "the image stage compares images with sentences that nobody trained: run the prompt stage before it, "
-                "load them with MODEL.INIT_FROM, or say PROCESSOR.UNTRAINED_PROMPTS True"
-            )
+        with together():
+            if not cfg.PROCESSOR.UNTRAINED_PROMPTS:
+                raise WeightsError(
+                    "the image stage compares images with sentences that nobody trained: run the prompt stage before "
+                    "it, load them with MODEL.INIT_FROM, or say PROCESSOR.UNTRAINED_PROMPTS True"
+                )
         logger.warning(
             "image stage: the %d sentences are untrained, as PROCESSOR.UNTRAINED_PROMPTS allows", model.num_pids
         )

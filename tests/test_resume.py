@@ -302,8 +302,104 @@ def test_a_finished_run_needs_no_state(undisturbed, tmp_path, capsys):
         file.write_bytes(b"")
     train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert "this run is finished" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"no state to go on from"):
+    with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
+    for key, value in (("STAGE1", "5"), ("STAGE2", "1")):  # what is over is over all the same
+        with pytest.raises(ConfigError, match=rf"SOLVER\.{key}\.MAX_EPOCHS: 2 before, {value} now"):
+            train_svllreid.main([*words(tmp_path, undisturbed / "data"), f"SOLVER.{key}.MAX_EPOCHS", value])
+
+
+def test_a_run_of_several_data_sets_has_ended_with_the_last(undisturbed, tmp_path):
+    names = {"DATASETS__NAMES": "('synthetic', 'synthetic_occluded')", "PROCESSOR__STAGES": "image"}
+    command = words(tmp_path, undisturbed / "data", MODEL__I2T_LOSS_WEIGHT="0.0", **names)
+    train_svllreid.main(command)
+    for file in states(tmp_path):
+        file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"DATASETS\.NAMES: 'synthetic\+synthetic_occluded' before, 'synthetic' now"):
+        train_svllreid.main([*command, "DATASETS.NAMES", "synthetic"])
+    train_svllreid.main(command)  # it is finished
+    path = tmp_path / "run" / "results.json"
+    path.write_text(json.dumps({"evaluations": json.loads(path.read_text())["evaluations"][:-1]}))
+    with pytest.raises(UserError, match=r"none of the 2 states"):
+        train_svllreid.main(command)
+    shutil.rmtree(tmp_path / "run" / "resume")
+    for file in (tmp_path / "run").glob("*.pth"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"no state to go on from"):
+        train_svllreid.main(command)
+
+
+def test_more_epochs_that_were_not_begun_leave_nothing(undisturbed, tmp_path, crash):
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    file = tmp_path / "run" / "results.json"
+    file.write_text(file.read_text().replace(str(undisturbed), str(tmp_path)))  # where the checkpoint is
+    command = words(tmp_path, undisturbed / "data")
+    more = [*command, "SOLVER.STAGE2.MAX_EPOCHS", "3"]
+    for _ in range(2):
+        crash(1)
+        with pytest.raises(Crash):
+            train_svllreid.main(more)
+        crash(None)
+        train_svllreid.main(command)
+        assert [entry["when"] for entry in results(tmp_path / "run")] == ["start", "end"]
+    train_svllreid.main(more)
+    assert [entry["when"] for entry in results(tmp_path / "run")] == ["start", "earlier end", "end"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 5000, '{"evaluations": [{"mAP": 1.0}]}'])
+def test_evaluations_that_cannot_be_read_are_not_written_over(undisturbed, tmp_path, crash, text):
+    command = broken_off(tmp_path, undisturbed / "data", crash)
+    file = tmp_path / "run" / "results.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"results\.json: is not a results file of this program; move it away"):
+        train_svllreid.main(command)
+    assert file.read_text() == text
+    file.unlink()
+    train_svllreid.main(command)
+    assert "the evaluation of the start is gone" in log(tmp_path)
+    assert [entry["when"] for entry in results(tmp_path / "run")] == ["end"]
+
+
+def test_a_first_state_that_cannot_be_written_leaves_nothing(undisturbed, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "_put_on_disk", full)
+    with pytest.raises(UserError, match=r"00001_prompt_epoch1_step1\.pth: the checkpoint cannot be written \(No space"):
+        train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_at_the_very_end_of_an_epoch_is_not_forgotten(undisturbed, tmp_path, monkeypatch):
+    """After the last step has looked for one, in an epoch that is not kept by itself."""
+    real, made, asked = loop.any_rank, [], []
+
+    def any_rank(flag):
+        answer = real(flag)
+        if len(made) == STEPS:
+            asked.append(answer)
+            if len(asked) == 2:  # whether to stop, whether to keep; next: whether somebody asked since
+                os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    update = loop._update
+    monkeypatch.setattr(loop, "_update", lambda *rest: (made.append(1), update(*rest))[1])
+    monkeypatch.setattr(loop, "any_rank", any_rank)
+    command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0")
+    with pytest.raises(Interrupted):
+        train_svllreid.main(command)
+    assert asked == [False, False, True]
+    assert [file.name for file in states(tmp_path)] == ["00001_prompt_epoch1_step5.pth"]
+    monkeypatch.undo()
+    train_svllreid.main(command)
+    assert_the_same(tmp_path, undisturbed)
+
+
+def test_folders_above_are_not_left_either(undisturbed, tmp_path):
+    deep = tmp_path / "a" / "b" / "run"
+    with pytest.raises(DataError):
+        train_svllreid.main([*words(tmp_path, tmp_path, DATASETS__NAMES="market1501"), "OUTPUT_DIR", str(deep)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_precision_of_another_device_is_told(undisturbed, tmp_path, crash, monkeypatch):
@@ -504,6 +600,9 @@ def test_a_state_needs_no_other_file(undisturbed, tmp_path, crash, name, damage)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert figures(tmp_path) == figures(undisturbed)
     assert f"{tmp_path / 'run' / 'resume'}" in log(tmp_path)
+    if damage != "nested":
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+            json.loads(line)
     assert ("bytes are gone since the state was kept" in log(tmp_path)) == (
         name == "metrics.jsonl" and damage != "nested"
     )
@@ -702,6 +801,7 @@ def test_a_folder_with_something_else_is_no_run(undisturbed, tmp_path):
     (tmp_path / "run" / "results.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds a run already \(results\.json\)"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    (tmp_path / "run" / "results.json").unlink()
     (tmp_path / "run" / "config.yaml").write_text("- a list")
     with pytest.raises(UserError, match=r"is not a run's"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))

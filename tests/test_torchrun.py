@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,20 @@ def test_a_wrong_setting_is_told_once(alone, tmp_path):
         assert process.returncode != 0
         (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert command[0] in told or command[1] in told
+
+
+def test_what_keeps_a_run_from_going_on_is_told_once(alone, tmp_path):
+    """All processes find it out."""
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    results = tmp_path / "run" / "results.json"
+    results.write_text(json.dumps({"evaluations": json.loads(results.read_text())["evaluations"][:1]}))
+    picture = min(tmp_path.glob("data/*/bounding_box_train/*.jpg"))
+    picture.write_bytes(picture.read_bytes() + b"x")
+    for message in ("the training images are not those", "no state to go on from"):
+        output, _ = torchrun(words(tmp_path, tmp_path / "data")).communicate(timeout=MINUTE)
+        (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert message in told
+        shutil.rmtree(tmp_path / "run" / "resume", ignore_errors=True)  # for the second time
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(alone, tmp_path):

@@ -56,7 +56,7 @@ def check_unused(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a run to `path`; made for this, it is removed again if it stays empty.
+    """Keep other processes from writing a run to `path`; folders made for this are removed again if they stay empty.
 
     The lock is the operating system's: it ends with the process, however that ends.
 
@@ -64,7 +64,7 @@ def lock(path: Path) -> Iterator[None]:
         UserError: another process holds it, or the folder cannot be made.
     """
     file = path / LOCK
-    made = not path.exists()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(file)
@@ -80,9 +80,9 @@ def lock(path: Path) -> Iterator[None]:
             file.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
-        if made:
-            with contextlib.suppress(OSError):  # it holds something
-                path.rmdir()
+        with contextlib.suppress(OSError):  # it holds something
+            for folder in made:
+                folder.rmdir()
 
 
 _held: set[int] = set()  # descriptors of locks
@@ -176,17 +176,14 @@ class EarlierRun(NamedTuple):
 
     config: dict
     evaluations: list[dict]  # the entries of results.json
-    state: Path | None  # to go on from
+    state: Path | None = None  # to go on from
+    damaged: str | None = None  # why none of the states that are there can be gone on from
 
 
-def earlier_run(path: Path, data_sets: int) -> EarlierRun | None:
+def earlier_run(path: Path) -> EarlierRun | None:
     """The run in a folder; None if there is none.
 
     Its newest state holds the configuration, too: the small files beside it are not needed then.
-
-    Args:
-        path: the folder.
-        data_sets: how many are evaluated after all training; a run that has come so far needs no state.
 
     Raises:
         UserError: something is there, but no whole run of this program.
@@ -195,26 +192,25 @@ def earlier_run(path: Path, data_sets: int) -> EarlierRun | None:
         check_unused(path)
         return None
     evaluations = _read_results(path / RESULTS)["evaluations"]
+    damaged = None
     try:
         state = newest_state(path)
-    except UserError:
-        if count_ends(evaluations) != data_sets:
-            raise
-        state = None
-    if state is not None:
-        return EarlierRun(state.contents["config"], evaluations, state.path)
+        if state is not None:
+            return EarlierRun(state.contents["config"], evaluations, state.path)
+    except UserError as error:
+        damaged = str(error)
     try:
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / CONFIG}: cannot be read ({one_line(error)}); move the run there away") from error
     if not isinstance(config, dict):
         raise UserError(f"{path / CONFIG}: is not a run's; give another OUTPUT_DIR")
-    return EarlierRun(config, evaluations, None)
+    return EarlierRun(config, evaluations, damaged=damaged)
 
 
 def count_ends(evaluations: list[dict]) -> int:
     """How many data sets were evaluated after all training."""
-    return sum(entry.get("when") == END for entry in evaluations)
+    return sum(entry["when"] == END for entry in evaluations)
 
 
 def _states(path: Path) -> list[Path]:
@@ -268,11 +264,11 @@ class RunFolder:
             raise UserError(f"OUTPUT_DIR {path}: another run was started there at the same time")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            written = (NON_FINITE, CONFIG, VERSIONS, RESULTS)
+            for name in (f"{STATES}/.*.pth", ".*.pth", *(f".{each}" for each in written)):
+                for left in path.glob(f"{name}.*.tmp"):
+                    left.unlink()  # of a process that was killed while it wrote
             if again:
-                written = (NON_FINITE, CONFIG, VERSIONS, RESULTS)
-                for name in (f"{STATES}/.*.pth", ".*.pth", *(f".{each}" for each in written)):
-                    for left in path.glob(f"{name}.*.tmp"):
-                        left.unlink()  # of a process that was killed while it wrote
                 shutil.rmtree(path / TENSORBOARD, ignore_errors=True)
                 self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
             replace_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False))
@@ -299,8 +295,8 @@ class RunFolder:
                 os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)  # half a line is none
         results = _read_results(self.path / RESULTS)
         dropped = ({START} if all_of_it else set()) | (set() if ended else {END})
-        kept = [entry for entry in results["evaluations"] if entry.get("when") not in dropped]
-        kept = [{**entry, "when": EARLIER_END} if entry.get("when") == END else entry for entry in kept]
+        kept = [entry for entry in results["evaluations"] if entry["when"] not in dropped]
+        kept = [{**entry, "when": EARLIER_END} if entry["when"] == END else entry for entry in kept]
         if kept != results["evaluations"]:
             _write_results(self.path / RESULTS, {**results, "evaluations": kept})
 
@@ -352,8 +348,8 @@ class RunFolder:
         """
         number = 1 + max(map(_number, _states(self.path)), default=0)
         path = self.path / STATES / f"{number:05d}_{name}.pth"
-        run = {**run, "metrics_bytes": _put_on_disk(self.path / METRICS)}
         with _telling(path):
+            run = {**run, "metrics_bytes": _put_on_disk(self.path / METRICS)}
             path.parent.mkdir(exist_ok=True)
             save_checkpoint(path, {**contents, "fingerprint": self.fingerprint, "run": run})
         self.whole = [*self.whole, path][-KEPT:]
@@ -434,8 +430,9 @@ def append_result(folder: Path, entry: dict) -> Path:
     """
     path = folder / RESULTS
     results = _read_results(path)
-    results["evaluations"].append(entry)
-    _write_results(path, results)
+    # A run that was to get more epochs, but came to none, ends once more as it did before.
+    others = [each for each in results["evaluations"] if {**each, "when": END} != entry or each["when"] != EARLIER_END]
+    _write_results(path, {**results, "evaluations": [*others, entry]})
     return path
 
 
@@ -446,10 +443,10 @@ def _read_results(path: Path) -> dict:
         results = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         results = None
     entries = results.get("evaluations") if isinstance(results, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "when" in entry for entry in entries):
         raise UserError(f"{path}: is not a results file of this program; move it away")
     return results
 
