@@ -82,8 +82,8 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     with ExitStack() as stack, Stopping() as stopping:
         stack.callback(stop)
         earlier = on_main(lambda: claim(cfg, path, stack))
-        state = read_state(earlier.state) if earlier and earlier.state else None
         with together():
+            state = read_state(earlier.state) if earlier and earlier.state else None
             left = earlier is None or to_go_on(cfg, path, earlier, state, device)
         if left:
             _train(cfg, path, device, stopping, requested=requested, earlier=earlier, state=state)
