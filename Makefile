@@ -20,7 +20,7 @@ demo: env
 	$(BIN)/python -m tools.demo
 
 test: env lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -80,7 +80,7 @@ def crash(monkeypatch):
 
 def tensors(folder: Path) -> dict[str, Tensor]:
     files = sorted((folder / "run").glob("*.pth"))
-    assert len(files) == 2
+    assert files
     return {f"{file.name} {name}": value for file in files for name, value in read_checkpoint(file)["model"].items()}
 
 
@@ -131,8 +131,8 @@ def test_a_run_that_broke_off_anywhere_ends_the_same(undisturbed, tmp_path, cras
 
 def test_the_scaler_of_fp16_goes_on_where_it_was(undisturbed, tmp_path, crash):
     ends = []
-    for name, step in (("straight", None), ("broken", 16)):
-        command = words(tmp_path / name, undisturbed / "data", SOLVER__PRECISION="fp16")
+    for name, step in (("straight", None), ("broken", 7)):
+        command = words(tmp_path / name, undisturbed / "data", SOLVER__PRECISION="fp16", PROCESSOR__STAGES="prompt")
         if step:
             crash(step)
             with pytest.raises(Crash):
