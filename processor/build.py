@@ -261,7 +261,9 @@ def _fit(
     start = None
     if run is not None:
         start = Position(**run["position"])
-        if run["precision"] != str(precision):  # only another device can do that: the setting is the same
+        if run.get("precision", str(precision)) != str(
+            precision
+        ):  # only another device can do that: the setting is the same
             logger.warning(
                 "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
                 *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), run["precision"])),

@@ -269,7 +269,6 @@ class RunFolder:
                 for left in path.glob(f"{name}.*.tmp"):
                     left.unlink()  # of a process that was killed while it wrote
             if again:
-                shutil.rmtree(path / TENSORBOARD, ignore_errors=True)
                 self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
             replace_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False))
             if state is None or not (path / VERSIONS).exists():
@@ -278,8 +277,8 @@ class RunFolder:
             if not again:
                 self.discard()
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
-        self._tensorboard = _tensorboard(path / TENSORBOARD)
-        if again and self._tensorboard is not None:
+        self._tensorboard = _tensorboard(path / TENSORBOARD, anew=(path / METRICS).exists())
+        if self._tensorboard is not None:
             self._show_again()
 
     def _take_back(self, metrics_bytes: int, all_of_it: bool, ended: bool) -> None:
@@ -319,7 +318,7 @@ class RunFolder:
                 self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
 
     def _show_again(self) -> None:
-        """What metrics.jsonl has of an earlier run; its events are deleted: they may have steps that come once more."""
+        """What metrics.jsonl has of an earlier run."""
         if not (self.path / METRICS).exists():
             return
         with open(self.path / METRICS, encoding="utf-8", errors="replace") as file:
@@ -468,9 +467,16 @@ def _put_on_disk(path: Path) -> int:
         return file.tell()
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path, *, anew: bool):
+    """A writer, where TensorBoard is installed.
+
+    Args:
+        anew: delete events that are there: some may be of steps that come once more.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
     return SummaryWriter(str(folder))
