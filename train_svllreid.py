@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Collection
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,11 +111,11 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
     before = from_dict(earlier.config, where=str(earlier.state or path / CONFIG))
     ended = has_ended(before, earlier)
     stage, epoch = before.PROCESSOR.STAGES[0], 0
-    if state:
-        stage, epoch = state.contents["stage"], state.contents["epoch"]
-    elif ended:
+    if ended:
         stage = before.PROCESSOR.STAGES[-1]
         epoch = epochs_of(before, stage)
+    elif state:
+        stage, epoch = state.contents["stage"], state.contents["epoch"]
     weights = state is not None or any(path.glob("*.pth"))
     changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path), weights=weights)
     last = EPOCHS[before.PROCESSOR.STAGES[-1]]
@@ -170,9 +171,10 @@ def _train(
             model = main_first(lambda: make_model(cfg, benchmark, requested=requested)).to(device)
             copy_from_main(model)
     folder = Onlooker(path)
-    if is_main():
-        again = {"again": earlier is not None, "ended": earlier is not None and has_ended(cfg, earlier)}
-        folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, **again)
+    with together():
+        if is_main():
+            again = {"again": earlier is not None, "ended": earlier is not None and has_ended(cfg, earlier)}
+            folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, **again)
     entries: list[dict] = [entry for entry in earlier.evaluations if entry["when"] == START] if state else []
     if state and not entries:
         logger.warning("%s: the evaluation of the start is gone", path / RESULTS)
@@ -193,13 +195,13 @@ def _train(
             entries.append(entry)
             facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
             folder.record("evaluation", step=len(entries), stage=when, **facts, **evaluation.mean)
-            if is_main():  # last: a run whose last entry is there is finished
-                append_result(path, entry)
+            on_main(partial(append_result, path, entry))  # last: a run whose last entry is there is finished
 
     stages = list(cfg.PROCESSOR.STAGES)
     try:
-        if is_main():
-            log_to_file(path / LOG)
+        with together():
+            if is_main():
+                log_to_file(path / LOG)
         logger.info("%s: %s", benchmark.name, benchmark.counts())
         logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
         if state:

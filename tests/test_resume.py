@@ -309,6 +309,24 @@ def test_a_finished_run_needs_no_state(undisturbed, tmp_path, capsys):
             train_svllreid.main([*words(tmp_path, undisturbed / "data"), f"SOLVER.{key}.MAX_EPOCHS", value])
 
 
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_run_that_was_given_more_epochs_has_ended_with_them(undisturbed, tmp_path, capsys, damaged):
+    """Also where only a state from before is whole."""
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0", SOLVER__STAGE2__MAX_EPOCHS="3")
+    train_svllreid.main(command)
+    assert [file.name[6:18] for file in states(tmp_path)] == ["image_epoch2", "image_epoch3"]
+    for file in states(tmp_path)[-damaged:]:
+        file.write_bytes(b"")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    train_svllreid.main(command)
+    assert capsys.readouterr().out.endswith("this run is finished; another one needs another OUTPUT_DIR\n")
+    for key, value in (("STAGE1", "5"), ("STAGE2", "2")):
+        with pytest.raises(ConfigError, match=rf"SOLVER\.{key}\.MAX_EPOCHS: . before, {value} now"):
+            train_svllreid.main([*command, f"SOLVER.{key}.MAX_EPOCHS", value])
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
 def test_a_run_of_several_data_sets_has_ended_with_the_last(undisturbed, tmp_path):
     names = {"DATASETS__NAMES": "('synthetic', 'synthetic_occluded')", "PROCESSOR__STAGES": "image"}
     command = words(tmp_path, undisturbed / "data", MODEL__I2T_LOSS_WEIGHT="0.0", **names)
@@ -637,6 +655,13 @@ def test_tensorboard_shows_every_step_once(undisturbed, tmp_path, crash, monkeyp
     states(tmp_path)[1].write_bytes(b"")  # so that a step that was logged is made once more
     train_svllreid.main(command)
     assert events(tmp_path) == events(straight)
+    whole = events(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").unlink()  # what it would be shown again from
+    train_svllreid.main([*command, "SOLVER.STAGE2.MAX_EPOCHS", "3"])
+    assert set(whole) < set(events(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed any more
+    train_svllreid.main([*command, "SOLVER.STAGE2.MAX_EPOCHS", "4"])
+    assert set(whole) < set(events(tmp_path))
     assert {name for name, _, _ in events(straight)} >= {"prompt/language_ssl", "image/vision_ssl", "end/mAP"}
 
 

@@ -9,14 +9,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import yaml
 
 from utils.checkpoint import read_checkpoint, save_checkpoint, write_tensors
+from utils.distributed import together
 from utils.errors import UserError, WeightsError, one_line
 from utils.files import replace_text
 
@@ -176,14 +178,14 @@ class EarlierRun(NamedTuple):
 
     config: dict
     evaluations: list[dict]  # the entries of results.json
-    state: Path | None = None  # to go on from
+    state: Path | None  # to go on from
     damaged: str | None = None  # why none of the states that are there can be gone on from
 
 
 def earlier_run(path: Path) -> EarlierRun | None:
     """The run in a folder; None if there is none.
 
-    Its newest state holds the configuration, too: the small files beside it are not needed then.
+    Its newest state holds the configuration, too: where that is whole, the small files beside it are not needed.
 
     Raises:
         UserError: something is there, but no whole run of this program.
@@ -192,20 +194,20 @@ def earlier_run(path: Path) -> EarlierRun | None:
         check_unused(path)
         return None
     evaluations = _read_results(path / RESULTS)["evaluations"]
-    damaged = None
+    state, damaged = None, None
     try:
         state = newest_state(path)
-        if state is not None:
-            return EarlierRun(state.contents["config"], evaluations, state.path)
     except UserError as error:
         damaged = str(error)
-    try:
+    if state is not None and (state.path == _states(path)[-1] or not (path / CONFIG).exists()):
+        return EarlierRun(state.contents["config"], evaluations, state.path)
+    try:  # an older state may be from before the run was given more epochs
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / CONFIG}: cannot be read ({one_line(error)}); move the run there away") from error
     if not isinstance(config, dict):
         raise UserError(f"{path / CONFIG}: is not a run's; give another OUTPUT_DIR")
-    return EarlierRun(config, evaluations, damaged=damaged)
+    return EarlierRun(config, evaluations, state and state.path, damaged)
 
 
 def count_ends(evaluations: list[dict]) -> int:
@@ -221,6 +223,20 @@ def _states(path: Path) -> list[Path]:
 
 def _number(file: Path) -> int:
     return int(STATE_NAME.fullmatch(file.name)[1])
+
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def _waited_for(method: Callable[P, T]) -> Callable[P, T]:
+    """What goes wrong here goes wrong in all processes: the others wait in `Onlooker`."""
+
+    @wraps(method)
+    def waited_for(*args: P.args, **kwargs: P.kwargs) -> T:
+        with together():
+            return method(*args, **kwargs)
+
+    return waited_for
 
 
 class RunFolder:
@@ -268,8 +284,9 @@ class RunFolder:
             for name in (f"{STATES}/.*.pth", ".*.pth", *(f".{each}" for each in written)):
                 for left in path.glob(f"{name}.*.tmp"):
                     left.unlink()  # of a process that was killed while it wrote
-            if again:
-                self._take_back(state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended)
+            complete = again and self._take_back(
+                state.contents["run"]["metrics_bytes"] if state else 0, state is None, ended
+            )
             replace_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False))
             if state is None or not (path / VERSIONS).exists():
                 replace_text(path / VERSIONS, json.dumps(fingerprint, indent=2) + "\n")
@@ -277,12 +294,16 @@ class RunFolder:
             if not again:
                 self.discard()
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
-        self._tensorboard = _tensorboard(path / TENSORBOARD, anew=(path / METRICS).exists())
-        if self._tensorboard is not None:
+        self._tensorboard = _tensorboard(path / TENSORBOARD, anew=complete)
+        if complete and self._tensorboard is not None:
             self._show_again()
 
-    def _take_back(self, metrics_bytes: int, all_of_it: bool, ended: bool) -> None:
-        """Leave of an earlier run's records what was there when its state was kept: the rest comes once more."""
+    def _take_back(self, metrics_bytes: int, all_of_it: bool, ended: bool) -> bool:
+        """Leave of an earlier run's records what was there when its state was kept: the rest comes once more.
+
+        Returns:
+            Whether metrics.jsonl has all that it had then.
+        """
         metrics = self.path / METRICS
         size = metrics.stat().st_size if metrics.exists() else 0
         if size > metrics_bytes:
@@ -298,7 +319,9 @@ class RunFolder:
         kept = [{**entry, "when": EARLIER_END} if entry["when"] == END else entry for entry in kept]
         if kept != results["evaluations"]:
             _write_results(self.path / RESULTS, {**results, "evaluations": kept})
+        return size >= metrics_bytes
 
+    @_waited_for
     def record(self, kind: str, *, step: int, **values: Any) -> None:
         """Append numbers to metrics.jsonl, and to TensorBoard; `step` counts over the whole stage."""
         self.kinds.add(kind)
@@ -319,7 +342,7 @@ class RunFolder:
 
     def _show_again(self) -> None:
         """What metrics.jsonl has of an earlier run."""
-        if not (self.path / METRICS).exists():
+        if not (self.path / METRICS).exists():  # it was stopped before it had anything to tell
             return
         with open(self.path / METRICS, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -329,6 +352,7 @@ class RunFolder:
                     logger.warning("%s: %.40s... is no line of this program", self.path / METRICS, line)
         self._tensorboard.flush()
 
+    @_waited_for
     def save(self, name: str, contents: dict) -> Path:
         """Write a checkpoint, with the run's fingerprint, and return its path."""
         path = self.path / name
@@ -337,6 +361,7 @@ class RunFolder:
         logger.info("saved %s", path)
         return path
 
+    @_waited_for
     def save_state(self, name: str, contents: dict, run: dict) -> Path:
         """Write a checkpoint with all that training needs to go on from it, and leave only the newest ones.
 
@@ -358,6 +383,7 @@ class RunFolder:
                     file.unlink()
         return path
 
+    @_waited_for
     def save_failure(self, contents: dict) -> Path:
         """Write what there is to look into after a loss that was not finite."""
         path = self.path / NON_FINITE
@@ -383,22 +409,26 @@ class RunFolder:
 
 
 class Onlooker:
-    """Stands in for a run's folder in the processes that write nothing."""
+    """Stands in for a run's folder in the processes that write nothing, and wait for the one that does."""
 
     def __init__(self, path: Path):
         self.path = path
         self.whole: list[Path] = []
 
+    @_waited_for
     def record(self, kind: str, *, step: int, **values: Any) -> None:
         """The main process does."""
 
+    @_waited_for
     def save(self, name: str, contents: dict) -> Path:
         """Where the main process writes it."""
         return self.path / name
 
+    @_waited_for
     def save_state(self, name: str, contents: dict, run: dict) -> None:
         """The main process does."""
 
+    @_waited_for
     def save_failure(self, contents: dict) -> None:
         """The main process does."""
 
