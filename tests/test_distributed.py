@@ -34,6 +34,7 @@ from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
+from utils.run_folder import Onlooker, RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -275,6 +276,15 @@ def fails_on_main(_) -> None:
     distributed.on_main(lambda: [][distributed.rank()])
 
 
+def cannot_be_written(folder: Path) -> None:
+    """By the main process; the others are told, before they go on."""
+    path = folder / f"run {distributed.world_size()}"
+    run = RunFolder(path, config={}, fingerprint={}) if distributed.is_main() else Onlooker(path)
+    (path / "metrics.jsonl").mkdir(parents=True, exist_ok=True)
+    run.record("train", step=1)
+    distributed.any_rank(False)
+
+
 def out_of_memory_on_last(folder: Path) -> None:
     def loader(some):
         yield from make_loader(config(), some, train=False)
@@ -319,6 +329,7 @@ CHECKS = {
     "other error": lambda _: fails_on(1, KeyError("lost")),
     "everybody's own error": own_failure,
     "error on main": fails_on_main,
+    "folder on main": cannot_be_written,
     "out of memory": out_of_memory_on_last,
 }
 
@@ -488,6 +499,8 @@ def test_what_goes_wrong_on_one_process_is_raised_on_all(several):
     last = len(several) - 1
     assert errors(several, "user's error") == [(DataError, "of process 1")] * len(several)
     assert errors(several, "everybody's own error") == [(DataError, "of process 0")] * len(several)
+    for kind, text in errors(several, "folder on main"):
+        assert kind is UserError and text.endswith("metrics.jsonl: cannot be written (Is a directory)")
     for name, culprit, kind, text in (
         ("other error", 1, KeyError, "KeyError: 'lost'"),
         ("error on main", 0, IndexError, "IndexError: list index out of range"),
