@@ -199,9 +199,7 @@ def _train(
 
     stages = list(cfg.PROCESSOR.STAGES)
     try:
-        with together():
-            if is_main():
-                log_to_file(path / LOG)
+        on_main(lambda: log_to_file(path / LOG))
         logger.info("%s: %s", benchmark.name, benchmark.counts())
         logger.info("%s on %s, seed %d, into %s", cfg.MODEL.NAME, describe(device), cfg.SOLVER.SEED, path)
         if state:

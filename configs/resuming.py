@@ -31,9 +31,7 @@ FREE = (
 EPOCHS = {"prompt": "SOLVER.STAGE1.MAX_EPOCHS", "image": "SOLVER.STAGE2.MAX_EPOCHS"}
 
 
-def check_changes(
-    earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool = True
-) -> list[str]:
+def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool) -> list[str]:
     """Lines for what has changed since a run was started, if it may.
 
     Args:

@@ -261,12 +261,11 @@ def _fit(
     start = None
     if run is not None:
         start = Position(**run["position"])
-        if run.get("precision", str(precision)) != str(
-            precision
-        ):  # only another device can do that: the setting is the same
+        begun_in = run.get("precision", str(precision))
+        if begun_in != str(precision):  # the setting is the same: the device is another
             logger.warning(
                 "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
-                *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), run["precision"])),
+                *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), begun_in)),
             )
         optimizer.load_state_dict(run["optimizer"])
         if scaler:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.devices import autocast
-from utils.distributed import any_rank, average_gradients, gather_objects, is_main, together
+from utils.distributed import any_rank, average_gradients, gather_objects, together
 from utils.errors import UserError
 from utils.progress import progress
 from utils.records import Losses, to_device
@@ -260,9 +260,8 @@ def _stop(step: _Step, terms: dict[str, float], *, name, lr, paths, record, fail
     what = "gradient" if all(map(math.isfinite, terms.values())) else "loss"
     told = ", ".join(f"{term} {value:g}" for term, value in terms.items())
     shown = ", ".join(images[:EXAMPLES]) + (f" and {len(images) - EXAMPLES} more" if len(images) > EXAMPLES else "")
-    error = NonFiniteLoss(
-        f"{name} stage, epoch {step.at.epoch}, step {step.at.step}: the {what} is not finite ({told}; learning rate "
-        f"{lr:.3g}); that update was not made; images: {shown or 'unknown'}"
-    )
-    error.told = not is_main()
-    raise error
+    with together():
+        raise NonFiniteLoss(
+            f"{name} stage, epoch {step.at.epoch}, step {step.at.step}: the {what} is not finite ({told}; learning "
+            f"rate {lr:.3g}); that update was not made; images: {shown or 'unknown'}"
+        )

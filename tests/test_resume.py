@@ -78,6 +78,20 @@ def crash(monkeypatch):
     return arm
 
 
+def crash_at_an_end(monkeypatch, number: int) -> list[str]:
+    """The number-th evaluation of an end is made, but not written -> what evaluations were of."""
+    real, calls = train_svllreid.append_result, []
+
+    def append(folder, entry):
+        calls.append(entry["when"])
+        if entry["when"] == "end" and calls.count("end") == number:
+            raise Crash
+        return real(folder, entry)
+
+    monkeypatch.setattr(train_svllreid, "append_result", append)
+    return calls
+
+
 def tensors(folder: Path) -> dict[str, Tensor]:
     files = sorted((folder / "run").glob("*.pth"))
     assert files
@@ -95,6 +109,11 @@ def assert_the_same(folder: Path, undisturbed: Path) -> None:
     assert figures(folder) == figures(undisturbed)
     metrics = [(each / "run" / "metrics.jsonl").read_text() for each in (folder, undisturbed)]
     assert metrics[0] == metrics[1]
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    """All files of the run."""
+    return {file: file.read_bytes() for file in (folder / "run").rglob("*") if file.is_file()}
 
 
 def log(folder: Path) -> str:
@@ -158,15 +177,8 @@ def test_a_run_that_breaks_off_again_and_again(undisturbed, tmp_path, crash):
 
 def test_a_run_that_broke_off_while_it_was_evaluated(undisturbed, tmp_path, monkeypatch):
     """Evaluations belong to the run, and are there once: those on the way and the last one."""
-    command, real, calls = words(tmp_path, undisturbed / "data"), train_svllreid.append_result, []
-
-    def append(folder, entry):
-        calls.append(entry["when"])
-        if entry["when"] == "end" and len(calls) == 2:
-            raise Crash
-        return real(folder, entry)
-
-    monkeypatch.setattr(train_svllreid, "append_result", append)
+    command = words(tmp_path, undisturbed / "data")
+    calls = crash_at_an_end(monkeypatch, 1)
     with pytest.raises(Crash):
         train_svllreid.main(command)
     train_svllreid.main(command)
@@ -318,13 +330,13 @@ def test_a_run_that_was_given_more_epochs_has_ended_with_them(undisturbed, tmp_p
     assert [file.name[6:18] for file in states(tmp_path)] == ["image_epoch2", "image_epoch3"]
     for file in states(tmp_path)[-damaged:]:
         file.write_bytes(b"")
-    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    before = everything(tmp_path)
     train_svllreid.main(command)
     assert capsys.readouterr().out.endswith("this run is finished; another one needs another OUTPUT_DIR\n")
     for key, value in (("STAGE1", "5"), ("STAGE2", "2")):
         with pytest.raises(ConfigError, match=rf"SOLVER\.{key}\.MAX_EPOCHS: . before, {value} now"):
             train_svllreid.main([*command, f"SOLVER.{key}.MAX_EPOCHS", value])
-    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    assert everything(tmp_path) == before
 
 
 def test_a_run_of_several_data_sets_has_ended_with_the_last(undisturbed, tmp_path):
@@ -448,10 +460,10 @@ def test_without_any_whole_state_nothing_is_begun_anew_in_silence(undisturbed, t
     command = broken_off(tmp_path, undisturbed / "data", crash)
     for file in states(tmp_path):
         file.write_bytes(b"")
-    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    before = everything(tmp_path)
     with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read; .*MODEL\.INIT_FROM"):
         train_svllreid.main(command)
-    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    assert everything(tmp_path) == before
 
 
 def test_the_newest_two_states_are_kept_and_periods_have_files_of_their_own(undisturbed):
@@ -521,10 +533,10 @@ def test_more_epochs_go_on_with_a_finished_run(undisturbed, tmp_path, crash):
 )
 def test_other_settings_are_refused(undisturbed, tmp_path, crash, changes, message):
     broken_off(tmp_path, undisturbed / "data", crash)
-    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    before = everything(tmp_path)
     with pytest.raises(ConfigError, match=message):
         train_svllreid.main(words(tmp_path, undisturbed / "data", **changes))
-    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    assert everything(tmp_path) == before
 
 
 def test_fewer_epochs_than_are_begun_are_refused(undisturbed, tmp_path, crash):
@@ -570,11 +582,11 @@ def test_checkpoints_without_a_state_are_not_trained_over(undisturbed, tmp_path)
     """Of a run whose states were deleted; it has ended, so that the same command leaves it alone, too."""
     shutil.copytree(undisturbed / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "resume")
-    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    before = everything(tmp_path)
     train_svllreid.main(words(tmp_path, undisturbed / "data"))
     with pytest.raises(UserError, match=r"checkpoints, but no state to go on from \(resume/\); .*MODEL\.INIT_FROM"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
-    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    assert everything(tmp_path) == before
 
 
 def test_checkpoints_of_something_else_are_not_trained_over(undisturbed, tmp_path):
@@ -785,16 +797,7 @@ def test_half_of_the_last_evaluations_are_made_anew(undisturbed, tmp_path, monke
     """Of several data sets; they are no end of an earlier run."""
     names = {"DATASETS__NAMES": "('synthetic', 'synthetic_occluded')", "PROCESSOR__STAGES": "image"}
     command = words(tmp_path, undisturbed / "data", MODEL__I2T_LOSS_WEIGHT="0.0", **names)
-    real, ends = train_svllreid.append_result, []
-
-    def append(folder, entry):
-        if entry["when"] == "end":
-            ends.append(entry)
-            if len(ends) == 2:
-                raise Crash
-        return real(folder, entry)
-
-    monkeypatch.setattr(train_svllreid, "append_result", append)
+    crash_at_an_end(monkeypatch, 2)
     with pytest.raises(Crash):
         train_svllreid.main(command)
     train_svllreid.main(command)
