@@ -75,7 +75,6 @@ STAGES = {"prompt": PromptStage, "image": ImageStage}
 SURVIVED, LOST, WRONG = "survived", "lost", "wrong"
 VERBS = ("open", "write", "sync", "replace", "mkdir", "remove", "truncate")
 NEED_ROOM = ("open", "write", "sync", "replace", "mkdir")
-LOCKED, PATIENCE = "another run is writing there", 30.0  # seconds that a user tries again for
 
 
 class Lost(Exception):
@@ -420,24 +419,13 @@ class Trial:
             Lost, Wrong: as the verdicts say.
         """
         kept = self.kept()
-        outcome = self.patiently()
+        outcome = self.start()
         if outcome.code != 0:
             raise Lost(f"does not go on: {outcome.last}")
         if outcome.steps > TOTAL - kept:
             raise Lost(f"{outcome.steps} steps were made, though a whole state left only {TOTAL - kept} to make")
         if outcome.steps < TOTAL - kept:
             raise Wrong(f"{outcome.steps} steps were made, though {TOTAL - kept} were left to make")
-
-    def patiently(self) -> Outcome:
-        """Start; again after a moment where the folder is said to be in use."""
-        since = time.monotonic()
-        while True:
-            outcome = self.start()
-            if outcome.code == 0 or LOCKED not in outcome.last or time.monotonic() - since > PATIENCE:
-                return outcome
-            if "folder in use for a while" not in self.notes:
-                self.notes.append("folder in use for a while")
-            time.sleep(0.5)
 
     def compare(self, reference: Reference) -> None:
         """Raise Wrong if the run's end is not the reference's."""
@@ -602,7 +590,7 @@ def a_kill(trial: Trial, reference: Reference) -> None:
         at, share = draw.randrange(len(reference.operations) // 2), draw.random()
         outcome = trial.start(Plan(at=at, strike=kill_all, share=share))
         trial.notes.append(f"again at its operation {at}" + ("" if outcome.struck else ", which it did not come to"))
-        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or outcome.struck) and LOCKED not in outcome.last:
+        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or outcome.struck):
             raise Lost(f"does not go on: {outcome.last}")
         if trial.kept() < before:
             raise Lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
