@@ -170,7 +170,7 @@ def test_both_stages_train_in_half_precision(trained, tmp_path, precision):  # n
     )
     for one, other in zip(full, half, strict=True):
         if one["kind"] == "train":
-            assert other["loss"] == pytest.approx(one["loss"], rel=0.05) and other["loss"] != one["loss"]
+            assert other["loss"] == pytest.approx(one["loss"], rel=0.25) and other["loss"] != one["loss"]
             assert ("skipped" in other) == (precision == "fp16")
     model = read_tensors(tmp_path / "run" / "ViT-Tiny-8_2.pth")["model"]
     assert {value.dtype for value in model.values() if value.is_floating_point()} == {torch.float32}

@@ -545,9 +545,9 @@ def test_plain_jpeg_is_what_pillow_decodes(tmp_path, progressive):
     assert not notes(path)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_other_modes_become_rgb(tmp_path, mode):
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png")
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     picture = scene().convert(mode)
     picture.save(path)
     assert np.array_equal(read(path), array(picture))
@@ -617,6 +617,8 @@ def test_16_bits_of_grey_become_8(tmp_path, name):
     path = tmp_path / name
     if name == "big-endian.tif":
         Image.frombytes("I;16B", (WIDTH, HEIGHT), deep().astype(">u2").tobytes()).save(path)
+    elif name == "x.pgm":  # which Pillow writes since version 11 only
+        path.write_bytes(f"P5 {WIDTH} {HEIGHT} {2**16 - 1}\n".encode() + deep().astype(">u2").tobytes())
     else:
         Image.fromarray(deep()).save(path)
     found = read(path)
