@@ -61,7 +61,7 @@ class ViTTower(nn.Module):
         visual = self.visual
         patches = visual.conv1(images)  # [B, D, h, w]
         positions = resize_positions(visual.positional_embedding, self.grid, tuple(patches.shape[2:]))
-        token = visual.class_embedding.expand(len(images), 1, -1)  # [B, 1, D]
+        token = visual.class_embedding.expand(images.shape[0], 1, -1)  # [B, 1, D]
         if self.side is not None and side is not None:
             token = token + self.side(side)[:, None]
         tokens = torch.cat([token, patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h*w, D]

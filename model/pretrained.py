@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -12,14 +13,15 @@ import open_clip
 from open_clip import pretrained as hub
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model import tiny_clip
 from model.clip import AUTO, GELU, QUICK_GELU
+from model.files import layout, state_in
 from model.published import is_published
-from utils.checkpoint import is_torchscript, load_strictly, read_tensors, read_torchscript
+from utils.checkpoint import FORMAT, is_torchscript, load_strictly, read_tensors, read_torchscript
 from utils.errors import WeightsError
+from utils.paths import expanded
 
 NONE = "none"  # MODEL.PRETRAIN for a random start
 # What towers may be described by; others have another tokenizer, another read-out, no causal mask, other positions ...
@@ -37,11 +39,17 @@ def clip_config(name: str) -> dict:
     """
     if name == tiny_clip.NAME:
         return tiny_clip.config()
-    config = open_clip.get_model_config(name)
     names = [tiny_clip.NAME, *open_clip.list_models()]
-    if config is None:
+    if name not in names:
         near = difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
-        raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}")
+        there = (
+            "; a folder's or repository's weights: MODEL.NAME ViT-B-16 MODEL.PRETRAIN /path/open_clip_model.safetensors"
+        )
+        raise WeightsError(
+            f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}"
+            + (there if ":" in name or "/" in name else "")
+        )
+    config = open_clip.get_model_config(name)  # of other names it opens folders (local-dir:) and the network (hf-hub:)
     config.pop("quick_gelu", None)
     plain = (
         config.keys() == {"embed_dim", "vision_cfg", "text_cfg"}
@@ -98,22 +106,21 @@ def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_cl
         activation = QUICK_GELU if activation == AUTO else activation
         return build_clip(name, activation), activation
     state, known = _read(name, pretrain)
-    if activation == AUTO:
-        if known is None:
-            raise WeightsError(
-                f"MODEL.ACTIVATION: {pretrain} does not say whether it was trained with quick_gelu (OpenAI, DFN, "
-                "MetaCLIP) or gelu (LAION, DataComp); set it"
-            )
-        activation = known
-    elif known not in (None, activation):
+    settled = known if activation == AUTO else activation
+    if known not in (None, settled):
         raise WeightsError(f"MODEL.ACTIVATION: {pretrain} was trained with {known}, not {activation}; auto knows it")
-    clip = build_clip(name, activation)
+    clip = build_clip(name, settled or QUICK_GELU)
     wanted = clip.state_dict()
     state = {key: value for key, value in state.items() if key not in ARCHIVE_EXTRAS}
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(wanted["logit_scale"].shape)
     load_strictly(clip, state, source=f"MODEL.PRETRAIN {pretrain}", hint=f"is it a {name} (MODEL.NAME)?")
-    return clip, activation
+    if settled is None:  # asked only of weights that fit
+        raise WeightsError(
+            f"MODEL.ACTIVATION: {pretrain} does not say whether it was trained with quick_gelu (OpenAI, DFN, MetaCLIP) "
+            "or gelu (LAION, DataComp); set it"
+        )
+    return clip, settled
 
 
 def _read(name: str, pretrain: str) -> tuple[dict[str, Tensor], str | None]:
@@ -123,8 +130,8 @@ def _read(name: str, pretrain: str) -> tuple[dict[str, Tensor], str | None]:
     tag = hub.get_pretrained_cfg(name, pretrain)
     if tag:
         return _read_file(_download(name, pretrain, tag))[0], QUICK_GELU if tag.get("quick_gelu") else GELU
-    path = Path(pretrain).expanduser()
-    if path.is_file():
+    path = expanded(pretrain, "MODEL.PRETRAIN")
+    if os.path.exists(path):
         return _read_file(path)
     tags = [tiny_clip.TAG] if name == tiny_clip.NAME else hub.list_pretrained_tags_by_model(name)
     near = difflib.get_close_matches(pretrain, tags, n=1)
@@ -136,22 +143,18 @@ def _read(name: str, pretrain: str) -> tuple[dict[str, Tensor], str | None]:
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Read safetensors, an OpenAI archive or a pickled state dict; nothing in the file is ever executed as Python."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path), None
-        if is_torchscript(path):
-            return read_torchscript(path), QUICK_GELU
-        state = read_tensors(path)
-        if "architecture" in state or is_published(state):
-            raise WeightsError(
-                f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes"
-            )
-        state = state.get("state_dict", state)
-        return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}, None
-    except WeightsError:
-        raise
-    except Exception as error:
-        raise WeightsError(f"MODEL.PRETRAIN: {path} cannot be read as weights ({error})") from error
+    if is_torchscript(path):
+        return read_torchscript(path), QUICK_GELU
+    contents = read_tensors(path)
+    state = state_in(contents, str(path))
+    if contents.get("format") == FORMAT or is_published(state):
+        raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
+    if not any(name.startswith("visual.") for name in state):
+        raise WeightsError(
+            f"MODEL.PRETRAIN: {path} is {layout(state)}; right is a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
+            "whole CLIP by open_clip's names (open_clip_model.safetensors, open_clip_pytorch_model.bin)"
+        )
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}, None
 
 
 def _download(name: str, tag: str, entry: dict) -> Path:
@@ -186,7 +189,8 @@ def cached(entry: dict) -> Path | None:
             if isinstance(found, str):
                 return Path(found)
     if entry.get("url"):
-        file = Path("~/.cache/clip").expanduser() / entry["url"].rpartition("/")[2]
+        # Unlike Path's, it leaves ~ alone where there is no home folder.
+        file = Path(os.path.expanduser("~/.cache/clip"), entry["url"].rpartition("/")[2])
         if file.is_file():
             return file  # open_clip's own check would download it again, without a time limit
     return None
@@ -213,7 +217,7 @@ def _answers(address: str, seconds: float = 3.0) -> bool:
                 answered.set()
         except urllib.error.HTTPError:
             answered.set()  # an answer, if not the one hoped for; the download itself will tell
-        except OSError:
+        except Exception:  # an address that is none (HF_ENDPOINT), an answer that is no HTTP: no answer
             pass
 
     # A thread, because looking a name up has no time limit of its own.

@@ -36,8 +36,8 @@ IN_BLOCK = ("attn", "ln_1", "mlp", "ln_2")
 
 
 def is_published(state: Mapping) -> bool:
-    """Whether a dictionary read from a file is one of these files."""
-    return any(str(key).removeprefix("module.").startswith("image_encoder.") for key in state)
+    """Whether these names, without wrappers' prefixes, are those of one of these files."""
+    return any(key.startswith("image_encoder.") for key in state)
 
 
 # Rows and columns of position tables by their number, and where they come from: the sizes that are trained at.
@@ -50,12 +50,11 @@ GRIDS = {
 
 
 def from_published(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """The same tensors under this program's names; `module.` of data-parallel training is dropped.
+    """The same tensors under this program's names.
 
     Raises:
         WeightsError: a name that these files do not have.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     simsiam = "image_mlp.linear1.weight" in state
     names = {key: _ours(key, simsiam=simsiam) for key in state}
     strange = [key for key, name in names.items() if name is None]

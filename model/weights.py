@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model import published
 from model.clip import resize_positions
+from model.files import layout, state_in
 from model.svllreid import SvllReid
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
@@ -65,15 +66,13 @@ def read_weights(path: str | Path) -> Weights:
     contents = read_tensors(path)
     if contents.get("format") == FORMAT:
         return weights_in(contents, source)
-    for key in ("state_dict", "model"):  # as some programs wrap it
-        if isinstance(contents.get(key), dict):
-            contents = contents[key]
-    if published.is_published(contents):
-        _check_tensors(contents, source)
-        return Weights(source, published.from_published(contents, source=source), None, None)
+    state = state_in(contents, source)
+    if published.is_published(state):
+        _check_tensors(state, source)
+        return Weights(source, published.from_published(state, source=source), None, None)
     raise WeightsError(
         f"{source}: is neither a checkpoint of this program (no format {FORMAT!r} in it) nor a published CLIP-ReID or "
-        "SVLL-ReID file (no image_encoder.* in it)"
+        f"SVLL-ReID file (no image_encoder.* in it), but {layout(state)}; CLIP's own weights are for MODEL.PRETRAIN"
     )
 
 

@@ -110,7 +110,7 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path, value, dtype):
 def test_files_that_are_no_checkpoints(tmp_path):
     with pytest.raises(WeightsError, match=r"absent\.pth: there is no such file"):
         read_checkpoint(tmp_path / "absent.pth")
-    with pytest.raises(WeightsError, match="there is no such file"):
+    with pytest.raises(WeightsError, match="is a folder; name the file in it"):
         read_checkpoint(tmp_path)
     torch.save({"classifier.weight": torch.zeros(1)}, tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match=r"bare\.pth: is not a checkpoint of this program"):

@@ -22,12 +22,13 @@ from utils.checkpoint import save_checkpoint, write_tensors
 from utils.command import parse, run
 from utils.errors import UserError, WeightsError
 from utils.fingerprint import versions
+from utils.paths import expanded
 
 
 def main(argv: list[str] | None = None) -> None:
     """Convert as the command line says."""
     arguments = parse(__doc__, argv, files=("source", "target"))
-    target = Path(arguments.target).expanduser()
+    target = expanded(arguments.target)
     if target.exists():
         raise UserError(f"{target}: is there already, and is not overwritten")
     if not target.absolute().parent.is_dir():

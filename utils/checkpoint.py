@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
@@ -9,13 +10,18 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils.errors import WeightsError
 from utils.files import replacing
+from utils.paths import expanded
+from utils.unreadable import why_unreadable
 
 FORMAT = "svllreid-1"
 PARTS = ("model", "architecture", "config")
+SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}  # of files of weights
+LONGEST_HEADER = 100_000_000  # bytes of safetensors' description of its tensors, its own limit
 ARCHIVE_START = b"PK\x03\x04"  # by which torch, too, tells its archives from its older form, a bare pickle
 FOLDER = 0x10  # mark of a record that is a folder
 STORAGES = {
@@ -70,17 +76,18 @@ def check_checkpoint(contents: dict, path: str | Path) -> None:
 
 
 def read_tensors(path: str | Path) -> dict:
-    """A pickled dictionary of tensors and plain types.
+    """A dictionary of tensors and plain types: pickled, or safetensors, whichever the file is called.
 
-    Archives, the form of every file since torch 1.6, are compared with their checksums. The older form has none.
+    Archives, the form of every pickled file since torch 1.6, are compared with their checksums. The older form has
+    none.
 
     Raises:
         WeightsError: no such file, damaged, not readable as such, or it would execute code.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file")
+    path = plain_file(path)
     try:
+        if _is_safetensors(path):
+            return load_file(path)
         if _is_archive(path):
             check_archive(path)
             if is_torchscript(path):
@@ -88,15 +95,34 @@ def read_tensors(path: str | Path) -> dict:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except (WeightsError, MemoryError):
         raise
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: damaged, or holds more than tensors and plain types; not loaded") from error
     except Exception as error:  # of any type: the older form is unpickled as far as it goes
-        raise WeightsError(
-            f"{path}: cannot be read, the file is damaged or cut off ({type(error).__name__})"
-        ) from error
+        raise WeightsError(f"{path}: {why_unreadable(path, error)}") from error
     if not isinstance(contents, dict):
         raise WeightsError(f"{path}: holds a {type(contents).__name__}, not a dictionary of tensors")
     return contents
+
+
+def plain_file(path: str | Path) -> Path:
+    """`path`, with ~ replaced by a home folder.
+
+    Raises:
+        WeightsError: it is a folder, or there is no such file.
+        UserError: there is no such home folder.
+    """
+    path = expanded(path)
+    if os.path.isdir(path):  # which, unlike Path's own, says of every path whether it is one
+        weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
+        raise WeightsError(f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'none of weights'})")
+    if not os.path.isfile(path):
+        raise WeightsError(f"{path}: there is no such file")
+    return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a description and then the description."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER
 
 
 def _is_archive(path: Path) -> bool:
@@ -125,9 +151,9 @@ def check_archive(path: Path) -> None:
 
 def is_torchscript(path: str | Path) -> bool:
     """Whether a file is TorchScript, the form in which OpenAI publishes CLIP; a missing or damaged file is not."""
-    path = Path(path).expanduser()
     try:
-        if not path.is_file() or not _is_archive(path):
+        path = plain_file(path)
+        if not _is_archive(path):
             return False
         with zipfile.ZipFile(path) as file:
             return any(entry.endswith("/constants.pkl") for entry in file.namelist())
@@ -144,9 +170,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, damaged, or not readable as such.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file")
+    path = plain_file(path)
     check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:

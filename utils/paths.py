@@ -20,4 +20,6 @@ def expanded(path: str | Path, what: str = "") -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         key = f"{what} " if what else ""
-        raise UserError(f"{key}{path}: ~NAME is a user's home folder, and there is no user of this name") from error
+        raise UserError(
+            f"{key}{path}: ~NAME is a user's home folder, and there is no user of this name (~: no HOME)"
+        ) from error

@@ -1,0 +1,86 @@
+"""Files of weights of other programs: which dictionary in them holds the tensors, and by whose names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from utils.errors import WeightsError
+
+# What data parallelism, torch.compile, sharding and checkpointing of activations put into names.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Parts of networks, which no file's names lose though all begin so.
+PARTS = {"visual", "image_encoder", "image", "vision_model", "text_model"}
+DEEPEST = 3  # dictionaries in dictionaries that are looked into
+SHOWN = 3  # names in a message
+# By whose names a file goes -> what it is.
+LAYOUTS = {
+    r"(.*\.)?(vision_model|text_model)\.": "CLIP by the names of Hugging Face's transformers",
+    r"(.*\.)?(cls_token$|blocks\.0\.attn|layer1\.0\.conv1|encoder\.layers\.encoder_layer_0)": (
+        "an image tower by the names of timm or torchvision"
+    ),
+    r"visual\.": "CLIP by open_clip's names",
+    r"": "one of unknown names",
+}
+
+
+def state_in(contents: Mapping, source: str) -> dict[str, Tensor]:
+    """The one dictionary of tensors in what was read from `source`, wherever it is, without wrappers' prefixes.
+
+    Optimizers' states, means over the training and the like, smaller than half of it, are passed over.
+
+    Raises:
+        WeightsError: there is none, or there are several; names that are no text, or the same but for wrappers.
+    """
+    found = _states(contents)
+    most = max((_tensors(state) for state in found.values()), default=0)
+    large = [keys for keys, state in found.items() if 2 * _tensors(state) > most]
+    if not large:
+        raise WeightsError(f"{source}: holds no dictionary of tensors; its keys are {_some(contents)}")
+    if len(large) > 1:
+        raise WeightsError(
+            f"{source}: holds several dictionaries of tensors ({', '.join(key or 'itself' for key in large)}); save the "
+            f"right one in a file of its own: python -c \"import torch; torch.save(torch.load('{source}'){large[-1]}, "
+            "'right.pth')\""
+        )
+    state = found[large[0]]
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"{source}: {name!r} is a {type(value).__name__}, where names and tensors belong")
+    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): state[name] for name in state}
+    if len(bare) < len(state):
+        raise WeightsError(f"{source}: holds tensors whose names differ in {' and '.join(sorted(WRAPPERS))} only")
+    while (first := _common(bare)) and first not in PARTS:
+        bare = {name.partition(".")[2]: value for name, value in bare.items()}
+    return bare
+
+
+def layout(state: Mapping[str, Tensor]) -> str:
+    """What a file is, by the names in it."""
+    what = next(what for names, what in LAYOUTS.items() if any(re.match(names, name) for name in state))
+    return f"{what} ({_some(state)})"
+
+
+def _states(contents: Mapping, keys: str = "", depth: int = 0) -> dict[str, Mapping]:
+    """All dictionaries with tensors, by the keys that lead to them, as Python writes them."""
+    found = {keys: contents} if _tensors(contents) else {}
+    for key, value in contents.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth < DEEPEST:
+            found |= _states(value, f"{keys}[{key!r}]", depth + 1)
+    return found
+
+
+def _tensors(state: Mapping) -> int:
+    return sum(isinstance(value, Tensor) for value in state.values())
+
+
+def _common(state: Mapping[str, Tensor]) -> str | None:
+    """What all names have before their first dot."""
+    firsts = {name.partition(".")[0] if "." in name else None for name in state}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def _some(names: Mapping) -> str:
+    return ", ".join(map(repr, list(names)[:SHOWN])) + (", …" if len(names) > SHOWN else "")

@@ -1,0 +1,44 @@
+"""What a file is that could not be read as tensors, and what its owner can do about it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+# What files begin with that are something else -> what they are, and the way to what is wanted.
+BEGINNINGS = {
+    rb"\Z": "is empty; was it copied or downloaded to its end?",
+    rb"version https://git-lfs": "is a pointer of git-lfs, not the file that it stands for; fetch that (git lfs pull)",
+    rb"(?i)\s*(<!doctype|<html|<\?xml)": "is a web page; download the file itself, not the page that shows it",
+    rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": (
+        "is packed (zip, tar, gzip ...); unpack it and name the file of weights that was in it"
+    ),
+    rb"\x80[\x03-\x05]": "is a pickle that torch.save did not write, which is not loaded; write its tensors with that",
+    rb"[^\x00-\x08\x0e-\x1f]{8,}\Z": "is a text, not weights",
+}
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """What to say of a file of which torch or safetensors said `error`; nothing in it is executed."""
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    with open(path, "rb") as file:
+        start = file.read(512)
+    saved = False  # by torch.save, in the form of today; its checksums have been compared
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            saved = any(name.endswith("/data.pkl") for name in archive.namelist())
+    for beginning, what in BEGINNINGS.items():
+        if not saved and re.match(beginning, start, re.DOTALL):
+            return what
+    refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if refused:  # torch names the first that is neither tensor nor plain type
+        return (
+            f"holds {refused[1]}{'' if saved else ' (or is damaged)'}, and is not loaded, because what is more than "
+            "tensors and plain types can run code. If you trust who made it, save its tensors alone: python -c "
+            f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], "
+            f"'{path.stem}_tensors.pth')\" (their key in place of ['state_dict'], .state_dict() of a whole module)"
+        )
+    return f"cannot be read, the file is damaged or cut off ({type(error).__name__})"
