@@ -17,11 +17,12 @@ DEEPEST = 3  # dictionaries in dictionaries that are looked into
 SHOWN = 3  # names in a message
 # By whose names a file goes -> what it is.
 LAYOUTS = {
+    r"visual\.": "CLIP by open_clip's names",
+    r"image\.visual\.": "a network of this program without its description, which its checkpoints hold",
     r"(.*\.)?(vision_model|text_model)\.": "CLIP by the names of Hugging Face's transformers",
     r"(.*\.)?(cls_token$|blocks\.0\.attn|layer1\.0\.conv1|encoder\.layers\.encoder_layer_0)": (
         "an image tower by the names of timm or torchvision"
     ),
-    r"visual\.": "CLIP by open_clip's names",
     r"": "one of unknown names",
 }
 
@@ -40,10 +41,10 @@ def state_in(contents: Mapping, source: str) -> dict[str, Tensor]:
     if not large:
         raise WeightsError(f"{source}: holds no dictionary of tensors; its keys are {_some(contents)}")
     if len(large) > 1:
+        names = ", ".join(keys or "itself" for keys in large)
         raise WeightsError(
-            f"{source}: holds several dictionaries of tensors ({', '.join(key or 'itself' for key in large)}); save the "
-            f"right one in a file of its own: python -c \"import torch; torch.save(torch.load('{source}'){large[-1]}, "
-            "'right.pth')\""
+            f"{source}: holds several dictionaries of tensors ({names}); save the right one in a file of its own: "
+            f"python -c \"import torch; torch.save(torch.load('{source}'){large[-1]}, 'right.pth')\""
         )
     state = found[large[0]]
     for name, value in state.items():

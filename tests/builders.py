@@ -133,6 +133,25 @@ def benchmark(*, pids: int = 3, cams: int = 2, views: int = 1, **changes) -> Ben
     return Benchmark(**{**facts, "ignored": same_camera, **changes})
 
 
+def _under(prefix: str):
+    return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+# Ways in which programs write a state dict.
+WRAPPINGS = {
+    "state dict": lambda state: state,
+    **{prefix: _under(prefix) for prefix in ("module.", "module.module.", "_orig_mod.", "module._orig_mod.", "model.")},
+    "within": lambda state: {name.replace(".", "._orig_mod.", 1): value for name, value in state.items()},
+    "state_dict": lambda state: {"epoch": 3, "name": "x", "state_dict": _under("module.")(state)},
+    "state_dict_ema": lambda state: {"state_dict_ema": state, "rng": torch.zeros(5), "optimizer": OPTIMIZER},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": OPTIMIZER, "loss": 0.5},
+    "net": lambda state: {"net": state, "centers": {"weight": torch.zeros(3, 4)}, "loss": torch.tensor(0.5)},
+    "model": lambda state: {"model": {"network": state}, "scheduler": {"last_epoch": 3}, "iteration": 7},
+    "Lightning": lambda state: {"state_dict": _under("model.net.")(state), "callbacks": {}, "loops": {"fit_loop": {}}},
+}
+
+
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """Names of the tensors that are not the same bit for bit."""
     assert before.keys() == after.keys()

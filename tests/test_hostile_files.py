@@ -1,6 +1,8 @@
 """Files that are broken, strange or meant to do harm: every one has a defined treatment, and none runs code."""
 
+import argparse
 import errno
+import gzip
 import io
 import os
 import pickle
@@ -10,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import traceback
 import zipfile
 import zlib
@@ -128,6 +131,85 @@ def test_weights_never_run_code(tmp_path, small_architecture, form, suffix, door
     if form.startswith("pickle"):
         pickle.loads(path.read_bytes())
         assert target.exists()
+
+
+# ----------------------------------------------------------------------------------------- files that are no weights
+
+
+WEIGHTS = {f"image_encoder.{number}": torch.ones(2) for number in range(3)}
+
+
+def packed(how: str) -> Callable[[Path], None]:
+    def pack(path: Path) -> None:
+        inner = path.with_name("inner.pth")
+        torch.save(WEIGHTS, inner)
+        if how == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.write(inner, "weights/inner.pth")
+        elif how == "tar":
+            with tarfile.open(path, "w") as archive:
+                archive.add(inner, "weights/inner.pth")
+        else:
+            path.write_bytes(gzip.compress(inner.read_bytes()))
+
+    return pack
+
+
+def folder_of_weights(path: Path) -> None:
+    path.mkdir()
+    (path / "open_clip_model.safetensors").write_bytes(b"x")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 598516979\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Quota exceeded</title></head></html>\n"
+# How to make the file, and what is said of it beside its name.
+NO_WEIGHTS = {
+    "a page": (lambda path: path.write_bytes(PAGE), "is a web page; download the file itself"),
+    "a pointer": (lambda path: path.write_bytes(POINTER), "is a pointer of git-lfs.*git lfs pull"),
+    "a text": (lambda path: path.write_text("Zugriff verweigert für alle"), "is a text"),
+    "JSON": (lambda path: path.write_text('{"message": "Not Found"}'), "is a text"),
+    "nothing": (lambda path: path.write_bytes(b""), "is empty"),
+    **{how: (packed(how), "is packed .*; unpack it") for how in ("zip", "tar", "gzip")},
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps(np.ones(3))), "is a pickle that torch.save did not write"),
+    "a folder": (folder_of_weights, r"is a folder; name the file in it \(open_clip_model\.safetensors\)"),
+    "a module": (
+        lambda path: torch.save(nn.Linear(2, 2), path),
+        r"holds torch\.nn\.modules\.linear\.Linear.*not loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize("door", ["a file of tensors", "MODEL.INIT_FROM", "TEST.WEIGHT", "MODEL.PRETRAIN"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_what_is_no_file_of_weights_is_called_by_its_name(tmp_path, small_architecture, kind, suffix, door):
+    make, words = NO_WEIGHTS[kind]
+    path = tmp_path / f"x{suffix}"
+    make(path)
+    with pytest.raises(WeightsError, match=rf"x\{suffix}: {words}") as refused:
+        DOORS[door](path)
+    assert "damaged" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_name_too_long_for_a_file(small_architecture):
+    for door in DOORS:
+        with pytest.raises(WeightsError):
+            DOORS[door]("x" * 5000 + ".pth")
+
+
+@pytest.mark.parametrize("form", ["archive", "older form"])
+@pytest.mark.parametrize("extra", [np.float64(3), argparse.Namespace(lr=1)])
+def test_a_sound_file_with_more_than_tensors_says_how_to_get_at_them(tmp_path, extra, form):
+    path = tmp_path / "x.pth"
+    FORMS[form](path, {"state_dict": WEIGHTS, "best": extra})
+    with pytest.raises(
+        WeightsError, match=r"x\.pth: holds (numpy.*\.scalar|argparse\.Namespace).*not loaded"
+    ) as refused:
+        read_weights(path)
+    assert ("damaged" in str(refused.value)) == (form == "older form")  # which has no checksums
+    command = re.search(r'python (-c) "(.*)"', str(refused.value))
+    subprocess.run([sys.executable, *command.groups()], cwd=tmp_path, check=True)
+    assert len(read_weights(tmp_path / "x_tensors.pth").tensors) == 3
 
 
 # --------------------------------------------------------------------------------------------------------- TorchScript

@@ -14,17 +14,19 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from builders import SMALL, benchmark, small_clip
+from builders import SMALL, WRAPPINGS, benchmark, small_clip
 from open_clip import pretrained as hub
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs import load
 from model import pretrained, tiny_clip
-from model.build import make_model
+from model.build import SETTLED, load_model, make_model, settle_architecture
 from model.clip import resize_positions
 from model.pretrained import load_clip
-from utils.errors import WeightsError
+from model.weights import read_weights
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError, WeightsError
 
 pytestmark = [
     pytest.mark.usefixtures("small_architecture"),
@@ -56,20 +58,15 @@ def archive(path: Path, state: dict[str, Tensor]) -> Path:
 
 def write(path: Path, state: dict[str, Tensor], form: str) -> Path:
     if form == "safetensors":
-        save_file(state, path.with_suffix(".safetensors"))
+        save_file({name: value.clone() for name, value in state.items()}, path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors")
     if form == "archive":
         return archive(path.with_suffix(".pt"), state)
-    contents = {
-        "state dict": state,
-        "module.": {f"module.{name}": value for name, value in state.items()},
-        "state_dict": {"epoch": 3, "name": "x", "state_dict": {f"module.{n}": v for n, v in state.items()}},
-    }[form]
-    torch.save(contents, path.with_suffix(".bin"))
+    torch.save(WRAPPINGS[form](state), path.with_suffix(".bin"))
     return path.with_suffix(".bin")
 
 
-FORMS = ["safetensors", "state dict", "module.", "state_dict", "archive"]
+FORMS = ["safetensors", "archive", *WRAPPINGS]
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -138,7 +135,75 @@ def test_positions_are_resized_from_those_in_the_file(tmp_path):
     assert model.architecture["activation"] == "gelu"
 
 
+def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
+    write(tmp_path / "weights", weights(), "safetensors").rename(tmp_path / "weights.bin")
+    write(tmp_path / "other", weights(), "state dict").rename(tmp_path / "other.safetensors")
+    for name in ("weights.bin", "other.safetensors"):
+        assert torch.equal(load_clip(SMALL, str(tmp_path / name), "gelu")[0].visual.proj, weights()["visual.proj"])
+
+
 # ------------------------------------------------------------------------------------------------ what does not fit in
+
+
+ONE = torch.ones(2)
+HUGGING_FACE = {
+    "vision_model.encoder.layers.0.self_attn.k_proj.weight": ONE,
+    "text_model.embeddings.position_embedding.weight": ONE,
+    "logit_scale": torch.ones(()),
+}
+TIMM = {"cls_token": ONE, "pos_embed": ONE, "blocks.0.attn.qkv.weight": ONE}
+RIGHT_FILE = ["MODEL.PRETRAIN", "openai", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+OTHERS = {
+    "Hugging Face": (HUGGING_FACE, ["Hugging Face", "vision_model.encoder", *RIGHT_FILE]),
+    "half of Hugging Face": ({name: ONE for name in HUGGING_FACE if "vision" in name}, ["Hugging Face", *RIGHT_FILE]),
+    "timm": (TIMM, ["an image tower", "timm", "blocks.0.attn.qkv.weight", *RIGHT_FILE]),
+    "another program": ({f"base.{name}": ONE for name in TIMM} | {"classifier.weight": ONE}, ["timm", *RIGHT_FILE]),
+    "torchvision": ({"conv1.weight": ONE, "layer1.0.conv1.weight": ONE, "fc.bias": ONE}, ["torchvision", *RIGHT_FILE]),
+    "unknown": ({"a.weight": ONE, "b.weight": ONE}, ["unknown names", "'a.weight', 'b.weight'", *RIGHT_FILE]),
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "state dict", "module."])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_weights_by_others_names_are_called_by_theirs_before_anything_is_asked(tmp_path, kind, form):
+    state, words = OTHERS[kind]
+    path = write(tmp_path / "weights", state, form)
+    with pytest.raises(WeightsError) as refused:
+        load_clip(SMALL, str(path))
+    assert [word for word in [path.name, *words] if word not in str(refused.value)] == []
+    assert "ACTIVATION" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({"epoch": 1, "optimizer": {"state": {0: {"exp_avg": ONE}}}}, ["no dictionary of tensors", "'epoch', 'optim"]),
+        ({"state_dict": TIMM, "ema": {"model": TIMM}}, ["several", "['state_dict'], ['ema']['model']", "torch.save("]),
+        ({**TIMM, "ema": TIMM}, ["several", "(itself, ['ema'])"]),
+        ({"x.weight": ONE, "module.x.weight": ONE}, ["names differ in", "module"]),
+        ({"model": {7: ONE}}, ["7 is a Tensor, where names and tensors belong"]),
+    ],
+)
+def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, contents, words):
+    torch.save(contents, tmp_path / "thing.pth")
+    for door in (lambda path: load_clip(SMALL, str(path)), read_weights):
+        with pytest.raises(WeightsError, match=r"thing\.pth") as refused:
+            door(tmp_path / "thing.pth")
+        assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_a_dictionary_that_holds_itself_is_no_endless_search(tmp_path):
+    contents = {"model": TIMM}
+    contents["self"] = contents
+    torch.save(contents, tmp_path / "thing.pth")
+    with pytest.raises(WeightsError, match=r"thing\.pth: holds several"):
+        load_clip(SMALL, str(tmp_path / "thing.pth"))
+
+
+def test_weights_that_do_not_fit_are_said_before_their_activation_is_asked_for(tmp_path):
+    image = {name: value for name, value in weights().items() if name.startswith("visual.")}
+    with pytest.raises(WeightsError, match=r"missing \(ln_final\.bias"):
+        load_clip(SMALL, str(write(tmp_path / "weights", image, "_orig_mod.")))
 
 
 def loaded(tmp_path: Path, state: dict[str, Tensor]) -> str:
@@ -180,6 +245,38 @@ def test_names_that_are_unknown_are_answered_with_the_nearest(monkeypatch):
         load_clip("ViT-B-16", "/no/such/file.pt")
     with pytest.raises(WeightsError, match=r"'openai' is neither a file nor a tag of ViT-Tiny-8; tags: rendered"):
         load_clip("ViT-Tiny-8", "openai")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+
+
+SCHEMES = ["local-dir:", "local-dir:{folder}", "local-dir:/no/such/folder", "hf-hub:", "hf-hub:laion/CLIP-ViT-B-16"]
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", [*SCHEMES, "{folder}", "", "..", "a\nb", "ViT-B/16", "x" * 5000])
+def test_a_name_that_is_none_is_refused_without_a_look_at_disk_or_network(tmp_path, name):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    name = name.format(folder=tmp_path)
+    with pytest.raises(WeightsError, match=r"MODEL\.NAME: there is no architecture .*ViT-B-16") as refused:
+        load_clip(name, "openai")
+    assert ("MODEL.PRETRAIN /path/open_clip_model.safetensors" in str(refused.value)) == (":" in name or "/" in name)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["hf-hub:laion/CLIP-ViT-B-16", "local-dir:/no/such/folder"])
+def test_a_checkpoint_cannot_have_the_network_asked(tmp_path, name):
+    architecture = {**dict.fromkeys(SETTLED), "name": name, "activation": "gelu", "sie_camera": False}
+    save_checkpoint(
+        tmp_path / "x.pth", {"model": {}, "config": {}, "architecture": {**architecture, "sie_view": False}}
+    )
+    with pytest.raises(WeightsError):
+        load_model(tmp_path / "x.pth")
+    with pytest.raises(WeightsError):
+        settle_architecture(load(None, []), read_weights(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("name", ["coca_ViT-B-32", "roberta-ViT-B-32", "ViT-B-16-SigLIP", "ViT-H-14-CLIPA"])
@@ -284,6 +381,21 @@ def test_offline_one_message_says_what_to_fetch_and_where_to_put_it(monkeypatch,
     message = str(caught.value)
     assert all(word in message for word in [f"MODEL.PRETRAIN {tag}", "set MODEL.PRETRAIN to its path", *words])
     assert "https://" in message and "open_clip_model.safetensors" in message and "\n" not in message
+
+
+@pytest.mark.usefixtures("nothing_cached")
+def test_who_has_no_home_folder_is_told_the_same(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(WeightsError, match="the network does not answer"):
+        load_clip("ViT-B-16", "openai")
+    with pytest.raises(UserError, match=r"MODEL\.PRETRAIN ~/x\.pt: .*HOME"):
+        load_clip("ViT-B-16", "~/x.pt")
+
+
+def test_an_address_that_is_none_is_no_answer(capsys):
+    assert not pretrained._answers("hf-mirror.example/x")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("nothing_cached")

@@ -9,6 +9,7 @@ from pathlib import Path
 import builders
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import test_svllreid
 import train_svllreid
@@ -465,6 +466,38 @@ def test_quoted_and_wrapped_files(ours, published, data, tmp_path):
     assert evaluated(tmp_path, "TEST.WEIGHT", f"'{ours}'")["checkpoint"] == str(ours)
     torch.save({"state_dict": torch.load(published, weights_only=True), "epoch": 60}, tmp_path / "wrapped.pth")
     evaluated(tmp_path, "--config_file", DEMO, *data, "TEST.WEIGHT", str(tmp_path / "wrapped.pth"))
+
+
+@pytest.mark.parametrize("form", builders.WRAPPINGS)
+def test_files_as_other_programs_wrap_them(published, tmp_path, form):
+    state = torch.load(published, weights_only=True)
+    torch.save(builders.WRAPPINGS[form](state), tmp_path / "x.pth")
+    assert same(read_weights(tmp_path / "x.pth").tensors, read_weights(published).tensors)
+    with pytest.raises(WeightsError, match=r"x\.pth is a checkpoint for re-identification, which MODEL\.INIT_FROM"):
+        load_clip("ViT-Tiny-8", str(tmp_path / "x.pth"))
+
+
+def test_a_part_of_a_published_file_keeps_its_names(published, tmp_path):
+    tower = {k: v for k, v in torch.load(published, weights_only=True).items() if k.startswith("image_encoder.")}
+    for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
+        torch.save(tower, path) if path.suffix == ".pth" else save_file(tower, path)
+        assert all(name.startswith("image.visual.") for name in read_weights(path).tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {f"visual.{name}": value for name, value in state.items()}, "CLIP by open_clip's names"),
+        (lambda state: {f"vision_model.{name}": value for name, value in state.items()}, "Hugging Face"),
+        (lambda state: {"blocks.0.attn.qkv.weight": torch.ones(1), **state}, "timm"),
+        (lambda state: {f"image.visual.{name}": value for name, value in state.items()}, "without its description"),
+        (lambda state: state, r"unknown names \('x', 'layer1\.0"),
+    ],
+)
+def test_what_is_no_network_for_re_identification_is_called_by_its_name(tmp_path, change, words):
+    torch.save(change({"x": torch.ones(1), "layer1.0.weight": torch.ones(1)}), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=rf"x\.pth: is neither .*{words}.*MODEL\.PRETRAIN"):
+        read_weights(tmp_path / "x.pth")
 
 
 def test_files_of_one_kind_where_another_is_wanted(published, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from builders import IMAGE, PATCH, TEMPLATE, small_clip, small_model, small_resnet
+from builders import IMAGE, PATCH, TEMPLATE, small_clip, small_model, small_resnet, small_resnet_model
 from open_clip.transformer import VisionTransformer
 from torch.nn import functional as F
 
@@ -36,6 +36,23 @@ def blocks_written_out(visual: VisionTransformer, tokens: torch.Tensor) -> list[
 
 
 # --------------------------------------------------------------------------------------------------------- image tower
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["transformer", "with side information", "ResNet"])
+def test_an_exported_tower_takes_any_number_of_images(kind):
+    model = small_resnet_model() if kind == "ResNet" else small_model(cams=3 if kind.startswith("with") else 0)
+    image, batch = model.image.eval(), {0: torch.export.Dim("batch")}
+
+    def side(count: int) -> Side | None:
+        camids = torch.arange(count) % 4 - 1  # -1: unknown
+        return Side(camids, torch.zeros(count, dtype=torch.long)) if model.image.side is not None else None
+
+    shapes = (batch, Side(batch, batch) if model.image.side is not None else None)
+    program = torch.export.export(image, (pictures(3), side(3)), dynamic_shapes=shapes).module()
+    for count in (1, 5):
+        exported, expected = (each(pictures(count), side(count)) for each in (program, image))
+        torch.testing.assert_close(exported, expected)
 
 
 @torch.no_grad()

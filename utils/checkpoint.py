@@ -92,7 +92,8 @@ def read_tensors(path: str | Path) -> dict:
             check_archive(path)
             if is_torchscript(path):
                 raise WeightsError(f"{path}: is TorchScript, not a dictionary of tensors")
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # opened, because torch takes names that end in .safetensors at their word
+            contents = torch.load(file, map_location="cpu", weights_only=True)
     except (WeightsError, MemoryError):
         raise
     except Exception as error:  # of any type: the older form is unpickled as far as it goes

@@ -27,7 +27,7 @@ def why_unreadable(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         start = file.read(512)
     saved = False  # by torch.save, in the form of today; its checksums have been compared
-    if start.startswith(b"PK"):
+    if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             saved = any(name.endswith("/data.pkl") for name in archive.namelist())
     for beginning, what in BEGINNINGS.items():
