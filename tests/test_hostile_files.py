@@ -171,6 +171,10 @@ NO_WEIGHTS = {
     "nothing": (lambda path: path.write_bytes(b""), "is empty"),
     **{how: (packed(how), "is packed .*; unpack it") for how in ("zip", "tar", "gzip")},
     "a pickle": (lambda path: path.write_bytes(pickle.dumps(np.ones(3))), "is a pickle that torch.save did not write"),
+    "protocol 4": (
+        lambda path: torch.save(WEIGHTS, path, pickle_protocol=4),
+        r"holds a pickle of unusual instructions.*weights_only=False",
+    ),
     "a folder": (folder_of_weights, r"is a folder; name the file in it \(open_clip_model\.safetensors\)"),
     "a module": (
         lambda path: torch.save(nn.Linear(2, 2), path),

@@ -33,10 +33,11 @@ def why_unreadable(path: Path, error: Exception) -> str:
     for beginning, what in BEGINNINGS.items():
         if not saved and re.match(beginning, start, re.DOTALL):
             return what
-    refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if refused:  # torch names the first that is neither tensor nor plain type
+    refused = re.search(r"GLOBAL (\S+)", str(error))  # torch names the first that is neither tensor nor plain type
+    if isinstance(error, pickle.UnpicklingError) and (saved or refused):
+        what = refused[1] if refused else "a pickle of unusual instructions (of protocol 4 or later)"
         return (
-            f"holds {refused[1]}{'' if saved else ' (or is damaged)'}, and is not loaded, because what is more than "
+            f"holds {what}{'' if saved else ' (or is damaged)'}, and is not loaded, because what is more than "
             "tensors and plain types can run code. If you trust who made it, save its tensors alone: python -c "
             f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], "
             f"'{path.stem}_tensors.pth')\" (their key in place of ['state_dict'], .state_dict() of a whole module)"
