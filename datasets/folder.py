@@ -15,8 +15,9 @@ A picture's camera is the first cN that stands between underscores, or at either
 0002_c3s1_000451.jpg, img_c3.jpg are all of camera 3, whatever the folder. In a CSV file it is any label.
 
 Labels of identities, cameras and viewpoints are text (in Unicode's normal form, so that ü is ü, and without blanks
-around it), put in natural order: 2 before 10. The identity -1 is junk, as in Market-1501, and left out. Files that are
-no pictures by their suffix are passed over, which the data check tells, as are names that begin with a dot.
+around it), put in natural order: 2 before 10. Two spellings of one label (3 and 3.0, cam3 and Cam 03) are refused. A
+camera or viewpoint NaN, None, NULL, ? or -1 is unknown. The identity -1 is junk, as in Market-1501, and left out. Files
+that are no pictures by their suffix are passed over, which the data check tells, as are names that begin with a dot.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,20 @@ JUNK = "-1"
 CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
 NUMBER = re.compile(r"(-1|[0-9]+)_")
 DIGITS = re.compile(r"([0-9]+)")
+DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+\Z")  # a whole number, as spreadsheets and pandas write it
+NO_LABEL = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", JUNK))
+# What two spellings of one label may differ in, and what takes it away.
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "wide letters": lambda label: unicodedata.normalize("NFKC", label),
+    "capital letters": str.lower,
+    "blanks": lambda label: re.sub("(?<![0-9]) | (?![0-9])", "", " ".join(label.split())),  # 1 2 is not 12
+    "a decimal .0": lambda label: DECIMAL.sub(r"\1", label),
+    "leading zeros": lambda label: re.sub("(?<![0-9])0+(?=[0-9])", "", label),
+}
+WORDS = {  # before a number they say what it counts: c3 is 3
+    "cameras": re.compile(r"((c|cam|camera)[^\w\s]*_*)?(?=[0-9])"),
+    "viewpoints": re.compile(r"((v|view|viewpoint)[^\w\s]*_*)?(?=[0-9])"),
+}
 
 
 class Picture(NamedTuple):
@@ -96,9 +111,13 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
         asked = [picture for split in splits if train or split != TRAIN for picture in splits[split]]
         _check_cameras(table or root, asked, listed=table is not None)
     pictures = [picture for split in splits.values() for picture in split]
-    numbering("identities", {p.identity: p.path for p in pictures})  # are labels of all splits written alike?
+    identities = numbering("identities", {p.identity: p.path for p in pictures})
     cameras = numbering("cameras", {p.camera: p.path for p in pictures})
     views = numbering("viewpoints", {p.view: p.path for p in pictures})
+
+    def dense(pictures: Iterable[Picture]) -> dict[str, int]:
+        labels = sorted({p.identity for p in pictures}, key=identities.__getitem__)
+        return {label: number for number, label in enumerate(labels)}
 
     def samples(pictures: Sequence[Picture], pids: dict[str, int]) -> tuple[Sample, ...]:
         keyed = sorted(
@@ -109,12 +128,12 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
 
     learnt = splits[TRAIN] if train else []
     query, gallery = splits[QUERY], splits[GALLERY]
-    shared = numbering("identities", {p.identity: p.path for p in (*query, *gallery)})
+    shared = dense((*query, *gallery))
     learnt_labels = {picture.identity for picture in learnt}
     return Benchmark(
         name="folder",
         template=f"A photo of a {{}} {noun}.",  # {} is for the learnt tokens
-        train=samples(learnt, numbering("identities", {p.identity: p.path for p in learnt})),
+        train=samples(learnt, dense(learnt)),
         trials=(Trial(samples(query, shared), samples(gallery, shared)),),
         ignored=PROTOCOLS[protocol],
         seen=tuple(label for label in shared if label in learnt_labels),
@@ -176,13 +195,14 @@ def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
                 f"{root / name / min(inner)}: is a folder in an identity's folder; the pictures of an identity lie in "
                 "its own folder, and their camera is in their names (c3_0001.jpg)"
             )
-        label = normal(name)
-        if not label:
+        if not normal(name):
             raise DataError(f"{root}: holds a folder whose name is blank ({name!r}); right is an identity")
-        if label != JUNK:
+        if normal(name) == JUNK:
+            continue
+        if not files:
+            empty.append(os.path.join(root, name))
+        elif (label := identity_of(name, root / name)) != JUNK:
             pictures += [Picture(os.path.join(root, name, file), label, camera_of(file)) for file in files]
-            if not files:
-                empty.append(os.path.join(root, name))
     return pictures, Omitted(tuple(others), identities=tuple(empty))
 
 
@@ -197,18 +217,36 @@ def normal(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
+@lru_cache(2**12)  # tables repeat their labels
+def known(label: str) -> str:
+    """A label as it is compared; empty where it is a word for none."""
+    label = normal(label)
+    return "" if DECIMAL.sub(r"\1", label).lower() in NO_LABEL else label
+
+
+def identity_of(label: str, place: object) -> str:
+    """An identity as it is compared; JUNK however it is written.
+
+    Raises:
+        DataError: a word for none, naming its `place`.
+    """
+    identity = known(label)
+    if not identity and DECIMAL.sub(r"\1", normal(label)) != JUNK:
+        raise DataError(
+            f"{place}: the identity is {normal(label)!r}, which is nobody's; right is a label of its own for every "
+            f"identity, and {JUNK} for pictures that are to be left out"
+        )
+    return identity or JUNK
+
+
 def natural(text: str) -> tuple:
     """A key to sort by: runs of digits as numbers, 2 before 10; equal numbers (01, 1) by their text."""
-    return _as_numbers(text), text
-
-
-def _as_numbers(text: str) -> tuple:
     # Texts and numbers take turns. Numbers go by length first, not through int(), which refuses thousands of digits.
     parts: list = DIGITS.split(text)
     for place in range(1, len(parts), 2):
         digits = parts[place].lstrip("0")
         parts[place] = (len(digits), digits)
-    return tuple(parts)
+    return tuple(parts), text
 
 
 def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
@@ -219,16 +257,36 @@ def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
         labels: label -> a picture that has it, for the message.
 
     Raises:
-        DataError: two labels that differ in leading zeros alone, which one program or another has taken off.
+        DataError: two labels that one program or another writes for the same; see SPELLINGS. A word before the number
+            counts as one only where no other word is there: beside a3 and b3, c3 is not 3.
     """
     ordered = sorted(labels.keys() - {""}, key=natural)
-    for one, other in pairwise(ordered):
-        if _as_numbers(one) == _as_numbers(other):
+    plain = {label: _plain(label) for label in ordered}
+    word = WORDS.get(what)
+    if word and all(word.match(text) for text in plain.values() if DIGITS.search(text)):
+        plain = {label: text[match.end() :] if (match := word.match(text)) else text for label, text in plain.items()}
+    first: dict[str, str] = {}
+    for label, text in plain.items():
+        one = first.setdefault(text, label)
+        if one != label:
             raise DataError(
-                f"{what} {one!r} ({labels[one]}) and {other!r} ({labels[other]}) differ in leading zeros alone; right "
-                "is one way to write it"
+                f"{what} {one!r} ({labels[one]}) and {label!r} ({labels[label]}) differ in {_difference(one, label)} "
+                "alone; right is one way to write it"
             )
     return {label: number for number, label in enumerate(ordered)}
+
+
+def _plain(label: str, *, keep: str = "") -> str:
+    """A label without what spellings of it differ in, but for one of SPELLINGS."""
+    for name, take_away in SPELLINGS.items():
+        label = label if name == keep else take_away(label)
+    return label
+
+
+def _difference(one: str, other: str) -> str:
+    if _plain(one) != _plain(other):
+        return "a word in front"
+    return " and ".join(name for name in SPELLINGS if _plain(one, keep=name) != _plain(other, keep=name)) or "blanks"
 
 
 def _number(numbers: dict[str, int], label: str) -> int:
@@ -317,7 +375,7 @@ def _market_identity(split: Path, name: str) -> str:
             f"{split / name}: does not begin with its identity, as 0002_c1s1_000451.jpg does, and is in no folder of "
             "its identity either"
         )
-    return identity
+    return identity_of(identity, split / name)
 
 
 def _is_picture(name: str) -> bool:
@@ -376,9 +434,9 @@ def _read_csv(file: Path, train: bool) -> dict[str, list[Picture]]:
         if (train or split != TRAIN) and not os.path.isfile(path):
             hint = " (folders are parted by /, not by \\)" if "\\" in path else ""
             raise DataError(f"{file} line {line}: there is no file {path}{hint}")
-        if row["pid"] != JUNK:
-            labels = (normal(row.get(name, "")) for name in ("pid", "camid", "viewid"))
-            splits[split].append(Picture(path, *labels))
+        identity = known(row["pid"]) or identity_of(row["pid"], f"{file} line {line}")
+        if identity != JUNK:
+            splits[split].append(Picture(path, identity, known(row.get("camid", "")), known(row.get("viewid", ""))))
     for split, pictures in splits.items():
         if not pictures and (train or split != TRAIN):
             raise DataError(f"{file}: has no picture of split {split} (of an identity other than -1)")

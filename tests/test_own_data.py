@@ -535,11 +535,77 @@ def test_csv_that_cannot_be_read(tmp_path, monkeypatch):
     assert message(root) == f"{root}/pictures.csv: cannot be read (Permission denied)"
 
 
-def test_csv_labels_that_differ_in_leading_zeros_alone(tmp_path):
-    root = table(tmp_path, rows("d.jpg,3,01,,query"))
-    assert f"cameras '01' ({root}/d.jpg) and '1' ({root}/b.jpg) differ in leading zeros alone" in message(root)
-    root = table(tmp_path, rows("d.jpg,002,1,,train"))
-    assert f"identities '002' ({root}/d.jpg) and '2' ({root}/c.jpg) differ in leading zeros alone" in message(root)
+LABEL = {"identities": "d.jpg,{},9,,train\ne.jpg,{},9,,train", "cameras": "d.jpg,1,{},,train\ne.jpg,1,{},,train"}
+LABEL["viewpoints"] = "d.jpg,1,1,{},train\ne.jpg,1,1,{},train"
+
+
+@pytest.mark.parametrize("what", LABEL)
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        *(("08", "8", "leading zeros"), ("8", "8.0", "a decimal .0"), ("8", "08.00", "a decimal .0 and leading zeros")),
+        *(("Hall", "hall", "capital letters"), ("gate a", "gatea", "blanks"), ("ＡＢ", "AB", "wide letters")),
+        *(("West 08", "west8", "capital letters and blanks and leading zeros"), ("gate 8", "gate  8", "blanks")),
+    ],
+)
+def test_csv_two_spellings_of_one_label(tmp_path, what, one, other, difference):
+    """Each would be a label of its own: a query's own camera would not be left out, an identity would not be found."""
+    root = table(tmp_path, rows(LABEL[what].format(one, other)))
+    said = message(root)
+    assert said.startswith(f"{what} ") and f"differ in {difference} alone; right is one way to write it" in said
+    assert f"{one!r} ({root}/d.jpg)" in said
+    assert f"{other!r} ({root}/e.jpg)" in said
+    table(root, rows(LABEL[what].format(other, other)))
+    assert len(folder(root).train) == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "one", "other", "alike"),
+    [
+        *(("cameras", "c8", "8", True), ("cameras", "Cam 08", "camera_8", True), ("cameras", "cam-8", "8.0", True)),
+        *(("viewpoints", "v8", "8", True), ("viewpoints", "View8", "viewpoint 8", True)),
+        *(("cameras", "a8", "8", False), ("cameras", "c8", "a8", False), ("cameras", "-8", "8", False)),
+        *(("identities", "c8", "8", False), ("viewpoints", "c8", "8", False), ("cameras", "v8", "8", False)),
+        *(("cameras", "8 1", "81", False), ("cameras", "8.0.0", "8.0", False), ("cameras", "8.1", "8", False)),
+        *(("identities", "Strauß", "Strauss", False), ("identities", "8a", "8", False), ("cameras", "cam", "c", False)),
+    ],
+)
+def test_csv_words_before_a_number(tmp_path, what, one, other, alike):
+    """c8 is 8 where it can mean nothing else; nothing is refused that may be right."""
+    root = table(tmp_path, rows(LABEL[what].format(one, other)))
+    if alike:
+        said = message(root)
+        assert repr(one) in said and repr(other) in said and "differ in a word in front" in said
+    else:
+        assert len(folder(root).train) == 3
+
+
+def test_csv_a_camera_of_a_row_of_letters_is_none_with_a_word(tmp_path):
+    root = table(tmp_path, rows("d.jpg,1,a8,,train", "e.jpg,1,c8,,train", "f.jpg,1,8,,train"))
+    assert folder(root).num_cams == 5
+
+
+@pytest.mark.parametrize("word", ["NaN", "None", "NULL", "N/A", "-1", "-1.0", "?", "-", "unknown"])
+def test_csv_words_for_no_label(tmp_path, word):
+    """A camera or viewpoint is unknown, as an empty one; an identity is refused, and junk is junk."""
+    lines = ("d.jpg,1,{0},{0},train", "e.jpg,1,1,rear,train")
+    empty, named = ([line.format(label) for line in lines] for label in ("", word))
+    expected = labels(folder(table(tmp_path, rows(*empty)), protocol="all"))
+    root = table(tmp_path, rows(*named))
+    assert labels(folder(root, protocol="all")) == expected and expected[0][0] == (0, -1, -1)
+    assert f"1 of 5 pictures have no camera (e.g. {root}/d.jpg)" in message(root)
+    table(root, rows(f"d.jpg,{word},1,,gallery"))
+    if word.startswith("-1"):
+        assert len(folder(root).trials[0].gallery) == 1
+    else:
+        assert message(root).startswith(f"{root}/pictures.csv line 5: the identity is {word!r}, which is nobody's; ")
+
+
+def test_names_that_say_that_there_is_no_identity(tmp_path):
+    root = write(tmp_path, "train/1/c1_1.jpg", "query/2/c1_1.jpg", "gallery/2/c2_1.jpg", "gallery/NaN/c2_1.jpg")
+    assert message(root).startswith(f"{root}/gallery/NaN: the identity is 'NaN', which is nobody's; right is a label")
+    root = write(tmp_path / "x", "train/1_c1_1.jpg", "query/2_c1_1.jpg", "gallery/2_c2_1.jpg", "gallery/null_c2_1.jpg")
+    assert message(root).startswith(f"{root}/gallery/null_c2_1.jpg: the identity is 'null', which is nobody's")
 
 
 def test_csv_pictures_of_one_name_come_in_the_order_of_their_folders(tmp_path):

@@ -189,7 +189,10 @@ SPLITS = ("train", "query", "gallery")
 LABELS = st.one_of(
     st.integers(0, 30).map(str),
     st.sampled_from(
-        ["anna", "Anna", "ü", "u\u0308", "007", "7", "a10", "a9", "a 9", "a,b", 'a"b', "日本", "-2", "٣", "🙂"]
+        [
+            *("anna", "Anna", "ü", "u\u0308", "007", "7", "7.0", "７", "1.0.0", "1.0", "a10", "a9", "a 9", "1 2", "12"),
+            *("a,b", 'a"b', "日本", "-2", "٣", "🙂"),
+        ]
     ),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
 )
@@ -204,12 +207,23 @@ def pictures(tmp_path_factory) -> Path:
 
 
 def meant(label: str) -> str:
-    """A label as it is compared."""
-    return unicodedata.normalize("NFC", label.strip())
+    """A label as it is compared; empty where it is a word for none."""
+    label = unicodedata.normalize("NFC", label.strip())
+    none = ("nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", "-1")
+    return "" if label.lower() in none else label
 
 
 def by_number(label: str) -> list:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", label))]
+
+
+def spelled(label: str) -> str:
+    """Equal for two spellings of one label."""
+    label = unicodedata.normalize("NFKC", label).lower()
+    whole, point, rest = label.rpartition(".")
+    if point and rest and set(rest) == {"0"} and re.search(r"(^|[^0-9.])[0-9]+$", whole):
+        label = whole
+    return str([part if place % 2 else "".join(part.split()) for place, part in enumerate(by_number(label))])
 
 
 @st.composite
@@ -222,7 +236,7 @@ def tables(draw):
     splits = [*SPLITS, *(draw(st.sampled_from(SPLITS)) for _ in range(PICTURES - len(SPLITS)))]
     rows, expected = [], {split: [] for split in SPLITS}
     for number, split in zip(numbers, splits, strict=True):
-        identity = draw(LABELS.filter(lambda label: meant(label) not in ("", "-1")))
+        identity = draw(LABELS.filter(meant))
         row = {
             **{"path": f"{number}.jpg", "pid": identity, "split": draw(st.sampled_from([split, f" {split.upper()}"]))},
             **{name: draw(LABELS | st.just("")) for name in ("camid", "viewid", "note")},
@@ -261,12 +275,12 @@ def test_a_table_is_read_as_it_was_written(pictures, table):
         "cameras": {row[2] for rows in expected.values() for row in rows} - {""},
         "viewpoints": {row[3] for rows in expected.values() for row in rows} - {""},
     }
-    alike = [kind for kind, labels in kinds.items() if len({str(by_number(label)) for label in labels}) < len(labels)]
+    alike = [kind for kind, labels in kinds.items() if len({spelled(label) for label in labels}) < len(labels)]
     try:
         benchmark = folder(file, protocol="all")
     except DataError as error:
         event("refused")
-        assert alike and "leading zeros" in str(error) and any(kind in str(error) for kind in alike)
+        assert alike and "right is one way to write it" in str(error) and any(kind in str(error) for kind in alike)
         return
     event("read")
     assert not alike
