@@ -64,7 +64,10 @@ def _vehicleid(cfg: CfgNode, train: bool) -> Benchmark:
 
 
 def _folder(cfg: CfgNode, train: bool) -> Benchmark:
-    return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
+    benchmark = folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
+    if benchmark.unused:
+        logger.info("folder: not used: %s", ", ".join(benchmark.unused))
+    return benchmark
 
 
 def _rendered(cfg: CfgNode, kind: Kind) -> Path:

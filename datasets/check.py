@@ -24,11 +24,12 @@ from datasets.folder import natural
 from datasets.images import FORMATS, orientation, read_image, shown
 from datasets.published_counts import published_counts
 from utils.errors import DataError
-from utils.metrics import Ignored
+from utils.metrics import Ignored, ignore_nothing
 from utils.progress import progress
 from utils.records import Benchmark, Labels, Sample, Trial
 
 EXAMPLES = 3  # of a finding
+NAMED = 12  # cameras or columns in a line
 MOST = 0.5  # of the queries: a few copies happen in published data, so many mean that the test is none
 LABELS_AT_ONCE = 64  # rows of a block of the protocol's rule; many small blocks are quicker than few large ones
 NAMESAKES = 1000  # files that the quick form reads; more could take a disk longer than its few seconds
@@ -48,6 +49,9 @@ PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"),
     *(".jp2", ".j2k", ".jpx", ".jxl", ".ppm", ".pgm", ".tga", ".dng", ".psd"),
 )
+
+
+Written = Mapping[str, tuple[str, str]]  # Benchmark.as_written
 
 
 class Finding(NamedTuple):
@@ -84,6 +88,7 @@ class Report:
     problems: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     notes: tuple[Finding, ...]
+    labels: tuple[str, ...] = ()  # lines on how labels were read
 
     def failure(self) -> str:
         """All problems in one sentence, for an error; empty if there is none."""
@@ -93,7 +98,7 @@ class Report:
 
     def text(self) -> str:
         """For a person: counts, then notes, warnings and problems with their examples."""
-        lines = [self.name, *_table(self.splits)]
+        lines = [self.name, *_table(self.splits), *self.labels]
         for title, findings in (("note", self.notes), ("warning", self.warnings), ("problem", self.problems)):
             for finding in findings:
                 lines += ["", f"{title}: {finding.message}", *(f"    {shown(example)}" for example in finding.examples)]
@@ -112,7 +117,7 @@ def quick_check(benchmark: Benchmark, *, instances: int, identities: int | None)
         identities: P, identities in a batch; None if no stage takes such batches.
     """
     files = _look(benchmark)
-    found = _Findings()
+    found = _Findings(benchmark.as_written)
     _check_files(files, found)
     _check_lists(benchmark, _with_namesakes(benchmark, files), "file", found, instances, identities)
     return found.report(benchmark)
@@ -125,7 +130,7 @@ def full_check(benchmark: Benchmark, *, instances: int, identities: int | None, 
         workers: processes; None for as many as there are cores.
     """
     files = _look(benchmark)
-    found = _Findings()
+    found = _Findings(benchmark.as_written)
     _check_files(files, found)
     once = {file.key: path for path, file in files.items() if file.size}
     pictures = dict(zip(once, _decode(list(once.values()), workers), strict=True))
@@ -145,6 +150,7 @@ def full_check(benchmark: Benchmark, *, instances: int, identities: int | None, 
 class _Findings:
     """Collects; of the same finding about several trials, the first is told and the others are counted."""
 
+    written: Written
     levels: dict[str, dict[tuple[str, str], list[Finding]]] = field(
         default_factory=lambda: {"problem": {}, "warning": {}, "note": {}}
     )
@@ -156,9 +162,18 @@ class _Findings:
         finding = Finding(kind, f"{where}{message}", remedy, tuple(examples)[:EXAMPLES])
         self.levels[level].setdefault((kind, where), []).append(finding)
 
+    def labelled(self, sample: Sample) -> str:
+        """An image with the labels that a finding is about."""
+        identity, camera = _labels_of(sample, self.written)
+        return f"{sample.path} (identity {identity}, camera {camera or 'unknown'})"
+
+    def identities(self, samples: Sequence[Sample]) -> str:
+        """Images with their identities."""
+        return " and ".join(f"{sample.path} (identity {_labels_of(sample, self.written)[0]})" for sample in samples)
+
     def report(self, benchmark: Benchmark) -> Report:
         levels = [tuple(map(_merged, found.values())) for found in self.levels.values()]
-        return Report(benchmark.name, tuple(_splits(benchmark)), *levels)
+        return Report(benchmark.name, tuple(_splits(benchmark)), *levels, tuple(_labels_read(benchmark)))
 
 
 def _merged(findings: list[Finding]) -> Finding:
@@ -177,6 +192,38 @@ def _splits(benchmark: Benchmark) -> Iterable[Split]:
             yield _count(f"{prefix}gallery{several}", trial.gallery)
     if len(parts) > 1:
         yield _count("training together", benchmark.train)
+
+
+def _labels_read(benchmark: Benchmark) -> Iterable[str]:
+    """Cameras of all splits together, and the first identities as they were read."""
+    parts = benchmark.evaluated()
+    for part in parts:
+        prefix = f"{part.name} " if len(parts) > 1 else ""
+        every = [sample for samples in _lists(part) for sample in samples]
+        cameras = _cameras(every, part.as_written)
+        which = f" ({_few(cameras, NAMED)})" if cameras and part.as_written else ""
+        yield f"{prefix}cameras of all splits: {len(cameras)}{which}"
+        if part.as_written:
+            first: dict[str, str] = {}
+            for sample in every:
+                first.setdefault(part.as_written[sample.path][0], os.path.basename(sample.path))
+            identities = [f"{label} ({name})" for label, name in first.items()]
+            yield f"{prefix}identities as read: {_few(identities, EXAMPLES)}"
+
+
+def _cameras(samples: Sequence[Sample], written: Written) -> list[str]:
+    """The known ones in order."""
+    first = {sample.camid: sample for sample in samples if sample.camid >= 0}
+    return [label for camid in sorted(first) if (label := _labels_of(first[camid], written)[1])]
+
+
+def _labels_of(sample: Sample, written: Written) -> tuple[str, str]:
+    """Identity and camera, in their owner's words."""
+    return written.get(sample.path) or (str(sample.pid), str(sample.camid))
+
+
+def _few(words: Sequence[str], most: int) -> str:
+    return ", ".join(map(shown, words[:most])) + (", ..." if len(words) > most else "")
 
 
 def _count(name: str, samples: Sequence[Sample]) -> Split:
@@ -385,6 +432,7 @@ def _check_lists(
             _check_leaks(trial, trained, keys, same, found, where)
         _check_identities(part, found, where)
         _check_unknown(part, found, where)
+        _check_common(part, found, where)
         _check_omitted(part, found, where)
         _check_published(part, found, where)
 
@@ -464,7 +512,7 @@ def _check_matches(trial: Trial, ignored: Ignored, found: _Findings, where: str)
     total = len(trial.query)
     if len(left_out) == total:
         told = ", ".join(f"{len(queries)} {reason}" for queries, reason in reasons.values() if queries)
-        examples = [_with_labels(queries[0]) for queries, _ in reasons.values() if queries]
+        examples = [found.labelled(queries[0]) for queries, _ in reasons.values() if queries]
         single = len({sample.camid for samples in trial for sample in samples}) == 1
         remedy = (
             "all images are of one camera: number the cameras, or, if they are not known, set TEST.PROTOCOL all"
@@ -478,11 +526,7 @@ def _check_matches(trial: Trial, ignored: Ignored, found: _Findings, where: str)
         if queries:
             message = f"{len(queries)} of {total} queries have no valid match: they {reason}"
             remedy = "they are left out of the figures, which other programs may count otherwise"
-            found.add("warning", kind, message, remedy, map(_with_labels, queries), where=where)
-
-
-def _with_labels(sample: Sample) -> str:
-    return f"{sample.path} (identity {sample.pid}, camera {sample.camid})"
+            found.add("warning", kind, message, remedy, map(found.labelled, queries), where=where)
 
 
 def _matched(trial: Trial, ignored: Ignored) -> set[tuple[int, int]]:
@@ -526,7 +570,7 @@ def _check_repeats(
     if torn:
         message = f"{len(torn)} {name} images are there under two identities (the same {same})"
         remedy = "one of the labels is wrong: correct it, or take the images out"
-        found.add("warning", f"{name} contradictions", message, remedy, map(_identities, torn), where=where)
+        found.add("warning", f"{name} contradictions", message, remedy, map(found.identities, torn), where=where)
 
 
 def _other_identity(group: Sequence[Sample]) -> Sample | None:
@@ -536,10 +580,6 @@ def _other_identity(group: Sequence[Sample]) -> Sample | None:
 def _pair(samples: Sequence[Sample]) -> str:
     one, other = samples[0].path, samples[1].path
     return f"{one} and {other}" if one != other else f"{one} (there twice)"
-
-
-def _identities(samples: Sequence[Sample]) -> str:
-    return " and ".join(f"{sample.path} (identity {sample.pid})" for sample in samples)
 
 
 def _check_overlap(
@@ -566,7 +606,7 @@ def _check_overlap(
         count, total = len({query for query, _ in torn}), len(trial.query)
         message = f"{count} of {total} queries are in the gallery under another identity (the same {same})"
         remedy = "that answer counts as wrong: correct the label, or take the images out"
-        found.add("warning", "contradictions", message, remedy, map(_identities, torn), where=where)
+        found.add("warning", "contradictions", message, remedy, map(found.identities, torn), where=where)
 
 
 def _ignored_labels(pairs: set[tuple[int, int, int, int]], ignored: Ignored) -> set[tuple[int, int, int, int]]:
@@ -619,6 +659,19 @@ def _check_unknown(part: Benchmark, found: _Findings, where: str) -> None:
             found.add("warning", f"unknown {name}", message, remedy, images, where=where)
 
 
+def _check_common(part: Benchmark, found: _Findings, where: str) -> None:
+    """Cameras that queries and gallery share: none, where each side has names of its own for the same ones."""
+    for trial in part.trials if part.ignored is not ignore_nothing else ():
+        query, gallery = (_cameras(samples, part.as_written) for samples in trial)
+        if min(len(query), len(gallery)) > 1 and not set(query) & set(gallery):
+            message = f"queries ({_few(query, NAMED)}) and gallery ({_few(gallery, NAMED)}) have no camera in common"
+            remedy = (
+                "if a camera has two names, pictures from a query's own camera are not left out, and the figures are "
+                "too good: give it one"
+            )
+            found.add("warning", "no common camera", message, remedy, where=where)
+
+
 def _check_omitted(part: Benchmark, found: _Findings, where: str) -> None:
     """What the reader passed over: pictures and identities that are gone without a word would be missed by nobody."""
     files, folders, identities = part.omitted
@@ -645,6 +698,10 @@ def _check_omitted(part: Benchmark, found: _Findings, where: str) -> None:
         message = f"{len(identities)} identities without a picture"
         remedy = "their folders hold none that is read: they are not trained on or tested"
         found.add("warning", "empty identities", message, remedy, sorted(identities, key=natural), where=where)
+    if part.unused:
+        message = f"not used: {_few(part.unused, NAMED)}"
+        remedy = "nothing is missed unless they say what a picture is, or hold pictures that are meant"
+        found.add("note", "not used", message, remedy, where=where)
 
 
 def _suffix(path: str) -> str:

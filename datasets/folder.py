@@ -50,8 +50,16 @@ ALIASES = {  # what other programs call these columns
 }
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif")  # of any case
 JUNK = "-1"
+# Columns, without blanks and the like, by which a row would mean something else than a whole picture of its split.
+REGION = re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom|frame")
+FLAG = re.compile(
+    r"(is)?(train|training|test|query|gallery|junk|distractor|ignored?|excluded?|included?|skip(ped)?|valid|used?|"
+    r"keep|drop(ped)?|deleted?|removed?|discard(ed)?)"
+)
+CAMERA_FOLDER = re.compile(r"(c|cam|camera)[\W_]*[0-9]+|(cam|camera)[\W_]+[a-z]", re.IGNORECASE)
 CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
 NUMBER = re.compile(r"(-1|[0-9]+)_")
+NUMBERED = re.compile(r"(-1|((p|id|pid|person|v|vid|vehicle|car)[_-]?)?[0-9]+)(?=_|\Z)", re.IGNORECASE)
 DIGITS = re.compile(r"([0-9]+)")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+\Z")  # a whole number, as spreadsheets and pandas write it
 NO_LABEL = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", JUNK))
@@ -84,6 +92,7 @@ class Found(NamedTuple):
     splits: dict[str, list[Picture]]  # train, query, gallery
     table: Path | None = None  # the CSV file that lists them
     omitted: Omitted = NOTHING
+    unused: tuple[str, ...] = ()  # columns of that file, or folders beside the splits
 
 
 def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, train: bool = True) -> Benchmark:
@@ -106,7 +115,7 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
     """
     if protocol not in PROTOCOLS:
         raise DataError(f"TEST.PROTOCOL: there is no protocol {protocol!r}; there are: {', '.join(PROTOCOLS)}")
-    splits, table, omitted = read_splits(root, train=train)
+    splits, table, omitted, unused = read_splits(root, train=train)
     if protocol == CROSS_CAMERA:
         asked = [picture for split in splits if train or split != TRAIN for picture in splits[split]]
         _check_cameras(table or root, asked, listed=table is not None)
@@ -138,6 +147,8 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
         ignored=PROTOCOLS[protocol],
         seen=tuple(label for label in shared if label in learnt_labels),
         omitted=omitted,
+        unused=unused,
+        as_written={p.path: (p.identity, p.camera) for p in pictures},
     )
 
 
@@ -150,7 +161,7 @@ def read_splits(root: Path, *, train: bool = True) -> Found:
     if root.is_file():
         if not _is_table(root.name):
             raise DataError(f"DATASETS.ROOT_DIR {root}: is neither a folder nor a CSV file")
-        return Found(_read_csv(root, train), root)
+        return _read_csv(root, train)
     if not root.is_dir():
         raise DataError(f"DATASETS.ROOT_DIR {root}: there is no such folder or file")
     folders, files = _list(root)
@@ -164,7 +175,7 @@ def read_splits(root: Path, *, train: bool = True) -> Found:
                 f"({', '.join(sorted(tables, key=natural)[:3])}); right is one, or the one that is meant as "
                 "DATASETS.ROOT_DIR"
             )
-        return Found(_read_csv(root / tables[0], train), root / tables[0])
+        return _read_csv(root / tables[0], train)
     except DataError as error:
         beside = [name for names in FOLDERS.values() for name in names if name in folders]
         if not beside:
@@ -179,12 +190,14 @@ def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
     """The pictures of a folder that holds a folder per identity; and what was passed over.
 
     Raises:
-        DataError: pictures beside identities' folders, folders in them, folders without a name, or links to nothing.
+        DataError: pictures beside identities' folders, folders in them, folders without a name or of cameras, or links
+            to nothing.
     """
     folders, files = _list(root)
     if bare := [name for name in files if _is_picture(name)]:
         beside = f", beside such folders ({folders[0]})" if folders else ""
         raise DataError(f"{root}: holds pictures ({min(bare)}) that are in no folder of their identity{beside}")
+    _check_not_cameras(root, [name for name in folders if normal(name) != JUNK])
     pictures, others, empty = [], _others(root, files), []
     for name in folders:
         inner, files = _list(root / name)
@@ -204,6 +217,18 @@ def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
         elif (label := identity_of(name, root / name)) != JUNK:
             pictures += [Picture(os.path.join(root, name, file), label, camera_of(file)) for file in files]
     return pictures, Omitted(tuple(others), identities=tuple(empty))
+
+
+def _check_not_cameras(root: Path, folders: Sequence[str]) -> None:
+    """c1/ and c2/ are identities only where the names in them say the camera."""
+    if len(folders) < 2 or not all(map(CAMERA_FOLDER.fullmatch, folders)):
+        return
+    if not any(camera_of(file) for name in folders for file in _list(root / name)[1]):
+        raise DataError(
+            f"{root}: holds a folder per camera, by their names ({', '.join(folders[:3])}); right is a folder per "
+            "identity, with the camera in the names of its pictures (0001/c1_a.jpg), or a CSV file "
+            f"({','.join((*REQUIRED, *OPTIONAL))})"
+        )
 
 
 def camera_of(name: str) -> str:
@@ -329,7 +354,31 @@ def _read_folders(root: Path, there: Sequence[str], train: bool) -> Found:
             omitted.append(passed_over)
         if found and not splits[split] and (train or split != TRAIN):
             raise DataError(f"{root / found[0]}: holds no picture ({', '.join(SUFFIXES)}; identity other than -1)")
-    return Found(splits, omitted=all_omitted(omitted))
+    places = {os.path.join(root, name) for names in known.values() for name in names}
+    pictures = [picture for split in splits.values() for picture in split]
+    _check_readings(root, {p.identity: p.path for p in pictures if os.path.dirname(p.path) in places})
+    unused = tuple(f"folder {name}" for name in there if os.path.join(root, name) not in places)
+    return Found(splits, omitted=all_omitted(omitted), unused=unused)
+
+
+def _check_readings(root: Path, named: Mapping[str, str]) -> None:
+    """Ask where names can be read in two ways: 0001_1_c2.jpg is of identity 0001_1, or of 0001 in other clothes.
+
+    Args:
+        named: identity, as it stands in names -> a picture of it.
+    """
+    numbers = {label: match[1] if (match := NUMBERED.match(label)) else label for label in named}
+    first = {JUNK: JUNK}
+    for label in sorted(named, key=natural):
+        number = numbers[label]
+        one = first.setdefault(number, label)
+        if one != label:
+            raise DataError(
+                f"{root}: names do not say who is who: {named.get(one, 'junk')} and {named[label]} are of two "
+                f"identities, {one} and {label} (there are {len(named)}), or both of {number} (there are "
+                f"{len(set(numbers.values()))}), where what follows is no part of it (clothes, a date, a track). Right "
+                "is a folder per identity in train, query and gallery, or a CSV file with the identity in column pid"
+            )
 
 
 def _other_case(split: str, there: Sequence[str]) -> str:
@@ -409,7 +458,7 @@ def _list(path: Path) -> tuple[list[str], list[str]]:
 # ----------------------------------------------------------------------------------------------------------------- CSV
 
 
-def _read_csv(file: Path, train: bool) -> dict[str, list[Picture]]:
+def _read_csv(file: Path, train: bool) -> Found:
     splits: dict[str, list[Picture]] = {split: [] for split in FOLDERS}
     rows = _rows(file, _text(file))
     line, header = next(rows, (1, []))
@@ -440,7 +489,8 @@ def _read_csv(file: Path, train: bool) -> dict[str, list[Picture]]:
     for split, pictures in splits.items():
         if not pictures and (train or split != TRAIN):
             raise DataError(f"{file}: has no picture of split {split} (of an identity other than -1)")
-    return splits
+    unused = tuple(f"column {name}" for name in header if name not in (*REQUIRED, *OPTIONAL, ""))
+    return Found(splits, file, unused=unused)
 
 
 def _text(file: Path) -> str:
@@ -484,6 +534,18 @@ def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{file} line {line}: the header has {twice[0]} twice")
+    for name in header:
+        plain = "".join(filter(str.isalnum, name))
+        if REGION.fullmatch(plain):
+            raise DataError(
+                f"{file} line {line}: column {name} is about parts of pictures, which are read whole; right is to cut "
+                "the parts out and list these, without the column"
+            )
+        if FLAG.fullmatch(plain):
+            raise DataError(
+                f"{file} line {line}: column {name} is about which rows count, or where; right is to say so in column "
+                f"split ({', '.join(FOLDERS)}), to leave out what is not meant (pid {JUNK}), and to drop the column"
+            )
     # Other columns are the user's own; a misspelt camera would be one that is lost without a word.
     absent = [name for name in OPTIONAL if name not in header]
     for name in header:

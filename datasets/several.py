@@ -55,6 +55,7 @@ def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
         trials=tuple(trial for part in parts for trial in part.trials),
         ignored=benchmarks[0].ignored,
         parts=tuple(parts),
+        as_written={path: labels for part in parts for path, labels in part.as_written.items()},
     )
 
 

@@ -6,8 +6,8 @@ nobody counts positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -64,7 +64,9 @@ class Benchmark:
     what there is. `seen` are identities, by the labels that they had before training labels were numbered anew, which
     are in training and test alike; a reader names them where its labels mean the same in both. `variant` is which of
     several published forms it is, `first_camera` the number of its first camera, above 0 for all but the first of
-    several data sets trained on together.
+    several data sets trained on together. `unused` are columns of its list and folders beside its own that nothing is
+    made of. `as_written` has identity and camera of images by their paths as their owner wrote them, where they are
+    labels; else the numbers are the data set's own.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Benchmark:
     variant: str = ""
     first_camera: int = 0
     omitted: Omitted = NOTHING
+    unused: tuple[str, ...] = ()
+    as_written: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False, repr=False)
 
     def evaluated(self) -> tuple[Benchmark, ...]:
         """The benchmarks to evaluate: itself, or its parts."""
