@@ -50,12 +50,18 @@ ALIASES = {  # what other programs call these columns
 }
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif")  # of any case
 JUNK = "-1"
-# Columns, without blanks and the like, by which a row would mean something else than a whole picture of its split.
-REGION = re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom|frame")
-FLAG = re.compile(
-    r"(is)?(train|training|test|query|gallery|junk|distractor|ignored?|excluded?|included?|skip(ped)?|valid|used?|"
-    r"keep|drop(ped)?|deleted?|removed?|discard(ed)?)"
-)
+MEANINGS = {  # columns (letters and digits alone) that would make a row more than a whole picture of its split
+    re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom|frame"): (
+        "about parts of pictures, which are read whole; right is to cut them out, list these, and drop the column"
+    ),
+    re.compile(
+        r"(is)?(train|training|test|query|gallery|junk|distractor|ignored?|excluded?|included?|skip(ped)?|valid|used?|"
+        r"keep|drop(ped)?|deleted?|removed?|discard(ed)?)"
+    ): (
+        f"about which rows count, or where; right is to say so in column split ({TRAIN}, {QUERY}, {GALLERY}), to leave "
+        f"out what is not meant (pid {JUNK}), and to drop the column"
+    ),
+}
 CAMERA_FOLDER = re.compile(r"(c|cam|camera)[\W_]*[0-9]+|(cam|camera)[\W_]+[a-z]", re.IGNORECASE)
 CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
 NUMBER = re.compile(r"(-1|[0-9]+)_")
@@ -71,9 +77,9 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "a decimal .0": lambda label: DECIMAL.sub(r"\1", label),
     "leading zeros": lambda label: re.sub("(?<![0-9])0+(?=[0-9])", "", label),
 }
-WORDS = {  # before a number they say what it counts: c3 is 3
-    "cameras": re.compile(r"((c|cam|camera)[^\w\s]*_*)?(?=[0-9])"),
-    "viewpoints": re.compile(r"((v|view|viewpoint)[^\w\s]*_*)?(?=[0-9])"),
+WORDS = {  # that stand before a number: c3 is 3
+    "cameras": re.compile(r"\A((c|cam|camera)[^\w\s]*_*)?(?=[0-9])"),
+    "viewpoints": re.compile(r"\A((v|view|viewpoint)[^\w\s]*_*)?(?=[0-9])"),
 }
 
 
@@ -221,13 +227,12 @@ def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
 
 def _check_not_cameras(root: Path, folders: Sequence[str]) -> None:
     """c1/ and c2/ are identities only where the names in them say the camera."""
-    if len(folders) < 2 or not all(map(CAMERA_FOLDER.fullmatch, folders)):
-        return
-    if not any(camera_of(file) for name in folders for file in _list(root / name)[1]):
+    by_name = len(folders) > 1 and all(map(CAMERA_FOLDER.fullmatch, folders))
+    if by_name and not any(camera_of(file) for name in folders for file in _list(root / name)[1]):
         raise DataError(
-            f"{root}: holds a folder per camera, by their names ({', '.join(folders[:3])}); right is a folder per "
+            f"{root}: holds folders of cameras, by their names ({', '.join(folders[:3])}); right is a folder per "
             "identity, with the camera in the names of its pictures (0001/c1_a.jpg), or a CSV file "
-            f"({','.join((*REQUIRED, *OPTIONAL))})"
+            "(path,pid,camid,viewid,split)"
         )
 
 
@@ -282,14 +287,14 @@ def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
         labels: label -> a picture that has it, for the message.
 
     Raises:
-        DataError: two labels that one program or another writes for the same; see SPELLINGS. A word before the number
-            counts as one only where no other word is there: beside a3 and b3, c3 is not 3.
+        DataError: two spellings of one label. A word before its number is one only where no other word is: beside a3,
+            c3 is not 3.
     """
     ordered = sorted(labels.keys() - {""}, key=natural)
     plain = {label: _plain(label) for label in ordered}
     word = WORDS.get(what)
     if word and all(word.match(text) for text in plain.values() if DIGITS.search(text)):
-        plain = {label: text[match.end() :] if (match := word.match(text)) else text for label, text in plain.items()}
+        plain = {label: word.sub("", text, count=1) for label, text in plain.items()}
     first: dict[str, str] = {}
     for label, text in plain.items():
         one = first.setdefault(text, label)
@@ -302,7 +307,7 @@ def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
 
 
 def _plain(label: str, *, keep: str = "") -> str:
-    """A label without what spellings of it differ in, but for one of SPELLINGS."""
+    """What all spellings of a label have in common; one of SPELLINGS may be kept."""
     for name, take_away in SPELLINGS.items():
         label = label if name == keep else take_away(label)
     return label
@@ -535,17 +540,9 @@ def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
     if twice:
         raise DataError(f"{file} line {line}: the header has {twice[0]} twice")
     for name in header:
-        plain = "".join(filter(str.isalnum, name))
-        if REGION.fullmatch(plain):
-            raise DataError(
-                f"{file} line {line}: column {name} is about parts of pictures, which are read whole; right is to cut "
-                "the parts out and list these, without the column"
-            )
-        if FLAG.fullmatch(plain):
-            raise DataError(
-                f"{file} line {line}: column {name} is about which rows count, or where; right is to say so in column "
-                f"split ({', '.join(FOLDERS)}), to leave out what is not meant (pid {JUNK}), and to drop the column"
-            )
+        for columns, meaning in MEANINGS.items():
+            if columns.fullmatch("".join(filter(str.isalnum, name))):
+                raise DataError(f"{file} line {line}: column {name} is {meaning}")
     # Other columns are the user's own; a misspelt camera would be one that is lost without a word.
     absent = [name for name in OPTIONAL if name not in header]
     for name in header:

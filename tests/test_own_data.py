@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
+from configs import load
+from datasets.build import make_benchmark
+from datasets.check import quick_check
 from datasets.folder import camera_of, folder, natural, read_splits
 from datasets.images import Images
 from datasets.market1501 import market1501
 from datasets.sampler import IdentitySampler
+from datasets.several import together
 from datasets.transforms import TrainTransform
-from tools import split_dataset
+from tools import check_dataset, split_dataset
 from utils.command import run
 from utils.errors import DataError, UserError
 from utils.metrics import ignore_nothing, rank, same_camera
@@ -27,6 +32,8 @@ from utils.records import Benchmark, Labels
 
 HEADER = "path,pid,camid,viewid,split\n"
 FORMS = ("folders", "market", "csv")
+BATCH = {"instances": 1, "identities": 2}
+MARKET = (("bounding_box_train", 1), ("query", 2), ("bounding_box_test", 3))
 
 
 def write(root: Path, *names: str) -> Path:
@@ -344,6 +351,74 @@ def test_a_name_without_an_identity(tmp_path, name):
     assert message(root).startswith(f"{root}/query/{name}: does not begin with its identity, as 0002_c1s1_000451.jpg")
 
 
+NAMES = ("train/{}_c1_1.jpg", "train/{}_c2_2.jpg", "query/0009_c1_1.jpg", "gallery/{}_c2_1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("names", "one", "other", "counts", "number"),
+    [
+        (("001_0", "001_1", "002_0"), "001_0", "001_1", (4, 3), "001"),  # clothes, a track, a part
+        (("0001_20230101", "0002_20230101", "0001_20230102"), "0001_20230101", "0001_20230102", (4, 3), "0001"),
+        (("7", "7_b", "8"), "7", "7_b", (4, 3), "7"),
+        (("p07_0", "p08_0", "p07_1"), "p07_0", "p07_1", (4, 3), "p07"),
+        (("person_3_a", "x", "person_3_b"), "person_3_a", "person_3_b", (4, 3), "person_3"),
+        (("-1_0", "2", "3"), "-1", "-1_0", (4, 4), "-1"),
+    ],
+)
+def test_names_that_can_be_read_in_two_ways(tmp_path, names, one, other, counts, number):
+    """What stands before the camera may be more than the identity, in one split or between training and test."""
+    root = write(tmp_path / "x", *(place.format(name) for place, name in zip(NAMES[:2], names[:2], strict=True)))
+    write(root, NAMES[2], NAMES[3].format(names[2]))
+    for said in (message(root), message(root, train=False)):
+        assert said.startswith(f"{root}: names do not say who is who: ")
+        assert f"two identities, {one} and {other} (there are {counts[0]}), or both of {number} (there are " in said
+        assert f"(there are {counts[1]})" in said and "a folder per identity in" in said and "CSV file" in said
+    # The remedy is taken as it is meant.
+    for path in list(root.rglob("*.jpg")):
+        identity = path.name.split("_c")[0]
+        if identity != "-1_0":
+            write(root, f"{path.parent.name}/{identity}/{path.name}")
+        path.unlink()
+    write(root, "gallery/0009/c3_1.jpg")
+    assert folder(root).num_pids == len({*names[:2]} - {"-1_0"})
+
+
+@pytest.mark.parametrize("one, other", [("anna_b", "anna_c"), ("1-2", "1-3"), ("12AB", "12CD"), ("a_1", "a_2")])
+def test_names_that_are_read_as_they_stand(tmp_path, one, other):
+    root = write(tmp_path, f"train/{one}_c1_1.jpg", f"train/{other}_c1_1.jpg", "query/9_c1_1.jpg", "gallery/9_c2_1.jpg")
+    assert folder(root).num_pids == 2
+
+
+@pytest.mark.parametrize(("one", "other"), [("cam_a", "cam_b"), ("c1", "c2"), ("Camera 1", "Camera 2"), ("cam1", "-1")])
+def test_folders_of_cameras_are_no_identities(tmp_path, one, other):
+    """Unless the names in them say the camera."""
+    names = [f"{folder}/{number:04}.jpg" for folder in (one, other, "c3") for number in range(4)]
+    source = write(tmp_path / "source", *names)
+    with pytest.raises(DataError) as error:
+        split_dataset.main([str(source), str(tmp_path / "x")])
+    seen = ", ".join(sorted(({one, other, "c3"}) - {"-1"}, key=natural))
+    assert f"{source}: holds folders of cameras, by their names ({seen}); right is a folder per" in str(error.value)
+    assert "CSV file" in str(error.value) and not (tmp_path / "x").exists()
+    for side in ("train", "query", "gallery"):
+        shutil.copytree(source, tmp_path / "own" / side)
+    assert message(tmp_path / "own", protocol="all").startswith(f"{tmp_path}/own/train: holds folders of cameras")
+    write(source, *(name.replace("/", f"/c{number % 2}_") for number, name in enumerate(names)))
+    for name in names:
+        (source / name).unlink()
+    split_dataset.main([str(source), str(tmp_path / "x")])
+    write(tmp_path / "names", "cama/1.jpg", "camilla/1.jpg", "camilla/2.jpg", "c3/1.jpg", "c4/1.jpg", "c4/2.jpg")
+    split_dataset.main([str(tmp_path / "names"), str(tmp_path / "y"), "--train", "0.7"])
+
+
+def test_folders_beside_the_splits_are_named(people, caplog):
+    write(people, "val/9/c1_1.jpg", "distractors/c1_1.jpg")
+    assert folder(people).unused == ("folder distractors", "folder val")
+    with caplog.at_level("INFO"):
+        make_benchmark(load(None, ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(people)]))
+    assert "folder: not used: folder distractors, folder val" in caplog.messages
+    assert "note: not used: folder distractors, folder val" in quick_check(folder(people), **BATCH).text()
+
+
 # ------------------------------------------------------------------------------------------------------------------ CSV
 
 
@@ -498,6 +573,28 @@ def test_csv_columns_of_ones_own(tmp_path, columns):
     assert len(folder(root, protocol="all").train) == 1
 
 
+@pytest.mark.parametrize(
+    ("columns", "right"),
+    [
+        *((name, "cut them out") for name in ("x1", "X_min", "bbox", "bbox_left", "Box", "top", "frame", "roi")),
+        *((name, "in column split (train,") for name in ("is_query", "isQuery", "junk", "Ignore", "is_distractor")),
+    ],
+)
+def test_csv_columns_by_which_a_row_means_something_else(tmp_path, columns, right):
+    root = table(tmp_path, rows().replace("split\n", f"split,weather,{columns}\n"))
+    said = message(root)
+    assert said.startswith(f"{root}/pictures.csv line 1: column {columns.casefold()} is about ") and right in said
+
+
+def test_csv_columns_that_are_not_used_are_named(tmp_path, capsys):
+    text = "".join(f"{line},1,2,3\n" for line in rows().splitlines()).replace("split,1,2,3", "split,Weather,,age")
+    root = table(tmp_path, text)
+    assert folder(root).unused == ("column weather", "column age")
+    check_dataset.main(["--quick", "DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(root)])
+    assert "note: not used: column weather, column age\n" in capsys.readouterr().out
+    assert folder(table(root, rows())).unused == ()
+
+
 @pytest.mark.parametrize("split", ["train", "query", "gallery"])
 def test_csv_with_an_empty_split(tmp_path, split):
     lines = [line for line in rows().splitlines() if not line.endswith(f",{split}")]
@@ -614,6 +711,55 @@ def test_csv_pictures_of_one_name_come_in_the_order_of_their_folders(tmp_path):
     one = folder(root).train
     table(root, rows(*reversed(lines)))
     assert folder(root).train == one
+
+
+# --------------------------------------------------------------------------------------------- labels in the data check
+
+
+def halls(root: Path, query: tuple[str, str], gallery: tuple[str, str]) -> Path:
+    """Two queries and two gallery pictures, each in another camera; training in two."""
+    cameras = [("train", "anna", "hall"), ("train", "bob", "yard")]
+    cameras += [("query", f"q{n}", camera) for n, camera in enumerate(query)]
+    cameras += [("gallery", f"q{n}", camera) for n, camera in enumerate(gallery)]
+    lines = [f"{name}.jpg,{who},{camera},,{side}" for name, (side, who, camera) in zip("abcdef", cameras, strict=True)]
+    return table(root, HEADER + "\n".join(lines) + "\n")
+
+
+def test_the_check_shows_labels_as_they_were_read(tmp_path):
+    """Cameras of all splits together, and identities with a picture of each."""
+    root = halls(tmp_path, ("hall", "N"), ("yard", "hall"))
+    shown = quick_check(folder(root), **BATCH).text()
+    assert "\ncameras of all splits: 3 (N, hall, yard)\n" in shown
+    assert "\nidentities as read: anna (a.jpg), bob (b.jpg), q0 (c.jpg), ...\n" in shown
+    write(tmp_path / "market", *(f"Market-1501-v15.09.15/{split}/0002_c{c}s1_1_00.jpg" for split, c in MARKET))
+    shown = quick_check(market1501(tmp_path / "market"), **BATCH).text()
+    assert "\ncameras of all splits: 3\n" in shown and "identities as read" not in shown
+
+
+def test_findings_name_labels_as_they_were_written(tmp_path):
+    """Not by the numbers that stand for them; of one's own pictures trained on with others, too."""
+    root = halls(tmp_path / "own", ("hall", "yard"), ("hall", "hall"))
+    expected = f"{root}/c.jpg (identity q0, camera hall)"
+    for benchmark in (folder(root), together([folder(root), replace(folder(root), name="other")])):
+        report = quick_check(benchmark, **BATCH)
+        assert expected in [example for finding in report.warnings for example in finding.examples]
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery", "protocol", "warned"),
+    [
+        (("north", "south"), ("N", "S"), "cross-camera", True),
+        (("north", "south"), ("N", "S"), "all", False),
+        (("north", "south"), ("south", "S"), "cross-camera", False),
+        (("north", "north"), ("N", "S"), "cross-camera", False),
+    ],
+)
+def test_queries_and_gallery_without_a_common_camera(tmp_path, query, gallery, protocol, warned):
+    report = quick_check(folder(halls(tmp_path, query, gallery), protocol=protocol), **BATCH)
+    told = [finding for finding in report.warnings if finding.kind == "no common camera"]
+    assert [finding.message for finding in told] == [
+        "queries (north, south) and gallery (N, S) have no camera in common"
+    ] * warned
 
 
 # -------------------------------------------------------------------------------------------------------- split_dataset
