@@ -13,6 +13,7 @@
 
 A picture's camera is the first cN that stands between underscores, or at either end, of its file name: c3_0001.jpg,
 0002_c3s1_000451.jpg, img_c3.jpg are all of camera 3, whatever the folder. In a CSV file it is any label.
+What stands before it is the identity, unless that can be read in two ways: 0001_0 beside 0001_1 is refused.
 
 Labels of identities, cameras and viewpoints are text (in Unicode's normal form, so that ü is ü, and without blanks
 around it), put in natural order: 2 before 10. Two spellings of one label (3 and 3.0, cam3 and Cam 03) are refused. A
