@@ -51,9 +51,6 @@ PICTURES = (
 )
 
 
-Written = Mapping[str, tuple[str, str]]  # Benchmark.as_written
-
-
 class Finding(NamedTuple):
     """Something that a person should know."""
 
@@ -150,7 +147,7 @@ def full_check(benchmark: Benchmark, *, instances: int, identities: int | None, 
 class _Findings:
     """Collects; of the same finding about several trials, the first is told and the others are counted."""
 
-    written: Written
+    written: Mapping[str, tuple[str, str]]  # Benchmark.as_written
     levels: dict[str, dict[tuple[str, str], list[Finding]]] = field(
         default_factory=lambda: {"problem": {}, "warning": {}, "note": {}}
     )
@@ -211,13 +208,13 @@ def _labels_read(benchmark: Benchmark) -> Iterable[str]:
             yield f"{prefix}identities as read: {_few(identities, EXAMPLES)}"
 
 
-def _cameras(samples: Sequence[Sample], written: Written) -> list[str]:
+def _cameras(samples: Sequence[Sample], written: Mapping[str, tuple[str, str]]) -> list[str]:
     """The known ones in order."""
     first = {sample.camid: sample for sample in samples if sample.camid >= 0}
     return [label for camid in sorted(first) if (label := _labels_of(first[camid], written)[1])]
 
 
-def _labels_of(sample: Sample, written: Written) -> tuple[str, str]:
+def _labels_of(sample: Sample, written: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     """Identity and camera, in their owner's words."""
     return written.get(sample.path) or (str(sample.pid), str(sample.camid))
 

@@ -66,7 +66,7 @@ MEANINGS = {  # columns (letters and digits alone) that would make a row more th
 CAMERA_FOLDER = re.compile(r"(c|cam|camera)[\W_]*[0-9]+|(cam|camera)[\W_]+[a-z]", re.IGNORECASE)
 CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
 NUMBER = re.compile(r"(-1|[0-9]+)_")
-NUMBERED = re.compile(r"(-1|((p|id|pid|person|v|vid|vehicle|car)[_-]?)?[0-9]+)(?=_|\Z)", re.IGNORECASE)
+LEADING = re.compile(r"(-1|((p|id|pid|person|v|vid|vehicle|car)[_-]?)?[0-9]+)(?=_|\Z)", re.IGNORECASE)
 DIGITS = re.compile(r"([0-9]+)")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+\Z")  # a whole number, as spreadsheets and pandas write it
 NO_LABEL = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", JUNK))
@@ -373,7 +373,7 @@ def _check_readings(root: Path, named: Mapping[str, str]) -> None:
     Args:
         named: identity, as it stands in names -> a picture of it.
     """
-    numbers = {label: match[1] if (match := NUMBERED.match(label)) else label for label in named}
+    numbers = {label: match[1] if (match := LEADING.match(label)) else label for label in named}
     first = {JUNK: JUNK}
     for label in sorted(named, key=natural):
         number = numbers[label]
