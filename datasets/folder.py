@@ -52,7 +52,7 @@ ALIASES = {  # what other programs call these columns
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif")  # of any case
 JUNK = "-1"
 MEANINGS = {  # columns (letters and digits alone) that would make a row more than a whole picture of its split
-    re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom|frame"): (
+    re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom"): (
         "about parts of pictures, which are read whole; right is to cut them out, list these, and drop the column"
     ),
     re.compile(

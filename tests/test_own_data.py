@@ -576,7 +576,7 @@ def test_csv_columns_of_ones_own(tmp_path, columns):
 @pytest.mark.parametrize(
     ("columns", "right"),
     [
-        *((name, "cut them out") for name in ("x1", "X_min", "bbox", "bbox_left", "Box", "top", "frame", "roi")),
+        *((name, "cut them out") for name in ("x1", "X_min", "bbox", "bbox_left", "Box", "top", "roi")),
         *((name, "in column split (train,") for name in ("is_query", "isQuery", "junk", "Ignore", "is_distractor")),
     ],
 )
