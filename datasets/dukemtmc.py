@@ -12,8 +12,8 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-from datasets.market1501 import GALLERY, NAMING, QUERY, TRAIN, read_market_folders
-from datasets.naming import Origin, usual_folder
+from datasets.market1501 import GALLERY, QUERY, TRAIN, read_market_folders
+from datasets.naming import Naming, Origin, usual_folder
 from utils.records import Benchmark
 
 EXAMPLE = "0001_c2_f0046182.jpg"
@@ -58,4 +58,4 @@ def occ_duke(root: Path, *, train: bool = True) -> Benchmark:
 
 def _read(name: str, root: Path, origin: Origin, train: bool) -> Benchmark:
     folder = usual_folder(root, origin, (GALLERY, QUERY, TRAIN))
-    return read_market_folders(name, folder, train=train, naming=NAMING._replace(title=origin.title, example=EXAMPLE))
+    return read_market_folders(name, folder, train=train, naming=Naming(origin.title, EXAMPLE))

@@ -34,7 +34,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.naming import all_omitted, is_litter
+from datasets.naming import all_omitted, is_litter, too_deep
 from utils.errors import DataError
 from utils.metrics import CROSS_CAMERA, PROTOCOLS
 from utils.records import NOTHING, Benchmark, Omitted, Sample, Trial
@@ -397,7 +397,9 @@ def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
     if hint := next(filter(None, (_other_case(split, folders) for split in FOLDERS)), ""):
         return f"DATASETS.ROOT_DIR {root}: there is no folder train, query or gallery{hint}"
     for name in folders:
-        _, files = _list(root / name)
+        inner, files = _list(root / name)
+        if any(split in inner for names in FOLDERS.values() for split in names) or any(map(_is_table, files)):
+            return f"DATASETS.ROOT_DIR {root}: right is {root / name}, which holds the splits"
         if any(_is_picture(file) for file in files):
             return (
                 f"DATASETS.ROOT_DIR {root}: is not split into train, query and gallery. If it holds a folder per "
@@ -412,6 +414,8 @@ def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
 def _read_split(split: Path) -> tuple[list[Picture], Omitted]:
     folders, files = _list(split)
     pictures = [name for name in files if _is_picture(name)]
+    if folders == [split.name] and not pictures:
+        raise DataError(f"{split}: holds neither pictures nor identities{too_deep(split)}")
     if not pictures or folders:
         return read_identities(split)
     named = ((file, _market_identity(split, file)) for file in pictures)

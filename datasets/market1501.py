@@ -8,10 +8,10 @@ ROOT_DIR/Market-1501-v15.09.15/
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from datasets.naming import (
+    MARKET_FORM,
     PERSON,
     Naming,
     Origin,
@@ -25,8 +25,8 @@ from utils.metrics import same_camera
 from utils.records import Benchmark, Trial
 
 FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501", "market1501/Market-1501-v15.09.15")
-TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
-NAMING = Naming("Market-1501", re.compile(r"(-1|\d+)_c([1-9]\d*)"), "0002_c1s1_000451_03.jpg")
+TRAIN, QUERY, GALLERY = MARKET_FORM
+NAMING = Naming("Market-1501", "0002_c1s1_000451_03.jpg")
 ORIGIN = Origin("Market-1501", FOLDERS, "it is to be asked for from its authors and is never downloaded here")
 
 

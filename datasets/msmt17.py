@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
-from datasets.naming import PERSON, Origin, dense_labels, not_found, read_list, require_images
+from datasets.naming import PERSON, Naming, Origin, dense_labels, not_found, places, read_list
 from utils.errors import DataError
 from utils.metrics import same_camera
 from utils.records import Benchmark, Sample, Trial
@@ -27,8 +28,8 @@ ORIGIN = Origin(
 )
 SPLITS = {"train": "test", "mask_train_v2": "mask_test_v2"}  # training folder -> test folder
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
-EXAMPLE = "0000/0000_000_01_0303morning_0008_0.jpg 0"
-NAME = re.compile(r"[^_]+_[^_]+_0*([1-9]\d*)_")  # the third field of the base name is the camera
+NAMING = Naming("MSMT17", "0000/0000_000_01_0303morning_0008_0.jpg")
+NAME = re.compile(r"[^_]+_[^_]+_(\d+)_")  # the third field of the base name is the camera
 UNKNOWN = "unknown version"
 
 
@@ -75,19 +76,21 @@ def _version(test_folder: Path) -> str:
 def _find(root: Path) -> tuple[Path, str, str]:
     """The folder of the lists, and the names of its training and its test folder."""
     found: dict[Path, tuple[Path, str, str]] = {}  # by their pictures: one version may be there under two names
-    for folder in (*(root / name for name in ORIGIN.folders), root):
-        if folder == root and not any((root / name).is_file() for name in LISTS):
-            continue  # a folder "test" is not yet MSMT17
-        for train_folder, test_folder in SPLITS.items():
+    for folders in places(root, ORIGIN):
+        for folder, (train_folder, test_folder) in product(folders, SPLITS.items()):
+            if folder == root and not any((root / name).is_file() for name in LISTS):
+                continue  # a folder "test" is not yet MSMT17
             if (folder / test_folder).is_dir():
                 found.setdefault((folder / test_folder).resolve(), (folder, train_folder, test_folder))
+        if found:
+            break
     if not found:
         raise DataError(not_found(root, ORIGIN, "test"))
     if len(found) > 1:
-        places = ", ".join(f"{folder / test} ({_version(folder / test)})" for folder, _, test in found.values())
+        versions = ", ".join(f"{folder / test} ({_version(folder / test)})" for folder, _, test in found.values())
         raise DataError(
-            f"DATASETS.ROOT_DIR {root}: several versions of MSMT17 are there: {places}; right is the folder of one of "
-            "them, or only one of them"
+            f"DATASETS.ROOT_DIR {root}: several versions of MSMT17 are there: {versions}; right is the folder of one "
+            "of them, or only one of them"
         )
     return next(iter(found.values()))
 
@@ -99,15 +102,11 @@ def _read(folder: Path, lists: tuple[str, ...], images: Path) -> list[Sample]:
     samples, inside = [], str(images)
     for name in lists:
         path = folder / name
-        lines = read_list(path, example=EXAMPLE, missing=f"MSMT17 has {', '.join(LISTS)}")
-        require_images(path, lines, images)
-        for line in lines:
+        missing = f"MSMT17 has {', '.join(LISTS)}"
+        for line in read_list(path, images, example=f"{NAMING.example} 0", missing=missing):
             match = NAME.match(line.image.rpartition("/")[2])
-            if match is None:
-                raise DataError(
-                    f"{path}: line {line.number} names {line.image}, which is not named as MSMT17's images are, e.g. "
-                    f"{EXAMPLE.partition(' ')[0]}"
-                )
+            if match is None or int(match[1]) == 0:
+                raise DataError(f"{path}: line {line.number} names {line.image}, which {NAMING.misfit(match)}")
             samples.append(Sample(os.path.join(inside, line.image), line.pid, int(match[1]) - 1))
     paths = Counter(sample.path for sample in samples)
     if len(paths) < len(samples):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from utils.records import Omitted, Sample, Trial
 PERSON = "A photo of a {} person."
 VEHICLE = "A photo of a {} vehicle."
 JUNK = -1
+NAME = re.compile(r"(-1|\d+)_c(\d+)")  # identity and camera, at the start of the base name; never on the folders above
+MARKET_FORM = ("bounding_box_train", "query", "bounding_box_test")
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; the benchmarks have .jpg
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # what systems and archives leave behind
 _SHOWN = 3  # examples in a message
@@ -34,8 +37,12 @@ class Naming(NamedTuple):
     """How the images of a data set are named."""
 
     title: str
-    pattern: re.Pattern[str]  # identity and camera, matched at the start of the base name, never on the folders above
     example: str
+
+    def misfit(self, match: re.Match | None) -> str:
+        """What is wrong with a name, for a message; a `match` says that it is the camera alone, which is 0."""
+        camera = "" if match is None else "; their cameras count from 1: where there is a camera 0, add 1 to all"
+        return f"is not named as {self.title}'s images are, e.g. {self.example}{camera}"
 
 
 class Line(NamedTuple):
@@ -46,13 +53,23 @@ class Line(NamedTuple):
     pid: int
 
 
+def places(root: Path, origin: Origin) -> tuple[list[Path], list[Path]]:
+    """Where a data set may be: usual places below `root`, and `root`; if in none of them, one usual name further down.
+
+    The latter is where it is if its archive was unpacked into a folder of its name.
+    """
+    usual = [root / name for name in origin.folders]
+    names = dict.fromkeys(folder.name for folder in usual)
+    return [*usual, root], [folder / name for folder in usual for name in names]
+
+
 def usual_folder(root: Path, origin: Origin, holding: Sequence[str]) -> Path:
-    """The first usual place below `root`, or `root` itself, that has one of the folders `holding`.
+    """The first of the `places` that has one of the folders `holding`.
 
     Raises:
         DataError: `root` is not there, or the data set is not.
     """
-    for folder in (*(root / name for name in origin.folders), root):
+    for folder in chain(*places(root, origin)):
         if any((folder / name).is_dir() for name in holding):
             return folder
     raise DataError(not_found(root, origin, holding[0]))
@@ -64,7 +81,17 @@ def not_found(root: Path, origin: Origin, holding: str) -> str:
         what, where = "there is no such folder", origin.folders[0]
     else:
         what, where = f"no {origin.title} here", f"{origin.folders[0]}/{holding}"
+        for folder in chain(*places(root, origin)):
+            if all((folder / name).is_dir() for name in MARKET_FORM):
+                what += f" (DATASETS.NAMES folder DATASETS.ROOT_DIR {folder} reads what is in Market-1501's form)"
+                break
     return f"DATASETS.ROOT_DIR {root}: {what}; right is the folder that holds {where}; {origin.terms}"
+
+
+def too_deep(folder: Path) -> str:
+    """Ends the message about what is missing in `folder`, if an archive was unpacked into a folder of its name."""
+    inner = folder / folder.name
+    return f"; is it in {inner}? Then move it up" if inner.is_dir() else ""
 
 
 def is_litter(name: str) -> bool:
@@ -98,14 +125,15 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tu
     samples, inside = [], str(folder)
     names, omitted = image_names(folder)
     for name in names:
-        match = naming.pattern.match(name)
-        if match is None:
-            raise DataError(f"{folder / name}: is not named as {naming.title}'s images are, e.g. {naming.example}")
+        match = NAME.match(name)
+        if match is None or int(match[2]) == 0:
+            raise DataError(f"{folder / name}: {naming.misfit(match)}")
         pid = int(match[1])
         if pid != JUNK:
             samples.append(Sample(os.path.join(inside, name), pid, int(match[2]) - 1))
     if not samples:
-        raise DataError(f"{folder}: holds no image that counts ({', '.join(SUFFIXES)}; identity other than {JUNK})")
+        kinds = f"{', '.join(SUFFIXES)}; identity other than {JUNK}"
+        raise DataError(f"{folder}: holds no image that counts ({kinds}){too_deep(folder)}")
     return tuple(samples), omitted
 
 
@@ -114,27 +142,33 @@ def all_omitted(some: Iterable[Omitted]) -> Omitted:
     return Omitted(*(tuple(path for paths in kind for path in paths) for kind in zip(*some, strict=True)))
 
 
-def read_list(path: Path, *, example: str, missing: str) -> list[Line]:
-    """The lines "image identity" of a list; blank ones, and repeated ones, are passed over.
+def read_list(path: Path, folder: Path, *, suffix: str = "", example: str, missing: str) -> list[Line]:
+    """The lines "image identity" of a list of images in `folder`; blank ones, and repeated ones, are passed over.
+
+    Folders may be parted by \\, and those down to `folder` be named, too.
 
     Args:
+        suffix: of images, which the list may leave out.
         example: a right line, for the message about a wrong one.
         missing: ends the message if there is no such file.
 
     Raises:
-        DataError: naming the file that is missing or empty, the line that is neither right nor blank, or the two that
-            give one image to two identities.
+        DataError: naming the file that is missing or empty, the line that is neither right nor blank, the two that
+            give one image to two identities, or the first images that are not there, and how many there are.
     """
     lines: dict[str, Line] = {}
     for number, text in text_lines(path, missing=missing):
         image, _, pid = text.rpartition(" ")
         if not image or not (pid.isascii() and pid.isdigit()):
             raise DataError(f"{path}: line {number} is {text[:80]!r}; right is an image and its identity: {example}")
+        image = f"/{image}".replace("\\", "/").rpartition(f"/{folder.name}/")[2].removeprefix("/")
+        image = image.removesuffix(suffix) + suffix
         line = lines.setdefault(image, Line(number, image, int(pid)))
         if line.pid != int(pid):
             raise DataError(f"{path}: {image} has identity {line.pid} in line {line.number} and {pid} in line {number}")
     if not lines:
         raise DataError(f"{path}: names no image")
+    _require_images(path, lines.values(), folder)
     return list(lines.values())
 
 
@@ -151,12 +185,7 @@ def text_lines(path: Path, *, missing: str) -> list[tuple[int, str]]:
     return [(number, " ".join(line.split())) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def require_images(path: Path, lines: Iterable[Line], folder: Path) -> None:
-    """Check that all images that the list `path` names are in `folder`.
-
-    Raises:
-        DataError: naming the first that are not, and how many there are.
-    """
+def _require_images(path: Path, lines: Iterable[Line], folder: Path) -> None:
     there: dict[str, set[str]] = {}
     absent = []
     for line in lines:
@@ -168,7 +197,7 @@ def require_images(path: Path, lines: Iterable[Line], folder: Path) -> None:
     if absent:
         shown = ", ".join(f"{line.image} (line {line.number})" for line in absent[:_SHOWN])
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-        raise DataError(f"{path}: names images that are not in {folder}: {shown}{more}")
+        raise DataError(f"{path}: names images that are not in {folder}: {shown}{more}{too_deep(folder)}")
 
 
 def _listed(folder: Path) -> set[str]:

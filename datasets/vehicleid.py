@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.naming import VEHICLE, Origin, dense_labels, read_list, require_images, seen_in_training, usual_folder
+from datasets.naming import VEHICLE, Origin, dense_labels, read_list, seen_in_training, usual_folder
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import Benchmark, Sample, Trial
@@ -78,8 +78,7 @@ def _read(folder: Path, name: str) -> tuple[Sample, ...]:
     images, path = folder / IMAGES, folder / LISTS / name
     if not images.is_dir():
         raise DataError(f"{images}: there is no such folder; VehicleID has {IMAGES} and {LISTS}")
-    lines = read_list(path, example=EXAMPLE, missing=f"VehicleID has {', '.join((TRAIN, *SIZES.values()))} in {LISTS}")
-    lines = [line._replace(image=f"{line.image}.jpg") for line in lines]
-    require_images(path, lines, images)
+    missing = f"VehicleID has {', '.join((TRAIN, *SIZES.values()))} in {LISTS}"
+    lines = read_list(path, images, suffix=".jpg", example=EXAMPLE, missing=missing)
     inside = str(images)
     return tuple(sorted(Sample(os.path.join(inside, line.image), line.pid, 0) for line in lines))

@@ -33,7 +33,7 @@ from utils.metrics import same_camera
 from utils.records import Benchmark, Sample, Trial
 
 TRAIN, QUERY, GALLERY = "image_train", "image_query", "image_test"
-NAMING = Naming("VeRi", re.compile(r"(-1|\d+)_c0*([1-9]\d*)"), "0001_c001_00016450_0.jpg")
+NAMING = Naming("VeRi", "0001_c001_00016450_0.jpg")
 ORIGIN = Origin(
     "VeRi",
     ("VeRi", "VeRi-776", "VeRi776", "VeRi_with_plate", "veri"),

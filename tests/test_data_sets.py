@@ -216,6 +216,133 @@ def test_a_list_that_cannot_be_read_is_named(root, monkeypatch):
         make_benchmark(settings(root, "msmt17"))
 
 
+PLACES = {
+    "market1501": "Market-1501-v15.09.15",
+    "dukemtmc": "dukemtmcreid/DukeMTMC-reID",
+    "occ_duke": "dukemtmcreid/Occluded_Duke",
+    "msmt17": "MSMT17",
+    "veri": "VeRi",
+    "VehicleID": "VehicleID_V1.0",
+}
+
+
+def labels(benchmark) -> list[list[tuple]]:
+    lists = [benchmark.train, *(side for trial in benchmark.trials for side in trial)]
+    return [[(Path(sample.path).name, *sample[1:]) for sample in samples] for samples in lists]
+
+
+def one_deeper(folder: Path) -> Path:
+    """What is in `folder` is in a folder of its name in it."""
+    (folder / folder.name).mkdir()
+    for entry in list(folder.iterdir()):
+        if entry.name != folder.name:
+            entry.rename(folder / folder.name / entry.name)
+    return folder / folder.name
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_data_set_that_was_unpacked_into_a_folder_of_its_name(root, tmp_path, name):
+    whole = make_benchmark(settings(root, name))
+    copy = shutil.copytree(root, tmp_path / "data")
+    inner = one_deeper(copy / PLACES[name])
+    found = make_benchmark(settings(copy, name))
+    assert labels(found) == labels(whole)
+    assert found.train[0].path.startswith(f"{inner}/")
+    images(copy / PLACES[name], *(f"{split}/0001_c1.jpg" for split in ("query", "bounding_box_test", "image_test")))
+    if name in ("market1501", "dukemtmc", "occ_duke", "veri"):  # the usual place comes first, though it is not whole
+        with pytest.raises(DataError, match=rf"^{copy / PLACES[name]}/\w+: there is no such folder"):
+            make_benchmark(settings(copy, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("market1501", "Market-1501-v15.09.15/query"),
+        ("veri", "VeRi/image_test"),
+        ("msmt17", "MSMT17/test"),
+        ("VehicleID", "VehicleID_V1.0/image"),
+        ("folder", "mine/query"),
+    ],
+)
+def test_images_that_were_unpacked_into_a_folder_of_its_name(root, tmp_path, name, place):
+    copy = shutil.copytree(root, tmp_path / "data")
+    inner = one_deeper(copy / place)
+    with pytest.raises(DataError, match=rf"{copy / place}.*; is it in {inner}\? Then move it up$"):
+        make_benchmark(settings(copy, name))
+
+
+def test_the_folder_that_holds_the_splits_is_named(root, tmp_path):
+    with pytest.raises(DataError, match=rf"^DATASETS\.ROOT_DIR {tmp_path}: right is {tmp_path}/mine, which holds"):
+        shutil.copytree(root / "mine", tmp_path / "mine")
+        make_benchmark(load(None, ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "lists", "folder"),
+    [("msmt17", "MSMT17", "test"), ("VehicleID", "VehicleID_V1.0/train_test_split", "image")],
+)
+@pytest.mark.parametrize("prefix", ["", "{folder}/", "/home/somebody/data/{folder}/"])
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_lists_with_folders_and_of_windows(root, tmp_path, name, lists, folder, prefix, slash):
+    whole = make_benchmark(settings(root, name))
+    copy = shutil.copytree(root, tmp_path / "data")
+    for path in (copy / lists).glob("*.txt"):
+        inside = "train" if path.name in ("list_train.txt", "list_val.txt") else folder
+        lines = [f"{prefix.format(folder=inside)}{line}" for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{line}\n".replace("/", slash) for line in lines))
+    assert labels(make_benchmark(settings(copy, name))) == labels(whole)
+
+
+def test_lists_may_have_suffixes(root, tmp_path):
+    whole = make_benchmark(settings(root, "VehicleID"))
+    copy = shutil.copytree(root, tmp_path / "data")
+    for path in (copy / "VehicleID_V1.0/train_test_split").glob("*.txt"):
+        path.write_text(path.read_text().replace(" ", ".jpg "))
+    assert labels(make_benchmark(settings(copy, "VehicleID"))) == labels(whole)
+
+
+CAMERAS = {
+    "market1501": ("query", "0001_c{}s1_0_0.jpg"),
+    "dukemtmc": ("query", "0001_c{}_f1.jpg"),
+    "occ_duke": ("query", "0001_c{}_f1.jpg"),
+    "msmt17": ("test/0000", "9_0_{}_b.jpg"),
+    "veri": ("image_query", "0002_c{}_2_0.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+def test_published_names_count_cameras_from_1(root, tmp_path, name):
+    """Leading zeros mean nothing; a camera 0 could be any, and the message says so."""
+    copy = shutil.copytree(root, tmp_path / "data")
+    split, image = CAMERAS[name]
+    folder = copy / PLACES[name] / split
+
+    def add(camera: str) -> str:
+        images(folder, image.format(camera))
+        if name == "msmt17":
+            with open(copy / "MSMT17" / "list_query.txt", "a") as listed:
+                listed.write(f"0000/{image.format(camera)} 0\n")
+        return image.format(camera)
+
+    added = add("04")
+    assert [s.camid for s in make_benchmark(settings(copy, name)).trials[0].query if s.path.endswith(added)] == [3]
+    added = add("00")
+    with pytest.raises(DataError, match=rf"{added}.* is not named as .*count from 1: where there is a camera 0, add 1"):
+        make_benchmark(settings(copy, name))
+
+
+@pytest.mark.parametrize("name", ["msmt17", "veri", "VehicleID"])
+def test_another_data_set_in_the_form_of_market1501(root, tmp_path, name):
+    """As MSMT17 is often handed on: the message has the words that read it."""
+    place = shutil.copytree(root / PLACES["market1501"], tmp_path / PLACES[name])
+    (place / "bounding_box_test" / "0003_c1s1_0_0.jpg").rename(place / "bounding_box_test" / "0001_c3_0.jpg")
+    for where in (tmp_path, place):
+        with pytest.raises(DataError, match=rf"DATASETS\.NAMES folder DATASETS\.ROOT_DIR {place} reads what is in"):
+            make_benchmark(settings(where, name))
+    words = ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(place)]
+    assert len(make_benchmark(load(None, words)).train) == 4
+
+
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in RENDERED])
 def test_roots_that_are_no_paths(name):
     with pytest.raises(
