@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
+from datasets.check import quick_check
 from datasets.several import names_of, shifted
 from model.build import RESIZING, model_from, settle_architecture
 from model.weights import Weights, read_weights
@@ -105,7 +106,8 @@ def main(argv: list[str] | None = None) -> Path:
         tests = [
             main_first(partial(prepare, cfg, name, architecture, weights, homes.get(name), inherited)) for name in names
         ]
-        for one in tests:
+        warnings = [on_main(partial(check, one.benchmark)) for one in tests]
+        for one, warned in zip(tests, warnings, strict=True):
             logger.info("%s on %s: %s: %s", weight, describe(device), one.benchmark.name, one.benchmark.counts())
             for line in (*one.said, *one.notes):
                 logger.info("%s", line)
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> Path:
                 seed=trained["SOLVER"]["SEED"] if trained else None,
                 fingerprint=one.fingerprint,
                 checkpoint=weight,
-                notes=[*differences, *one.notes],
+                notes=[*differences, *one.notes, *warned],
             )
             entries.append(entry)
             written = on_main(partial(append_result, folder, entry))
@@ -190,6 +192,11 @@ def prepare(
         words = f"side information: TEST.SIE {own.TEST.SIE}: {_in_words(side, at_home, benchmark.name)}"
         (said if side == "same" and at_home else notes).append(words)
     return Prepared(own, benchmark, {"data_fingerprint": fingerprint, "versions": versions()}, at_home, said, notes)
+
+
+def check(benchmark: Benchmark) -> list[str]:
+    """Log what should be known of a data set to test on -> the warnings; DataError if it cannot be tested on."""
+    return quick_check(benchmark, instances=None, identities=None).heed(logger)
 
 
 def _in_words(side: str, at_home: bool | None, name: str) -> str:

@@ -31,7 +31,6 @@ from utils.errors import DataError, UserError
 from utils.fingerprint import data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
 from utils.paths import expanded
-from utils.records import Benchmark
 from utils.report import table
 from utils.run_folder import (
     CONFIG,
@@ -159,7 +158,8 @@ def _train(
     identities = on_main(lambda: identities_per_batch(cfg)) if "image" in cfg.PROCESSOR.STAGES else None
     with clock("data"):
         benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
-        on_main(lambda: check(benchmark, cfg.DATALOADER.NUM_INSTANCE, identities))
+        facts = {"instances": cfg.DATALOADER.NUM_INSTANCE, "identities": identities}
+        on_main(lambda: quick_check(benchmark, **facts).heed(logger))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
     if state:
         on_main(lambda: check_same(state.contents["fingerprint"], fingerprint, path))
@@ -252,15 +252,6 @@ def check_same(before: dict, now: dict, path: Path) -> None:
     for name, old in before.get("versions", {}).items():
         if now["versions"].get(name) != old:
             logger.warning("%s is %s now, the run was started with %s", name, now["versions"].get(name), old)
-
-
-def check(benchmark: Benchmark, instances: int, identities: int | None) -> None:
-    """Log what should be known of the data; DataError, before hours are spent, if it cannot be trained or tested on."""
-    report = quick_check(benchmark, instances=instances, identities=identities)
-    for warning in report.warnings:
-        logger.warning("%s", warning)
-    if report.problems:
-        raise DataError(report.failure())
 
 
 def default_folder(cfg: CfgNode, config_file: str | None) -> str:

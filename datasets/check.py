@@ -1,20 +1,23 @@
 """Whether a benchmark can be trained on and evaluated, before hours are spent.
 
-The quick form looks at labels and at the file system's entries and belongs at the start of every training; the full
-form also decodes every image. What makes training or evaluation fail, or its figures mean nothing, is a problem; what a
-person should know is a warning; what is merely so is a note.
+The quick form looks at labels, at the file system's entries and into some files, and belongs at the start of every
+training and test; the full form decodes every image. What makes training or evaluation fail, or its figures mean
+nothing, is a problem; what a person should know is a warning; what is merely so is a note.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -24,6 +27,7 @@ from datasets.folder import natural
 from datasets.images import FORMATS, orientation, read_image, shown
 from datasets.published_counts import published_counts
 from utils.errors import DataError
+from utils.files import look_at_all
 from utils.metrics import Ignored, ignore_nothing
 from utils.progress import progress
 from utils.records import Benchmark, Labels, Sample, Trial
@@ -32,10 +36,9 @@ EXAMPLES = 3  # of a finding
 NAMED = 12  # cameras or columns in a line
 MOST = 0.5  # of the queries: a few copies happen in published data, so many mean that the test is none
 LABELS_AT_ONCE = 64  # rows of a block of the protocol's rule; many small blocks are quicker than few large ones
-NAMESAKES = 1000  # files that the quick form reads; more could take a disk longer than its few seconds
-FIRST_BYTES = 2**16  # of such a file
+MOST_READ = 1000  # files that the quick form reads; more could take a disk longer than its few seconds
+FIRST_BYTES = 2**16  # of such a file; all of it only where these are another's, too
 TINY = 16  # pixels of a side, a patch of ViT-B-16
-STAT_THREADS = 8  # file systems of a network answer slowly, but many at a time
 PATHS_AT_ONCE = 64  # of one process that decodes
 PUBLISHED_NAMES = {
     "train_images": "training images",
@@ -93,6 +96,20 @@ class Report:
             return ""
         return f"{self.name} cannot be trained on or evaluated: {'. '.join(map(str, self.problems))}"
 
+    def heed(self, logger: logging.Logger) -> list[str]:
+        """Say what there is to know; the warnings.
+
+        Raises:
+            DataError: all problems.
+        """
+        for note in self.notes:
+            logger.info("%s", note)
+        for warning in self.warnings:
+            logger.warning("%s", warning)
+        if self.problems:
+            raise DataError(self.failure())
+        return list(map(str, self.warnings))
+
     def text(self) -> str:
         """For a person: counts, then notes, warnings and problems with their examples."""
         lines = [self.name, *_table(self.splits), *self.labels]
@@ -105,22 +122,23 @@ class Report:
         return "\n".join([*lines, "", f"{self.name}: {verdict} ({counts})"])
 
 
-def quick_check(benchmark: Benchmark, *, instances: int, identities: int | None) -> Report:
+def quick_check(benchmark: Benchmark, *, instances: int | None, identities: int | None) -> Report:
     """Check labels and the file system's entries; a few seconds for a hundred thousand images.
 
     Args:
-        benchmark: with training images.
-        instances: K, images of each identity in a batch.
+        instances: K, images of each identity in a batch; None for a test, which may lack training images.
         identities: P, identities in a batch; None if no stage takes such batches.
     """
     files = _look(benchmark)
     found = _Findings(benchmark.as_written)
     _check_files(files, found)
-    _check_lists(benchmark, _with_namesakes(benchmark, files), "file", found, instances, identities)
+    _check_lists(benchmark, _compare_some(benchmark, files, found), found, instances, identities)
     return found.report(benchmark)
 
 
-def full_check(benchmark: Benchmark, *, instances: int, identities: int | None, workers: int | None = None) -> Report:
+def full_check(
+    benchmark: Benchmark, *, instances: int | None, identities: int | None, workers: int | None = None
+) -> Report:
     """The same, and decode every image once, with a bar: what cannot be read, is tiny or not RGB, and equal pictures.
 
     Args:
@@ -136,7 +154,7 @@ def full_check(benchmark: Benchmark, *, instances: int, identities: int | None, 
     # taken out, is found as well; a picture that cannot be read is only equal to itself.
     digests = {key: picture.digest for key, picture in pictures.items() if picture.digest}
     keys = {path: digests.get(file.key, file.key) for path, file in files.items()}
-    _check_lists(benchmark, keys, "picture", found, instances, identities)
+    _check_lists(benchmark, _Contents(keys, "picture"), found, instances, identities)
     return found.report(benchmark)
 
 
@@ -263,10 +281,7 @@ class _File(NamedTuple):
 def _look(benchmark: Benchmark) -> dict[str, _File]:
     """Every path of the benchmark once, in order."""
     paths = list(dict.fromkeys(sample.path for samples in _lists(benchmark) for sample in samples))
-    slices = [paths[start::STAT_THREADS] for start in range(STAT_THREADS)]
-    with ThreadPoolExecutor(STAT_THREADS) as threads:
-        files = dict(file for part in threads.map(_stat_all, slices) for file in part)
-    return {path: files[path] for path in paths}
+    return dict(zip(paths, look_at_all(paths, _stat), strict=True))
 
 
 def _lists(benchmark: Benchmark) -> Iterable[Sequence[Sample]]:
@@ -275,10 +290,6 @@ def _lists(benchmark: Benchmark) -> Iterable[Sequence[Sample]]:
         for trial in part.trials:
             yield trial.query
             yield trial.gallery
-
-
-def _stat_all(paths: Sequence[str]) -> list[tuple[str, _File]]:
-    return [(path, _stat(path)) for path in paths]
 
 
 def _stat(path: str) -> _File:
@@ -305,29 +316,63 @@ def _check_files(files: Mapping[str, _File], found: _Findings) -> None:
         found.add("problem", "empty", message, "was the disk full when they were unpacked? Unpack them again", empty)
 
 
-def _with_namesakes(benchmark: Benchmark, files: Mapping[str, _File]) -> dict[str, Hashable]:
-    """What every path leads to, where a training file and a test file of one name and size are compared by content.
+class _Contents(NamedTuple):
+    """What the paths of a benchmark lead to."""
 
-    Name and size alone say little: small pictures called 0001.jpg in a folder per identity often agree in both.
+    keys: Mapping[str, Hashable]  # equal where the content is
+    same: str  # what is the same then: a file or a picture
+    unread: frozenset[Hashable] = frozenset()  # keys of what may be the same, and was not compared
+
+    def most(self, found: Collection[Sample], samples: Sequence[Sample]) -> tuple[bool, str]:
+        """Whether `found` are most of those `samples` that were compared; and "2 of 3", for a message."""
+        compared = sum(sample in found or self.keys[sample.path] not in self.unread for sample in samples)
+        some = " compared" if compared < len(samples) else ""
+        return len(found) >= MOST * compared, f"{len(found)} of {compared}{some}"
+
+
+def _compare_some(benchmark: Benchmark, files: Mapping[str, _File], found: _Findings) -> _Contents:
+    """Compare what may be a copy by content, as far as that is quick."""
+    suspects = _suspects(benchmark, files)
+    paths = {file.key: path for path, file in files.items()}
+    read = suspects[:MOST_READ]
+    contents = dict(zip(read, look_at_all([paths[key] for key in read], _digest_file), strict=True))
+    counts = Counter(contents.values())
+    alike = [key for key, content in contents.items() if counts[content] > 1 and files[paths[key]].size > FIRST_BYTES]
+    wholes = look_at_all([paths[key] for key in alike], partial(_digest_file, most=-1))
+    contents.update(zip(alike, wholes, strict=True))
+    if len(read) < len(suspects):
+        message = f"{len(read)} of {len(suspects)} files that by their sizes may be copies were compared"
+        found.add("note", "not compared", message, "python -m tools.check_dataset compares all")
+    keys = {path: (file.size, contents[file.key]) if file.key in contents else file.key for path, file in files.items()}
+    return _Contents(keys, "file", frozenset(suspects[MOST_READ:]))
+
+
+def _suspects(benchmark: Benchmark, files: Mapping[str, _File]) -> list[Hashable]:
+    """Keys of files that have the size of one on the other side, of training and test or of query and gallery.
+
+    First come those that share a name, too, then those whose size few have. Name and size alone say little: small
+    pictures called 0001.jpg in a folder per identity often agree in both.
     """
-    train = {sample.path for sample in benchmark.train}
-    known: dict[tuple[str, int], list[str]] = {}
-    for path in train:
-        known.setdefault((os.path.basename(path), files[path].size or 0), []).append(path)
-    alike: dict[str, None] = {}
-    for path, file in files.items():
-        if path not in train and file.size:
-            twins = known.get((os.path.basename(path), file.size), ())
-            alike.update(dict.fromkeys((path, *twins) if twins else ()))
-    contents = {files[path].key: _digest_file(path) for path in list(alike)[:NAMESAKES]}
-    return {path: contents.get(file.key, file.key) for path, file in files.items()}
+    trials = [trial for part in benchmark.evaluated() for trial in part.trials]
+    facts = {file.key: (file.size, os.path.basename(path)) for path, file in files.items() if file.size}
+    namesakes: list[list[Hashable]] = []
+    sizes: list[list[Hashable]] = []
+    for pair in ((benchmark.train, [sample for trial in trials for side in trial for sample in side]), *trials):
+        one, other = (dict.fromkeys(files[sample.path].key for sample in side) for side in pair)
+        apart = [key for key in (*one, *other) if key in facts and (key in one) != (key in other)]
+        for groups, length in ((namesakes, 2), (sizes, 1)):
+            alike: dict[tuple, list[Hashable]] = {}
+            for key in apart:
+                alike.setdefault(facts[key][:length], []).append(key)
+            groups += [group for group in alike.values() if 0 < sum(key in one for key in group) < len(group)]
+    return list(dict.fromkeys(chain.from_iterable([*namesakes, *sorted(sizes, key=len)])))
 
 
-def _digest_file(path: str) -> Hashable:
-    """Of the first bytes: together with the size, they tell photographs apart."""
+def _digest_file(path: str, most: int = FIRST_BYTES) -> Hashable:
+    """Of the first bytes, or of all (-1)."""
     try:
         with open(path, "rb") as file:
-            return hashlib.blake2b(file.read(FIRST_BYTES), digest_size=16).digest()
+            return hashlib.blake2b(file.read(most), digest_size=16).digest()
     except OSError:
         return path
 
@@ -409,24 +454,24 @@ def _check_pictures(pictures: Mapping[str, _Picture], found: _Findings) -> None:
 
 def _check_lists(
     benchmark: Benchmark,
-    keys: Mapping[str, Hashable],
-    same: str,
+    contents: _Contents,
     found: _Findings,
-    instances: int,
+    instances: int | None,
     identities: int | None,
 ) -> None:
-    """Labels, repeats and published counts; `keys` say what a path leads to, equal for the `same` file or picture."""
-    _check_training(benchmark.train, found, instances, identities)
-    _check_repeats(benchmark.train, "training", keys, same, found)
-    trained = {keys[sample.path] for sample in benchmark.train}
+    """Labels, repeats and published counts."""
+    if instances is not None:
+        _check_training(benchmark.train, found, instances, identities)
+        _check_repeats(benchmark.train, "training", contents, found)
+    trained = {contents.keys[sample.path] for sample in benchmark.train}
     parts = benchmark.evaluated()
     for part in parts:
         where = f"{part.name}: " if len(parts) > 1 else ""
         if not part.trials:
             found.add("problem", "no trial", "there are no queries and no gallery", "name a test split", where=where)
         for trial in part.trials:
-            _check_trial(trial, part.ignored, keys, same, found, where)
-            _check_leaks(trial, trained, keys, same, found, where)
+            _check_trial(trial, part.ignored, contents, found, where)
+            _check_leaks(trial, trained, contents, found, where)
         _check_identities(part, found, where)
         _check_unknown(part, found, where)
         _check_common(part, found, where)
@@ -468,20 +513,18 @@ def _check_training(samples: Sequence[Sample], found: _Findings, instances: int,
         found.add("warning", "few images", message, remedy, examples)
 
 
-def _check_trial(
-    trial: Trial, ignored: Ignored, keys: Mapping[str, Hashable], same: str, found: _Findings, where: str
-) -> None:
+def _check_trial(trial: Trial, ignored: Ignored, contents: _Contents, found: _Findings, where: str) -> None:
     for name, samples in (("query", trial.query), ("gallery", trial.gallery)):
         if not samples:
             found.add("problem", f"no {name}", f"there are no {name} images", "name a test split", where=where)
-        _check_repeats(samples, name, keys, same, found, where)
+        _check_repeats(samples, name, contents, found, where)
     if not trial.query or not trial.gallery:
         return
     if len({sample.pid for samples in trial for sample in samples}) == 1:
         message = "all query and gallery images are of one identity"
         found.add("problem", "one answer", message, "every ranking is right: test with two or more", where=where)
     _check_matches(trial, ignored, found, where)
-    _check_overlap(trial, ignored, keys, same, found, where)
+    _check_overlap(trial, ignored, contents, found, where)
 
 
 def _check_matches(trial: Trial, ignored: Ignored, found: _Findings, where: str) -> None:
@@ -550,8 +593,9 @@ def _labels(pairs: Sequence[tuple[int, int]]) -> Labels:
 
 
 def _check_repeats(
-    samples: Sequence[Sample], name: str, keys: Mapping[str, Hashable], same: str, found: _Findings, where: str = ""
+    samples: Sequence[Sample], name: str, contents: _Contents, found: _Findings, where: str = ""
 ) -> None:
+    keys, same, _ = contents
     if len({keys[sample.path] for sample in samples}) == len(samples):
         return
     groups: dict[Hashable, list[Sample]] = {}
@@ -579,10 +623,9 @@ def _pair(samples: Sequence[Sample]) -> str:
     return f"{one} and {other}" if one != other else f"{one} (there twice)"
 
 
-def _check_overlap(
-    trial: Trial, ignored: Ignored, keys: Mapping[str, Hashable], same: str, found: _Findings, where: str
-) -> None:
+def _check_overlap(trial: Trial, ignored: Ignored, contents: _Contents, found: _Findings, where: str) -> None:
     """Queries that are in the gallery themselves, where the protocol does not ignore the pair."""
+    keys, same, _ = contents
     wanted = {keys[sample.path] for sample in trial.query}
     there: dict[Hashable, dict[tuple[int, int], Sample]] = {}  # one of each label: blank pictures may be many
     for sample in trial.gallery:
@@ -593,15 +636,15 @@ def _check_overlap(
     pairs = [(q, g) for q, g in pairs if (q.pid, q.camid, g.pid, g.camid) not in harmless]
     found_again = [(query, other) for query, other in pairs if query.pid == other.pid]
     if found_again:
-        count, total = len({query for query, _ in found_again}), len(trial.query)
-        message = f"{count} of {total} queries find themselves in the gallery (the same {same})"
+        most, count = contents.most({query for query, _ in found_again}, trial.query)
+        message = f"{count} queries find themselves in the gallery (the same {same})"
         remedy = "that answer is right by itself, and the figures too good: take them out of the gallery"
-        level = "problem" if count >= MOST * total else "warning"
+        level = "problem" if most else "warning"
         found.add(level, "overlap", message, remedy, map(_pair, found_again), where=where)
     torn = [(query, other) for query, other in pairs if query.pid != other.pid]
     if torn:
-        count, total = len({query for query, _ in torn}), len(trial.query)
-        message = f"{count} of {total} queries are in the gallery under another identity (the same {same})"
+        _, count = contents.most({query for query, _ in torn}, trial.query)
+        message = f"{count} queries are in the gallery under another identity (the same {same})"
         remedy = "that answer counts as wrong: correct the label, or take the images out"
         found.add("warning", "contradictions", message, remedy, map(found.identities, torn), where=where)
 
@@ -616,22 +659,22 @@ def _ignored_labels(pairs: set[tuple[int, int, int, int]], ignored: Ignored) -> 
     return result
 
 
-def _check_leaks(
-    trial: Trial, trained: set[Hashable], keys: Mapping[str, Hashable], same: str, found: _Findings, where: str
-) -> None:
+def _check_leaks(trial: Trial, trained: set[Hashable], contents: _Contents, found: _Findings, where: str) -> None:
     """Test images that are training images.
 
     They share identities whatever their labels say, where these are of the data set (see `_check_identities`) or not.
     """
-    query, gallery = ([sample.path for sample in samples if keys[sample.path] in trained] for samples in trial)
-    if query or gallery:
-        most = bool(query) and len(query) >= MOST * len(trial.query)
+    # In order, and once each.
+    leaks = [dict.fromkeys(sample for sample in side if contents.keys[sample.path] in trained) for side in trial]
+    if any(leaks):
+        (most, queries), (_, others) = (contents.most(some, side) for some, side in zip(leaks, trial, strict=True))
         message = (
-            f"{len(query)} of {len(trial.query)} queries and {len(gallery)} of {len(trial.gallery)} gallery images are "
-            f"training images (the same {same}), so that training and test share identities"
+            f"{queries} queries and {others} gallery images are training images (the same {contents.same}), so that "
+            "training and test share identities"
         )
         remedy = "the figures would tell what was learnt by heart: separate the splits by identity"
-        found.add("problem" if most else "warning", "leak", message, remedy, [*query, *gallery], where=where)
+        examples = [sample.path for side in leaks for sample in side]
+        found.add("problem" if leaks[0] and most else "warning", "leak", message, remedy, examples, where=where)
 
 
 def _check_identities(part: Benchmark, found: _Findings, where: str) -> None:

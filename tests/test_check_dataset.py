@@ -348,35 +348,78 @@ def test_a_test_on_training_images_is_none(ideal):
     assert only(quick_check(gallery_too, **BATCH), "warning").message.startswith("0 of 3 queries and 8 of 11 gallery")
 
 
-def test_a_copy_of_a_training_image_by_its_name(ideal, tmp_path):
-    """Name and size make it suspect, its content decides."""
-    query, _ = ideal.trials[0]
-    content = Path(query[0].path).read_bytes()
-    copy = tmp_path / "elsewhere" / Path(query[0].path).name
+@pytest.mark.parametrize("name", ["{name}", "another.png"])
+@pytest.mark.parametrize("size", [0, 200_000], ids=["small", "large"])
+def test_copies_in_other_files(ideal, tmp_path, name, size):
+    """Whatever their names: the size makes them suspect, the content decides, to its last byte."""
+    query, gallery = ideal.trials[0]
+    original = Path(query[0].path)
+    original.write_bytes(original.read_bytes() + bytes(size))
+    copy = tmp_path / "elsewhere" / name.format(name=original.name)
     copy.parent.mkdir()
-    copied = replace(ideal, train=(*ideal.train, Sample(str(copy), 0, 0)))
-    copy.write_bytes(content)
-    assert only(quick_check(copied, **BATCH), "warning").examples == (query[0].path,)
-    copy.write_bytes(content[:-1] + b"x")
-    assert not quick_check(copied, **BATCH).warnings
+    other = Sample(str(copy), 0, 0)
+    in_training = replace(ideal, train=(*ideal.train, other))
+    in_gallery = with_test(ideal, gallery=(*gallery, other._replace(pid=10, camid=1)))
+    copy.write_bytes(original.read_bytes())
+    assert only(quick_check(in_training, **BATCH), "warning").examples == (query[0].path,)
+    finding = only(quick_check(in_gallery, **BATCH), "warning")
+    assert finding.message == "1 of 3 queries find themselves in the gallery (the same file)"
+    assert finding.examples == (f"{original} and {copy}",)
+    copy.write_bytes(original.read_bytes()[:-1] + b"x")
+    for benchmark in (in_training, in_gallery):
+        assert not quick_check(benchmark, **BATCH).warnings
 
 
-def test_no_more_namesakes_are_read_than_a_disk_can_serve(ideal, tmp_path, monkeypatch):
-    query, _ = ideal.trials[0]
+def test_a_gallery_that_is_a_copy_of_the_queries(ideal, tmp_path):
     copies = []
-    for sample in query:
-        copy = tmp_path / "elsewhere" / Path(sample.path).name
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(Path(sample.path).read_bytes())
-        copies.append(Sample(str(copy), 0, 0))
+    for number, sample in enumerate(ideal.trials[0].query):
+        copies.append(sample._replace(path=str(tmp_path / f"{number}.png"), camid=1))
+        Path(copies[-1].path).write_bytes(Path(sample.path).read_bytes())
+    finding = only(quick_check(with_test(ideal, gallery=tuple(copies)), **BATCH), "problem")
+    assert finding.message == "3 of 3 queries find themselves in the gallery (the same file)"
+    ignored = with_test(ideal, gallery=(*ideal.trials[0].gallery, *(copy._replace(camid=0) for copy in copies)))
+    assert not quick_check(ignored, **BATCH).warnings
+
+
+def test_no_more_files_are_read_than_a_disk_can_serve(ideal, tmp_path, monkeypatch):
+    """Files of one name come first; of what was not compared nothing is known, and that is told."""
+    query, gallery = ideal.trials[0]
+    for number, sample in enumerate((*query, *gallery)):  # a size each
+        Path(sample.path).write_bytes(bytes([number]) * (1000 + number))
+    copies = []
+    for name, sample in zip(("a.png", Path(query[1].path).name, "c.png"), query, strict=True):
+        copies.append(Sample(str(tmp_path / "elsewhere" / name), 0, 0))
+        Path(copies[-1].path).parent.mkdir(exist_ok=True)
+        Path(copies[-1].path).write_bytes(Path(sample.path).read_bytes())
     copied = replace(ideal, train=(*ideal.train, *copies))
-    assert only(quick_check(copied, **BATCH), "problem").message.startswith("3 of 3 queries")
+    assert only(quick_check(copied, **BATCH), "problem").message.startswith("3 of 3 queries and 0 of 3 gallery")
     read = []
     digest = datasets.check._digest_file
     monkeypatch.setattr(datasets.check, "_digest_file", lambda path: read.append(path) or digest(path))
-    monkeypatch.setattr(datasets.check, "NAMESAKES", 2)
-    quick_check(copied, **BATCH)
-    assert sorted(read) == sorted([query[0].path, copies[0].path])
+    monkeypatch.setattr(datasets.check, "MOST_READ", 2)
+    report = quick_check(copied, **BATCH)
+    assert sorted(read) == sorted([query[1].path, copies[1].path])
+    (problem,), (note,) = report.problems, report.notes
+    assert problem.message.startswith("1 of 1 compared queries and 0 of 3 gallery images are training images")
+    assert note.message == "2 of 6 files that by their sizes may be copies were compared"
+    assert "tools.check_dataset" in note.remedy
+    Path(copies[1].path).write_bytes(b"x" * 1001)  # of the size that it had
+    report = quick_check(copied, **BATCH)
+    assert not report.problems and not report.warnings and report.notes == (note,)
+
+
+def test_a_test_is_checked_without_training_images(ideal):
+    """What is wrong with the test is found all the same, and nothing is asked of training."""
+    alone = {"instances": None, "identities": None}
+    tested = replace(ideal, train=())
+    assert quick_check(tested, **alone).text().endswith("(0 problems, 0 warnings)")
+    query, gallery = ideal.trials[0]
+    linked = replace(with_test(tested, gallery=query), ignored=ignore_nothing)
+    assert only(quick_check(linked, **alone), "problem").message.startswith("3 of 3 queries find themselves")
+    one = with_test(tested, query=query[:1], gallery=gallery[:1])
+    assert only(quick_check(one, **alone), "problem").kind == "one answer"
+    held_out = replace(ideal, train=(*ideal.train[:1], query[0]._replace(pid=0)))  # trained on, and not asked for here
+    assert only(quick_check(held_out, **alone), "warning").message.startswith("1 of 3 queries and 0 of 3 gallery")
 
 
 # --------------------------------------------------------------------------------------- unknown labels, known counts

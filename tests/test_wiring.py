@@ -12,6 +12,7 @@ from builders import benchmark as toy
 import train_svllreid
 from configs import from_dict, load, to_dict
 from datasets.build import make_benchmark
+from datasets.check import quick_check
 from model.build import make_model, settle_architecture
 from model.weights import Weights
 from processor import build
@@ -214,7 +215,7 @@ def test_several_data_sets_are_evaluated_one_by_one_on_the_way(parts, fitted, mo
 
 def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):
     benchmark = replace(make_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
-    train_svllreid.check(benchmark, 4, 4)
+    quick_check(benchmark, instances=4, identities=4).heed(train_svllreid.logger)
     (told,) = [record for record in caplog.records if record.name == "train"]
     assert told.levelname == "WARNING" and told.message.startswith("1 files passed over (.heic: 1) (e.g. train/a.heic)")
 
