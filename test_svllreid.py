@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Collection
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from utils.command import parse, run
 from utils.devices import describe, pick_device
 from utils.distributed import main_first, on_main, start, stop
 from utils.errors import WeightsError
-from utils.fingerprint import data_fingerprint, versions
+from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_screen
 from utils.metrics import CROSS_CAMERA, protocol_of
 from utils.paths import expanded
@@ -107,7 +108,8 @@ def main(argv: list[str] | None = None) -> Path:
             main_first(partial(prepare, cfg, name, architecture, weights, homes.get(name), inherited)) for name in names
         ]
         warnings = [on_main(partial(check, one.benchmark)) for one in tests]
-        for one, warned in zip(tests, warnings, strict=True):
+        watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
+        for one, warned, watch in zip(tests, warnings, watches, strict=True):
             logger.info("%s on %s: %s: %s", weight, describe(device), one.benchmark.name, one.benchmark.counts())
             for line in (*one.said, *one.notes):
                 logger.info("%s", line)
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> Path:
                 seed=trained["SOLVER"]["SEED"] if trained else None,
                 fingerprint=one.fingerprint,
                 checkpoint=weight,
-                notes=[*differences, *one.notes, *warned],
+                notes=[*differences, *one.notes, *warned, *watch.look()],
             )
             entries.append(entry)
             written = on_main(partial(append_result, folder, entry))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from utils.command import parse, run
 from utils.devices import describe, make_deterministic, pick_device
 from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop, together
 from utils.errors import DataError, UserError
-from utils.fingerprint import data_fingerprint, versions
+from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
 from utils.paths import expanded
 from utils.report import table
@@ -161,6 +162,7 @@ def _train(
         facts = {"instances": cfg.DATALOADER.NUM_INSTANCE, "identities": identities}
         on_main(lambda: quick_check(benchmark, **facts).heed(logger))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
+    watches = [Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))]
     if state:
         on_main(lambda: check_same(state.contents["fingerprint"], fingerprint, path))
     with clock("network"):
@@ -191,6 +193,7 @@ def _train(
                 seed=cfg.SOLVER.SEED,
                 fingerprint=fingerprint,
                 checkpoint=checkpoint,
+                notes=[note for watch in watches for note in watch.look()],
             )
             entries.append(entry)
             facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
@@ -218,7 +221,8 @@ def _train(
         for stage in stages:
             run = state.contents["run"] if state and stage == state.contents["stage"] else None
             with clock(f"{stage} stage"):
-                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, run=run, stopping=stopping)
+                going = {"run": run, "stopping": stopping, "images_read": watches[0].look}
+                checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device, **going)
         with clock("evaluation of the end"):
             evaluate(END, checkpoint)
     except BaseException as error:  # out of memory, too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -45,16 +46,19 @@ def run_prompt_stage(
     *,
     run: dict | None = None,
     stopping: Stopping | None = None,
+    images_read: Callable[[], object] = lambda: None,
 ) -> Path:
     """Stage 1; the last checkpoint.
 
     Args:
         run: what `RunFolder.save_state` was given in this stage, to go on from; `model` has the weights of then.
         stopping: says whether somebody wants to stop.
+        images_read: called when all training images were read and are read again.
     """
     block, seed = cfg.SOLVER.STAGE1, cfg.SOLVER.SEED
     loader = make_loader(cfg, benchmark.train, train=False, pin_memory=device.type == "cuda")
     cache = cache_features(model, loader, device)
+    images_read()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)
     stage = PromptStage(
@@ -99,8 +103,9 @@ def run_image_stage(
     *,
     run: dict | None = None,
     stopping: Stopping | None = None,
+    images_read: Callable[[], object] = lambda: None,
 ) -> Path:
-    """Stage 2; the last checkpoint. `run` and `stopping` as in stage 1.
+    """Stage 2; the last checkpoint. `run`, `stopping` and `images_read` as in stage 1.
 
     Raises:
         WeightsError: images are to be compared with sentences that nobody trained.
@@ -152,7 +157,7 @@ def run_image_stage(
 
     best: dict[str, dict] = run["best"] if run else {}
 
-    def evaluate_now(epoch: int) -> None:
+    def after_epoch(epoch: int) -> None:
         if evaluates(epoch):
             for one in benchmark.evaluated():
                 evaluation = evaluate_model(cfg, model, one, device)
@@ -162,6 +167,9 @@ def run_image_stage(
                 folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **facts, **evaluation.mean)
                 if evaluation.mean["mAP"] > best.get(one.name, {"mAP": -1.0})["mAP"]:
                     best[one.name] = {"epoch": epoch, "mAP": evaluation.mean["mAP"]}
+        if epoch < block.MAX_EPOCHS:  # the next epoch's first step sees who wants to stop
+            with stopping.waiting() if stopping else nullcontext():
+                images_read()
 
     last = _fit(
         cfg,
@@ -175,7 +183,7 @@ def run_image_stage(
         file=f"{cfg.MODEL.NAME}_{{epoch}}.pth",
         shares=world_size(),
         evaluates=evaluates,
-        after_epoch=evaluate_now,
+        after_epoch=after_epoch,
         best=best,
         run=run,
         stopping=stopping,
@@ -392,7 +400,7 @@ def result_entry(
         when: start, end or test.
         architecture: the network's description.
         seed: of the training, where it is known.
-        notes: what is not as it was in training.
+        notes: what is not as it was in training, and what makes the figures doubtful.
     """
     first, trial = evaluation.trials[0], benchmark.trials[0]
     return {

@@ -14,7 +14,7 @@ from PIL import Image
 from configs import ConfigError, load
 from datasets.build import BENCHMARKS, RENDERED, make_benchmark
 from utils.errors import DataError, UserError
-from utils.fingerprint import data_fingerprint
+from utils.fingerprint import Watch, data_fingerprint
 from utils.metrics import ignore_nothing, same_camera
 from utils.records import Labels
 
@@ -154,6 +154,22 @@ def test_a_fingerprint_of_images_that_are_not_there(root, tmp_path):
     path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=rf"^{path}: is a link to nothing$"):
         data_fingerprint(benchmark)
+
+
+def test_images_that_are_replaced_are_told_once(root, tmp_path, caplog):
+    """By size, or by time where the size is the same; one that is gone is for its reader to tell."""
+    shutil.copytree(root / "mine", tmp_path / "mine")
+    train = make_benchmark(settings(tmp_path, "folder")).train
+    watch, other = (Watch("training images", train) for _ in range(2))
+    first, second, third, *_ = (Path(sample.path) for sample in train)
+    third.unlink()
+    assert watch.look() == [] and not caplog.records
+    first.write_bytes(first.read_bytes() + b"x")
+    (told,) = watch.look()
+    assert told.startswith("1 of 4 training images were replaced since the start") and f"(e.g. {first})" in told
+    os.utime(second, (0, 0))
+    assert watch.look() == [told] and caplog.messages == [told]
+    assert other.look()[0].startswith("2 of 4 training images were replaced")
 
 
 def test_every_pair_counts_on_request(root):

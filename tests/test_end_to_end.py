@@ -21,6 +21,7 @@ from configs import ConfigError
 from datasets.market1501 import FOLDERS
 from datasets.synthetic import write_synthetic
 from model import tiny_clip
+from processor import build
 from processor.loop import NonFiniteLoss
 from tools import demo
 from utils.checkpoint import read_checkpoint
@@ -215,6 +216,28 @@ def test_same_seed_same_run_other_seed_another(trained, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize("split", ["bounding_box_train", "query"])
+def test_images_that_are_replaced_during_a_run_are_told(trained, tmp_path, monkeypatch, capsys, split):
+    """By other valid ones, after the first epoch: with a warning, once, and with the figures of the end."""
+    shutil.copytree(trained / "data", tmp_path / "data")
+    files = sorted(path for path in (tmp_path / "data").rglob("*.jpg") if path.parent.name == split)
+    evaluated = build.evaluate_model
+
+    def evaluate(*all):
+        files[0].write_bytes(files[-1].read_bytes())
+        return evaluated(*all)
+
+    monkeypatch.setattr(build, "evaluate_model", evaluate)  # of an epoch; the first of two has one
+    train_svllreid.main(arguments("configs/demo/vit_svllreid.yml", tmp_path))
+    what = "training images" if split == "bounding_box_train" else "test images"
+    start, end = results(tmp_path / "run")
+    (told,) = end["notes"]
+    assert start["notes"] == [] and f"{what} were replaced since the start" in told and str(files[0]) in told
+    said = capsys.readouterr().out
+    assert said.count(told) == 1
+    assert (said.index(told) < said.index("image stage  epoch 2/2")) == (what == "training images")
 
 
 def market(folder: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -21,6 +23,7 @@ from utils.metrics import ignore_nothing
 from utils.records import Omitted, Reranking
 from utils.report import figures, table
 from utils.run_folder import RunFolder, check_unused
+from utils.stopping import Interrupted, Stopping
 
 CPU = torch.device("cpu")
 
@@ -211,6 +214,18 @@ def test_several_data_sets_are_evaluated_one_by_one_on_the_way(parts, fitted, mo
     lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["data_set"] for line in lines if line["kind"] == "evaluation"] == ["synthetic", "few"]
     assert any("epoch 3/5  few  mAP" in message for message in caplog.messages)
+
+
+def test_a_signal_between_epochs_ends_the_next_step(parts):
+    """While files are looked at, which may take a slow file system seconds: what was trained is not thrown away."""
+    cfg, model, benchmark, folder, _ = parts
+    with Stopping() as stopping, pytest.raises(Interrupted):
+        build.run_image_stage(
+            *(cfg, model, benchmark, folder, CPU),
+            stopping=stopping,
+            images_read=lambda: os.kill(os.getpid(), signal.SIGTERM),
+        )
+    assert folder.whole[-1].name.endswith("image_epoch2_step1.pth")
 
 
 def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):

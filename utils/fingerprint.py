@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
+from utils.distributed import is_main
 from utils.errors import DataError
+from utils.files import look_at_all
 from utils.records import Benchmark, Sample, Trial
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "yacs")
+logger = logging.getLogger(__name__)
 
 
 def data_fingerprint(benchmark: Benchmark) -> dict[str, str | list[str] | None]:
@@ -54,6 +59,42 @@ def _size(path: str) -> int:
     except OSError as error:
         why = "is a link to nothing" if os.path.islink(path) else f"cannot be read ({error.strerror})"
         raise DataError(f"{path}: {why}") from error
+
+
+class Watch:
+    """Tells of images that are replaced while they are in use; of several processes, the main one looks.
+
+    Args:
+        what: they are, in the plural.
+        lists: of them.
+    """
+
+    def __init__(self, what: str, *lists: Sequence[Sample]):
+        paths = list(dict.fromkeys(sample.path for samples in lists for sample in samples)) if is_main() else []
+        self.what, self.told = what, []
+        self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
+
+    def look(self) -> list[str]:
+        """What is to be noted: nothing, or the line that was logged when some were first found to be replaced."""
+        if not self.told:
+            now = look_at_all(list(self.before), _state)
+            states = zip(self.before.items(), now, strict=True)
+            replaced = [path for (path, old), new in states if new not in (None, old)]
+            if replaced:
+                self.told.append(
+                    f"{len(replaced)} of {len(now)} {self.what} were replaced since the start, by their sizes and times"
+                    f" of change (e.g. {replaced[0]}): nobody can repeat what was computed from both"
+                )
+                logger.warning("%s", self.told[0])
+        return self.told
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    try:
+        entry = os.stat(path)
+    except OSError:  # who reads it will say so
+        return None
+    return entry.st_size, entry.st_mtime_ns
 
 
 def versions() -> dict[str, str]:
