@@ -64,10 +64,7 @@ def _vehicleid(cfg: CfgNode, train: bool) -> Benchmark:
 
 
 def _folder(cfg: CfgNode, train: bool) -> Benchmark:
-    benchmark = folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
-    if benchmark.unused:
-        logger.info("folder: not used: %s", ", ".join(benchmark.unused))
-    return benchmark
+    return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
 
 
 def _rendered(cfg: CfgNode, kind: Kind) -> Path:
