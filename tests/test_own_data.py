@@ -15,8 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from configs import load
-from datasets.build import make_benchmark
 from datasets.check import quick_check
 from datasets.folder import camera_of, folder, natural, read_splits
 from datasets.images import Images
