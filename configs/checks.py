@@ -67,7 +67,6 @@ RULES: dict[str, Rule] = {
     "INPUT.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "INPUT.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three positive numbers"),
     "DATASETS.NAMES": (bool, "the name of a data set, e.g. market1501"),
-    "DATASETS.ROOT_DIR": (bool, "a folder"),
     "DATASETS.VEHICLEID_SIZE": one_of("small", "medium", "large"),
     "DATASETS.NOUN": (
         lambda value: re.fullmatch(r"[A-Za-z][A-Za-z -]*", value) is not None,

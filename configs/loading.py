@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +15,36 @@ from yacs.config import CfgNode
 
 from configs.checks import ConfigError, check_together, check_value
 from configs.defaults import defaults
-from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
+from configs.published import FLAT, STAGES, Switches, is_obsolete, settle, tells_method, translate
 from configs.values import convert
+
+LARGEST = 100_000  # bytes of a YAML file; those in this repository have up to 1 600
+MOST = 2_000  # values in it, each as often as an alias repeats it
+CLOSE = 0.75  # of two names, for a guess which one was meant
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
     """The frozen configuration.
 
-    Files and overrides may have the keys of the published programs (`configs.published`).
+    Files and overrides may have the keys of the published programs (`configs.published`). A value that a later layer
+    replaces may be anything.
 
     Args:
         path: a YAML file, whose `BASE:` (a path relative to it) is read before it; None for the defaults.
         overrides: KEY, VALUE, KEY, VALUE, ... as on the command line; they come last.
 
     Raises:
-        ConfigError: a file that is missing or no YAML; an unknown key (the message names the nearest); a value of the
-            wrong type or out of range; settings that contradict each other.
+        ConfigError: a file that is missing, no YAML, or of absurd size; all keys that are unknown (with the nearest
+            one, where one is near) and all values that are of the wrong type or out of range; settings that contradict
+            each other.
     """
-    cfg = defaults()
-    switches = Switches(cfg)
+    settings = _Settings()
     untold = True  # which method it is
     for file, tree in _layers(Path(path), ()) if path else []:
         values = dict(flatten(tree))
-        _add(cfg, values, switches, where=str(file), root=untold)
+        settings.add(values, where=str(file), root=untold)
         untold = untold and not tells_method(values)
-    return _finish(cfg, overrides, switches)
+    return settings.finish(overrides)
 
 
 def to_dict(cfg: CfgNode) -> dict:
@@ -49,94 +57,145 @@ def to_dict(cfg: CfgNode) -> dict:
 
 def from_dict(tree: Mapping, overrides: Sequence[str] = (), *, where: str) -> CfgNode:
     """The frozen configuration that `to_dict` made `tree` from, with `overrides` on top."""
-    cfg = defaults()
-    switches = Switches(cfg)
+    settings = _Settings()
     for key, value in flatten(tree):
-        _set(cfg, key, value, where=where)
-    switches.follow({}, cfg, where=where)
-    return _finish(cfg, overrides, switches)
+        with settings.judged(key, where):
+            settings.set(key, value)
+    settings.switches.follow({}, settings.cfg, where=where)
+    return settings.finish(overrides)
 
 
-def _finish(cfg: CfgNode, overrides: Sequence[str], switches: Switches) -> CfgNode:
-    overrides = list(overrides)
-    if len(overrides) % 2:
-        raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
-    pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
-    # What flat keys mean depends on the stages, wherever on the command line these stand.
-    for key, text in sorted(pairs, key=lambda pair: pair[0] != STAGES):
-        _add(cfg, {key: text}, switches, where="command line")
-    check_together(cfg)
-    cfg.freeze()
-    return cfg
+class _Settings:
+    """What the layers come to, one after the other. A fault counts if no later layer sets its key."""
 
+    def __init__(self) -> None:
+        self.cfg = defaults()
+        self.switches = Switches(self.cfg)
+        self.faults: dict[str, tuple[str, str]] = {}  # key -> layer, what is wrong with what it says
 
-def _add(cfg: CfgNode, values: Mapping[str, Any], switches: Switches, *, where: str, root: bool = False) -> None:
-    """Change `cfg` to what one layer says, be it in our keys or in published ones."""
-    values = translate(values, cfg, where=where, root=root)
-    for key, value in values.items():
-        if key not in SWITCHES:
-            _set(cfg, key, value, where=where)
-    switches.follow(values, cfg, where=where)
+    @contextmanager
+    def judged(self, key: str, where: str) -> Iterator[None]:
+        """What a layer says of one key."""
+        self.faults.pop(key, None)
+        try:
+            yield
+        except ConfigError as error:
+            self.faults[key] = (where, str(error))
+
+    def set(self, key: str, value: Any) -> Any:
+        """Change one value -> the same, converted to the type of its default."""
+        *blocks, name = key.split(".")
+        node = self.cfg
+        for block in blocks:
+            node = node.get(block) if isinstance(node, CfgNode) else None
+        if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
+            raise ConfigError(f"there is no key {key}{_nearest(key, self.cfg)}")
+        node[name] = convert(key, value, node[name])
+        check_value(key, node[name])
+        return node[name]
+
+    def add(self, values: Mapping[str, Any], *, where: str, root: bool = False) -> None:
+        """Change what one layer says, be it in our keys or in published ones."""
+        try:
+            values = translate(values, self.cfg, where=where, root=root)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        taken = {}
+        for key, value in values.items():
+            with self.judged(FLAT.get(key, key), where):
+                taken[key] = settle(key, value, where=where) if is_obsolete(key) else self.set(key, value)
+        self.switches.follow(taken, self.cfg, where=where)
+
+    def finish(self, overrides: Sequence[str]) -> CfgNode:
+        """Add the command line; then the result is frozen, or refused."""
+        overrides = list(overrides)
+        if len(overrides) % 2:
+            raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
+        pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
+        # What flat keys mean depends on the stages, wherever on the command line these stand.
+        for key, text in sorted(pairs, key=lambda pair: pair[0] != STAGES):
+            self.add({key: text}, where="command line")
+        if self.faults:
+            layers = itertools.groupby(self.faults.values(), key=lambda fault: fault[0])
+            raise ConfigError("; ".join(f"{where}: {'; '.join(what for _, what in of)}" for where, of in layers))
+        check_together(self.cfg)
+        self.cfg.freeze()
+        return self.cfg
 
 
 def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     """A YAML file and the files that it stands on, lowest first."""
     try:
         if path.resolve() in above:
-            raise ConfigError(f"{path}: stands on itself through BASE")
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        dict(flatten(tree if isinstance(tree, dict) else {}))
-    except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror or error}") from error
-    except ConfigError:
-        raise
-    except RecursionError as error:
+            raise ConfigError("stands on itself through BASE")
+        tree = _read(path)
+        dict(flatten(tree))
+    except (OSError, ConfigError) as error:
+        raise ConfigError(f"config file {path}: {getattr(error, 'strerror', None) or error}") from error
+    except RuntimeError as error:
         raise ConfigError(f"config file {path}: is nested too deeply, or holds itself") from error
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:  # the reader's own, too
         raise ConfigError(f"config file {path}: is not YAML: {' '.join(str(error).split())}") from error
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"config file {path}: holds a {type(tree).__name__}, not keys and values")
     base = tree.pop("BASE", None)
     below = _layers(path.parent / str(base), (*above, path.resolve())) if base else []
     return [*below, (path, tree)]
 
 
+def _read(path: Path) -> dict:
+    """What a YAML file holds. From a pipe or a device, which may never end, nothing is read."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ConfigError("is no plain file")
+    with path.open("rb") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ConfigError(f"is no configuration: larger than {LARGEST} bytes")
+    tree = yaml.load(text.decode("utf-8"), _Loader)
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"holds a {type(tree).__name__}, not keys and values")
+    return tree or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts values as often as aliases repeat them: a few lines can stand for billions."""
+
+    count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """A value and all in it."""
+        before, repeated = self.count, self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self.count += getattr(node, "count", 0) if repeated else 1  # (one that is not whole yet holds itself)
+        if self.count > MOST:
+            raise ConfigError(f"is no configuration: more than {MOST} values, as often as aliases repeat them")
+        if not repeated:
+            node.count = self.count - before
+        return node
+
+
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; an empty block has none."""
-    known = defaults()
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from flatten(value, dotted + ".")
-        elif value is not None or not _is_block(known, dotted):
+        elif value is not None or not _is_block(dotted):
             yield dotted, value
 
 
-def _is_block(cfg: CfgNode, key: str) -> bool:
+def _is_block(key: str) -> bool:
+    node = defaults()
     for part in key.split("."):
-        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
-    return isinstance(cfg, CfgNode)
-
-
-def _set(cfg: CfgNode, key: str, value: Any, *, where: str) -> None:
-    """Change one value of `cfg`, converted to the type of its default."""
-    *blocks, name = key.split(".")
-    node = cfg
-    for block in blocks:
-        node = node.get(block) if isinstance(node, CfgNode) else None
-    if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
-        raise ConfigError(f"{where}: there is no key {key}{_nearest(key, cfg)}")
-    node[name] = convert(key, value, node[name], where=where)
-    try:
-        check_value(key, node[name])
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    return isinstance(node, CfgNode)
 
 
 def _nearest(key: str, cfg: CfgNode) -> str:
+    """Names decide, without their blocks; of a name in several blocks, the whole key does."""
+
+    def name(dotted: str) -> str:
+        return dotted.rpartition(".")[2].lower()
+
     keys = [dotted for dotted, _ in flatten(cfg)]
-    by_end = {dotted.rpartition(".")[2].lower(): dotted for dotted in keys}
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    near = near or [by_end[m] for m in difflib.get_close_matches(key.rpartition(".")[2].lower(), by_end, n=1)]
+    names = difflib.get_close_matches(name(key), {name(dotted) for dotted in keys}, n=1, cutoff=CLOSE)
+    near = difflib.get_close_matches(key, [dotted for dotted in keys if name(dotted) in names], n=1, cutoff=0.0)
     return f"; did you mean {near[0]}?" if near else ""

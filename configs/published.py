@@ -24,7 +24,7 @@ NO_CENTRES = "published programs never compute the centre loss"
 # Keys that are gone, and what is true instead. Whatever their value, nothing that is computed depends on it.
 DROPPED = {
     "MODEL.DEVICE_ID": "choose with CUDA_VISIBLE_DEVICES or MODEL.DEVICE cuda:N",
-    "MODEL.DIST_TRAIN": "training is one process, on one device",
+    "MODEL.DIST_TRAIN": "torchrun starts several processes: torchrun --nproc_per_node 4 ...",
     "MODEL.PRETRAIN_PATH": f"{UNREAD}; MODEL.PRETRAIN names CLIP's weights",
     "MODEL.PRETRAIN_CHOICE": f"{UNREAD}; MODEL.PRETRAIN names CLIP's weights",
     "MODEL.LAST_STRIDE": f"{UNREAD}; a ResNet's last stage has stride 1",
@@ -59,6 +59,16 @@ ONE_VALUE = {
     "MODEL.METRIC_LOSS_TYPE": ("triplet", "published programs have no loss at all with any other and crash"),
     "DATALOADER.SAMPLER": ("softmax_triplet", "published programs crash with any other"),
     "SOLVER.STAGE2.WARMUP_METHOD": ("linear", "there is no other warm-up here"),
+}
+
+# Programs whose files look alike, and how the keys and values begin that no other has.
+OTHER_PROGRAMS = {
+    "SOLIDER": ("MODEL.SEMANTIC_WEIGHT ", "MODEL.PRETRAIN_HW_RATIO ", "MODEL.TRANSFORMER_TYPE swin_"),
+    "TransReID": (
+        *("MODEL.JPM ", "MODEL.SHIFT_NUM ", "MODEL.SHUFFLE_GROUP ", "MODEL.DEVIDE_LENGTH ", "MODEL.RE_ARRANGE "),
+        *("MODEL.TRANSFORMER_TYPE vit_", "MODEL.TRANSFORMER_TYPE deit_"),
+    ),
+    "fast-reid": ("_BASE_ ", "MODEL.META_ARCHITECTURE ", "MODEL.BACKBONE.", "MODEL.HEADS.", "MODEL.LOSSES."),
 }
 
 # Switches of self-supervision, and the stage whose weight they set to 0.0.
@@ -99,20 +109,21 @@ def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool
     """One layer of settings in our keys, with a line in the log for everything that is dropped or read as another key.
 
     Args:
-        values: dotted keys and what the layer sets them to. Our keys, unknown ones and `SWITCHES` are passed on.
+        values: dotted keys and what the layer sets them to. Our keys, unknown and obsolete ones are passed on.
         cfg: the configuration that the layer comes on top of.
-        where: the layer's name.
+        where: the layer's name, for the log.
         root: a file that stands on none whose keys tell the method. Its own keys say which method it means.
 
     Raises:
-        ConfigError: keys of both published trees; flat keys where two stages run; a value that is gone.
+        ConfigError: another program's file; keys of both published trees; flat keys where two stages run.
     """
+    _refuse_other_programs(values)
     flat = [key for key in values if key in FLAT]
     staged = [key for key in values if key.startswith(("SOLVER.STAGE1.", "SOLVER.STAGE2."))]
     if flat and staged:
         raise ConfigError(
-            f"{where}: {flat[0]} is for one stage, {staged[0]} for one of two: which? Write all of them as "
-            "SOLVER.STAGE1 and SOLVER.STAGE2, or none"
+            f"{flat[0]} is for one stage, {staged[0]} for one of two: which? Write all of them as SOLVER.STAGE1 and "
+            "SOLVER.STAGE2, or none"
         )
     method = _method(flat, staged, values, where) if root else {}
     one_stage = cfg.PROCESSOR.STAGES == IMAGE_ONLY or bool(root and flat)
@@ -120,14 +131,11 @@ def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool
     for key, value in values.items():
         name = FLAT.get(key, key)
         if key in FLAT and not one_stage:
-            _refuse_if_ambiguous(key, cfg, where)
+            _refuse_if_ambiguous(key, cfg)
         if name in DROPPED:
             logger.warning("%s: %s is dropped: %s", where, key, DROPPED[name])
-        elif name in ONE_VALUE:
-            right, why = ONE_VALUE[name]
-            if literal(value) != right:
-                raise ConfigError(f"{where}: {key}: {value!r} will not do; right is {right}, {why}")
-            logger.warning("%s: %s is dropped: it is always %s", where, key, right)
+        elif is_obsolete(key):
+            ours[key] = value
         else:
             if name != key:
                 logger.warning("%s: %s is read as %s", where, key, name)
@@ -135,12 +143,39 @@ def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool
     return {**ours, **method}
 
 
+def is_obsolete(key: str) -> bool:
+    """Whether the value of a published key that is gone still says something."""
+    return key in SWITCHES or FLAT.get(key, key) in ONE_VALUE
+
+
+def settle(key: str, value: Any, *, where: str) -> bool | None:
+    """What the value of an obsolete key comes to: of `SWITCHES`, True or False; of others nothing.
+
+    Raises:
+        ConfigError: a value that is gone, or of the wrong type.
+    """
+    if key in SWITCHES:
+        return convert(key, value, True)
+    right, why = ONE_VALUE[FLAT.get(key, key)]
+    if literal(value) != right:
+        raise ConfigError(f"{key}: {value!r} will not do; right is {right}, {why}")
+    logger.warning("%s: %s is dropped: it is always %s", where, key, right)
+    return None
+
+
+def _refuse_other_programs(values: Mapping[str, Any]) -> None:
+    for program, signs in OTHER_PROGRAMS.items():
+        theirs = [key for key, value in values.items() if f"{key} {literal(value)}".startswith(signs)]
+        if theirs:
+            raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files this program does not read")
+
+
 def _method(flat: list[str], staged: list[str], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What a root file says by the keys that it has."""
     if flat:
-        stages = convert(STAGES, values.get(STAGES, IMAGE_ONLY), IMAGE_ONLY, where=where)
+        stages = convert(STAGES, values.get(STAGES, IMAGE_ONLY), IMAGE_ONLY)
         if stages != IMAGE_ONLY:
-            raise ConfigError(f"{where}: {flat[0]} is for the image stage alone, {STAGES} is {stages}")
+            raise ConfigError(f"{flat[0]} is for the image stage alone, {STAGES} is {stages}")
         settings = ", ".join(f"{key} {value}" for key, value in BASELINE.items())
         logger.warning("%s: has keys of one stage (%s): read as a baseline, %s", where, flat[0], settings)
         return BASELINE
@@ -151,12 +186,12 @@ def _method(flat: list[str], staged: list[str], values: Mapping[str, Any], where
     return {}
 
 
-def _refuse_if_ambiguous(key: str, cfg: CfgNode, where: str) -> None:
+def _refuse_if_ambiguous(key: str, cfg: CfgNode) -> None:
     name = key.removeprefix("SOLVER.")
     meant = [f"SOLVER.{stage}.{name}" for stage in ("STAGE1", "STAGE2") if name in cfg.SOLVER[stage]]
     if meant:
         raise ConfigError(
-            f"{where}: {key} is a key of single-stage configurations, {STAGES} is {cfg.PROCESSOR.STAGES}; "
+            f"{key} is a key of single-stage configurations, {STAGES} is {cfg.PROCESSOR.STAGES}; "
             f"right is {' or '.join(meant)}"
         )
 
@@ -181,7 +216,7 @@ class Switches:
             self.weights[stage] = block.SSL_LOSS_WEIGHT or self.weights[stage]
             if switch not in values:
                 continue
-            on = convert(switch, values[switch], True, where=where)
+            on = values[switch]
             if not on:
                 block.SSL_LOSS_WEIGHT = 0.0
                 self.off.add(stage)

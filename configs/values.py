@@ -13,22 +13,25 @@ LARGEST = 2**63  # what is not below it fits into no tensor
 NAMES = "DATASETS.NAMES"  # a text or a tuple, in published files, too
 
 
-def convert(key: str, value: Any, default: Any, *, where: str) -> Any:
+def convert(key: str, value: Any, default: Any) -> Any:
     """`value` as the type of `default`; the ConfigError says what would be right."""
     try:
         return _convert(value, default, single=key == NAMES)
     except ValueError as error:
         told = value if isinstance(value, str) else str(value)
         told = told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
-        raise ConfigError(f"{where}: {key}: {told!r} will not do; {error}") from None
+        raise ConfigError(f"{key}: {told!r} will not do; {error}") from None
 
 
 def literal(value: Any) -> Any:
-    """What a text of the command line or of a YAML file means as a Python literal, if it is one."""
+    """What a text of the command line or of a YAML file means as a Python literal, if it is one.
+
+    A backslash is one: it stands in paths.
+    """
     if not isinstance(value, str):
         return value
     try:
-        return ast.literal_eval(value.strip())
+        return ast.literal_eval(value.strip().replace("\\", r"\\"))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return value
 
@@ -37,11 +40,6 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
     """ValueError says what would be right."""
     if value is None or (isinstance(value, str) and value.strip() in ("None", "null", "~")):
         raise ValueError("it needs a value, None is none (off is a weight of 0.0, False or '')")
-    if isinstance(default, tuple):
-        value = literal(value)
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        kind = default[0]
-        return tuple(_convert(element, kind) for element in values)
     if isinstance(default, str):
         text = literal(value)
         if single and isinstance(text, (tuple, list)) and text and all(isinstance(name, str) for name in text):
@@ -53,7 +51,11 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
         if isinstance(value, bool):
             raise ValueError("right is a text")
         return str(value)
-    value = literal(value)
+    value = literal(literal(value))  # once more: cmd.exe passes quotes on
+    if isinstance(default, tuple):
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        kind = default[0]
+        return tuple(_convert(element, kind) for element in values)
     if isinstance(default, bool):
         spoken = SPOKEN.get(value.strip().lower()) if isinstance(value, str) else value
         if not isinstance(spoken, bool):

@@ -1,6 +1,7 @@
 """Configuration: what is converted, what is refused and with which words, and the files in the repository."""
 
 import copy
+import os
 import re
 from pathlib import Path
 
@@ -54,11 +55,18 @@ CONVERTED = [  # key, what a YAML file holds, what the command line holds, what 
     ("OUTPUT_DIR", "007", "007", "007"),
     ("OUTPUT_DIR", "", "", ""),
     ("DATASETS.ROOT_DIR", "/data/with space", "/data/with space", "/data/with space"),
+    ("DATASETS.ROOT_DIR", "('')", "('')", ""),  # the current folder, as in published files
+    ("DATASETS.ROOT_DIR", r"D:\new\table", r"D:\new\table", r"D:\new\table"),
+    ("DATASETS.ROOT_DIR", r"('D:\new')", r"'D:\new'", r"D:\new"),
     ("DATASETS.NAMES", "('veri')", "('veri')", "veri"),
     ("DATASETS.NAMES", ["market1501"], "('market1501',)", "market1501"),
     ("DATASETS.NAMES", "market1501", "market1501", "market1501"),
     ("MODEL.STRIDE_SIZE", [12, 12], "[12, 12]", (12, 12)),
     ("MODEL.STRIDE_SIZE", "(12, 8)", "(12, 8)", (12, 8)),
+    ("MODEL.STRIDE_SIZE", "'[12, 8]'", "'[12, 8]'", (12, 8)),  # cmd.exe passes single quotes on
+    ("SOLVER.MARGIN", "'0.25'", "'0.25'", 0.25),
+    ("SOLVER.SEED", "'7'", "'7'", 7),
+    ("TEST.FEAT_NORM", "'False'", "'False'", False),
     ("INPUT.PIXEL_MEAN", [0, 1, 0.5], "[0, 1, 0.5]", (0.0, 1.0, 0.5)),
     ("INPUT.TWIN_ERASED_AREA", [0.1, "0.25"], "(0.1, 0.25)", (0.1, 0.25)),
     ("INPUT.TWIN_ERASED_AREA", [0.5, 0.5], "[0.5, 0.5]", (0.5, 0.5)),
@@ -187,9 +195,21 @@ def test_an_unknown_key_is_answered_with_the_nearest(tmp_path, wrong, right):
         from_file(tmp_path, yaml.safe_dump(nested(wrong, 1)))
 
 
-def test_an_unknown_key_that_resembles_nothing_is_refused_all_the_same():
-    with pytest.raises(ConfigError, match=r"there is no key QQQQ$"):
-        load(None, ["QQQQ", "1"])
+@pytest.mark.parametrize("wrong", ["QQQQ", "MODEL.JIM", "MODEL.NECKS", "SOLVER.OPT", "DATALOADER.SAMPLER_TRAIN"])
+def test_an_unknown_key_that_resembles_nothing_is_refused_without_a_guess(wrong):
+    with pytest.raises(ConfigError, match=rf"there is no key {wrong}$"):
+        load(None, [wrong, "1"])
+
+
+def test_all_faults_of_all_layers_are_told_at_once(tmp_path):
+    (tmp_path / "ground.yml").write_text("MODEL: {JIM: 1, SIE_CAMRA: 1}\nINPUT: {PROB: 7, PADDING: x}\n")
+    (tmp_path / "top.yml").write_text("BASE: ground.yml\nSOLVER: {OPT: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "top.yml", ["SOLVER.SEDE", "1"])
+    ground, top, line = re.split(r"\S*/top\.yml: |command line: ", str(caught.value))
+    assert ground.startswith(f"{tmp_path / 'ground.yml'}: there is no key MODEL.JIM; ")
+    assert all(word in ground for word in ("did you mean MODEL.SIE_CAMERA?", "INPUT.PROB: 7.0", "INPUT.PADDING: 'x'"))
+    assert ("SOLVER.OPT" in top, "did you mean SOLVER.SEED?" in line, "\n" in str(caught.value)) == (True, True, False)
 
 
 @pytest.mark.parametrize("key", ["MODEL", "SOLVER.STAGE1", "MODEL.NAME.X"])
@@ -222,6 +242,28 @@ def test_later_layers_win(tmp_path):
     assert load(top).SOLVER.SEED == 3 and load(str(tmp_path / "middle.yml")).SOLVER.SEED == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "bad", "good"),
+    [
+        ("INPUT.PROB", 7, "0.5"),
+        ("INPUT.PROB", None, "0.5"),
+        ("SOLVER.SEED", "x", "5"),
+        ("MODEL.STRIDE_SIZE", [12], "[12, 12]"),
+        ("MODEL.USE_SSL", "perhaps", "True"),
+        ("DATALOADER.SAMPLER", "softmax", "softmax_triplet"),
+        ("SOLVER.STAGE2.SSL_LOSS_WEIGHT", -1, "0.8"),
+    ],
+)
+def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, good):
+    (tmp_path / "ground.yml").write_text(yaml.safe_dump(nested(key, bad)))
+    (tmp_path / "top.yml").write_text("BASE: ground.yml\nMODEL.SSL_TYPE: SIMCLR\n")
+    assert load(tmp_path / "top.yml", [key, good]) == load(None, [key, good])
+    with pytest.raises(ConfigError, match=rf"ground\.yml: {key}: .*will not do"):
+        load(tmp_path / "top.yml")
+    with pytest.raises(ConfigError, match=rf"^command line: {key}: .*will not do"):
+        load(tmp_path / "top.yml", [key, good, key, str(bad)])
+
+
 def test_an_error_names_the_layer_that_has_it(tmp_path):
     (tmp_path / "ground.yml").write_text("SOLVER: {SEED: x}\n")
     (tmp_path / "top.yml").write_text("BASE: ground.yml\n")
@@ -251,7 +293,7 @@ def test_files_that_are_no_settings(tmp_path):
     (tmp_path / "top.yml").write_text("BASE: absent.yml\n")
     with pytest.raises(ConfigError, match=r"absent\.yml: No such file"):
         load(tmp_path / "top.yml")
-    with pytest.raises(ConfigError, match="directory"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path}: is no plain file"):
         load(tmp_path)
     for text, word in (("a: [1", "is not YAML"), ("- 1\n- 2\n", "holds a list"), ("just words", "holds a str")):
         with pytest.raises(ConfigError, match=word) as caught:
@@ -260,6 +302,47 @@ def test_files_that_are_no_settings(tmp_path):
     (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ConfigError, match="is not YAML"):
         load(tmp_path / "binary.yml")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder"])
+@pytest.mark.parametrize("base", [False, True])
+def test_only_plain_files_are_read(tmp_path, kind, base):
+    path = Path(kind) if kind.startswith("/") else tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    (tmp_path / "top.yml").write_text(f"BASE: {path}\n")
+    with pytest.raises(ConfigError, match=rf"config file {path}: is no plain file"):
+        load(tmp_path / "top.yml" if base else path)
+
+
+REPEATED = "a0: &a0 {x: 1, y: 2}\n"
+ABSURD = {
+    "mappings": REPEATED + "".join(f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}\n" for n in range(1, 60)),
+    "merged mappings": REPEATED + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
+    "lists": "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
+    "one long list": f"a: &a [{'1, ' * 1000}1]\nb: [{'*a, ' * 1000}*a]\n",
+    "many keys": "".join(f"k{n}: 1\n" for n in range(5000)),
+    "a long text": "OUTPUT_DIR: " + 200_000 * "x",
+    "deep lists": 40_000 * "[",
+    "deep blocks": 400 * "{a: ",
+    "a list of itself": "SOLVER: {SEED: &a [*a]}",
+    "a mapping of itself": "SOLVER: &a {SEED: *a}",
+}
+
+
+@pytest.mark.parametrize("text", ABSURD.values(), ids=ABSURD)
+def test_files_of_absurd_size_are_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ConfigError) as caught:
+        from_file(tmp_path, text)
+    message = str(caught.value)
+    assert "settings.yml" in message and "\n" not in message and len(message) < 300
+
+
+def test_an_alias_is_what_it_repeats(tmp_path):
+    cfg = from_file(tmp_path, "INPUT: {SIZE_TRAIN: &size [64, 32], SIZE_TEST: *size}\nTEST: &t {RE_RANKING_K1: 3}\n")
+    assert cfg.INPUT.SIZE_TRAIN == cfg.INPUT.SIZE_TEST == (64, 32)
 
 
 # ----------------------------------------------------------------------------------------------- values taken together

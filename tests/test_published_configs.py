@@ -534,6 +534,28 @@ def test_a_key_that_had_a_say_has_one_value(root, caplog, key, right, wrong, why
         load(None, [key, wrong])
 
 
+OTHERS = [
+    ("TransReID", "MODEL: {JPM: True, RE_ARRANGE: True, SHIFT_NUM: 5}\n", ["MODEL.JPM", "MODEL.RE_ARRANGE"]),
+    ("TransReID", "MODEL: {TRANSFORMER_TYPE: vit_base_patch16_224_TransReID}\n", ["MODEL.TRANSFORMER_TYPE"]),
+    ("SOLIDER", "MODEL: {SEMANTIC_WEIGHT: 0.2, TRANSFORMER_TYPE: x}\n", ["MODEL.SEMANTIC_WEIGHT"]),
+    ("SOLIDER", "MODEL: {TRANSFORMER_TYPE: 'swin_base_patch4_window7_224'}\n", ["MODEL.TRANSFORMER_TYPE"]),
+    ("fast-reid", "MODEL: {BACKBONE: {DEPTH: 50x}}\nSOLVER: {OPT: SGD}\n", ["MODEL.BACKBONE.DEPTH"]),
+    ("fast-reid", "_BASE_: ../Base-bagtricks.yml\n", ["_BASE_"]),
+]
+
+
+@pytest.mark.parametrize(("program", "text", "keys"), OTHERS)
+def test_files_of_other_programs_are_told_by_their_keys(root, program, text, keys):
+    with pytest.raises(ConfigError, match=rf"root\.yml: has keys of {program} .*does not read") as caught:
+        root(text + BASE)  # flat keys, as theirs
+    assert all(key in str(caught.value) for key in keys) and "did you mean" not in str(caught.value)
+
+
+def test_several_processes_are_torchruns(root, caplog):
+    root("MODEL: {DIST_TRAIN: True}\n")
+    assert "torchrun --nproc_per_node" in lines(caplog)[0]
+
+
 @pytest.mark.parametrize(
     "key", ["MODEL.DEVICE_IDS", "MODEL.NECKS", "SOLVER.STAGE3.CENTER_LR", "SOLVER.STEPP", "SOLVER.SSL_LOSS_WEIGHT"]
 )
