@@ -10,6 +10,7 @@ no settings: they need --config_file. Training images are not needed.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Collection
@@ -22,20 +23,40 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
+from utils.command import answer_early, parse, run
+from utils.paths import check_there, expanded
+
+
+def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode | None, str]:
+    """What it says, the settings of its configuration file, if it names one, and the checkpoint."""
+    arguments = parse(__doc__, argv)
+    cfg = load(arguments.config_file, arguments.overrides) if arguments.config_file else None
+    if cfg is not None:
+        weight = cfg.TEST.WEIGHT
+    else:  # the other settings stand on the checkpoint's
+        given = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=False)).get("TEST.WEIGHT")
+        weight = load(None, ["TEST.WEIGHT", given]).TEST.WEIGHT if given else ""
+    if not weight:
+        raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
+    check_there(weight, "TEST.WEIGHT")
+    return arguments, cfg, weight
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
 from datasets.check import quick_check
 from datasets.several import names_of, shifted
 from model.build import RESIZING, model_from, settle_architecture
 from model.weights import Weights, read_weights
 from processor.build import evaluate_model, result_entry, settle_side
-from utils.command import parse, run
 from utils.devices import describe, pick_device
 from utils.distributed import main_first, on_main, start, stop
 from utils.errors import WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_screen
 from utils.metrics import CROSS_CAMERA, protocol_of
-from utils.paths import expanded
 from utils.records import Benchmark
 from utils.report import table
 from utils.run_folder import RESULTS, append_result, check_writable
@@ -65,17 +86,9 @@ class Prepared(NamedTuple):
 
 def main(argv: list[str] | None = None) -> Path:
     """Test as the command line says; the results file."""
-    arguments = parse(__doc__, argv)
     log_to_screen()
+    arguments, cfg, weight = read_command_line(argv)
     requested = arguments.overrides[::2]
-    if arguments.config_file:
-        cfg = load(arguments.config_file, arguments.overrides)
-        weight = cfg.TEST.WEIGHT
-    else:
-        given = dict(zip(requested, arguments.overrides[1::2], strict=False)).get("TEST.WEIGHT")
-        weight = load(None, ["TEST.WEIGHT", given]).TEST.WEIGHT if given else ""
-    if not weight:
-        raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
     weights = read_weights(weight)
     trained = weights.config
     if trained is not None and not {"DATASETS", "SOLVER"} <= trained.keys():

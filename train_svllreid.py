@@ -6,6 +6,7 @@ python train_svllreid.py --config_file configs/person/vit_svllreid.yml DATASETS.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Collection
@@ -19,19 +20,40 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import EPOCHS, ConfigError, check_changes, epochs_of, from_dict, load, to_dict
+from utils.command import answer_early, parse, run
+from utils.paths import check_there, expanded
+
+
+def read_command_line(argv: list[str] | None = None) -> tuple[CfgNode, Path, list[str]]:
+    """The settings, the run's folder, and the keys that the command line has."""
+    arguments = parse(__doc__, argv)
+    cfg = load(arguments.config_file, arguments.overrides)
+    folder = expanded(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file), "OUTPUT_DIR")
+    if not os.path.exists(folder) and "synthetic" not in cfg.DATASETS.NAMES:  # (what is rendered is yet to be there)
+        advice = "; right is the folder that holds the data sets, as the README has it; none is ever downloaded"
+        check_there(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR", advice)
+    return cfg, folder, arguments.overrides[::2]
+
+
+def default_folder(cfg: CfgNode, config_file: str | None) -> str:
+    """runs/DATASET_CONFIGFILE_seedSEED"""
+    return f"runs/{cfg.DATASETS.NAMES}_{Path(config_file or 'defaults').stem}_seed{cfg.SOLVER.SEED}"
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
 from datasets.build import identities_per_batch, make_benchmark
 from datasets.check import quick_check
 from datasets.several import names_of
 from model.build import make_model, resume_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
-from utils.command import parse, run
 from utils.devices import describe, make_deterministic, pick_device
 from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop, together
 from utils.errors import DataError, UserError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
-from utils.paths import expanded
 from utils.report import table
 from utils.run_folder import (
     CONFIG,
@@ -62,11 +84,9 @@ logger = logging.getLogger("train")
 
 def main(argv: list[str] | None = None) -> Path:
     """Train as the command line says; the run's folder."""
-    arguments = parse(__doc__, argv)
     log_to_screen()
-    cfg = load(arguments.config_file, arguments.overrides)
-    folder = expanded(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file), "OUTPUT_DIR")
-    return train(cfg, folder, requested=arguments.overrides[::2])
+    cfg, folder, requested = read_command_line(argv)
+    return train(cfg, folder, requested=requested)
 
 
 def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
@@ -256,11 +276,6 @@ def check_same(before: dict, now: dict, path: Path) -> None:
     for name, old in before.get("versions", {}).items():
         if now["versions"].get(name) != old:
             logger.warning("%s is %s now, the run was started with %s", name, now["versions"].get(name), old)
-
-
-def default_folder(cfg: CfgNode, config_file: str | None) -> str:
-    """runs/DATASET_CONFIGFILE_seedSEED"""
-    return f"runs/{cfg.DATASETS.NAMES}_{Path(config_file or 'defaults').stem}_seed{cfg.SOLVER.SEED}"
 
 
 if __name__ == "__main__":

@@ -68,6 +68,29 @@ def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
     assert done.returncode == 0, done.stderr
 
 
+SCRIPTS = [["train_svllreid.py"], ["test_svllreid.py"]]
+TOOLS = [["-m", f"tools.{path.stem}"] for path in sorted((ROOT / "tools").glob("*.py")) if path.stem != "__init__"]
+CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "convert_checkpoint", "demo"))
+ANSWERED_EARLY = [
+    *((command, ["--help"], 0, "usage: ") for command in (*SCRIPTS, *TOOLS)),
+    *((command, ["--what"], 2, "unrecognized arguments: --what") for command in (*SCRIPTS, DEMO)),
+    *((command, ["SOLVER.SEDE", "1"], 2, "did you mean SOLVER.SEED?") for command in (SCRIPTS[0], CHECK, DEMO)),
+    *((command, ["--config_file", "no.yml"], 2, "config file no.yml: ") for command in (*SCRIPTS, CHECK, DEMO)),
+    (SCRIPTS[0], ["DATASETS.ROOT_DIR", "/no", "OUTPUT_DIR", "/no"], 2, "DATASETS.ROOT_DIR /no: there is no such"),
+    (SCRIPTS[1], ["TEST.WEIGHT", "no.pth"], 2, "TEST.WEIGHT no.pth: there is no such file"),
+    (CONVERT, ["no.pth", "new.pth"], 2, "SOURCE no.pth: there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("command", "words", "code", "answer"), ANSWERED_EARLY)
+def test_what_is_wrong_with_a_command_line_is_said_before_torch_is_loaded(command, words, code, answer):
+    command = [sys.executable, "-X", "importtime", *command, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == code and answer in done.stdout + done.stderr
+    assert "argparse" in loaded and "torch" not in loaded
+
+
 def climbing(path: str, source: str) -> list[str]:
     faults = []
     own = owner(path)

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from configs import ConfigError, from_dict, load, to_dict
 from configs.defaults import defaults
+from utils.command import parse
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 SHIPPED = sorted(FOLDER.rglob("*.yml"))
@@ -643,3 +644,38 @@ def test_the_demo_files_differ_in_what_makes_the_method():
     assert {"MODEL.I2T_LOSS_WEIGHT", "PROCESSOR.STAGES"} <= different
     assert base["MODEL.I2T_LOSS_WEIGHT"] == base["SOLVER.STAGE2.SSL_LOSS_WEIGHT"] == 0.0
     assert base["PROCESSOR.STAGES"] == ["image"]
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs"),
+    [
+        (["SOLVER.SEED", "1", "OUTPUT_DIR", "a=b"], ["SOLVER.SEED", "1", "OUTPUT_DIR", "a=b"]),
+        (
+            ["SOLVER.SEED=1", "OUTPUT_DIR=a=b", "RESUME", "no"],
+            ["SOLVER.SEED", "1", "OUTPUT_DIR", "a=b", "RESUME", "no"],
+        ),
+        (["INPUT.SIZE_TEST", "'[64,", "32]'", "RESUME", "no"], ["INPUT.SIZE_TEST", "'[64, 32]'", "RESUME", "no"]),
+        (["INPUT.SIZE_TEST='[64,", "32]'"], ["INPUT.SIZE_TEST", "'[64, 32]'"]),
+        (["OUTPUT_DIR", "'tis", "RESUME", "no"], ["OUTPUT_DIR", "'tis", "RESUME", "no"]),
+        (["RESUME"], ["RESUME"]),
+        ([], []),
+    ],
+)
+def test_the_command_line_is_cut_into_keys_and_values(words, pairs):
+    assert parse("", words).overrides == pairs
+    assert parse("", ["--config_file", "x.yml", *words]).overrides == pairs
+    if pairs != ["RESUME"]:
+        assert load(None, parse("", words).overrides) == load(None, pairs)
+
+
+def test_the_rank_that_a_launcher_passes_on_is_understood(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for form in ("--local-rank=1", "--local_rank=1"):
+        assert parse("", [form, "SOLVER.SEED", "1"]).overrides == ["SOLVER.SEED", "1"]
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(SystemExit):
+        parse("", ["--local_rank", "0", "SOLVER.SEED", "1"])
+    assert "torchrun --nproc_per_node" in capsys.readouterr().err

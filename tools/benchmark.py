@@ -15,13 +15,22 @@ import sys
 import time
 from collections.abc import Callable
 
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("--name", default="ViT-Tiny-8", help="architecture")
+PARSER.add_argument("--device", default="auto")
+PARSER.add_argument("--batch", type=int, default=64, help="images")
+PARSER.add_argument("--identities", type=int, default=16, help="in the batch")
+PARSER.add_argument("--repeats", type=int, default=5)
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    PARSER.parse_args()
+
 import open_clip
 import torch
 
 from model.clip import TextTower
 from model.pretrained import QUICK_GELU, build_clip
 from model.prompts import PromptLearner
-from model.tiny_clip import NAME
 from utils.command import run
 from utils.devices import describe, pick_device
 
@@ -30,13 +39,7 @@ TEMPLATE = "A photo of a {} person."
 
 def main() -> None:
     """Print a line for each way."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default=NAME, help="architecture")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, default=64, help="images")
-    parser.add_argument("--identities", type=int, default=16, help="in the batch")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = PARSER.parse_args()
     device = pick_device(arguments.device)
     clip = build_clip(arguments.name, QUICK_GELU)
     tower = TextTower(clip).to(device).requires_grad_(False)

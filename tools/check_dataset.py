@@ -18,16 +18,33 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
+import utils.threads  # noqa: F401
+from configs import ConfigError, load
+from utils.command import answer_early, parse, run
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
+    """The settings, and this tool's own options."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--quick", action="store_true")
+    flags.add_argument("--sheet", type=Path)
+    options, others = flags.parse_known_args(argv)
+    arguments = parse(__doc__, others)
+    return load(arguments.config_file, arguments.overrides), options
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from skimage.util import montage
 
-import utils.threads  # noqa: F401
-from configs import ConfigError, load
 from datasets.build import make_benchmark
 from datasets.check import full_check, quick_check
 from datasets.images import read_image
-from utils.command import parse, run
 from utils.errors import DataError, UserError
 from utils.paths import expanded
 from utils.records import Benchmark, Sample
@@ -40,12 +57,7 @@ WHITE, GREY, BLACK = (255, 255, 255), (128, 128, 128), (0, 0, 0)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check what the command line names; 0 if it can be used, 1 if not."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--quick", action="store_true")
-    flags.add_argument("--sheet", type=Path)
-    options, others = flags.parse_known_args(argv)
-    arguments = parse(__doc__, others)
-    cfg = load(arguments.config_file, arguments.overrides)
+    cfg, options = read_command_line(argv)
     sheet = options.sheet
     if sheet is not None:
         sheet = expanded(sheet, "--sheet")

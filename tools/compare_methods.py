@@ -15,6 +15,16 @@ import statistics
 import sys
 from pathlib import Path
 
+from utils.command import Pairs, run
+
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+PARSER.add_argument("--folder", type=Path, default=Path("runs/compare"))
+PARSER.add_argument("overrides", nargs="*", action=Pairs, metavar="KEY VALUE", help="settings for all runs, after --")
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    PARSER.parse_args()
+
 import torch
 import yaml
 from yacs.config import CfgNode
@@ -22,7 +32,6 @@ from yacs.config import CfgNode
 from configs import ConfigError, load, to_dict
 from datasets.build import make_benchmark, make_loader
 from train_svllreid import train
-from utils.command import run
 from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
@@ -41,11 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     """Run what is missing, then print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/compare"))
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings for all runs, after --")
-    arguments = parser.parse_args()
+    arguments = PARSER.parse_args()
     log_to_screen()
     scores: dict[str, list[dict]] = {name: [] for name in (PIXELS, FROZEN, *METHODS)}
     for seed in arguments.seeds:

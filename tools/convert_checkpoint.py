@@ -9,25 +9,40 @@ they are the configuration's, which must be the one of its training. Optimiser a
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 import utils.threads  # noqa: F401
 from configs import ConfigError, load, to_dict
+from utils.command import answer_early, parse, run
+from utils.paths import check_there, expanded
+
+
+def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
+    """What it says, and the settings."""
+    arguments = parse(__doc__, argv, files=("source", "target"))
+    check_there(arguments.source, "SOURCE")
+    return arguments, load(arguments.config_file, arguments.overrides)
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
 from model.build import SETTLED, model_from, settle_architecture
 from model.pretrained import QUICK_GELU
 from model.published import to_published
 from model.weights import Weights, read_weights
 from utils.checkpoint import save_checkpoint, write_tensors
-from utils.command import parse, run
 from utils.errors import UserError, WeightsError
 from utils.fingerprint import versions
-from utils.paths import expanded
 
 
 def main(argv: list[str] | None = None) -> None:
     """Convert as the command line says."""
-    arguments = parse(__doc__, argv, files=("source", "target"))
+    arguments, cfg = read_command_line(argv)
     target = expanded(arguments.target)
     if target.exists():
         raise UserError(f"{target}: is there already, and is not overwritten")
@@ -36,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     weights = read_weights(arguments.source)
     try:
         if weights.architecture is None:
-            _from_published(weights, target, load(arguments.config_file, arguments.overrides), arguments.overrides[::2])
+            _from_published(weights, target, cfg, arguments.overrides[::2])
         else:
             _to_published(weights, target)
     except OSError as error:

@@ -21,10 +21,24 @@ import yaml
 from yacs.config import CfgNode
 
 from configs import ConfigError, load
+from utils.command import answer_early, parse, run
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
+
+
+def read_command_line(argv: list[str] | None = None) -> CfgNode:
+    """The settings."""
+    arguments = parse(__doc__, argv)
+    return load(arguments.config_file or DEMO, arguments.overrides)
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
 from datasets.build import RENDERED, make_benchmark
 from tools.check_dataset import write_sheet
 from train_svllreid import train
-from utils.command import parse, run
 from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
@@ -33,8 +47,6 @@ from utils.run_folder import CONFIG, RESULTS
 logger = logging.getLogger("demo")
 
 FOLDER = Path("runs/demo")
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
 GAIN = 0.05  # of mAP, below which the demo has failed
 SHEET = "pictures.png"
 # Settings that say where and on what, not how.
@@ -43,8 +55,7 @@ NO_DEPARTURE = ("DATASETS.", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "TEST.IMS_P
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 if training helped, 1 if not."""
-    arguments = parse(__doc__, argv)
-    cfg = load(arguments.config_file or DEMO, arguments.overrides)
+    cfg = read_command_line(argv)
     log_to_screen()
     folder = Path(cfg.OUTPUT_DIR or FOLDER).expanduser()
     pick_device(cfg.MODEL.DEVICE)

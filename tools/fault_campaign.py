@@ -46,6 +46,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+FOLDER = Path("runs/faults")
+KINDS = ("kill", "truncation", "corruption", "full-disk", "vanished-image", "nan")
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("--faults", type=int, default=120, metavar="N", help="in all")
+PARSER.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
+PARSER.add_argument("--seed", type=int, default=0)
+PARSER.add_argument("--only", type=int, nargs="+", default=[], metavar="NUMBER", help="these faults alone")
+PARSER.add_argument("--folder", type=Path, default=FOLDER, help="where runs are; those that fail are kept there")
+PARSER.add_argument("--timeout", type=float, default=120.0, help="seconds after which a process hangs")
+PARSER.add_argument("--markdown", action="store_true", help="print the table in Markdown, too")
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    PARSER.parse_args()
+
 import torch
 
 import train_svllreid
@@ -59,7 +73,6 @@ from utils.errors import UserError
 from utils.run_folder import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = Path("runs/faults")
 DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}
 EPOCHS, STEPS, LOG_PERIOD = 2, 3, 2  # of each stage, of an epoch, between two lines of the log
 SETTINGS = f"""
@@ -787,14 +800,9 @@ def a_nan(trial: Trial, reference: Reference) -> None:
     trial.finish()
 
 
-KINDS: dict[str, Callable[[Trial, Reference], None]] = {
-    "kill": a_kill,
-    "truncation": a_truncation,
-    "corruption": a_corruption,
-    "full-disk": a_full_disk,
-    "vanished-image": a_vanished_image,
-    "nan": a_nan,
-}
+FAULTS: dict[str, Callable[[Trial, Reference], None]] = dict(
+    zip(KINDS, (a_kill, a_truncation, a_corruption, a_full_disk, a_vanished_image, a_nan), strict=True)
+)
 
 
 # -------------------------------------------------------------------------------------------------------- the campaign
@@ -857,7 +865,7 @@ def disturb(
         trial.data = reference.data
     word, reason, since = SURVIVED, "", time.monotonic()
     try:
-        KINDS[kind](trial, reference)
+        FAULTS[kind](trial, reference)
         trial.compare(reference)
     except Lost as error:
         word, reason = LOST, str(error)
@@ -906,15 +914,7 @@ def tables(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the campaign; 0 if every fault was survived, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=120, metavar="N", help="in all")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="+", default=[], metavar="NUMBER", help="these faults alone")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where runs are; those that fail are kept there")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds after which a process hangs")
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown, too")
-    arguments = parser.parse_args(argv)
+    arguments = PARSER.parse_args(argv)
     if not sys.platform.startswith("linux"):
         raise UserError("tools.fault_campaign needs Linux: it forks, and looks into /proc")
     if arguments.faults < 1 or not all(1 <= number <= arguments.faults for number in arguments.only):
@@ -938,7 +938,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [verdict for verdict in verdicts if verdict.word != SURVIVED]
     for verdict in failed:
         again = f"--faults {arguments.faults} --seed {arguments.seed}"
-        again += f" --kinds {' '.join(kinds)}" if kinds != list(KINDS) else ""
+        again += f" --kinds {' '.join(kinds)}" if tuple(kinds) != KINDS else ""
         write(
             f"\n{verdict.word}: {verdict.kind}, {verdict.reason}\n  {'; '.join(verdict.notes)}\n"
             f"  {folder / f'fault{verdict.number}'}\n"

@@ -18,6 +18,18 @@ import time
 from multiprocessing import Pool
 from pathlib import Path
 
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("--identities", type=int, default=24000)
+PARSER.add_argument("--steps", type=int, default=3600)
+PARSER.add_argument("--batch", type=int, default=192)
+PARSER.add_argument("--lr", type=float, default=1.5e-3)
+PARSER.add_argument("--seed", type=int, default=0)
+PARSER.add_argument("--processes", type=int, default=2, help="that render pictures")
+PARSER.add_argument("--out", type=Path, help="the shipped file if it is not given")
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    PARSER.parse_args()
+
 import numpy as np
 import open_clip
 import torch
@@ -42,15 +54,8 @@ TEMPLATES = ("A photo of a X X X X person.", "A photo of a X X X X vehicle.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--identities", type=int, default=24000)
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="that render pictures")
-    parser.add_argument("--out", type=Path, default=tiny_clip.FILE)
-    args = parser.parse_args()
+    args = PARSER.parse_args()
+    args.out = args.out or tiny_clip.FILE
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.manual_seed(args.seed)
 

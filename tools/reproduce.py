@@ -27,6 +27,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.command import FAILED, Pairs, run
+
+OUTPUT, DATA = Path("runs/reproduce"), "data"
+ALL = "all"
+
+
+class Tolerance(NamedTuple):
+    """How many points a figure may be off."""
+
+    mAP: float = 0.5
+    rank: float = 1.0  # moves more from seed to seed: a query counts all or nothing
+
+    def of(self, figure: str) -> float:
+        """That of one figure, by its name in results.json."""
+        return self.mAP if figure == "mAP" else self.rank
+
+    def __str__(self) -> str:
+        return f"tolerance {self.mAP:g} of mAP, {self.rank:g} of rank-k"
+
+
+def _points(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of points, 0 to 100")
+    return value
+
+
+PARSER = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+)
+USUAL = Tolerance()
+PARSER.add_argument("--run", nargs="+", default=[], metavar="ROW", help=f"rows by name, or {ALL}: run what is missing")
+PARSER.add_argument("--markdown", action="store_true", help="print the README's table of all rows")
+PARSER.add_argument("--root", default=DATA, help="DATASETS.ROOT_DIR: the folder that holds the data sets' folders")
+PARSER.add_argument("--output", type=Path, default=OUTPUT, help="the folder that holds the runs")
+PARSER.add_argument("--seed", type=int, help="SOLVER.SEED; the configuration's if it is not given")
+PARSER.add_argument("--tolerance", type=_points, default=USUAL.mAP, help=f"of mAP, in points (default {USUAL.mAP:g})")
+PARSER.add_argument(
+    "--rank-tolerance", type=_points, default=USUAL.rank, help=f"of rank-k, in points (default {USUAL.rank:g})"
+)
+PARSER.add_argument(
+    "overrides", nargs="*", action=Pairs, metavar="KEY VALUE", help="settings for all commands, after --"
+)
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    PARSER.parse_args()
+
 import yaml
 from open_clip import pretrained as hub
 from yacs.config import CfgNode
@@ -38,7 +88,6 @@ from datasets import market1501
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
-from utils.command import FAILED, run
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
 from utils.records import Reranking
@@ -47,8 +96,6 @@ from utils.run_folder import CONFIG, RESULTS
 
 logger = logging.getLogger("reproduce")
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUT, DATA = Path("runs/reproduce"), "data"
-ALL = "all"
 REPRODUCED, BELOW, ABOVE = "reproduced", "below", "above"
 NOT_REPRODUCED = 1  # exit code
 NOT_AT_HAND, NOT_YET = "not at hand", "not yet run"
@@ -72,20 +119,6 @@ class DataSet(NamedTuple):
     title: str
     place: str  # below DATASETS.ROOT_DIR
     configs: str  # folder of its configurations
-
-
-class Tolerance(NamedTuple):
-    """How many points a figure may be off."""
-
-    mAP: float = 0.5
-    rank: float = 1.0  # moves more from seed to seed: a query counts all or nothing
-
-    def of(self, figure: str) -> float:
-        """That of one figure, by its name in results.json."""
-        return self.mAP if figure == "mAP" else self.rank
-
-    def __str__(self) -> str:
-        return f"tolerance {self.mAP:g} of mAP, {self.rank:g} of rank-k"
 
 
 class Verdict(NamedTuple):
@@ -326,7 +359,7 @@ def _settings(file: Path | None, overrides: tuple[str, ...]) -> CfgNode:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for, show rows, and return the exit code."""
-    arguments = _parse(argv)
+    arguments = PARSER.parse_args(argv)
     overrides = tuple(arguments.overrides)
     plan = Plan(arguments.root, arguments.output, arguments.seed, overrides)
     tolerance = Tolerance(arguments.tolerance, arguments.rank_tolerance)
@@ -361,38 +394,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         judge(row, results[row.name].figures, tolerance).word for row in shown if row.published and results[row.name]
     ]
     return 0 if set(words) <= {REPRODUCED} else NOT_REPRODUCED
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    usual = Tolerance()
-    parser.add_argument(
-        "--run", nargs="+", default=[], metavar="ROW", help=f"rows by name, or {ALL}: run what is missing"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print the README's table of all rows")
-    parser.add_argument("--root", default=DATA, help="DATASETS.ROOT_DIR: the folder that holds the data sets' folders")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="the folder that holds the runs")
-    parser.add_argument("--seed", type=int, help="SOLVER.SEED; the configuration's if it is not given")
-    parser.add_argument(
-        "--tolerance", type=_points, default=usual.mAP, help=f"of mAP, in points (default {usual.mAP:g})"
-    )
-    parser.add_argument(
-        "--rank-tolerance", type=_points, default=usual.rank, help=f"of rank-k, in points (default {usual.rank:g})"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings for all commands, after --")
-    return parser.parse_args(argv)
-
-
-def _points(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of points, 0 to 100")
-    return value
 
 
 def choose(names: Sequence[str]) -> list[Row]:

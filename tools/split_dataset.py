@@ -28,6 +28,48 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+FORMS = ("folders", "market", "csv")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    def number(kind: Callable, right: str, accept: Callable) -> Callable:
+        def parse(text: str):
+            try:
+                value = kind(text)
+            except ValueError:
+                value = None
+            if value is None or not accept(value):
+                raise argparse.ArgumentTypeError(f"{text!r}: right is {right}")
+            return value
+
+        return parse
+
+    share = number(float, "a share between 0 and 1, both excluded", lambda value: 0 < value < 1)
+    positive = number(int, "a whole number from 1", lambda value: value >= 1)
+    natural_number = number(int, "a whole number from 0", lambda value: value >= 0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("source", metavar="SOURCE", help="the folder that holds a folder per identity")
+    parser.add_argument("target", metavar="TARGET", help="a new folder; for --form csv also a new file, *.csv")
+    parser.add_argument("--train", type=share, default=0.5, metavar="SHARE", help="of the identities (default 0.5)")
+    parser.add_argument(
+        *("--query-per-camera", "--query_per_camera"),
+        **{"type": positive, "default": 1, "metavar": "N"},
+        help="queries of every test identity and camera; without cameras, of every test identity (default 1)",
+    )
+    parser.add_argument("--seed", type=natural_number, default=0, metavar="N", help="of the draws (default 0)")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
+    parser.add_argument("--link", action="store_true", help="link to the pictures instead of copying them")
+    arguments = parser.parse_args(argv)
+    if arguments.link and arguments.form == "csv":
+        parser.error("--link: a CSV file names the pictures where they are; there is nothing to link")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    _parse(None)
+
 import numpy as np
 
 from datasets.folder import (
@@ -47,7 +89,6 @@ from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
 from utils.records import Omitted
 
-FORMS = ("folders", "market", "csv")
 TABLE, NAMES = "pictures.csv", "identities.txt"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
 
@@ -130,42 +171,6 @@ def write(splits: dict[str, list[Picture]], source: Path, target: Path, *, form:
         return
     with _whole(target) as folder:
         _write_pictures(splits, folder, market=form == "market", link=link)
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def number(kind: Callable, right: str, accept: Callable) -> Callable:
-        def parse(text: str):
-            try:
-                value = kind(text)
-            except ValueError:
-                value = None
-            if value is None or not accept(value):
-                raise argparse.ArgumentTypeError(f"{text!r}: right is {right}")
-            return value
-
-        return parse
-
-    share = number(float, "a share between 0 and 1, both excluded", lambda value: 0 < value < 1)
-    positive = number(int, "a whole number from 1", lambda value: value >= 1)
-    natural_number = number(int, "a whole number from 0", lambda value: value >= 0)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("source", metavar="SOURCE", help="the folder that holds a folder per identity")
-    parser.add_argument("target", metavar="TARGET", help="a new folder; for --form csv also a new file, *.csv")
-    parser.add_argument("--train", type=share, default=0.5, metavar="SHARE", help="of the identities (default 0.5)")
-    parser.add_argument(
-        *("--query-per-camera", "--query_per_camera"),
-        **{"type": positive, "default": 1, "metavar": "N"},
-        help="queries of every test identity and camera; without cameras, of every test identity (default 1)",
-    )
-    parser.add_argument("--seed", type=natural_number, default=0, metavar="N", help="of the draws (default 0)")
-    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
-    parser.add_argument("--link", action="store_true", help="link to the pictures instead of copying them")
-    arguments = parser.parse_args(argv)
-    if arguments.link and arguments.form == "csv":
-        parser.error("--link: a CSV file names the pictures where they are; there is nothing to link")
-    return arguments
 
 
 def _check_places(source: Path, target: Path) -> None:

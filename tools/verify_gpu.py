@@ -19,6 +19,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from utils.command import Pairs, run
+
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("--steps", type=int, default=40, help="about so many, in each stage")
+PARSER.add_argument("--device", default="cuda")
+PARSER.add_argument("overrides", nargs=argparse.REMAINDER, action=Pairs, metavar="KEY VALUE")
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    PARSER.parse_args()
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +39,6 @@ from processor.build import RUN_STAGE
 from processor.evaluate import embed_all
 from processor.loop import NonFiniteLoss, fit
 from solver.build import make_optimizer
-from utils.command import run
 from utils.devices import describe, pick_device
 from utils.logs import log_to_screen
 from utils.records import FeatureBatch, Losses
@@ -47,11 +56,7 @@ FEATURE_TOLERANCE = 0.95  # least mean cosine of features from fp32 and bf16 tra
 
 def main() -> int:
     """0 if both precisions agree, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="about so many, in each stage")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    arguments = parser.parse_args()
+    arguments = PARSER.parse_args()
     log_to_screen()
     device = pick_device(arguments.device)
     logger.info("%s, torch %s", describe(device), torch.__version__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import select
 import signal
@@ -10,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from utils.distributed import told_elsewhere
 from utils.errors import UserError, one_line
+from utils.processes import told_elsewhere
 
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
@@ -24,15 +25,60 @@ def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequenc
     parser.add_argument(
         "--config_file", "--config-file", metavar="FILE", help="a YAML file, e.g. configs/person/vit_svllreid.yml"
     )
+    parser.add_argument("--local-rank", "--local_rank", type=_local_rank, help=argparse.SUPPRESS)
     for file in files:
         parser.add_argument(file, metavar=file.upper())
     parser.add_argument(
         "overrides",
         nargs="*",
+        action=Pairs,
         metavar="KEY VALUE",
         help="settings that come last, e.g. SOLVER.SEED 1 MODEL.STRIDE_SIZE '[12, 12]' (all keys: configs/defaults.py)",
     )
     return parser.parse_intermixed_args(argv)
+
+
+class Pairs(argparse.Action):
+    """The argparse action of settings: KEY VALUE KEY VALUE ... of words, of which KEY=VALUE is two.
+
+    cmd.exe knows no single quotes: it cuts '[12, 12]' at the blank. What it cut is joined.
+    """
+
+    def __call__(self, _parser, namespace: argparse.Namespace, words: Sequence[str], _option=None) -> None:
+        words, pairs = list(words), []
+        while words:
+            key, equals, value = words.pop(0).partition("=")
+            pairs.append(key)
+            if not equals and not words:
+                break
+            value = value if equals else words.pop(0)
+            if value.startswith("'") and not value.endswith("'"):
+                count = next((number for number, word in enumerate(words, 1) if word.endswith("'")), 0)
+                value = " ".join([value, *words[:count]])
+                del words[:count]
+            pairs.append(value)
+        setattr(namespace, self.dest, pairs)
+
+
+def _local_rank(text: str) -> str:
+    """What torch.distributed.launch passes on; the environment says the same."""
+    if "LOCAL_RANK" not in os.environ:
+        raise argparse.ArgumentTypeError("several processes are torchrun's: torchrun --nproc_per_node 4 ...")
+    return text
+
+
+def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None:
+    """Leave if the command line asks for help or is wrong; for scripts, before they import torch, which takes seconds.
+
+    Args:
+        read: reads it, as `main` will once more, and returns no number.
+        mendable: as those of `run`.
+    """
+    logging.disable()  # what is said in passing is said by `main`
+    code = run(read, *mendable)
+    logging.disable(logging.NOTSET)
+    if code:
+        sys.exit(code)
 
 
 def run(main: Callable[[], object], *mendable: type[Exception]) -> int:

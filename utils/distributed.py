@@ -16,16 +16,17 @@ the others would wait for it.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils import processes
 from utils.errors import UserError, one_line
+from utils.processes import Place, place
 
 # Others wait while the main process re-ranks a large benchmark. It need not be short: torchrun ends all when one dies.
 TIMEOUT = timedelta(hours=2)
@@ -35,39 +36,6 @@ logger = logging.getLogger(__name__)
 
 class ProcessFailed(RuntimeError):
     """Raised here because another process failed; the reason stands there."""
-
-
-class Place(NamedTuple):
-    """What torchrun says of a process."""
-
-    rank: int  # among all, from 0
-    world_size: int
-    local_rank: int  # among those of this machine
-    local_world_size: int
-
-
-def place() -> Place | None:
-    """Which of several processes this is, before and after `start`; None without torchrun, or for its only one."""
-    environment = os.environ
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys() or int(environment["WORLD_SIZE"]) == 1:
-        return None
-    local = int(environment["LOCAL_RANK"])
-    # Whoever sets the first three by hand, on a machine each, may not know the fourth.
-    count = int(environment.get("LOCAL_WORLD_SIZE", local + 1))
-    return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), local, count)
-
-
-def told_elsewhere(error: BaseException) -> bool:
-    """Whether another process tells the user of `error`: one is enough for what all have found out alike.
-
-    Until they meet, all of them read the same command line and the same files.
-    """
-    here = place()
-    alike = not _met or not isinstance(error, UserError)  # the latter: settings, and signals, which reach all
-    return getattr(error, "told", False) or (alike and here is not None and here.local_rank > 0)
-
-
-_met = False
 
 
 def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device:
@@ -92,9 +60,8 @@ def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device
         backend = "gloo"
     else:
         raise UserError(f"MODEL.DEVICE {device.type}: several processes run on CPUs or on CUDA devices only")
-    global _met
     dist.init_process_group(backend, timeout=timeout)
-    _met = True
+    processes.met = True
     logger.info("process %d of %d, on %s", here.rank, here.world_size, device)
     if not is_main():
         logging.getLogger().setLevel(logging.ERROR)  # what is said once is enough
