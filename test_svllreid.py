@@ -23,23 +23,22 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
-from utils.command import answer_early, parse, run
-from utils.paths import check_there, expanded
+from utils.command import answer_early, check_there, parse, run
+from utils.paths import expanded
 
 
-def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode | None, str]:
-    """What it says, the settings of its configuration file, if it names one, and the checkpoint."""
+def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
+    """What it says, and the settings; without a configuration file, TEST.WEIGHT alone."""
     arguments = parse(__doc__, argv)
-    cfg = load(arguments.config_file, arguments.overrides) if arguments.config_file else None
-    if cfg is not None:
-        weight = cfg.TEST.WEIGHT
-    else:  # the other settings stand on the checkpoint's
-        given = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=False)).get("TEST.WEIGHT")
-        weight = load(None, ["TEST.WEIGHT", given]).TEST.WEIGHT if given else ""
-    if not weight:
+    overrides = arguments.overrides
+    if not arguments.config_file:  # the others stand on the checkpoint's
+        given = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("TEST.WEIGHT", "")
+        overrides = ["TEST.WEIGHT", given]
+    cfg = load(arguments.config_file, overrides)
+    if not cfg.TEST.WEIGHT:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
-    check_there(weight, "TEST.WEIGHT")
-    return arguments, cfg, weight
+    check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
+    return arguments, cfg
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -87,8 +86,8 @@ class Prepared(NamedTuple):
 def main(argv: list[str] | None = None) -> Path:
     """Test as the command line says; the results file."""
     log_to_screen()
-    arguments, cfg, weight = read_command_line(argv)
-    requested = arguments.overrides[::2]
+    arguments, cfg = read_command_line(argv)
+    requested, weight = arguments.overrides[::2], cfg.TEST.WEIGHT
     weights = read_weights(weight)
     trained = weights.config
     if trained is not None and not {"DATASETS", "SOLVER"} <= trained.keys():

@@ -20,8 +20,8 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import EPOCHS, ConfigError, check_changes, epochs_of, from_dict, load, to_dict
-from utils.command import answer_early, parse, run
-from utils.paths import check_there, expanded
+from utils.command import answer_early, check_there, parse, run
+from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> tuple[CfgNode, Path, list[str]]:

@@ -7,6 +7,7 @@ import itertools
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from yacs.config import CfgNode
 
 from configs.checks import ConfigError, check_together, check_value
 from configs.defaults import defaults
-from configs.published import FLAT, STAGES, Switches, is_obsolete, settle, tells_method, translate
+from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
 from configs.values import convert
 
 LARGEST = 100_000  # bytes of a YAML file; those in this repository have up to 1 600
@@ -97,13 +98,13 @@ class _Settings:
     def add(self, values: Mapping[str, Any], *, where: str, root: bool = False) -> None:
         """Change what one layer says, be it in our keys or in published ones."""
         try:
-            values = translate(values, self.cfg, where=where, root=root)
+            values = translate(values, self.cfg, partial(self.judged, where=where), where=where, root=root)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         taken = {}
         for key, value in values.items():
-            with self.judged(FLAT.get(key, key), where):
-                taken[key] = settle(key, value, where=where) if is_obsolete(key) else self.set(key, value)
+            with self.judged(key, where):
+                taken[key] = value if key in SWITCHES else self.set(key, value)
         self.switches.follow(taken, self.cfg, where=where)
 
     def finish(self, overrides: Sequence[str]) -> CfgNode:

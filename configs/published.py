@@ -8,7 +8,8 @@ follows from which keys a file has. The tables below are all that is known; `tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from yacs.config import CfgNode
@@ -105,12 +106,16 @@ def tells_method(values: Mapping[str, Any]) -> bool:
     return any(key in FLAT or key.startswith(("SOLVER.STAGE1.", "SOLVER.STAGE2.")) for key in values)
 
 
-def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool = False) -> dict[str, Any]:
+def translate(
+    values: Mapping[str, Any], cfg: CfgNode, judged: Callable[[str], AbstractContextManager], *, where: str, root: bool
+) -> dict[str, Any]:
     """One layer of settings in our keys, with a line in the log for everything that is dropped or read as another key.
 
     Args:
-        values: dotted keys and what the layer sets them to. Our keys, unknown and obsolete ones are passed on.
+        values: dotted keys and what the layer sets them to. Our keys and unknown ones are passed on, `SWITCHES`
+            as True and False.
         cfg: the configuration that the layer comes on top of.
+        judged: `with judged(key):` what is wrong with a value of a key that is gone, unless a later layer has another.
         where: the layer's name, for the log.
         root: a file that stands on none whose keys tell the method. Its own keys say which method it means.
 
@@ -134,33 +139,20 @@ def translate(values: Mapping[str, Any], cfg: CfgNode, *, where: str, root: bool
             _refuse_if_ambiguous(key, cfg)
         if name in DROPPED:
             logger.warning("%s: %s is dropped: %s", where, key, DROPPED[name])
-        elif is_obsolete(key):
-            ours[key] = value
+        elif name in ONE_VALUE:
+            right, why = ONE_VALUE[name]
+            with judged(name):
+                if literal(value) != right:
+                    raise ConfigError(f"{key}: {value!r} will not do; right is {right}, {why}")
+                logger.warning("%s: %s is dropped: it is always %s", where, key, right)
+        elif key in SWITCHES:
+            with judged(key):
+                ours[key] = convert(key, value, True)
         else:
             if name != key:
                 logger.warning("%s: %s is read as %s", where, key, name)
             ours[name] = value
     return {**ours, **method}
-
-
-def is_obsolete(key: str) -> bool:
-    """Whether the value of a published key that is gone still says something."""
-    return key in SWITCHES or FLAT.get(key, key) in ONE_VALUE
-
-
-def settle(key: str, value: Any, *, where: str) -> bool | None:
-    """What the value of an obsolete key comes to: of `SWITCHES`, True or False; of others nothing.
-
-    Raises:
-        ConfigError: a value that is gone, or of the wrong type.
-    """
-    if key in SWITCHES:
-        return convert(key, value, True)
-    right, why = ONE_VALUE[FLAT.get(key, key)]
-    if literal(value) != right:
-        raise ConfigError(f"{key}: {value!r} will not do; right is {right}, {why}")
-    logger.warning("%s: %s is dropped: it is always %s", where, key, right)
-    return None
 
 
 def _refuse_other_programs(values: Mapping[str, Any]) -> None:

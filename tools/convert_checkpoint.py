@@ -17,8 +17,8 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load, to_dict
-from utils.command import answer_early, parse, run
-from utils.paths import check_there, expanded
+from utils.command import answer_early, check_there, parse, run
+from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:

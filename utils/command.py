@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from utils.errors import UserError, one_line
+from utils.paths import expanded
 from utils.processes import told_elsewhere
 
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
@@ -68,17 +69,18 @@ def _local_rank(text: str) -> str:
 
 
 def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None:
-    """Leave if the command line asks for help or is wrong; for scripts, before they import torch, which takes seconds.
-
-    Args:
-        read: reads it, as `main` will once more, and returns no number.
-        mendable: as those of `run`.
-    """
+    """Leave if the command line, which `main` reads again, asks for help or is wrong; `mendable` is that of `run`."""
     logging.disable()  # what is said in passing is said by `main`
     code = run(read, *mendable)
     logging.disable(logging.NOTSET)
     if code:
         sys.exit(code)
+
+
+def check_there(path: str, what: str, advice: str = "") -> None:
+    """UserError if there is nothing at `path`; `advice` ends the message."""
+    if not os.path.exists(expanded(path, what)):
+        raise UserError(f"{what} {path}: there is no such file or folder{advice}")
 
 
 def run(main: Callable[[], object], *mendable: type[Exception]) -> int:

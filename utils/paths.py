@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from utils.errors import UserError
@@ -24,10 +23,3 @@ def expanded(path: str | Path, what: str = "") -> Path:
         raise UserError(
             f"{key}{path}: ~NAME is a user's home folder, and there is no user of this name (~: no HOME)"
         ) from error
-
-
-def check_there(path: str | Path, what: str, advice: str = "") -> None:
-    """UserError if there is nothing at `path`; `advice` ends the message."""
-    path = expanded(path, what)
-    if not os.path.exists(path):  # (unlike Path.exists, also of a name that no file can have)
-        raise UserError(f"{what} {path}: there is no such file or folder{advice}")
