@@ -58,7 +58,7 @@ from utils.logs import log_to_screen
 from utils.metrics import CROSS_CAMERA, protocol_of
 from utils.records import Benchmark
 from utils.report import table
-from utils.run_folder import RESULTS, append_result, check_writable
+from utils.run_folder import RESULTS, append_result, check_writable, read_results
 
 logger = logging.getLogger("test")
 # What is said of the training's data set alone -> what holds for another one.
@@ -90,8 +90,6 @@ def main(argv: list[str] | None = None) -> Path:
     requested, weight = arguments.overrides[::2], cfg.TEST.WEIGHT
     weights = read_weights(weight)
     trained = weights.config
-    if trained is not None and not {"DATASETS", "SOLVER"} <= trained.keys():
-        raise WeightsError(f"{weight}: is no whole checkpoint, its configuration lacks DATASETS or SOLVER")
     if not arguments.config_file:
         if trained is None:
             raise WeightsError(f"{weight}: is a published file, which holds no settings; give its --config_file")
@@ -105,6 +103,7 @@ def main(argv: list[str] | None = None) -> Path:
         )
     folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
     check_writable(folder)
+    read_results(folder / RESULTS)  # what cannot be added to is said now
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
 
@@ -152,7 +151,7 @@ def homes_of(weights: Weights) -> dict[str, Home]:
     if weights.config is None:
         return {}
     names = names_of(weights.config["DATASETS"]["NAMES"])
-    first_cameras = (weights.architecture or {}).get("first_cameras", [0])
+    first_cameras = (weights.architecture or {}).get("first_cameras") or [0]
     prints = weights.tested_on
     return {
         name: Home(

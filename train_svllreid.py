@@ -51,7 +51,7 @@ from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.devices import describe, make_deterministic, pick_device
 from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop, together
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
 from utils.report import table
@@ -130,12 +130,10 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
     """
     before = from_dict(earlier.config, where=str(earlier.state or path / CONFIG))
     ended = has_ended(before, earlier)
-    stage, epoch = before.PROCESSOR.STAGES[0], 0
+    stage, epoch = place_of(state, before) if state else (before.PROCESSOR.STAGES[0], 0)
     if ended:
         stage = before.PROCESSOR.STAGES[-1]
         epoch = epochs_of(before, stage)
-    elif state:
-        stage, epoch = state.contents["stage"], state.contents["epoch"]
     weights = state is not None or any(path.glob("*.pth"))
     changes = check_changes(before, cfg, stage=stage, epoch=epoch, where=str(path), weights=weights)
     last = EPOCHS[before.PROCESSOR.STAGES[-1]]
@@ -157,6 +155,15 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
             f"{device.type}; its weights can start a new run there (MODEL.INIT_FROM, another OUTPUT_DIR)"
         )
     return True
+
+
+def place_of(state: State, cfg: CfgNode) -> tuple[str, int]:
+    """Stage and epoch of a state; WeightsError if the run, with these settings, has no such place."""
+    stage, epoch = state.contents["stage"], state.contents["run"]["position"]["epoch"]
+    if stage not in cfg.PROCESSOR.STAGES or epoch > epochs_of(cfg, stage):
+        stages = ", ".join(f"{each} ({epochs_of(cfg, each)} epochs)" for each in cfg.PROCESSOR.STAGES)
+        raise WeightsError(f"{state.path}: is of epoch {epoch} of the {stage} stage; the run's stages are {stages}")
+    return stage, epoch
 
 
 def has_ended(cfg: CfgNode, earlier: EarlierRun) -> bool:
@@ -266,14 +273,14 @@ def check_same(before: dict, now: dict, path: Path) -> None:
         DataError: the training images, or those of the test, are not those that the run was started with.
     """
     for split, what in (("train", "training images"), ("test", "queries or gallery images")):
-        old, new = (each.get("data_fingerprint", {}).get(split) for each in (before, now))
+        old, new = ((each.get("data_fingerprint") or {}).get(split) for each in (before, now))
         if old != new:
             raise DataError(
                 f"OUTPUT_DIR {path}: the {what} are not those that this run was started with (fingerprint {old}, now "
                 f"{new}): their files, sizes or labels have changed since; put them back, or start another run (from a "
                 "checkpoint's weights: MODEL.INIT_FROM)"
             )
-    for name, old in before.get("versions", {}).items():
+    for name, old in (before.get("versions") or {}).items():
         if now["versions"].get(name) != old:
             logger.warning("%s is %s now, the run was started with %s", name, now["versions"].get(name), old)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import open_clip
+import torch
 from yacs.config import CfgNode
 
 from model.clip import AUTO, QUICK_GELU, ResNetTower, TextTower, ViTTower
@@ -16,7 +17,7 @@ from model.prompts import PromptLearner
 from model.published import describe
 from model.svllreid import SvllReid
 from model.weights import Weights, load_weights, plan_reuse, read_weights, side_rows, weights_in
-from utils.errors import WeightsError
+from utils.errors import WeightsError, one_line
 from utils.fingerprint import data_fingerprint
 from utils.records import Benchmark
 
@@ -98,9 +99,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
 def _check_sizes(cfg: CfgNode) -> None:
     name = cfg.MODEL.NAME
     patch, resnet = patch_size(name), is_resnet(name)
-    for key in ("SIZE_TRAIN", "SIZE_TEST"):
-        if min(cfg.INPUT[key]) < patch:
-            raise WeightsError(f"INPUT.{key} {cfg.INPUT[key]}: is smaller than a patch of {name}, {patch} pixels")
+    _check_covers(name, {f"INPUT.{key}": cfg.INPUT[key] for key in ("SIZE_TRAIN", "SIZE_TEST")})
     if not resnet and max(cfg.MODEL.STRIDE_SIZE) > patch:
         raise WeightsError(
             f"MODEL.STRIDE_SIZE {cfg.MODEL.STRIDE_SIZE}: passes over pixels between patches of {name}, which have "
@@ -111,6 +110,13 @@ def _check_sizes(cfg: CfgNode) -> None:
             raise WeightsError(
                 f"MODEL.{key} True: side information is added to the class token, which {name} has not; set it to False"
             )
+
+
+def _check_covers(name: str, sizes: Mapping[str, Sequence[int]]) -> None:
+    patch = patch_size(name)
+    for key, size in sizes.items():
+        if min(size) < patch:
+            raise WeightsError(f"{key} {size}: is smaller than a patch of {name}, {patch} pixels")
 
 
 def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, resize: bool) -> SvllReid:
@@ -168,12 +174,9 @@ def settle_architecture(
     has no values of its own: there the configuration holds.
 
     Raises:
-        WeightsError: a file that does not describe its network; a published one that the configuration does not fit.
+        WeightsError: a published file that the configuration does not fit.
     """
     architecture = dict(weights.architecture or _published_architecture(weights, cfg, requested))
-    lacking = SETTLED.keys() - architecture.keys()
-    if lacking:
-        raise WeightsError(f"{weights.source}: its description of the network lacks {', '.join(sorted(lacking))}")
     obeyed = {"INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "MODEL.STRIDE_SIZE"} & set(requested)
     if is_resnet(architecture["name"]):
         obeyed.discard("MODEL.STRIDE_SIZE")  # it has only one
@@ -251,18 +254,22 @@ def model_from(
     if testing:
         spare = dict.fromkeys(FOR_TRAINING, "at test")
         architecture = {**architecture, "sentences": False, "language_ssl": False, "vision_ssl": False}
+    if side_rows(architecture) is None and weights.part("side information"):
+        spare["side information"] = "off, or the tower has no use for it"
+    name, activation, source = architecture["name"], architecture["activation"], f"{weights.source}: "
+    _check_covers(name, {source + SETTLED[size]: architecture[size] for size in ("image_size", "test_size")})
     try:
-        if side_rows(architecture) is None and weights.part("side information"):
-            spare["side information"] = "off, or the tower has no use for it"
-        model = _assemble(architecture, build_clip(architecture["name"], architecture["activation"]))
-    except KeyError as error:
-        raise WeightsError(f"{weights.source}: its description of the network lacks {error}") from error
-    try:
+        with torch.device("meta"):  # before a network of any size that a damaged description gives takes memory
+            skeleton = _assemble({**architecture, "sentences": False}, build_clip(name, activation))
+            sentences = dict.fromkeys(("text tower", "prompts"), "compared below")
+            load_weights(skeleton, weights, spare={**spare, **sentences}, resize=resize)
+        model = _assemble(architecture, build_clip(name, activation))
         verdict = load_weights(model, weights, spare=spare, resize=resize)
-    except WeightsError as error:
+    except (WeightsError, ValueError) as error:
         if weights.architecture is None:
             raise
-        raise WeightsError(f"{error}; the file contradicts its own description") from None
+        told = one_line(error).removeprefix(source)
+        raise WeightsError(f"{source}{told}; the file contradicts its own description") from error
     if model.prompts is not None:
         model.prompts.trained = weights.prompts_trained
     return model, verdict
@@ -287,7 +294,7 @@ def _assemble(architecture: dict, clip: open_clip.CLIP) -> SvllReid:
         text = TextTower(clip)
         prompts = PromptLearner(a["num_pids"], a["template"], clip.token_embedding, open_clip.tokenize)
     if a["vision_ssl"]:
-        simsiam = a["ssl_type"] == "SIMSIAM"
+        simsiam = a.get("ssl_type") == "SIMSIAM"  # older descriptions know one type
         image_projector = (
             Predictor(width) if simsiam else Projector(width, a["ssl_hidden"], a["ssl_out"]).reset_as_published()
         )

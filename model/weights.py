@@ -12,9 +12,11 @@ from torch import Tensor
 from model import published
 from model.clip import resize_positions
 from model.files import layout, state_in
+from model.pretrained import clip_config
 from model.svllreid import SvllReid
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
+from utils.schema import CHECKPOINT, check
 
 # Parts of a network by the start of their tensors' names, and the settings that decide on them.
 PARTS = {
@@ -80,11 +82,16 @@ def weights_in(contents: dict, source: str) -> Weights:
     """What a checkpoint of this program holds that was read from `source`.
 
     Raises:
-        WeightsError: it lacks a part, or something else is where a tensor belongs.
+        WeightsError: it lacks a part, its description is damaged, or something else is where a tensor belongs.
     """
     check_checkpoint(contents, source)
+    check(contents, CHECKPOINT, source)
+    try:
+        clip_config(contents["architecture"]["name"])
+    except WeightsError as error:
+        raise WeightsError(f"{source}: architecture.name: {error}") from None
     _check_tensors(contents["model"], source)
-    data = contents.get("fingerprint", {}).get("data_fingerprint") or {}
+    data = (contents.get("fingerprint") or {}).get("data_fingerprint") or {}
     return Weights(
         source,
         contents["model"],
@@ -92,7 +99,7 @@ def weights_in(contents: dict, source: str) -> Weights:
         contents["config"],
         trained_on=data.get("train"),
         tested_on=tuple(data.get("parts") or filter(None, [data.get("test")])),
-        prompts_trained=contents.get("prompts_trained", True),
+        prompts_trained=contents.get("prompts_trained") is not False,
     )
 
 
@@ -176,6 +183,8 @@ def load_weights(
 ) -> list[str]:
     """Copy a file's tensors into `model`, all or nothing -> the verdict, a line for all parts with one outcome.
 
+    A model on the meta device, which has shapes alone, is only compared with.
+
     Args:
         spare: parts of the file that are not taken, each with the reason; the network's own stay as they are.
         fresh: parts of the network that the file may lack as a whole, each with the reason.
@@ -230,7 +239,8 @@ def load_weights(
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise WeightsError(f"{weights.source}: does not fit the network: {'; '.join(faults[:SHOWN])}{more}")
-    model.load_state_dict({**wanted, **taken})
+    if not next(model.parameters()).is_meta:
+        model.load_state_dict({**wanted, **taken})
     return [f"{outcome}: {', '.join(parts)}" for outcome, parts in verdict.items()]
 
 

@@ -23,14 +23,14 @@ from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
 from processor.loop import Position, fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
-from solver.build import make_optimizer, make_schedule
+from solver.build import make_optimizer, make_schedule, take_up
 from utils.devices import pick_precision
 from utils.distributed import average_statistics, check_same, sync_batch_norm, together, world_size
-from utils.errors import WeightsError
+from utils.errors import WeightsError, one_line
 from utils.metrics import protocol_of
 from utils.records import Batch, Benchmark, Evaluation, Reranking
 from utils.report import figures
-from utils.run_folder import RunFolder
+from utils.run_folder import STATES, RunFolder
 from utils.seeds import random_states, restore_random_states
 from utils.stopping import Stopping
 
@@ -268,17 +268,15 @@ def _fit(
 
     start = None
     if run is not None:
-        start = Position(**run["position"])
-        begun_in = run.get("precision", str(precision))
+        start = Position._make(map(run["position"].get, Position._fields))
+        begun_in = run.get("precision") or str(precision)
         if begun_in != str(precision):  # the setting is the same: the device is another
             logger.warning(
                 "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
                 *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), begun_in)),
             )
-        optimizer.load_state_dict(run["optimizer"])
-        if scaler:
-            scaler.load_state_dict(run["scaler"])
-        restore_random_states(run["random"], generators)
+        with together():
+            _restore(run, optimizer, scaler, generators, where=folder.path / STATES)
     fit(
         stage,
         batches,
@@ -303,6 +301,25 @@ def _fit(
     )
     check_same(stage.model)
     return saved[-1]
+
+
+def _restore(
+    run: dict,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    generators: dict[str, torch.Generator],
+    *,
+    where: Path,
+) -> None:
+    """Put back what PyTorch, NumPy and Python have kept of themselves in a state; WeightsError if they refuse it."""
+    try:
+        take_up(optimizer, run["optimizer"]["state"])
+        if scaler:
+            scaler.load_state_dict(run["scaler"])
+        restore_random_states(run["random"], generators)
+    except Exception as error:  # of any type: each library's own
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise WeightsError(f"{where}: the state's optimizer, scaler or random does not fit ({told})") from error
 
 
 def _what_trains(model: SvllReid) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from solver.schedules import warmup_cosine, warmup_steps
@@ -39,6 +39,21 @@ def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimiz
     if cfg_stage.OPTIMIZER_NAME == "SGD":
         return torch.optim.SGD(options, momentum=cfg_stage.MOMENTUM, **common)
     return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[cfg_stage.OPTIMIZER_NAME](options, **common)
+
+
+def take_up(optimizer: torch.optim.Optimizer, gathered: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Go on with what an earlier run's optimiser had gathered of each parameter; its options are the stage's, as then.
+
+    Raises:
+        ValueError: it was gathered of other parameters or by another optimiser.
+    """
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    needed = set() if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    for index, values in gathered.items():
+        fits = index in range(len(shapes)) and needed <= values.keys()
+        if not fits or any(value.ndim and value.shape != shapes[index] for value in values.values()):
+            raise ValueError(f"optimizer.state[{index!r}] is not what {type(optimizer).__name__} gathers here")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})
 
 
 def make_schedule(cfg_stage: CfgNode) -> Callable[[int, float], float]:

@@ -16,6 +16,7 @@ the others would wait for it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
@@ -48,7 +49,8 @@ def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device
         timeout: of every collective, including what one process does while others wait.
 
     Raises:
-        UserError: a device that several processes cannot share, more processes than GPUs, or no CPU or GPU.
+        UserError: a device that several processes cannot share, more processes than GPUs, or no CPU or GPU; the others
+            are not where torchrun's variables say.
     """
     here = place()
     if here is None:
@@ -60,7 +62,11 @@ def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device
         backend = "gloo"
     else:
         raise UserError(f"MODEL.DEVICE {device.type}: several processes run on CPUs or on CUDA devices only")
-    dist.init_process_group(backend, timeout=timeout)
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (ValueError, RuntimeError) as error:
+        address = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+        raise UserError(f"the processes do not meet at {address}, which torchrun sets: {one_line(error)}") from error
     processes.met = True
     logger.info("process %d of %d, on %s", here.rank, here.world_size, device)
     if not is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 from utils.errors import UserError
@@ -20,14 +21,28 @@ class Place(NamedTuple):
 
 
 def place() -> Place | None:
-    """Which of several processes this is, before and after `start`; None without torchrun, or for its only one."""
-    environment = os.environ
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys() or int(environment["WORLD_SIZE"]) == 1:
+    """Which of several processes this is, before and after `start`; None without torchrun, or for its only one.
+
+    Raises:
+        UserError: one of torchrun's variables means nothing.
+    """
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return None
-    local = int(environment["LOCAL_RANK"])
+    world = _variable("WORLD_SIZE", 1, 10**6)
+    if world == 1:
+        return None
+    local = _variable("LOCAL_RANK", 0, world - 1)
     # Whoever sets the first three by hand, on a machine each, may not know the fourth.
-    count = int(environment.get("LOCAL_WORLD_SIZE", local + 1))
-    return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), local, count)
+    count = _variable("LOCAL_WORLD_SIZE", local + 1, world) if "LOCAL_WORLD_SIZE" in os.environ else local + 1
+    return Place(_variable("RANK", 0, world - 1), world, local, count)
+
+
+def _variable(name: str, low: int, high: int) -> int:
+    text = os.environ[name].strip()
+    if not (re.fullmatch(r"\d{1,7}", text) and low <= int(text) <= high):
+        right = f"a whole number from {low} to {high}"
+        raise UserError(f"{name} {text!r} in the environment: right is {right}; torchrun sets it")
+    return int(text)
 
 
 def told_elsewhere(error: BaseException) -> bool:
@@ -35,6 +50,9 @@ def told_elsewhere(error: BaseException) -> bool:
 
     Until they meet, all of them read the same command line and the same files.
     """
-    here = place()
+    try:
+        here = place()
+    except UserError:  # which is `error`, or waits to be seen
+        return False
     alike = not met or not isinstance(error, UserError)  # the latter: settings, and signals, which reach all
     return getattr(error, "told", False) or (alike and here is not None and here.local_rank > 0)

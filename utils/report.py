@@ -21,16 +21,17 @@ def table(entries: Sequence[Mapping]) -> str:
 
     With the data set where there are several; with protocol and re-ranking where one is not the usual one.
     """
-    reranked = any(entry["re_ranking"] for entry in entries)
-    unusual = any(entry["protocol"] != CROSS_CAMERA for entry in entries)
+    reranked = any(entry.get("re_ranking") for entry in entries)
+    protocols = [entry.get("protocol") or CROSS_CAMERA for entry in entries]  # which earlier versions did not write
+    unusual = any(protocol != CROSS_CAMERA for protocol in protocols)
     several = len({entry["data_set"] for entry in entries}) > 1
     more = [*(["protocol"] if unusual else []), *(["re-ranking"] if reranked else [])]
     rows = [["", *COLUMNS.values(), "valid queries", *more]]
-    for entry in entries:
-        spread = entry["std"]  # over trials
+    for entry, protocol in zip(entries, protocols, strict=True):
+        spread, settings = entry.get("std"), entry.get("re_ranking")  # the former over trials
         numbers = [f"{100 * entry[name]:.1f}" + (f" ± {100 * spread[name]:.1f}" if spread else "") for name in COLUMNS]
-        how = [entry["protocol"]] if unusual else []
-        how += [str(Reranking(**entry["re_ranking"])) if entry["re_ranking"] else "none"] if reranked else []
+        how = [protocol] if unusual else []
+        how += [str(Reranking(*map(settings.get, Reranking._fields))) if settings else "none"] if reranked else []
         name = f"{entry['data_set']} {entry['when']}" if several else entry["when"]
         rows.append([name, *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -21,6 +21,7 @@ from utils.checkpoint import read_checkpoint, save_checkpoint, write_tensors
 from utils.distributed import together
 from utils.errors import UserError, WeightsError, one_line
 from utils.files import replace_text
+from utils.schema import RESULTS_FILE, SETTINGS, STATE, check, fault
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train_log.txt", "metrics.jsonl", "results.json"
 VERSIONS, TENSORBOARD, STATES, LOCK = "versions.json", "tensorboard", "resume", ".lock"
@@ -145,11 +146,10 @@ def read_state(file: Path) -> State:
     """A state to go on from.
 
     Raises:
-        WeightsError: no such file, damaged, or no state.
+        WeightsError: no such file, damaged, or no state: the field that is wrong is named.
     """
     contents = read_checkpoint(file)
-    if not isinstance(contents.get("run"), dict):
-        raise WeightsError(f"{file}: holds no state to go on from")
+    check(contents, STATE, file)
     return State(file, contents)
 
 
@@ -193,7 +193,7 @@ def earlier_run(path: Path) -> EarlierRun | None:
     if not (path / CONFIG).exists() and not _states(path):
         check_unused(path)
         return None
-    evaluations = _read_results(path / RESULTS)["evaluations"]
+    evaluations = read_results(path / RESULTS)["evaluations"]
     state, damaged = None, None
     try:
         state = newest_state(path)
@@ -205,8 +205,8 @@ def earlier_run(path: Path) -> EarlierRun | None:
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / CONFIG}: cannot be read ({one_line(error)}); move the run there away") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path / CONFIG}: is not a run's; give another OUTPUT_DIR")
+    if wrong := fault(config, SETTINGS):
+        raise UserError(f"{path / CONFIG}: is not a run's ({wrong}); give another OUTPUT_DIR")
     return EarlierRun(config, evaluations, state and state.path, damaged)
 
 
@@ -313,7 +313,7 @@ class RunFolder:
             logger.warning("%s: %d of %d bytes are gone since the state was kept", metrics, gone, metrics_bytes)
             if size:
                 os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)  # half a line is none
-        results = _read_results(self.path / RESULTS)
+        results = read_results(self.path / RESULTS)
         dropped = ({START} if all_of_it else set()) | (set() if ended else {END})
         kept = [entry for entry in results["evaluations"] if entry["when"] not in dropped]
         kept = [{**entry, "when": EARLIER_END} if entry["when"] == END else entry for entry in kept]
@@ -458,14 +458,19 @@ def append_result(folder: Path, entry: dict) -> Path:
         UserError: the file is there but is no results file, or the folder cannot be written to.
     """
     path = folder / RESULTS
-    results = _read_results(path)
+    results = read_results(path)
     # A run that was to get more epochs, but came to none, ends once more as it did before.
     others = [each for each in results["evaluations"] if {**each, "when": END} != entry or each["when"] != EARLIER_END]
     _write_results(path, {**results, "evaluations": [*others, entry]})
     return path
 
 
-def _read_results(path: Path) -> dict:
+def read_results(path: Path) -> dict:
+    """What a results.json holds; no evaluations if it is not there.
+
+    Raises:
+        UserError: it cannot be read, or is damaged: the field that is wrong is named.
+    """
     if not path.exists():
         return {"evaluations": []}
     try:
@@ -474,9 +479,8 @@ def _read_results(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError):
         results = None
-    entries = results.get("evaluations") if isinstance(results, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "when" in entry for entry in entries):
-        raise UserError(f"{path}: is not a results file of this program; move it away")
+    if wrong := fault(results, RESULTS_FILE):
+        raise UserError(f"{path}: is not a results file of this program; move it away ({wrong})")
     return results
 
 
