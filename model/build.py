@@ -253,7 +253,8 @@ def model_from(
     spare = {}
     if testing:
         spare = dict.fromkeys(FOR_TRAINING, "at test")
-        architecture = {**architecture, "sentences": False, "language_ssl": False, "vision_ssl": False}
+        unused = dict.fromkeys(("sentences", "language_ssl", "vision_ssl"), False)
+        architecture = {**architecture, **unused, "num_pids": 0}
     if side_rows(architecture) is None and weights.part("side information"):
         spare["side information"] = "off, or the tower has no use for it"
     name, activation, source = architecture["name"], architecture["activation"], f"{weights.source}: "

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import open_clip
 import torch
 from torch import Tensor
@@ -161,3 +165,32 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def copied(module: torch.nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, as they are now."""
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+GONE = object()
+LOOP: dict = {}
+LOOP["x"] = LOOP
+# What an edit or damage may leave where a field was.
+STRANGE = (
+    *(GONE, None, True, "", "x", "{:9999999999}", "hf-hub:x/y", -1, 0, 10**9, 2**70, 10**500, 0.5, 1e9, math.nan),
+    *(math.inf, [], {}, [0, 0], [-1, -1], [None], {"x": 1}, LOOP),
+)
+
+
+def places(tree: Any, at: tuple = ()) -> Iterator[tuple]:
+    """Where everything is in nested dictionaries and lists, of which the first two elements are enough."""
+    inner = tree if isinstance(tree, dict) else range(min(2, len(tree))) if isinstance(tree, (list, tuple)) else ()
+    for key in inner:
+        yield (*at, key)
+        yield from places(tree[key], (*at, key))
+
+
+def with_strange(tree: Any, place: tuple, value: Any) -> Any:
+    """A copy of `tree` with another value at a place, or without it."""
+    key, *rest = place
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    if value is GONE and not rest:
+        del copy[key]
+    else:
+        copy[key] = with_strange(copy[key], tuple(rest), value) if rest else value
+    return tuple(copy) if isinstance(tree, tuple) else copy

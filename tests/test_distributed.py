@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from processor.evaluate import embed_all, evaluate
 from processor.image_stage import ImageStage, sentence_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from utils.command import run
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
 from utils.run_folder import Onlooker, RunFolder
@@ -598,6 +600,27 @@ def test_only_torchrun_makes_several_processes(monkeypatch):
     assert distributed.place() == (5, 8, 1, 4)
     under_torchrun(monkeypatch, 1, 2, 0, None)  # set by hand, a process a machine
     assert distributed.place() == (1, 2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        *(("WORLD_SIZE", value, r"from 1 to \d+") for value in ("x", "0", "-1", "1e9", "2.0", "", "9" * 5000)),
+        *(("RANK", value, "from 0 to 1") for value in ("x", "2", "-1")),
+        *(("LOCAL_RANK", value, "from 0 to 1") for value in ("x", "2", "-1")),
+        *(("LOCAL_WORLD_SIZE", value, "from 1 to 2") for value in ("x", "0", "3")),
+        *(("MASTER_PORT", value, "processes do not meet at ") for value in ("x", "", "-1", "99999")),
+        ("MASTER_ADDR", "", "processes do not meet at "),
+    ],
+)
+def test_what_the_environment_says_wrong_is_one_line(monkeypatch, capsys, name, value, right):
+    under_torchrun(monkeypatch, 0, 2, 0, None)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    monkeypatch.setenv(name, value)
+    assert run(lambda: distributed.start(CPU)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and name in line and repr(value) in line and re.search(right, line)
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):

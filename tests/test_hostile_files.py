@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import random
 import re
 import signal
 import stat
@@ -22,20 +23,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import SMALL, TEMPLATE
+from builders import GONE, LOOP, SMALL, STRANGE, TEMPLATE, benchmark, places, with_strange
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from configs import ConfigError, load
+from configs import ConfigError, from_dict, load, to_dict
 from datasets.check import Report, full_check
 from datasets.images import MOST_PIXELS, Images, read_image, shown
 from datasets.transforms import TestTransform
-from model.build import load_model
+from model.build import load_model, make_model, model_from, settle_architecture
 from model.pretrained import load_clip
-from model.weights import read_weights
+from model.weights import Weights, read_weights, weights_in
+from test_svllreid import homes_of
 from utils.checkpoint import FORMAT, is_torchscript, read_tensors, read_torchscript, save_checkpoint, write_tensors
-from utils.errors import DataError, WeightsError, one_line
+from utils.errors import DataError, UserError, WeightsError, one_line
 from utils.metrics import ignore_nothing
 from utils.records import Benchmark, Sample, Trial
 
@@ -492,6 +494,114 @@ def test_damaged_archives_are_refused_at_every_door(tmp_path, small_architecture
             for door in DOORS:
                 with pytest.raises(WeightsError, match=name):
                     DOORS[door](path)
+
+
+# ----------------------------------------------------------------------------- checkpoints whose description is damaged
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_architecture) -> dict:
+    """What a small network's checkpoint holds."""
+    cfg = load(
+        None,
+        [
+            *("MODEL.NAME", SMALL, "MODEL.PRETRAIN", "none", "MODEL.STRIDE_SIZE", "(6, 6)", "MODEL.SIE_CAMERA", "True"),
+            *("INPUT.SIZE_TRAIN", "(32, 16)", "INPUT.SIZE_TEST", "(32, 16)", "MODEL.SSL_HIDDEN", "8"),
+            *("MODEL.SSL_OUT", "4"),
+        ],
+    )
+    data = benchmark(pids=4, cams=3)
+    model = make_model(cfg, data)
+    return {
+        **{"format": FORMAT, "model": model.state_dict(), "stage": "image", "epoch": 3, "config": to_dict(cfg)},
+        **{"architecture": model.architecture, "prompts_trained": True},
+        "fingerprint": {"data_fingerprint": {"train": "0a", "test": "0b", "parts": ["0c"]}, "versions": {"torch": "2"}},
+    }
+
+
+def described(contents: dict, source: Path) -> tuple[Weights, dict]:
+    """What a test makes of a checkpoint before it builds the network."""
+    weights = weights_in(contents, str(source))
+    homes_of(weights)
+    return weights, settle_architecture(from_dict(weights.config, where=str(source)), weights)[1]
+
+
+def take(contents: dict, path: Path) -> None:
+    """Write a checkpoint and do with it all that comes before pictures are looked at."""
+    torch.save(contents, path)
+    model_from(*described(read_tensors(path), path), testing=True)
+    load_model(path)
+
+
+def test_whatever_is_done_to_a_description_the_file_is_read_or_refused(tmp_path, checkpoint):
+    path, rng = tmp_path / "x.pth", random.Random(0)
+    description = {name: value for name, value in checkpoint.items() if name != "model"}
+    cases = rng.sample([(place, value) for place in places(description) for value in STRANGE], 900)
+
+    def refused(door: Callable, place: tuple, value: object) -> bool:
+        try:
+            door(with_strange(checkpoint, place, value), path)
+        except (UserError, ConfigError) as error:
+            message = str(error)  # what is wrong with settings together is not one field's fault
+            assert str(path) in message or message.startswith("settings that do not go together"), (place, value)
+            assert "\n" not in message and len(message) < 1000, (place, value)
+            return True
+        return False
+
+    left = [case for case in cases if not refused(described, *case)]
+    assert len(left) < len(cases) / 2
+    of_the_network = [case for case in left if case[0][0] == "architecture"]
+    for case in (*of_the_network, *rng.sample(left, 10)):
+        refused(take, *case)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("architecture.stride", [0, 0], r"architecture\.stride\[0\] is 0; right is a whole number from 1 to 4096"),
+        ("architecture.image_size", [32], r"architecture\.image_size is \[32\]; right is a list of 2"),
+        ("architecture.image_size", [4, 4], r"INPUT\.SIZE_TRAIN \[4, 4\]: is smaller than a patch of .*, 8 pixels"),
+        ("architecture.image_size", [4096, 4096], r"positional_embedding is \[11, 32\].*, not \[465125, 32\]"),
+        ("architecture.num_pids", -1, r"architecture\.num_pids is -1; right is a whole number from 0"),
+        ("architecture.num_pids", 10**9, r"classifier\.weight is \[4, 32\], not \[1000000000, 32\]"),
+        ("architecture.num_cams", 10**9, r"image\.side\.table is \[3, 32\], not \[1000000000, 32\]"),
+        ("architecture.ssl_hidden", 10**9, r"_projector.* not \[1000000000"),
+        ("architecture.sie_scale", "x", r"architecture\.sie_scale is 'x'; right is a number of at least 0"),
+        (
+            "architecture.template",
+            "A {} {:9999999999}",
+            r"template is 'A .*; right is a sentence with \{\}",
+        ),
+        ("architecture.template", "A {0.__class__}.", r"architecture\.template is 'A "),
+        ("architecture.template", "A{}.", r"template 'A\{\}\.': \{\} must stand between spaces"),
+        ("architecture.name", "ViT-Z", r"architecture\.name: MODEL\.NAME: there is no architecture 'ViT-Z'; near it"),
+        ("architecture.name", "hf-hub:x/y", r"architecture\.name is 'hf-hub:x/y'; right is the name of an arch"),
+        ("architecture.activation", "relu", r"architecture\.activation is 'relu'; right is quick_gelu or gelu"),
+        ("config.SOLVER.SEED", GONE, r"config\.SOLVER\.SEED is missing; right is a whole number"),
+        ("config.MODEL", LOOP, r"config\['MODEL'\] is \{'x': \{.*; right is a setting or a block of them"),
+        ("config.TEST.SIE", 5, r"TEST\.SIE"),
+        ("fingerprint", [0, 0], r"fingerprint is \[0, 0\]; right is fields and values"),
+        (
+            "fingerprint.data_fingerprint.parts",
+            ["a", 5],
+            r"data_fingerprint\.parts\[1\] is 5; right is a text",
+        ),
+        ("epoch", 10**500, r"epoch is 10+\.\.\.0+; right is a whole number"),
+        ("stage", "test", r"stage is 'test'; right is prompt or image"),
+    ],
+)
+def test_the_field_its_value_and_what_would_be_right_are_named(tmp_path, checkpoint, place, value, message):
+    with pytest.raises((UserError, ConfigError), match=rf"x\.pth: .*{message}"):
+        take(with_strange(checkpoint, tuple(place.split(".")), value), tmp_path / "x.pth")
+
+
+def test_what_earlier_versions_did_not_write_may_be_missing(tmp_path, checkpoint):
+    old = {name: checkpoint[name] for name in ("format", "model", "config")}
+    later = ("first_cameras", "ssl_type")
+    old["architecture"] = {name: value for name, value in checkpoint["architecture"].items() if name not in later}
+    for fingerprint in ({}, {"fingerprint": {}}, {"fingerprint": {"data_fingerprint": {"train": None, "test": "0b"}}}):
+        take({**old, **fingerprint}, tmp_path / "x.pth")
+    take({**checkpoint, "stage": None, "epoch": None}, tmp_path / "x.pth")  # as tools.convert_checkpoint writes it
 
 
 # ------------------------------------------------------------------------------------------------- writing checkpoints

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import GONE, LOOP, STRANGE, places, with_strange
 from test_end_to_end import ENVIRONMENT, ROOT, arguments, results
 from torch import Tensor
 
+import test_svllreid
 import train_svllreid
 from configs import ConfigError
 from processor import build, loop
@@ -25,7 +29,9 @@ from utils import run_folder
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.command import run
 from utils.errors import DataError, UserError
+from utils.report import table
 from utils.run_folder import lock, newest_state
+from utils.schema import STATE, fault
 from utils.stopping import Interrupted, Stopping
 
 EVERY_STEP = "1e-9"  # minutes between two states
@@ -496,6 +502,97 @@ def test_a_full_disk_loses_nothing(undisturbed, tmp_path, crash, monkeypatch):
     assert len(states(tmp_path)) == 2 and not list((tmp_path / "run").rglob(".*.tmp"))
     train_svllreid.main(command)
     assert_the_same(tmp_path, undisturbed)
+
+
+def unfinished(folder: Path, undisturbed: Path, contents: dict) -> Path:
+    """A run that goes on from a state with these contents; the state."""
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    (run / "resume").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", "versions.json"):
+        shutil.copy(undisturbed / "run" / name, run)
+    start = json.loads((undisturbed / "run" / "results.json").read_text())["evaluations"][:1]
+    (run / "results.json").write_text(json.dumps({"evaluations": start}))
+    write_tensors(run / "resume" / states(undisturbed)[0].name, contents)
+    return run / "resume" / states(undisturbed)[0].name
+
+
+def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed, tmp_path):
+    whole, rng = read_tensors(states(undisturbed)[0]), random.Random(0)
+    parts = {"run": whole["run"], **{name: whole[name] for name in ("stage", "epoch", "fingerprint")}}
+    cases = [(place, value) for place in places(parts) for value in STRANGE]
+    left = [case for case in cases if fault(with_strange(whole, *case), STATE) is None]
+    assert len(left) < len(cases) / 2
+    taken = [case for case in left if case[0][:2] != ("run", "optimizer")]
+    for case in (*rng.sample(taken, 8), *rng.sample(left, 4)):  # the door lets them pass
+        unfinished(tmp_path, undisturbed, with_strange(whole, *case))
+        with contextlib.suppress(UserError, ConfigError):
+            train_svllreid.main(words(tmp_path, undisturbed / "data"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("run.position.epoch", 3, r"is of epoch 3 of the image stage; the run's stages are prompt \(2 epochs\), image"),
+        ("run.position.sums", {"loss": [1.0, 0]}, r"sums\['loss'\]\[1\] is 0; right is a whole number from 1"),
+        ("run.best", {"synthetic": {"epoch": 1}}, r"run\.best\['synthetic'\]\.mAP is missing; right is a fraction"),
+        ("run.random.numpy", ["MT19937", torch.zeros(624), 625, 0, 0.0], r"\[2\] is 625; right is .* from 0 to 624"),
+        ("run.random.torch", torch.zeros(9), r"optimizer, scaler or random does not fit"),
+        ("run.random.own", {}, None),  # the image stage has no generators of its own
+        ("run.optimizer.state", {0: {"exp_avg": torch.zeros(9)}}, r"state\[0\] is not what Adam gathers here"),
+        ("run.metrics_bytes", None, r"run\.metrics_bytes is missing; right is a whole number"),
+        ("run.precision", GONE, None),  # earlier versions did not write it
+        ("run", GONE, r"run is missing; right is fields and values"),
+        ("stage", "prompt", r"optimizer, scaler or random does not fit"),
+    ],
+)
+def test_the_field_of_a_state_is_named(undisturbed, tmp_path, capsys, place, value, message):
+    whole = read_tensors(states(undisturbed)[0])
+    unfinished(tmp_path, undisturbed, with_strange(whole, tuple(place.split(".")), value))
+    code = run(lambda: train_svllreid.main(words(tmp_path, undisturbed / "data")), ConfigError)
+    told = "".join(capsys.readouterr())
+    assert code == (2 if message else 0) and "Traceback" not in told
+    assert message is None or (re.search(message, told) and str(tmp_path / "run" / "resume") in told)
+
+
+def test_whatever_is_done_to_results_they_are_shown_or_refused(undisturbed, tmp_path):
+    whole, rng = json.loads((undisturbed / "run" / "results.json").read_text()), random.Random(0)
+    path, entry = tmp_path / "results.json", whole["evaluations"][1]
+    cases = [(place, value) for place in places(whole) for value in STRANGE if value is not LOOP]
+    refused = 0
+    for case in rng.sample(cases, 400):
+        path.write_text(json.dumps(with_strange(whole, *case)))
+        try:
+            entries = run_folder.read_results(path)["evaluations"]
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: is not a results file of this program; move it away (evaluations")
+            continue
+        run_folder.append_result(tmp_path, entry)
+        run_folder.count_ends(entries)
+        assert len(table([*entries, entry]).splitlines()) == 3 + len(entries)
+    assert refused > 40
+
+
+def test_the_field_of_results_is_named_before_anything_is_trained_or_tested(undisturbed, tmp_path, crash):
+    whole = read_tensors(states(undisturbed)[0])
+    unfinished(tmp_path, undisturbed, whole)
+    file = tmp_path / "run" / "results.json"
+    (start,) = json.loads(file.read_text())["evaluations"]
+    file.write_text(json.dumps({"evaluations": [{name: start[name] for name in start if name != "mAP"}]}))
+    message = r"results\.json: .*evaluations\[0\]\.mAP is missing; right is a fraction from 0 to 1"
+    weight = ["TEST.WEIGHT", str(undisturbed / "run" / LAST), "OUTPUT_DIR", str(file.parent)]
+    done = crash(None)
+    for script, command in ((train_svllreid, words(tmp_path, undisturbed / "data")), (test_svllreid, weight)):
+        with pytest.raises(UserError, match=message):
+            script.main(command)
+    assert done == []
+    # Earlier versions wrote neither protocol nor settings of re-ranking.
+    older = {name: start[name] for name in start if name not in ("protocol", "re_ranking", "std", "network")}
+    file.write_text(json.dumps({"evaluations": [older]}))
+    train_svllreid.main(words(tmp_path, undisturbed / "data"))
+    assert [entry["when"] for entry in results(tmp_path / "run")] == ["start", "end"]
+    assert "rank-1" in log(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- what is the same run
