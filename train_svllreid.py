@@ -130,7 +130,11 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
     """
     before = from_dict(earlier.config, where=str(earlier.state or path / CONFIG))
     ended = has_ended(before, earlier)
-    stage, epoch = place_of(state, before) if state else (before.PROCESSOR.STAGES[0], 0)
+    stage, epoch = before.PROCESSOR.STAGES[0], 0
+    if state:
+        stage, epoch = state.contents["stage"], state.contents["run"]["position"]["epoch"]
+        if stage not in before.PROCESSOR.STAGES or epoch > epochs_of(before, stage):
+            raise WeightsError(f"{state.path}: is of epoch {epoch} of the {stage} stage, which this run has not")
     if ended:
         stage = before.PROCESSOR.STAGES[-1]
         epoch = epochs_of(before, stage)
@@ -155,15 +159,6 @@ def to_go_on(cfg: CfgNode, path: Path, earlier: EarlierRun, state: State | None,
             f"{device.type}; its weights can start a new run there (MODEL.INIT_FROM, another OUTPUT_DIR)"
         )
     return True
-
-
-def place_of(state: State, cfg: CfgNode) -> tuple[str, int]:
-    """Stage and epoch of a state; WeightsError if the run, with these settings, has no such place."""
-    stage, epoch = state.contents["stage"], state.contents["run"]["position"]["epoch"]
-    if stage not in cfg.PROCESSOR.STAGES or epoch > epochs_of(cfg, stage):
-        stages = ", ".join(f"{each} ({epochs_of(cfg, each)} epochs)" for each in cfg.PROCESSOR.STAGES)
-        raise WeightsError(f"{state.path}: is of epoch {epoch} of the {stage} stage; the run's stages are {stages}")
-    return stage, epoch
 
 
 def has_ended(cfg: CfgNode, earlier: EarlierRun) -> bool:

@@ -276,7 +276,14 @@ def _fit(
                 *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), begun_in)),
             )
         with together():
-            _restore(run, optimizer, scaler, generators, where=folder.path / STATES)
+            try:
+                take_up(optimizer, run["optimizer"]["state"])
+                if scaler:
+                    scaler.load_state_dict(run["scaler"])
+                restore_random_states(run["random"], generators)
+            except Exception as error:  # of any type: what PyTorch, NumPy and Python kept of themselves
+                told = f"does not fit its optimizer, scaler or random ({type(error).__name__}: {one_line(error)})"
+                raise WeightsError(f"{folder.path / STATES}: the state {told}") from error
     fit(
         stage,
         batches,
@@ -301,25 +308,6 @@ def _fit(
     )
     check_same(stage.model)
     return saved[-1]
-
-
-def _restore(
-    run: dict,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    generators: dict[str, torch.Generator],
-    *,
-    where: Path,
-) -> None:
-    """Put back what PyTorch, NumPy and Python have kept of themselves in a state; WeightsError if they refuse it."""
-    try:
-        take_up(optimizer, run["optimizer"]["state"])
-        if scaler:
-            scaler.load_state_dict(run["scaler"])
-        restore_random_states(run["random"], generators)
-    except Exception as error:  # of any type: each library's own
-        told = f"{type(error).__name__}: {one_line(error)}"
-        raise WeightsError(f"{where}: the state's optimizer, scaler or random does not fit ({told})") from error
 
 
 def _what_trains(model: SvllReid) -> list[str]:

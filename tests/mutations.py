@@ -306,7 +306,7 @@ MUTATIONS = (
     mutation(
         "the optimiser begins anew",
         "processor/build.py",
-        '        take_up(optimizer, run["optimizer"]["state"])\n',
+        '                take_up(optimizer, run["optimizer"]["state"])\n',
         "",
         BROKEN_OFF,
     ),

@@ -533,17 +533,17 @@ def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed,
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("run.position.epoch", 3, r"is of epoch 3 of the image stage; the run's stages are prompt \(2 epochs\), image"),
+        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which this run has not"),
         ("run.position.sums", {"loss": [1.0, 0]}, r"sums\['loss'\]\[1\] is 0; right is a whole number from 1"),
         ("run.best", {"synthetic": {"epoch": 1}}, r"run\.best\['synthetic'\]\.mAP is missing; right is a fraction"),
         ("run.random.numpy", ["MT19937", torch.zeros(624), 625, 0, 0.0], r"\[2\] is 625; right is .* from 0 to 624"),
-        ("run.random.torch", torch.zeros(9), r"optimizer, scaler or random does not fit"),
+        ("run.random.torch", torch.zeros(9), r"does not fit its optimizer, scaler or random"),
         ("run.random.own", {}, None),  # the image stage has no generators of its own
         ("run.optimizer.state", {0: {"exp_avg": torch.zeros(9)}}, r"state\[0\] is not what Adam gathers here"),
         ("run.metrics_bytes", None, r"run\.metrics_bytes is missing; right is a whole number"),
         ("run.precision", GONE, None),  # earlier versions did not write it
         ("run", GONE, r"run is missing; right is fields and values"),
-        ("stage", "prompt", r"optimizer, scaler or random does not fit"),
+        ("stage", "prompt", r"does not fit its optimizer, scaler or random"),
     ],
 )
 def test_the_field_of_a_state_is_named(undisturbed, tmp_path, capsys, place, value, message):

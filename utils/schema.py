@@ -1,8 +1,9 @@
 """What checkpoints, states to go on from and results.json say beside their tensors, and the one check of it.
 
-A schema is a `Rule` or made of them: {"name": ...} are fields that must be there or, with a "?" behind the name, may be
-missing (earlier versions did not write them, or there is nothing to say); {...: ...} are fields of any name, [...] a
-list of any length, (..., ...) one of just these elements. What nothing reads is not looked at.
+A schema is a rule, which says what holds of a value and what would be right, or made of rules: {"name": ...} are fields
+that must be there or, with a "?" behind the name, may be missing (earlier versions did not write them, or there is
+nothing to say); {...: ...} are fields of any name; [rule] is a list of any length, [rule, rule] one of just these
+elements. What nothing reads is not looked at.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,22 @@ from torch import Tensor
 
 from utils.errors import WeightsError
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What one value must be, and the same in words."""
-
-    holds: Callable[[Any], bool]
-    right: str
+Rule = tuple[Callable[[Any], bool], str]
 
 
 def whole(low: int, high: int = 10**9) -> Rule:
-    """A whole number; by default at most what no count comes near to."""
-    return Rule(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+    return lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
 
 
 def number(low: float = -1e18, high: float = 1e18, right: str = "a finite number") -> Rule:
-    """A number with or without a fraction."""
-    return Rule(lambda value: type(value) in (int, float) and low <= value <= high, right)
+    return lambda value: type(value) in (int, float) and low <= value <= high, right
 
 
-def text(pattern: str = ".*", right: str = "a text") -> Rule:
-    """A text that a pattern matches as a whole."""
-    whole_text = re.compile(pattern, re.DOTALL)
-    return Rule(lambda value: isinstance(value, str) and whole_text.fullmatch(value) is not None, right)
+def text(pattern: str = "(?s).*", right: str = "a text") -> Rule:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, right
 
 
 def one_of(*choices: str) -> Rule:
-    """One of a few words."""
     return text("|".join(choices), " or ".join(choices))
 
 
@@ -54,19 +43,18 @@ def _is_setting(value: Any, depth: int = 5) -> bool:
         return all(isinstance(name, str) for name in value) and _is_setting(list(value.values()), depth)
     if isinstance(value, (list, tuple)):
         return depth > 0 and all(_is_setting(one, depth - 1) for one in value)
-    return value is None or isinstance(value, (str, bool, float)) or NUMBER.holds(value)
+    return value is None or isinstance(value, (str, bool, float)) or NUMBER[0](value)
 
 
 TEXT, NUMBER, COUNT, POSITIVE = text(), number(), whole(0), whole(1)
 FRACTION = number(-1e-6, 1 + 1e-6, "a fraction from 0 to 1")  # a mean's last digit may be beyond
-ABOVE_0 = number(1e-9, right="a number above 0")
-SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
-TENSOR = Rule(lambda value: isinstance(value, Tensor), "a tensor")
-SIZE = (whole(1, 4096), whole(1, 4096))  # pixels: height, width
+SWITCH: Rule = (lambda value: isinstance(value, bool), "True or False")
+TENSOR: Rule = (lambda value: isinstance(value, Tensor), "a tensor")
+SIZE = [whole(1, 4096), whole(1, 4096)]  # pixels: height, width
 STAGE = one_of("prompt", "image")
 
 # A configuration; `configs` knows its keys.
-SETTINGS = {...: Rule(_is_setting, "a setting or a block of them, as in config.yaml")}
+SETTINGS = {...: (_is_setting, "a setting or a block of them, as in config.yaml")}
 FINGERPRINT = {
     "data_fingerprint?": {"train?": TEXT, "test?": TEXT, "parts?": [TEXT]},
     "versions?": {...: TEXT},
@@ -83,25 +71,15 @@ CHECKPOINT = {
     "architecture": {
         "name": text(r"[\w./-]+", "the name of an architecture, e.g. ViT-B-16"),
         "activation": one_of("quick_gelu", "gelu"),
-        "stride": SIZE,
-        "sie_camera": SWITCH,
-        "sie_view": SWITCH,
-        "sie_scale": number(0, right="a number of at least 0"),
         "image_size": SIZE,  # in training
-        "test_size": SIZE,
-        "pixel_mean": (NUMBER, NUMBER, NUMBER),
-        "pixel_std": (ABOVE_0, ABOVE_0, ABOVE_0),
-        "num_pids": COUNT,
-        "num_cams": COUNT,
-        "num_views": COUNT,
+        **{"test_size": SIZE, "stride": SIZE},
+        **{"pixel_mean": [NUMBER] * 3, "pixel_std": [number(1e-9, right="a number above 0")] * 3},
+        **{"sie_camera": SWITCH, "sie_view": SWITCH, "sie_scale": number(0, right="a number of at least 0")},
+        **{"num_pids": COUNT, "num_cams": COUNT, "num_views": COUNT},
         "first_cameras?": [COUNT],  # of each data set
         "template": text(r"[^{}]*\{\}[^{}]*", "a sentence with {} once, where the learnt tokens go"),
-        "sentences": SWITCH,
-        "language_ssl": SWITCH,
-        "vision_ssl": SWITCH,
-        "ssl_type?": one_of("SIMCLR", "SIMSIAM"),
-        "ssl_hidden": POSITIVE,
-        "ssl_out": POSITIVE,
+        **{"sentences": SWITCH, "language_ssl": SWITCH, "vision_ssl": SWITCH},
+        **{"ssl_type?": one_of("SIMCLR", "SIMSIAM"), "ssl_hidden": POSITIVE, "ssl_out": POSITIVE},
     },
     "fingerprint?": FINGERPRINT,
 }
@@ -112,16 +90,14 @@ STATE = {
     "run": {
         "position": {
             **{"epoch": POSITIVE, "step": COUNT, "steps": COUNT, "skipped": COUNT},
-            "sums": {...: (NUMBER, POSITIVE)},  # of every term since the last line of the log, and of how many steps
+            "sums": {...: [NUMBER, POSITIVE]},  # of every term since the last line of the log, and of how many steps
         },
         "optimizer": {"state": {...: {...: TENSOR}}},
         "scaler?": {...: NUMBER},
         "random": {
-            "python": (COUNT, [whole(0, 2**32 - 1)], Rule(lambda v: v is None or NUMBER.holds(v), NUMBER.right)),
-            "numpy": (text(), TENSOR, whole(0, 624), COUNT, NUMBER),
-            "torch": TENSOR,
-            "devices": [TENSOR],
-            "own": {...: TENSOR},
+            "python": [COUNT, [whole(0, 2**32 - 1)], (lambda v: v is None or NUMBER[0](v), "a number or nothing")],
+            "numpy": [TEXT, TENSOR, whole(0, 624), COUNT, NUMBER],
+            **{"torch": TENSOR, "devices": [TENSOR], "own": {...: TENSOR}},
         },
         "best": {...: {"epoch": COUNT, "mAP": FRACTION}},  # by data set
         "device": TEXT,
@@ -134,10 +110,8 @@ ENTRY = {
     "when": TEXT,
     **FIGURES,
     "std?": FIGURES,  # over several trials
-    "valid_queries": COUNT,
-    "queries": COUNT,
-    "data_set": TEXT,
-    "protocol?": TEXT,
+    **{"valid_queries": COUNT, "queries": COUNT},
+    **{"data_set": TEXT, "protocol?": TEXT},
     "re_ranking?": {"k1": POSITIVE, "k2": POSITIVE, "lambda_value": FRACTION},
 }
 RESULTS_FILE = {"evaluations": [ENTRY]}
@@ -152,14 +126,13 @@ def check(contents: Any, schema: Any, source: str | Path) -> None:
 
 def fault(value: Any, schema: Any, where: str = "") -> str | None:
     """The first field that is wrong, its value, and what would be right; None if all is as `schema` says."""
-    if isinstance(schema, Rule):
-        right, holds = schema.right, schema.holds(value)
-    elif isinstance(schema, dict):
-        right, holds = "fields and values", isinstance(value, dict)
+    if isinstance(schema, dict):
+        holds, right = isinstance(value, dict), "fields and values"
+    elif isinstance(schema, list):
+        holds = isinstance(value, (list, tuple)) and len(schema) in (1, len(value))
+        right = "a list" if len(schema) == 1 else f"a list of {len(schema)}"
     else:
-        right, holds = "a list", isinstance(value, (list, tuple))
-        if isinstance(schema, tuple):
-            right, holds = f"a list of {len(schema)}", holds and len(value) == len(schema)
+        holds, right = schema[0](value), schema[1]
     if not holds:
         return f"{where.removeprefix('.') or 'it'} is {_shown(value)}; right is {right}"
     return next(filter(None, (fault(*part) for part in _parts(value, schema, where))), None)
@@ -167,18 +140,13 @@ def fault(value: Any, schema: Any, where: str = "") -> str | None:
 
 def _parts(value: Any, schema: Any, where: str) -> Iterator[tuple[Any, Any, str]]:
     """Everything in a value, with its schema and its place."""
-    if isinstance(schema, dict):
-        for name, inner in schema.items():
-            if name is ...:
-                yield from ((one, inner, f"{where}[{_shown(key)}]") for key, one in value.items())
-                continue
-            name, may_be_missing = name.removesuffix("?"), name.endswith("?")
-            if not (may_be_missing and value.get(name) is None):
-                yield value.get(name), inner, f"{where}.{name}"
-    elif not isinstance(schema, Rule):
-        inners = schema if isinstance(schema, tuple) else schema * len(value)
-        for place, (one, inner) in enumerate(zip(value, inners, strict=True)):
-            yield one, inner, f"{where}[{place}]"
+    if isinstance(schema, list):
+        yield from ((one, schema[place % len(schema)], f"{where}[{place}]") for place, one in enumerate(value))
+    for name, inner in schema.items() if isinstance(schema, dict) else ():
+        if name is ...:
+            yield from ((one, inner, f"{where}[{_shown(key)}]") for key, one in value.items())
+        elif not name.endswith("?") or value.get(name[:-1]) is not None:
+            yield value.get(name.removesuffix("?")), inner, f"{where}.{name.removesuffix('?')}"
 
 
 def _shown(value: Any) -> str:
