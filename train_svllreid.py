@@ -256,7 +256,7 @@ def _train(
             raise Interrupted(number, f"during the {clock.current}; {outcome}") from None
         raise
 
-    logger.info("%s, peak memory %s", clock, peak_memory())
+    logger.info("peak memory %s; time %s", peak_memory(), clock)
     logger.info("%s\n%s", benchmark.name, table(entries))
     logger.info("test it again: python test_svllreid.py TEST.WEIGHT %s", checkpoint)
 

@@ -31,7 +31,7 @@ from utils.errors import DataError, UserError
 from utils.metrics import ALL, ignore_nothing
 from utils.paths import expanded
 from utils.records import Batch, Benchmark, Sample
-from utils.stopping import leave_signals_to_the_parent
+from utils.workers import begin_worker, worker_context
 
 logger = logging.getLogger(__name__)
 RENDERED = ("synthetic", "synthetic_occluded", "synthetic_vehicle")
@@ -189,6 +189,8 @@ def make_loader(
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
     images = Images(samples, transform, twins=twins, seed=cfg.SOLVER.SEED)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    if workers:
+        images.epoch.share_memory_()
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -196,6 +198,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=train and workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=begin_worker,
+        multiprocessing_context=worker_context() if workers else None,
         generator=torch.Generator(),  # its own: reading, e.g. for an evaluation, must not move torch's global one
     )

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 from datasets.naming import all_omitted, is_litter, too_deep
 from utils.errors import DataError
+from utils.files import plain_file
 from utils.metrics import CROSS_CAMERA, PROTOCOLS
 from utils.records import NOTHING, Benchmark, Omitted, Sample, Trial
 
@@ -505,7 +506,7 @@ def _read_csv(file: Path, train: bool) -> Found:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return plain_file(file).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -35,6 +35,7 @@ from utils.seeds import random_states, restore_random_states
 from utils.stopping import Stopping
 
 logger = logging.getLogger(__name__)
+SUMMED = {"identity": " (2 heads)", "triplet": " (3 depths)"}  # terms of the image stage, for the log
 
 
 def run_prompt_stage(
@@ -85,8 +86,8 @@ def run_prompt_stage(
     model.prompts.trained = True
     accuracy = matching_accuracy(cache, sentence_features(model, device))
     logger.info(
-        "prompt stage  on its own training features (this is no test): %.1f %% of the images are nearest to their "
-        "identity's sentence, %.1f %% of the sentences to an image of their identity",
+        "prompt stage  on its own training features (this is no test): nearest to their identity's\n"
+        "  sentence are %.1f %% of the images, image %.1f %% of the sentences",
         100 * accuracy["image_to_text"],
         100 * accuracy["text_to_image"],
     )
@@ -189,7 +190,8 @@ def run_image_stage(
         stopping=stopping,
     )
     for name, one in best.items():
-        logger.info("image stage  best on the way: %s mAP %.1f in epoch %d", name, 100 * one["mAP"], one["epoch"])
+        before = f"{name} mAP {100 * one['mAP']:.1f} in epoch {one['epoch']}"
+        logger.info("image stage  best on the way: %s; how the end compares is below", before)
     return last
 
 
@@ -217,9 +219,7 @@ def _fit(
 ) -> Path:
     """What both stages have in common: optimiser, precision, the log, checkpoints, states to go on from."""
     precision = pick_precision(cfg.SOLVER.PRECISION, device)
-    for line in _what_trains(stage.model):
-        logger.info("%s stage: %s", name, line)
-    logger.info("%s stage: towers in %s", name, str(precision).removeprefix("torch."))
+    logger.info("%s stage: %s", name, "\n  ".join(_what_trains(stage, precision)))
 
     optimizer = make_optimizer(block, stage)
     scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
@@ -310,14 +310,21 @@ def _fit(
     return saved[-1]
 
 
-def _what_trains(model: SvllReid) -> list[str]:
-    """Two lines: what trains with how many parameters, and what is frozen."""
-    parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
+def _what_trains(stage: nn.Module, precision: torch.dtype) -> list[str]:
+    """What a stage trains and what not, and what its loss is made of."""
+    parts = {name.replace("_", " "): list(part.parameters()) for name, part in stage.model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in stage.model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
-    return [f"{sum(training.values()):,} of {total:,} parameters train ({trains})", f"frozen: {frozen or 'nothing'}"]
+    weights = {term: weight for term, weight in stage.weights.items() if weight > 0}
+    terms = (f"{weight:g} {term}{SUMMED.get(term, '')}".removeprefix("1 ") for term, weight in weights.items())
+    return [
+        f"{sum(training.values()):,} of {total:,} parameters train; towers in {str(precision).removeprefix('torch.')}",
+        f"training: {trains}",
+        f"frozen: {frozen or 'nothing'}",
+        f"loss = {' + '.join(terms)}",
+    ]
 
 
 def settle_side(asked: str, architecture: dict, benchmark: Benchmark, *, at_home: bool | None) -> str:

@@ -61,18 +61,21 @@ class ImageStage(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The batch, or this process's share of it -> losses of the whole; terms of weight 0 are not computed."""
         model, on = self.model, {name for name, weight in self.weights.items() if weight > 0}
-        pids, terms = gather(batch.pids), {}
+        pids, terms, accuracy = gather(batch.pids), {}, {}
         if on & {"identity", "triplet", "image_text"}:
             features = ImageFeatures(*map(gather, model.encode_image(batch.images, batch.side)))
             if "identity" in on:
-                terms["identity"] = self.identity(model.classify(features), pids)
+                scores = model.classify(features)
+                terms["identity"] = self.identity(scores, pids)
+                accuracy["identity"] = _accuracy(scores[0], pids)
             if "triplet" in on:
                 terms["triplet"] = sum(self.triplet(depth, pids) for depth in features)
             if "image_text" in on:
                 terms["image_text"] = self.image_text(features.projected, self.text_features, pids)
+                accuracy["image_text"] = _accuracy(features.projected.detach() @ self.text_features.T, pids)
         if "vision_ssl" in on:
             terms["vision_ssl"] = self._recognise([gather(twin) for twin in self._twin_features(batch)], pids)
-        return weigh(terms, self.weights)
+        return weigh(terms, self.weights)._replace(accuracy=accuracy)
 
     def _twin_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two twins of every image of this process, each [B, D]."""
@@ -87,6 +90,11 @@ class ImageStage(nn.Module):
         if isinstance(self.self_supervised, NegativeCosine):
             return self.self_supervised(first, twins[1], second, twins[0])
         return self.self_supervised(first, second, pids if self.ignore_same_identity else None)
+
+
+def _accuracy(scores: Tensor, pids: Tensor) -> Tensor:
+    """Scores [B, P], identities [B] -> [], the share of images that score highest for their own."""
+    return (scores.argmax(dim=1) == pids).float().mean()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from utils.clock import duration
 from utils.devices import autocast
 from utils.distributed import any_rank, average_gradients, gather_objects, together
 from utils.errors import UserError
@@ -24,6 +25,7 @@ from utils.stopping import Interrupted, Stopping
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 4  # image paths in a message; metrics.jsonl has them all
+ACCURACY = "_accuracy"  # what a term's name is followed by, where its accuracy is recorded
 SMALLEST_SCALE = 1.0  # of the fp16 scaler, which starts at 65536 and is halved whenever an update overflows
 
 
@@ -99,7 +101,7 @@ def fit(
         NonFiniteLoss: when the next line of the log is due, naming stage, epoch, step, terms and images.
         Interrupted: somebody wanted to stop.
     """
-    at = start or Position()
+    at, began, done = start or Position(), time.perf_counter(), 0
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for epoch in range(at.epoch, epochs + 1):
         stage.train()
@@ -110,7 +112,7 @@ def fit(
         loader = batches(epoch, at.step)
         total, lr = at.step + len(loader), lr_at(epoch, optimizer.defaults["lr"])
         fail = partial(_stop, name=name, lr=lr, paths=paths, record=record, failed=failed)
-        window, images, since = _Window(at.sums), 0, time.perf_counter()
+        window, images, since = _Window(at.sums), 0, (epoch_began := time.perf_counter())
         with stopping.waiting() if stopping else nullcontext():
             for batch in _fetch(progress(loader, f"{name} stage {epoch}/{epochs}"), len(loader)):
                 batch = to_device(batch, device)
@@ -122,7 +124,7 @@ def fit(
                 finite = _update(optimizer, trained, losses.total.detach(), scaler, clip_norm)
                 at = at._replace(step=at.step + 1, steps=at.steps + 1)
                 window.add(at, getattr(batch, "indices", batch.pids), losses, finite)
-                images += len(batch.pids)
+                images, done = images + len(batch.pids), done + 1
 
                 stop = any_rank(stopping is not None and stopping.requested is not None)
                 line = at.step % log_period == 0 or at.step == total
@@ -130,13 +132,15 @@ def fit(
                 if line or keep:
                     at = at._replace(skipped=at.skipped + _skipped(window.settle(), scaler, fail))
                 if line:
-                    now = time.perf_counter()
                     means = window.take()
-                    shown = "  ".join(f"{term} {value:.3f}" for term, value in means.items())
+                    now, left = time.perf_counter(), total - at.step + (epochs - epoch) * total  # steps
+                    took = f" in {duration(now - epoch_began)}" if at.step == total == len(loader) else ""
+                    rest = f"  {duration((now - began) / done * left)} left" if left else ""
                     skipped = f"  {at.skipped} updates skipped" if at.skipped else ""
+                    speed = f"{shares * images / (now - since):.0f} images/s"
                     logger.info(
-                        f"{name} stage  epoch {epoch}/{epochs}  step {at.step}/{total}  {shown}  lr {lr:.3g}{skipped}  "
-                        f"{shares * images / (now - since):.0f} images/s"
+                        f"{name} stage  epoch {epoch}/{epochs}  step {at.step}/{total}{took}  "
+                        f"loss {means['loss']:.3f}  lr {lr:.3g}{rest}\n  {_shown(means)}  {speed}{skipped}"
                     )
                     if record is not None:
                         counted = {"skipped": at.skipped} if scaler else {}
@@ -190,12 +194,19 @@ def _update(
     return finite
 
 
+def _shown(means: dict[str, float]) -> str:
+    """The terms, not weighted, each with its accuracy in per cent if there is one."""
+    terms = [term for term in means if term != "loss" and not term.endswith(ACCURACY)]
+    right = {term: f" ({100 * means[term + ACCURACY]:.0f} %)" for term in terms if term + ACCURACY in means}
+    return "  ".join(f"{term} {means[term]:.3f}{right.get(term, '')}" for term in terms)
+
+
 class _Step(NamedTuple):
     """A step whose numbers may still be on their way."""
 
     at: Position
     images: Tensor  # [B] indices, or identities
-    terms: tuple[str, ...]  # the loss and its terms
+    terms: tuple[str, ...]  # the loss, its terms and their accuracies
     numbers: Tensor  # [1 + terms]: 1 for finite, then the terms
 
 
@@ -208,8 +219,10 @@ class _Window:
 
     def add(self, at: Position, images: Tensor, losses: Losses, finite: Tensor) -> None:
         loss = losses.total.detach()
-        numbers = torch.stack([finite.to(loss.dtype), loss, *losses.terms.values()])
-        self.pending.append(_Step(at, images, ("loss", *losses.terms), numbers))
+        accuracy = {f"{term}{ACCURACY}": share.to(loss.dtype) for term, share in losses.accuracy.items()}
+        terms = {"loss": loss, **losses.terms, **accuracy}
+        numbers = torch.stack([finite.to(loss.dtype), *terms.values()])
+        self.pending.append(_Step(at, images, tuple(terms), numbers))
 
     def settle(self) -> list[tuple[_Step, dict[str, float]]]:
         """Fetch everything in one copy and add it up -> the steps that were not finite, with their terms."""

@@ -1,8 +1,12 @@
 """From folders to batches: the Market-1501 reader, held-out identities, transforms, draws, broken files."""
 
 import math
+import os
 import random
+import resource
 import shutil
+import signal
+import tempfile
 import traceback
 from collections import Counter
 from itertools import combinations
@@ -14,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import datasets.build
 import datasets.images
 from configs import load
 from datasets.build import make_benchmark, make_loader
@@ -21,7 +26,8 @@ from datasets.hold_out import hold_out
 from datasets.images import Images, read_image
 from datasets.market1501 import market1501
 from datasets.transforms import TestTransform, TrainTransform
-from utils.errors import DataError, one_line
+from utils.command import run
+from utils.errors import DataError, UserError, one_line
 from utils.metrics import rank, same_camera
 from utils.records import Benchmark, Labels, Sample, Trial
 
@@ -607,6 +613,39 @@ def test_erasing_and_padding_keys_reach_the_training_transform(tmp_path):
     assert (batch.images != 1).flatten(1).any(dim=1).all()
     assert (batch.twins != 1).float().mean(dim=(2, 3, 4)) == pytest.approx(torch.full((2, 4), 1 / 3), abs=0.04)
     assert set(first("0.0", "6").images.unique().tolist()) == {-1, 1}
+
+
+def too_large() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as of a small /dev/shm: of pixels, not of labels
+
+
+def nowhere() -> None:
+    tempfile.tempdir = "/no/such/place"  # for the socket by which shared memory is handed over
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(too_large, "File too large"), (nowhere, "/no/such/place")])
+def test_what_a_worker_cannot_hand_over_is_an_error_of_the_reader(samples, monkeypatch, limit, reason):
+    real = datasets.build.begin_worker
+    monkeypatch.setattr(datasets.build, "begin_worker", lambda number: (real(number), limit()))
+    loader = make_loader(config("DATALOADER.NUM_WORKERS", "1"), samples, train=True)
+    loader.timeout = 60  # else nobody would ever know
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert reason in one_line(caught.value) and "DATALOADER.NUM_WORKERS 0" in one_line(caught.value)
+
+
+def test_a_worker_that_is_killed_is_told_with_its_signal(samples, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.build, "begin_worker", lambda number: os.kill(os.getpid(), signal.SIGKILL))
+    loader = make_loader(config("DATALOADER.NUM_WORKERS", "1"), samples, train=True)
+    assert run(lambda: next(iter(loader))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is killed by signal: Killed" in line and "memory" in line and "the same command goes on" in line
+
+
+def test_without_workers_no_memory_is_shared(samples, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda self: pytest.fail("/dev/shm may be full"))
+    for train in (True, False):
+        assert list(make_loader(config("DATALOADER.NUM_WORKERS", "0"), samples, train=train))
 
 
 def test_an_epoch_reaches_workers_that_live_on(samples):

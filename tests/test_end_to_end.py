@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -27,6 +32,8 @@ from tools import demo
 from utils.checkpoint import read_checkpoint
 from utils.command import run
 from utils.errors import DataError, UserError
+from utils.logs import log_to_file
+from utils.run_folder import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -89,6 +96,24 @@ def test_training_writes_a_whole_run(trained):
     assert [line["stage"] for line in lines if line["kind"] == "evaluation"] == ["start", "image", "end"]
     log = (run_folder / "train_log.txt").read_text()
     assert "vision_ssl" in log and "language_ssl" in log and "rank-1" in log
+
+
+def test_the_log_adds_up(trained):
+    """Terms as shown, times the weights that are said once, are the loss; lines fit into a hundred columns."""
+    log = (trained / "run" / "train_log.txt").read_text()
+    assert [line for line in log.splitlines() if len(line) > 100 and str(trained) not in line] == []
+    for stage, steps in (("prompt", 3), ("image", 2)):
+        of_stage = log[log.index(f"{stage} stage: ") :]
+        formula = re.search(r"loss = (.*)", of_stage)[1].split(" + ")
+        weights = [re.fullmatch(r"([\d.]*) ?(\w+)(?: \(\d \w+\))?", part).groups() for part in formula]
+        shown = re.findall(
+            rf"{stage} stage  epoch \d/2  step {steps}/{steps} in .* s  loss ([\d.]+) .*\n(.*)", of_stage
+        )
+        assert len(shown) == 2 and {term for _, term in weights} >= {"image_text"}
+        for loss, terms in shown:
+            values = [float(weight or 1) * float(re.search(rf"{term} ([\d.]+)", terms)[1]) for weight, term in weights]
+            assert sum(values) == pytest.approx(float(loss), abs=0.005)
+    assert re.search(r" s left\n", log) and re.search(r"image_text [\d.]+ \(\d+ %\)", log)
 
 
 def test_results_file_has_fractions_and_what_changes_them(trained):
@@ -192,7 +217,7 @@ def test_other_methods_are_the_same_code_with_terms_off(trained, tmp_path, confi
     train = [line for line in lines if line["kind"] == "train"]
     assert {line["stage"] for line in train} == stages
     last = train[-1].keys() - {"kind", "step", "stage", "epoch", "lr", "loss"}
-    assert last == terms
+    assert last == terms | {f"{term}_accuracy" for term in terms - {"triplet"}}
     model = read_checkpoint(tmp_path / "run" / "ViT-Tiny-8_1.pth")["model"]
     assert not any("projector" in name for name in model)
     assert any(name.startswith("prompts") for name in model) == ("prompt" in stages)
@@ -370,7 +395,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_any_checkpoint(trained, 
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
-def test_ctrl_c_ends_with_one_line(trained, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_with_one_line(trained, tmp_path, number):
     words = arguments(
         "configs/demo/vit_svllreid.yml",
         tmp_path,
@@ -388,19 +414,61 @@ def test_ctrl_c_ends_with_one_line(trained, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a job runs in the background
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored where a job runs in the background
     )
     deadline = time.monotonic() + 120
     for line in process.stdout:
         if "image stage  epoch 2/" in line:
             break
         assert time.monotonic() < deadline, "training did not begin"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers, too
+    os.killpg(process.pid, number)  # as a terminal does: to the loader's workers, too
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     notice, line = errors.strip().splitlines()
     assert notice.startswith("stopping") and line.startswith("interrupted") and str(tmp_path / "run") in line
+    assert line in (tmp_path / "run" / "train_log.txt").read_text()
     read_checkpoint(tmp_path / "run" / "ViT-Tiny-8_stage1_2.pth")
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "| head -n 1"])
+def test_a_screen_that_is_not_there_or_of_few_letters_ends_no_training(trained, tmp_path, streams):
+    folder = os.fsencode(tmp_path) + "/nächst".encode() + b"\xff"
+    words = arguments("configs/demo/vit_base.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
+    words += ["SOLVER.STAGE2.MAX_EPOCHS", "1", "OUTPUT_DIR", os.fsdecode(folder)]
+    command = shlex.join([sys.executable, str(ROOT / "train_svllreid.py"), *words])
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {streams}"], env=environment, capture_output=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    log = Path(os.fsdecode(folder), "train_log.txt").read_text()
+    assert f"into {tmp_path}/nächst\\udcff\n" in log and "test it again" in log
+
+
+def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tools.check_dataset", "--quick", "DATASETS.NAMES", "synthetic"]
+        command += [word for key in SMALL if "SYNTHETIC" in key for word in (key, SMALL[key])]
+        command += ["DATASETS.ROOT_DIR", str(trained / "data"), "SOLVER.STAGE2.IMS_PER_BATCH", "32"]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "No space left on device" in line
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt"])
+def test_a_named_pipe_is_no_file_of_a_run(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"OUTPUT_DIR .*{name}: it is no plain file"):
+        check_writable(tmp_path)
+
+
+def test_a_named_pipe_is_no_csv_file(tmp_path):
+    os.mkfifo(tmp_path / "mine.csv")
+    words = ["--quick", "DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.check_dataset", *words]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "mine.csv: cannot be read (it is no plain file)" in done.stderr
 
 
 def test_errors_become_one_line_and_an_exit_code(capsys):
@@ -411,6 +479,46 @@ def test_errors_become_one_line_and_an_exit_code(capsys):
 
     assert run(fail) == 2
     assert capsys.readouterr().err == "error: a.jpg\n"
+
+
+KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "words"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            KILLED,
+            "(pid 7) is killed by signal: Killed;",
+        ),
+        (UserError("a.pth: cannot be written (is the disk full?)"), KILLED, "(pid 7) is killed by signal: Killed;"),
+        (ConnectionResetError("Connection reset by peer"), None, "a process that reads images was ended;"),
+        (BrokenProcessPool("terminated abruptly"), None, "a process that reads images was ended;"),
+        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): is a disk full, or memory? "),
+    ],
+)
+def test_what_ended_a_process_is_told_in_one_line(capsys, error, cause, words):
+    def fail() -> None:
+        raise error from cause
+
+    assert run(fail) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line and "disk full?)" not in line
+    assert "DATALOADER.NUM_WORKERS" in line and ("memory" in line)
+
+
+def test_a_fault_of_the_program_is_in_the_log_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_file(tmp_path / "log")
+
+    def fail() -> None:
+        raise ZeroDivisionError("a fault")
+
+    with pytest.raises(ZeroDivisionError):
+        run(fail)
+    assert (tmp_path / "log").read_text().endswith("ZeroDivisionError: a fault\n\n")
 
 
 def test_the_demo_fails_when_training_does_not_help(tmp_path, capsys):

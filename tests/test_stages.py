@@ -216,6 +216,18 @@ def image_stage(model=None, *, weights=ALL, **options) -> ImageStage:
     return ImageStage(model, weights=weights, text_features=texts, **options).train()
 
 
+def test_accuracies_are_of_the_terms_own_scores():
+    stage = image_stage(weights={**ALL, "vision_ssl": 0.0})
+    model, batch = stage.model, image_batch([0, 1, 2, 2], cams=[0, 1, 0, 1])
+    features = model.encode_image(batch.images, batch.side)
+    first = model.classify(features)[0].argmax(dim=1)
+    nearest = (features.projected @ stage.text_features.T).argmax(dim=1)
+    for guess, term in ((first, "identity"), (nearest, "image_text")):
+        for pids, share in ((guess, 1.0), ((guess + 1) % model.num_pids, 0.0)):
+            accuracy = stage(batch._replace(pids=pids)).accuracy
+            assert accuracy.keys() == {"identity", "image_text"} and accuracy[term] == share
+
+
 FROZEN = ("model.text.", "model.prompts.", "model.text_projector.")
 
 

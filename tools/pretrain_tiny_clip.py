@@ -15,7 +15,7 @@ import io
 import logging
 import math
 import time
-from multiprocessing import Pool
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,8 +90,8 @@ def main() -> None:
 
 def render_identities(count: int, processes: int) -> tuple[np.ndarray, list[list[str]]]:
     """Pictures uint8 [count, PICTURES, H, W, 3] and CAPTIONS sentences for every identity."""
-    with Pool(processes, _make_cameras) as pool:
-        results = pool.map(_render_identity, range(count), chunksize=200)
+    with ProcessPoolExecutor(processes, initializer=_make_cameras) as pool:  # one that is killed ends all
+        results = list(pool.map(_render_identity, range(count), chunksize=200))
     return np.stack([pictures for pictures, _ in results]), [sentences for _, sentences in results]
 
 

@@ -84,7 +84,7 @@ def read_tensors(path: str | Path) -> dict:
     Raises:
         WeightsError: no such file, damaged, not readable as such, or it would execute code.
     """
-    path = plain_file(path)
+    path = weights_file(path)
     try:
         if _is_safetensors(path):
             return load_file(path)
@@ -103,7 +103,7 @@ def read_tensors(path: str | Path) -> dict:
     return contents
 
 
-def plain_file(path: str | Path) -> Path:
+def weights_file(path: str | Path) -> Path:
     """`path`, with ~ replaced by a home folder.
 
     Raises:
@@ -153,7 +153,7 @@ def check_archive(path: Path) -> None:
 def is_torchscript(path: str | Path) -> bool:
     """Whether a file is TorchScript, the form in which OpenAI publishes CLIP; a missing or damaged file is not."""
     try:
-        path = plain_file(path)
+        path = weights_file(path)
         if not _is_archive(path):
             return False
         with zipfile.ZipFile(path) as file:
@@ -171,7 +171,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, damaged, or not readable as such.
     """
-    path = plain_file(path)
+    path = weights_file(path)
     check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def duration(seconds: float) -> str:
+    """In the unit that people would use: 0.4 s, 95 s, 42 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Clock:
@@ -24,8 +32,8 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def __str__(self) -> str:
-        parts = [f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items()]
-        return f"time: {', '.join(parts)}; in all {sum(self.seconds.values()):.0f} s"
+        parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())
+        return f"{duration(sum(self.seconds.values()))}, of which\n{textwrap.indent(textwrap.fill(parts, 96), '  ')}"
 
 
 def peak_memory() -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from utils.errors import UserError, one_line
+from utils.logs import drop, screen, tell
 from utils.paths import expanded
-from utils.processes import told_elsewhere
+from utils.processes import ProcessFailed, lost_process, told_elsewhere
+from utils.workers import REMEDY, dead_worker
 
+REFUSED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EIO}
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
 
@@ -86,33 +90,37 @@ def check_there(path: str, what: str, advice: str = "") -> None:
 def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
     """Run a script -> exit code: what `main` returns if that is a number, else 0.
 
-    What a user can mend, UserError and `mendable` (faults of the command line and the configuration), becomes one line
-    on stderr, which only one of several processes writes.
+    What a user can mend, UserError, `mendable` (faults of the command line and the configuration) and what the system
+    refuses, becomes one line on stderr and in the log's file, which only one of several processes writes.
     """
-    try:
-        returned = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _unread():
-            raise
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
-        return SIGNALLED + getattr(signal, "SIGPIPE", 0)
-    except (UserError, *mendable) as error:
-        if not told_elsewhere(error):
-            sys.stderr.write(f"error: {one_line(error)}\n")
-        return FAILED
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        hint = "is its memory or /dev/shm full? (docker run --shm-size 4g, or DATALOADER.NUM_WORKERS 0)"
-        sys.stderr.write(f"error: a process that reads images died; {hint}\n")
-        return FAILED
-    except KeyboardInterrupt as interrupt:
-        if not told_elsewhere(interrupt):
-            sys.stderr.write(f"interrupted{f' {interrupt}' if str(interrupt) else ''}\n")
-        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
-    return returned if isinstance(returned, int) else 0
+    with screen():
+        try:
+            returned = main()
+            sys.stdout.flush()
+            return returned if isinstance(returned, int) else 0
+        except KeyboardInterrupt as interrupt:
+            words, code = f"interrupted {interrupt}".rstrip(), SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
+            quiet = told_elsewhere(interrupt)
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and _unread():
+                drop(sys.stdout)
+                return SIGNALLED + getattr(signal, "SIGPIPE", 0)
+            words, code, quiet = _in_one_line(error, mendable), FAILED, told_elsewhere(error)
+            if words is None:
+                tell("".join(traceback.format_exception(error)), shown=False)
+                raise
+            words = f"error: {words}"
+        if not quiet:
+            tell(words)
+        return code
+
+
+def _in_one_line(error: Exception, mendable: Sequence[type[Exception]]) -> str | None:
+    """What to say of an error that is no fault of the program's; None if it is one."""
+    if (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error):  # torch's words
+        return f"the system refuses ({one_line(error)}): is a disk full, or memory? {REMEDY}"
+    expected = isinstance(error, (UserError, ProcessFailed, *mendable))
+    return dead_worker(error) or lost_process(error) or (one_line(error) if expected else None)
 
 
 def _unread() -> bool:

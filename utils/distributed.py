@@ -27,16 +27,12 @@ from torch import Tensor, nn
 
 from utils import processes
 from utils.errors import UserError, one_line
-from utils.processes import Place, place
+from utils.processes import Place, ProcessFailed, place
 
 # Others wait while the main process re-ranks a large benchmark. It need not be short: torchrun ends all when one dies.
 TIMEOUT = timedelta(hours=2)
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class ProcessFailed(RuntimeError):
-    """Raised here because another process failed; the reason stands there."""
 
 
 def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device:

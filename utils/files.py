@@ -1,8 +1,9 @@
-"""Files: replaced as a whole (whoever reads one finds all that was written, or what was there before); or many."""
+"""Files: plain ones; replaced as a whole, so that a reader finds all that was written or what was before; or many."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,17 @@ from typing import BinaryIO, TypeVar
 
 THREADS = 8  # file systems of a network answer slowly, but many at a time
 T = TypeVar("T")
+
+
+def plain_file(path: Path) -> Path:
+    """`path`, if a plain file is there, or nothing; to open a named pipe would wait for whoever is at its other end.
+
+    Raises:
+        OSError: something else is there.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return path
 
 
 @contextmanager

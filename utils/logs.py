@@ -1,22 +1,76 @@
-"""The program's log: lines on the screen (above a progress bar, if there is one) and in a file."""
+"""The screen, and the program's log: lines on it (above a progress bar, if there is one) and in a file."""
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
 from utils.errors import UserError
 
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+ESCAPE = "backslashreplace"  # for what an encoding lacks: letters of other countries, names of files that are no UTF-8
+
+
+@contextmanager
+def screen() -> Iterator[None]:
+    """In a script: there are streams, they take every text, and one that fails changes no exit code."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # one that was closed; a file would be opened as it
+        pass
+    os.close(descriptor)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", errors=ESCAPE))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPE)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                drop(stream)
+
+
+def drop(stream: TextIO) -> None:
+    """What was and will be written to `stream`, which can show nothing any more, goes nowhere and is no error."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def tell(words: str, *, shown: bool = True) -> None:
+    """The last words of a script, in the log's file, if there is one, and on stderr, unless Python itself does that."""
+    if shown:
+        with suppress(OSError):
+            sys.stderr.write(f"{words}\n")
+    record = logging.LogRecord("end", logging.ERROR, "", 0, words, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _File):
+            handler.handle(record)
 
 
 class _AboveTheBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # the terminal is gone, the disk full, the reader too: the file has it
+            drop(sys.stdout)
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # the disk is full: the screen has it
+            super().handleError(record)
 
 
 class _Early(logging.Handler):
@@ -50,7 +104,7 @@ def log_to_file(path: Path) -> None:
     """
     root = logging.getLogger()
     try:
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _File(path, encoding="utf-8", errors=ESCAPE)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     file.setFormatter(FORMAT)
@@ -58,7 +112,7 @@ def log_to_file(path: Path) -> None:
         if isinstance(old, _Early):
             for record in old.records:
                 file.handle(record)
-        if isinstance(old, (_Early, logging.FileHandler)):
+        if isinstance(old, (_Early, _File)):
             root.removeHandler(old)
             old.close()
     root.addHandler(file)

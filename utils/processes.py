@@ -9,6 +9,13 @@ from typing import NamedTuple
 from utils.errors import UserError
 
 met = False  # whether the processes know of each other (`utils.distributed.start`)
+_GONE = re.compile(r"gloo/transport|remote process|by peer")  # gloo and nccl of another process that does not answer
+
+
+class ProcessFailed(RuntimeError):
+    """Raised here because another process failed; the reason stands there."""
+
+    told = True  # there
 
 
 class Place(NamedTuple):
@@ -54,5 +61,15 @@ def told_elsewhere(error: BaseException) -> bool:
         here = place()
     except UserError:  # which is `error`, or waits to be seen
         return False
-    alike = not met or not isinstance(error, UserError)  # the latter: settings, and signals, which reach all
+    alike = not met or not isinstance(error, (UserError, RuntimeError, OSError))  # but settings, or signals to all
     return getattr(error, "told", False) or (alike and here is not None and here.local_rank > 0)
+
+
+def lost_process(error: BaseException) -> str | None:
+    """What to say where a collective failed because another process ended without a word; else None."""
+    if place() is None or not isinstance(error, RuntimeError) or not _GONE.search(str(error)):
+        return None
+    return (
+        "another process of this run does not answer any more: torchrun says which one, and by which signal it ended "
+        "(SIGKILL: usually memory was full); the same command goes on"
+    )

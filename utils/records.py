@@ -153,6 +153,7 @@ class Losses(NamedTuple):
 
     total: Tensor  # [] what is differentiated
     terms: dict[str, Tensor]  # name -> [] detached, unweighted, for the log
+    accuracy: dict[str, Tensor] = {}  # noqa: RUF012 (never changed) of a term's own scores, as a fraction, for the log
 
 
 class Reranking(NamedTuple):

@@ -20,8 +20,9 @@ import yaml
 from utils.checkpoint import read_checkpoint, save_checkpoint, write_tensors
 from utils.distributed import together
 from utils.errors import UserError, WeightsError, one_line
-from utils.files import replace_text
+from utils.files import plain_file, replace_text
 from utils.schema import RESULTS_FILE, SETTINGS, STATE, check, fault
+from utils.workers import dead_worker
 
 CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train_log.txt", "metrics.jsonl", "results.json"
 VERSIONS, TENSORBOARD, STATES, LOCK = "versions.json", "tensorboard", "resume", ".lock"
@@ -40,6 +41,11 @@ def check_writable(path: Path) -> None:
         raise UserError(f"OUTPUT_DIR {path}: {existing} is a link to nothing")
     if not existing.is_dir():
         raise UserError(f"OUTPUT_DIR {path}: {existing} is a file; a folder is needed")
+    try:
+        for name in (CONFIG, *WRITTEN):
+            plain_file(path / name)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {path}: {error.filename}: {error.strerror}") from error
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -447,6 +453,8 @@ def _telling(path: Path) -> Iterator[None]:
         while cause := cause.__context__:
             if isinstance(cause, KeyboardInterrupt):  # a signal; torch took it for a write that failed
                 raise cause from None
+        if dead_worker(error):
+            raise
         reason = getattr(error, "strerror", None) or f"is the disk full? {one_line(error)[:80]}"
         raise UserError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are intact") from error
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while a stage trains, its step ends and its state is saved; anywhere else they act at once."""
+"""Ctrl-C, SIGTERM, SIGHUP: while a stage trains, its step ends and its state is saved; elsewhere they act at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _ECHO = 3.0  # seconds in which a second signal is the same request: a terminal and torchrun both tell every process
 _NOTICE = b"\nstopping: this step ends and is saved; once more leaves at once\n"
@@ -24,7 +24,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopping:
-    """Catches Ctrl-C and SIGTERM (by which clusters announce that they take the machine back) inside its `with`.
+    """Catches Ctrl-C, SIGTERM (by which clusters announce that they take the machine back) and SIGHUP (the terminal is
+    closed) inside its `with`.
 
     Inside `waiting()`, the first signal is only remembered in `requested`; whoever waits looks at it. Another one later
     on, and any signal elsewhere, raises Interrupted on the spot. Signals are the main thread's business: in other
@@ -32,6 +33,8 @@ class Stopping:
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        SIGNALS = (*SIGNALS, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested: int | None = None
@@ -61,7 +64,8 @@ class Stopping:
             raise Interrupted(number)
         if self.requested is None:
             self.requested, self._since = number, time.monotonic()
-            os.write(2, _NOTICE)  # the log may be in the middle of a line
+            with suppress(OSError):  # nobody may be there to read it
+                os.write(2, _NOTICE)  # the log may be in the middle of a line
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
