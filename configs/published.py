@@ -157,7 +157,8 @@ def translate(
 
 def _refuse_other_programs(values: Mapping[str, Any]) -> None:
     for program, signs in OTHER_PROGRAMS.items():
-        theirs = [key for key, value in values.items() if f"{key} {literal(value)}".startswith(signs)]
+        texts = {key: value.lstrip("('\"") if isinstance(value, str) else "" for key, value in values.items()}
+        theirs = [key for key, text in texts.items() if f"{key} {text}".startswith(signs)]
         if theirs:
             raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files this program does not read")
 
