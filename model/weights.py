@@ -91,7 +91,8 @@ def weights_in(contents: dict, source: str) -> Weights:
     except WeightsError as error:
         raise WeightsError(f"{source}: architecture.name: {error}") from None
     _check_tensors(contents["model"], source)
-    data = (contents.get("fingerprint") or {}).get("data_fingerprint") or {}
+    data = (contents.get("fingerprint") or {}).get("data_fingerprint")
+    data = data if isinstance(data, dict) else {}
     return Weights(
         source,
         contents["model"],

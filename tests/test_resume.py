@@ -21,7 +21,6 @@ from builders import GONE, LOOP, STRANGE, places, with_strange
 from test_end_to_end import ENVIRONMENT, ROOT, arguments, results
 from torch import Tensor
 
-import test_svllreid
 import train_svllreid
 from configs import ConfigError
 from processor import build, loop
@@ -574,18 +573,16 @@ def test_whatever_is_done_to_results_they_are_shown_or_refused(undisturbed, tmp_
     assert refused > 40
 
 
-def test_the_field_of_results_is_named_before_anything_is_trained_or_tested(undisturbed, tmp_path, crash):
+def test_the_field_of_results_is_named_before_anything_is_trained(undisturbed, tmp_path, crash):
     whole = read_tensors(states(undisturbed)[0])
     unfinished(tmp_path, undisturbed, whole)
     file = tmp_path / "run" / "results.json"
     (start,) = json.loads(file.read_text())["evaluations"]
     file.write_text(json.dumps({"evaluations": [{name: start[name] for name in start if name != "mAP"}]}))
     message = r"results\.json: .*evaluations\[0\]\.mAP is missing; right is a fraction from 0 to 1"
-    weight = ["TEST.WEIGHT", str(undisturbed / "run" / LAST), "OUTPUT_DIR", str(file.parent)]
     done = crash(None)
-    for script, command in ((train_svllreid, words(tmp_path, undisturbed / "data")), (test_svllreid, weight)):
-        with pytest.raises(UserError, match=message):
-            script.main(command)
+    with pytest.raises(UserError, match=message):
+        train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert done == []
     # Earlier versions wrote neither protocol nor settings of re-ranking.
     older = {name: start[name] for name in start if name not in ("protocol", "re_ranking", "std", "network")}

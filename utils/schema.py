@@ -55,10 +55,8 @@ STAGE = one_of("prompt", "image")
 
 # A configuration; `configs` knows its keys.
 SETTINGS = {...: (_is_setting, "a setting or a block of them, as in config.yaml")}
-FINGERPRINT = {
-    "data_fingerprint?": {"train?": TEXT, "test?": TEXT, "parts?": [TEXT]},
-    "versions?": {...: TEXT},
-}
+PICTURES = {"train?": TEXT, "test?": TEXT, "parts?": [TEXT]}
+FINGERPRINT = {"data_fingerprint?": PICTURES, "versions?": {...: TEXT}}
 CHECKPOINT = {
     "stage?": STAGE,  # neither this nor the next in a file that was converted
     "epoch?": COUNT,
@@ -81,7 +79,14 @@ CHECKPOINT = {
         **{"sentences": SWITCH, "language_ssl": SWITCH, "vision_ssl": SWITCH},
         **{"ssl_type?": one_of("SIMCLR", "SIMSIAM"), "ssl_hidden": POSITIVE, "ssl_out": POSITIVE},
     },
-    "fingerprint?": FINGERPRINT,
+    "fingerprint?": {
+        **FINGERPRINT,
+        # The first versions wrote one text for all pictures, which says nothing of its parts.
+        "data_fingerprint?": (
+            lambda v: isinstance(v, str) or not fault(v, PICTURES),
+            "texts for train, test and parts",
+        ),
+    },
 }
 STATE = {
     **CHECKPOINT,
