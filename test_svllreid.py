@@ -58,7 +58,7 @@ from utils.logs import log_to_screen
 from utils.metrics import CROSS_CAMERA, protocol_of
 from utils.records import Benchmark
 from utils.report import table
-from utils.run_folder import RESULTS, append_result, check_writable
+from utils.run_folder import RESULTS, append_result, check_writable, read_results
 
 logger = logging.getLogger("test")
 # What is said of the training's data set alone -> what holds for another one.
@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> Path:
         )
     folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
     check_writable(folder)
+    read_results(folder / RESULTS)  # what cannot be added to is said now
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
 
