@@ -86,8 +86,8 @@ def run_prompt_stage(
     model.prompts.trained = True
     accuracy = matching_accuracy(cache, sentence_features(model, device))
     logger.info(
-        "prompt stage  on its own training features (this is no test): nearest to their identity's\n"
-        "  sentence are %.1f %% of the images, image %.1f %% of the sentences",
+        "prompt stage  on its own training features, which is no test: %.1f %% of the images are nearest\n"
+        "  to their identity's sentence, %.1f %% of the sentences to an image of theirs",
         100 * accuracy["image_to_text"],
         100 * accuracy["text_to_image"],
     )
@@ -190,8 +190,7 @@ def run_image_stage(
         stopping=stopping,
     )
     for name, one in best.items():
-        before = f"{name} mAP {100 * one['mAP']:.1f} in epoch {one['epoch']}"
-        logger.info("image stage  best on the way: %s; how the end compares is below", before)
+        logger.info("image stage  best before the end: %s mAP %.1f in epoch %d", name, 100 * one["mAP"], one["epoch"])
     return last
 
 

@@ -947,4 +947,4 @@ def test_the_best_evaluation_on_the_way_is_kept(undisturbed, tmp_path, crash, mo
     monkeypatch.setattr(build, "evaluate_model", lambda *rest: worst(real(*rest)))
     crash(None)
     train_svllreid.main(command)
-    assert f"image stage  best on the way: synthetic mAP {100 * made:.1f} in epoch 1;" in log(tmp_path)
+    assert f"image stage  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
