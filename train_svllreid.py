@@ -182,7 +182,7 @@ def _train(
     with clock("data"):
         benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
         facts = {"instances": cfg.DATALOADER.NUM_INSTANCE, "identities": identities}
-        on_main(lambda: quick_check(benchmark, **facts).heed(logger))
+        warnings = on_main(lambda: quick_check(benchmark, **facts).heed(logger))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
     watches = [Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))]
     if state:
@@ -215,7 +215,7 @@ def _train(
                 seed=cfg.SOLVER.SEED,
                 fingerprint=fingerprint,
                 checkpoint=checkpoint,
-                notes=[note for watch in watches for note in watch.look()],
+                notes=[*warnings, *(note for watch in watches for note in watch.look())],
             )
             entries.append(entry)
             facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}

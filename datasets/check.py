@@ -233,8 +233,8 @@ def _cameras(samples: Sequence[Sample], written: Mapping[str, tuple[str, str]]) 
 
 
 def _labels_of(sample: Sample, written: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """Identity and camera, in their owner's words."""
-    return written.get(sample.path) or (str(sample.pid), str(sample.camid))
+    """Identity and camera, in their owner's words; published cameras count from 1."""
+    return written.get(sample.path) or (str(sample.pid), str(sample.camid + 1))
 
 
 def _few(words: Sequence[str], most: int) -> str:

@@ -67,7 +67,8 @@ MEANINGS = {  # columns (letters and digits alone) that would make a row more th
 CAMERA_FOLDER = re.compile(r"(c|cam|camera)[\W_]*[0-9]+|(cam|camera)[\W_]+[a-z]", re.IGNORECASE)
 CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 has a sequence after the camera: c1s1
 NUMBER = re.compile(r"(-1|[0-9]+)_")
-LEADING = re.compile(r"(-1|((p|id|pid|person|v|vid|vehicle|car)[_-]?)?[0-9]+)(?=_|\Z)", re.IGNORECASE)
+# Plates are no such numbers: what follows a hyphen, a blank or a dot is no letter (12-34, but not 12-AB).
+LEADING = re.compile(r"(-1|((p|id|pid|person|v|vid|vehicle|car)[_-]?)?[0-9]+)(?=_|(\W[0-9]+)*\Z)", re.IGNORECASE)
 DIGITS = re.compile(r"([0-9]+)")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+\Z")  # a whole number, as spreadsheets and pandas write it
 NO_LABEL = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", JUNK))
@@ -317,7 +318,7 @@ def _plain(label: str, *, keep: str = "") -> str:
 
 def _difference(one: str, other: str) -> str:
     if _plain(one) != _plain(other):
-        return "a word in front"
+        return "the word in front"
     return " and ".join(name for name in SPELLINGS if _plain(one, keep=name) != _plain(other, keep=name)) or "blanks"
 
 
@@ -494,7 +495,7 @@ def _read_csv(file: Path, train: bool) -> Found:
         if (train or split != TRAIN) and not os.path.isfile(path):
             hint = " (folders are parted by /, not by \\)" if "\\" in path else ""
             raise DataError(f"{file} line {line}: there is no file {path}{hint}")
-        identity = known(row["pid"]) or identity_of(row["pid"], f"{file} line {line}")
+        identity = identity_of(row["pid"], f"{file} line {line}")
         if identity != JUNK:
             splits[split].append(Picture(path, identity, known(row.get("camid", "")), known(row.get("viewid", ""))))
     for split, pictures in splits.items():
@@ -542,7 +543,7 @@ def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
             f"{file} line {line}: the header has no {', '.join(missing)} (found: {found}); "
             f"right is path,pid,camid,viewid,split{hint}"
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise DataError(f"{file} line {line}: the header has {twice[0]} twice")
     for name in header:

@@ -161,7 +161,7 @@ def test_a_query_that_the_gallery_lacks(ideal):
     query, gallery = ideal.trials[0]
     finding = only(quick_check(with_test(ideal, gallery=gallery[1:]), **BATCH), "warning")
     assert finding.message == "1 of 3 queries have no valid match: they have an identity that the gallery lacks"
-    assert finding.examples == (f"{query[0].path} (identity 10, camera 0)",)
+    assert finding.examples == (f"{query[0].path} (identity 10, camera 1)",)
 
 
 def test_a_query_with_matches_in_its_own_camera_only(ideal):
@@ -172,7 +172,7 @@ def test_a_query_with_matches_in_its_own_camera_only(ideal):
         "1 of 3 queries have no valid match: they have their identity in the gallery only in their own camera, which "
         "the protocol ignores"
     )
-    assert finding.examples == (f"{query[0].path} (identity 10, camera 0)",)
+    assert finding.examples == (f"{query[0].path} (identity 10, camera 1)",)
     nothing_ignored = replace(with_test(ideal, gallery=moved), ignored=ignore_nothing)
     assert not quick_check(nothing_ignored, **BATCH).warnings
 
@@ -193,7 +193,7 @@ def test_no_query_has_a_match(ideal):
         "none of 3 queries has a valid match: 1 have an identity that the gallery lacks, 2 have their identity in the "
         "gallery only in their own camera, which the protocol ignores"
     )
-    assert finding.examples == tuple(f"{s.path} (identity {s.pid}, camera 0)" for s in query[:2])
+    assert finding.examples == tuple(f"{s.path} (identity {s.pid}, camera 1)" for s in query[:2])
     assert "TEST.PROTOCOL all" in finding.remedy  # all images of the test are in camera 0
 
 

@@ -357,6 +357,8 @@ NAMES = ("train/{}_c1_1.jpg", "train/{}_c2_2.jpg", "query/0009_c1_1.jpg", "galle
     [
         (("001_0", "001_1", "002_0"), "001_0", "001_1", (4, 3), "001"),  # clothes, a track, a part
         (("0001_20230101", "0002_20230101", "0001_20230102"), "0001_20230101", "0001_20230102", (4, 3), "0001"),
+        (("0001-0", "0001-2023-01-02", "2"), "0001-0", "0001-2023-01-02", (4, 3), "0001"),
+        (("07 1", "08 1", "07 2"), "07 1", "07 2", (4, 3), "07"),
         (("7", "7_b", "8"), "7", "7_b", (4, 3), "7"),
         (("p07_0", "p08_0", "p07_1"), "p07_0", "p07_1", (4, 3), "p07"),
         (("person_3_a", "x", "person_3_b"), "person_3_a", "person_3_b", (4, 3), "person_3"),
@@ -381,7 +383,7 @@ def test_names_that_can_be_read_in_two_ways(tmp_path, names, one, other, counts,
     assert folder(root).num_pids == len({*names[:2]} - {"-1_0"})
 
 
-@pytest.mark.parametrize("one, other", [("anna_b", "anna_c"), ("1-2", "1-3"), ("12AB", "12CD"), ("a_1", "a_2")])
+@pytest.mark.parametrize("one, other", [("anna_b", "anna_c"), ("12-AB", "12-CD"), ("12AB", "12CD"), ("a_1", "a_2")])
 def test_names_that_are_read_as_they_stand(tmp_path, one, other):
     root = write(tmp_path, f"train/{one}_c1_1.jpg", f"train/{other}_c1_1.jpg", "query/9_c1_1.jpg", "gallery/9_c2_1.jpg")
     assert folder(root).num_pids == 2
@@ -581,6 +583,12 @@ def test_csv_columns_by_which_a_row_means_something_else(tmp_path, columns, righ
     assert said.startswith(f"{root}/pictures.csv line 1: column {columns.casefold()} is about ") and right in said
 
 
+def test_csv_columns_without_a_name(tmp_path):
+    """A spreadsheet writes those that were ever touched."""
+    root = table(tmp_path, "".join(f",{line},,\n" for line in rows().splitlines()))
+    assert folder(root) == folder(table(root, rows()))
+
+
 def test_csv_columns_that_are_not_used_are_named(tmp_path, capsys):
     text = "".join(f"{line},1,2,3\n" for line in rows().splitlines()).replace("split,1,2,3", "split,Weather,,age")
     root = table(tmp_path, text)
@@ -667,7 +675,7 @@ def test_csv_words_before_a_number(tmp_path, what, one, other, alike):
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
     if alike:
         said = message(root)
-        assert repr(one) in said and repr(other) in said and "differ in a word in front" in said
+        assert repr(one) in said and repr(other) in said and "differ in the word in front" in said
     else:
         assert len(folder(root).train) == 3
 

@@ -111,6 +111,7 @@ def test_training_on_two_and_testing_on_each(settings, tmp_path, capsys):
     assert [(entry["when"], entry["data_set"]) for entry in entries] == [
         *(("start", "synthetic"), ("start", "market1501"), ("end", "synthetic"), ("end", "market1501")),
     ]
+    assert all(entry["notes"][0].startswith("market1501: differs from what is published") for entry in entries)
     weight = tmp_path / "run" / "ViT-Tiny-8_1.pth"
     capsys.readouterr()
     test_svllreid.main(["TEST.WEIGHT", str(weight), "OUTPUT_DIR", str(tmp_path / "test")])

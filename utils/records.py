@@ -66,7 +66,7 @@ class Benchmark:
     several published forms it is, `first_camera` the number of its first camera, above 0 for all but the first of
     several data sets trained on together. `unused` are columns of its list and folders beside its own that nothing is
     made of. `as_written` has identity and camera of images by their paths as their owner wrote them, where they are
-    labels; else the numbers are the data set's own.
+    labels; else the numbers are the data set's own (cameras less 1).
     """
 
     name: str
