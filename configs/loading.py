@@ -197,6 +197,9 @@ def _nearest(key: str, cfg: CfgNode) -> str:
         return dotted.rpartition(".")[2].lower()
 
     keys = [dotted for dotted, _ in flatten(cfg)]
+    inside = [dotted for dotted in keys if dotted.startswith(f"{key}.")]
+    if inside:
+        return f": it is a block of keys ({inside[0]}, …)"
     names = difflib.get_close_matches(name(key), {name(dotted) for dotted in keys}, n=1, cutoff=CLOSE)
     near = difflib.get_close_matches(key, [dotted for dotted in keys if name(dotted) in names], n=1, cutoff=0.0)
     return f"; did you mean {near[0]}?" if near else ""

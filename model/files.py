@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from utils.errors import WeightsError
@@ -56,6 +57,18 @@ def state_in(contents: Mapping, source: str) -> dict[str, Tensor]:
     while (first := _common(bare)) and first not in PARTS:
         bare = {name.partition(".")[2]: value for name, value in bare.items()}
     return bare
+
+
+def check_tensors(state: Mapping, source: str) -> None:
+    """Raise WeightsError unless names, and tensors of finite numbers that can be copied, are all that is in `state`."""
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{source}: {name!r} is a {type(value).__name__}, where names and tensors belong")
+        if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
+            kind = "meta" if value.is_meta else value.dtype if value.layout == torch.strided else value.layout
+            raise WeightsError(f"{source}: {name} is a tensor of another kind ({kind}); right are dense real numbers")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(f"{source}: {name} holds values that are not finite")
 
 
 def layout(state: Mapping[str, Tensor]) -> str:

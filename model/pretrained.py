@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model import tiny_clip
 from model.clip import AUTO, GELU, QUICK_GELU
-from model.files import layout, state_in
+from model.files import check_tensors, layout, state_in
 from model.published import is_published
 from utils.checkpoint import FORMAT, is_torchscript, load_strictly, read_tensors, read_torchscript
 from utils.errors import WeightsError
@@ -41,7 +41,8 @@ def clip_config(name: str) -> dict:
         return tiny_clip.config()
     names = [tiny_clip.NAME, *open_clip.list_models()]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
+        alike = [each for each in names if each.lower() == name.strip().lower()]
+        near = alike or difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
         there = (
             "; a folder's or repository's weights: MODEL.NAME ViT-B-16 MODEL.PRETRAIN /path/open_clip_model.safetensors"
         )
@@ -154,7 +155,9 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"MODEL.PRETRAIN: {path} is {layout(state)}; right is a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
             "whole CLIP by open_clip's names (open_clip_model.safetensors, open_clip_pytorch_model.bin)"
         )
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}, None
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    check_tensors(state, f"MODEL.PRETRAIN: {path}")
+    return state, None
 
 
 def _download(name: str, tag: str, entry: dict) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model import published
 from model.clip import resize_positions
-from model.files import layout, state_in
+from model.files import check_tensors, layout, state_in
 from model.pretrained import clip_config
 from model.svllreid import SvllReid
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
@@ -70,7 +70,7 @@ def read_weights(path: str | Path) -> Weights:
         return weights_in(contents, source)
     state = state_in(contents, source)
     if published.is_published(state):
-        _check_tensors(state, source)
+        check_tensors(state, source)
         return Weights(source, published.from_published(state, source=source), None, None)
     raise WeightsError(
         f"{source}: is neither a checkpoint of this program (no format {FORMAT!r} in it) nor a published CLIP-ReID or "
@@ -90,7 +90,7 @@ def weights_in(contents: dict, source: str) -> Weights:
         clip_config(contents["architecture"]["name"])
     except WeightsError as error:
         raise WeightsError(f"{source}: architecture.name: {error}") from None
-    _check_tensors(contents["model"], source)
+    check_tensors(contents["model"], source)
     data = (contents.get("fingerprint") or {}).get("data_fingerprint")
     data = data if isinstance(data, dict) else {}
     return Weights(
@@ -102,14 +102,6 @@ def weights_in(contents: dict, source: str) -> Weights:
         tested_on=tuple(data.get("parts") or filter(None, [data.get("test")])),
         prompts_trained=contents.get("prompts_trained") is not False,
     )
-
-
-def _check_tensors(state: Mapping, source: str) -> None:
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{source}: {name!r} is a {type(value).__name__}, where names and tensors belong")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise WeightsError(f"{source}: {name} holds values that are not finite")
 
 
 class Reuse(NamedTuple):

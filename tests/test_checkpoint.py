@@ -112,6 +112,8 @@ def test_files_that_are_no_checkpoints(tmp_path):
         read_checkpoint(tmp_path / "absent.pth")
     with pytest.raises(WeightsError, match="is a folder; name the file in it"):
         read_checkpoint(tmp_path)
+    with pytest.raises(WeightsError, match="/dev/null: is no plain file"):
+        read_checkpoint("/dev/null")
     torch.save({"classifier.weight": torch.zeros(1)}, tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match=r"bare\.pth: is not a checkpoint of this program"):
         read_checkpoint(tmp_path / "bare.pth")

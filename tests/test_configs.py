@@ -213,9 +213,12 @@ def test_all_faults_of_all_layers_are_told_at_once(tmp_path):
     assert ("SOLVER.OPT" in top, "did you mean SOLVER.SEED?" in line, "\n" in str(caught.value)) == (True, True, False)
 
 
-@pytest.mark.parametrize("key", ["MODEL", "SOLVER.STAGE1", "MODEL.NAME.X"])
-def test_a_block_is_no_key_and_a_key_is_no_block(key):
-    with pytest.raises(ConfigError, match=f"there is no key {key}"):
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("MODEL", r": it is a block of keys \(MODEL\."), ("SOLVER.STAGE1", ": it is a block"), ("MODEL.NAME.X", "")],
+)
+def test_a_block_is_no_key_and_a_key_is_no_block(key, what):
+    with pytest.raises(ConfigError, match=f"there is no key {key}{what}"):
         load(None, [key, "1"])
 
 
@@ -659,6 +662,9 @@ def test_the_demo_files_differ_in_what_makes_the_method():
         ),
         (["INPUT.SIZE_TEST", "'[64,", "32]'", "RESUME", "no"], ["INPUT.SIZE_TEST", "'[64, 32]'", "RESUME", "no"]),
         (["INPUT.SIZE_TEST='[64,", "32]'"], ["INPUT.SIZE_TEST", "'[64, 32]'"]),
+        (["INPUT.SIZE_TEST", "[64,", "32]", "RESUME=no"], ["INPUT.SIZE_TEST", "[64, 32]", "RESUME", "no"]),
+        (["INPUT.SIZE_TEST=(64,", "32)"], ["INPUT.SIZE_TEST", "(64, 32)"]),
+        (["OUTPUT_DIR", "[old", "RESUME", "no"], ["OUTPUT_DIR", "[old", "RESUME", "no"]),
         (["OUTPUT_DIR", "'tis", "RESUME", "no"], ["OUTPUT_DIR", "'tis", "RESUME", "no"]),
         (["RESUME"], ["RESUME"]),
         ([], []),

@@ -623,6 +623,15 @@ def test_what_the_environment_says_wrong_is_one_line(monkeypatch, capsys, name, 
     assert line.startswith("error: ") and name in line and repr(value) in line and re.search(right, line)
 
 
+def test_what_was_wrong_before_the_environment_is_read_is_told_whatever_it_says(monkeypatch, capsys):
+    under_torchrun(monkeypatch, 0, "x", 0, None)
+
+    def refuse() -> None:
+        raise UserError("no such folder")
+
+    assert run(refuse) == 2 and capsys.readouterr().err == "error: no such folder\n"
+
+
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     asked, chosen = [], []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

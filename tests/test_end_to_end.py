@@ -497,6 +497,7 @@ LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
         (ConnectionResetError("Connection reset by peer"), None, "a process that reads images was ended;"),
         (BrokenProcessPool("terminated abruptly"), None, "a process that reads images was ended;"),
         (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): is a disk full, or memory? "),
+        (UserError("no shared memory: DATALOADER.NUM_WORKERS 0"), None, "error: no shared memory: "),
     ],
 )
 def test_what_ended_a_process_is_told_in_one_line(capsys, error, cause, words):
@@ -506,7 +507,19 @@ def test_what_ended_a_process_is_told_in_one_line(capsys, error, cause, words):
     assert run(fail) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line and "disk full?)" not in line
-    assert "DATALOADER.NUM_WORKERS" in line and ("memory" in line)
+    assert line.count("DATALOADER.NUM_WORKERS") == 1 and "memory" in line
+
+
+def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(capsys):
+    class Half:
+        def __del__(self) -> None:
+            raise AttributeError("half made")
+
+    def fail() -> None:
+        Half()
+        raise UserError("too many open files")
+
+    assert run(fail) == 2 and capsys.readouterr().err == "error: too many open files\n"
 
 
 def test_a_fault_of_the_program_is_in_the_log_file(tmp_path, monkeypatch):

@@ -192,6 +192,27 @@ def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, con
         assert [word for word in words if word not in str(refused.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda x: x * float("nan"), "not finite"),
+        (lambda x: x.to(torch.complex64), "complex64"),
+        (lambda x: x.to_sparse(), "sparse_coo"),
+        (lambda x: x.to("meta"), "meta"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named_at_every_door(tmp_path, change, word):
+    published = {"image_encoder.proj": change(torch.ones(2, 2)), "bottleneck.weight": ONE}
+    doors = (
+        ({"visual.proj": change(torch.ones(2, 2))}, lambda path: load_clip(SMALL, str(path))),
+        (published, read_weights),
+    )
+    for state, door in doors:
+        torch.save(state, tmp_path / "thing.pth")
+        with pytest.raises(WeightsError, match=rf"thing\.pth: .*proj .*{word}"):
+            door(tmp_path / "thing.pth")
+
+
 def test_a_dictionary_that_holds_itself_is_no_endless_search(tmp_path):
     contents = {"model": TIMM}
     contents["self"] = contents

@@ -107,7 +107,7 @@ def weights_file(path: str | Path) -> Path:
     """`path`, with ~ replaced by a home folder.
 
     Raises:
-        WeightsError: it is a folder, or there is no such file.
+        WeightsError: it is no plain file, or there is none.
         UserError: there is no such home folder.
     """
     path = expanded(path)
@@ -115,7 +115,7 @@ def weights_file(path: str | Path) -> Path:
         weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
         raise WeightsError(f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'none of weights'})")
     if not os.path.isfile(path):
-        raise WeightsError(f"{path}: there is no such file")
+        raise WeightsError(f"{path}: {'is no plain file' if os.path.exists(path) else 'there is no such file'}")
     return path
 
 

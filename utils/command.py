@@ -19,6 +19,7 @@ from utils.processes import ProcessFailed, lost_process, told_elsewhere
 from utils.workers import REMEDY, dead_worker
 
 REFUSED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EIO}
+ENDS = {"'": "'", "[": "]", "(": ")"}  # of values with blanks in them
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
 
@@ -46,7 +47,8 @@ def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequenc
 class Pairs(argparse.Action):
     """The argparse action of settings: KEY VALUE KEY VALUE ... of words, of which KEY=VALUE is two.
 
-    cmd.exe knows no single quotes: it cuts '[12, 12]' at the blank. What it cut is joined.
+    cmd.exe knows no single quotes: it cuts '[12, 12]' at the blank, as every shell does without quotes. What was cut is
+    joined.
     """
 
     def __call__(self, _parser, namespace: argparse.Namespace, words: Sequence[str], _option=None) -> None:
@@ -57,8 +59,9 @@ class Pairs(argparse.Action):
             if not equals and not words:
                 break
             value = value if equals else words.pop(0)
-            if value.startswith("'") and not value.endswith("'"):
-                count = next((number for number, word in enumerate(words, 1) if word.endswith("'")), 0)
+            end = ENDS.get(value[:1])
+            if end and not value.endswith(end):
+                count = next((number for number, word in enumerate(words, 1) if word.endswith(end)), 0)
                 value = " ".join([value, *words[:count]])
                 del words[:count]
             pairs.append(value)
@@ -117,9 +120,10 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
 
 def _in_one_line(error: Exception, mendable: Sequence[type[Exception]]) -> str | None:
     """What to say of an error that is no fault of the program's; None if it is one."""
-    if (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error):  # torch's words
-        return f"the system refuses ({one_line(error)}): is a disk full, or memory? {REMEDY}"
     expected = isinstance(error, (UserError, ProcessFailed, *mendable))
+    refused = (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error)  # torch's words
+    if refused and not expected:
+        return f"the system refuses ({one_line(error)}): is a disk full, or memory? {REMEDY}"
     return dead_worker(error) or lost_process(error) or (one_line(error) if expected else None)
 
 

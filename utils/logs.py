@@ -31,14 +31,21 @@ def screen() -> Iterator[None]:
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", errors=ESCAPE))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPE)
+    hook, sys.unraisablehook = sys.unraisablehook, _ignored
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except OSError:
                 drop(stream)
+
+
+def _ignored(what) -> None:
+    """What an object raises that is thrown away half made, as of a loader: it follows from an error that is told."""
+    tell(f"ignored in {what.object!r}: {what.exc_value!r}", shown=False)
 
 
 def drop(stream: TextIO) -> None:

@@ -67,7 +67,7 @@ def told_elsewhere(error: BaseException) -> bool:
 
 def lost_process(error: BaseException) -> str | None:
     """What to say where a collective failed because another process ended without a word; else None."""
-    if place() is None or not isinstance(error, RuntimeError) or not _GONE.search(str(error)):
+    if not isinstance(error, RuntimeError) or not _GONE.search(str(error)) or place() is None:
         return None
     return (
         "another process of this run does not answer any more: torchrun says which one, and by which signal it ended "
