@@ -28,7 +28,7 @@ from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
-    """What it says, and the settings; without a configuration file, TEST.WEIGHT alone."""
+    """The words of the command line, and the settings; without a configuration file, TEST.WEIGHT alone."""
     arguments = parse(__doc__, argv)
     overrides = arguments.overrides
     if not arguments.config_file:  # the others stand on the checkpoint's
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> Path:
         )
     folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
     check_writable(folder)
-    read_results(folder / RESULTS)  # what cannot be added to is said now
+    read_results(folder / RESULTS)  # refused now if nothing can be added to it
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
 
@@ -115,9 +115,8 @@ def main(argv: list[str] | None = None) -> Path:
         model = model.to(device)
         inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
         # All that can be wrong with any of them is found before the first is tested.
-        tests = [
-            main_first(partial(prepare, cfg, name, architecture, weights, homes.get(name), inherited)) for name in names
-        ]
+        ready = partial(prepare, cfg, architecture, weights, inherited)
+        tests = [main_first(partial(ready, name, homes.get(name))) for name in names]
         warnings = [on_main(partial(check, one.benchmark)) for one in tests]
         watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
         for one, warned, watch in zip(tests, warnings, watches, strict=True):
@@ -163,14 +162,14 @@ def homes_of(weights: Weights) -> dict[str, Home]:
 
 
 def prepare(
-    cfg: CfgNode, name: str, architecture: dict, weights: Weights, home: Home | None, inherited: Collection[str]
+    cfg: CfgNode, architecture: dict, weights: Weights, inherited: Collection[str], name: str, home: Home | None
 ) -> Prepared:
     """Read a data set to test on, as it was in training if the network was trained on it.
 
     Args:
         architecture: of the network that is tested.
-        home: what is known of it from the training; None: the network was not trained on a data set of this name.
         inherited: keys of OF_THE_DATA that `cfg` has from the training.
+        home: what is known of it from the training; None: the network was not trained on a data set of this name.
 
     Raises:
         DataError: what is wrong with the data set.
@@ -208,7 +207,7 @@ def prepare(
 
 
 def check(benchmark: Benchmark) -> list[str]:
-    """Log what should be known of a data set to test on -> the warnings; DataError if it cannot be tested on."""
+    """Check a data set before a test, log the findings -> the warnings; DataError if it cannot be tested on."""
     return quick_check(benchmark, instances=None, identities=None).heed(logger)
 
 

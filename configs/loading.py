@@ -20,24 +20,23 @@ from configs.published import STAGES, SWITCHES, Switches, tells_method, translat
 from configs.values import convert
 
 LARGEST = 100_000  # bytes of a YAML file; those in this repository have up to 1 600
-MOST = 2_000  # values in it, each as often as an alias repeats it
-CLOSE = 0.75  # of two names, for a guess which one was meant
+MOST = 2_000  # values in it, with repetitions by aliases
+CLOSE = 0.75  # similarity from which a known key is suggested for an unknown one
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
     """The frozen configuration.
 
     Files and overrides may have the keys of the published programs (`configs.published`). A value that a later layer
-    replaces may be anything.
+    replaces is not judged.
 
     Args:
         path: a YAML file, whose `BASE:` (a path relative to it) is read before it; None for the defaults.
         overrides: KEY, VALUE, KEY, VALUE, ... as on the command line; they come last.
 
     Raises:
-        ConfigError: a file that is missing, no YAML, or of absurd size; all keys that are unknown (with the nearest
-            one, where one is near) and all values that are of the wrong type or out of range; settings that contradict
-            each other.
+        ConfigError: a file that is missing, no YAML, or too large; unknown keys, each with the nearest one if one is
+            near, and values of the wrong type or out of range, all at once; settings that contradict each other.
     """
     settings = _Settings()
     untold = True  # which method it is
@@ -67,7 +66,7 @@ def from_dict(tree: Mapping, overrides: Sequence[str] = (), *, where: str) -> Cf
 
 
 class _Settings:
-    """What the layers come to, one after the other. A fault counts if no later layer sets its key."""
+    """The configuration while layers are added. A fault counts only if no later layer sets its key."""
 
     def __init__(self) -> None:
         self.cfg = defaults()
@@ -76,7 +75,7 @@ class _Settings:
 
     @contextmanager
     def judged(self, key: str, where: str) -> Iterator[None]:
-        """What a layer says of one key."""
+        """Around the use of one layer's value: a ConfigError becomes this key's fault, in place of an earlier one."""
         self.faults.pop(key, None)
         try:
             yield
@@ -84,7 +83,7 @@ class _Settings:
             self.faults[key] = (where, str(error))
 
     def set(self, key: str, value: Any) -> Any:
-        """Change one value -> the same, converted to the type of its default."""
+        """Set one key -> its value, converted to the type of the default."""
         *blocks, name = key.split(".")
         node = self.cfg
         for block in blocks:
@@ -96,7 +95,7 @@ class _Settings:
         return node[name]
 
     def add(self, values: Mapping[str, Any], *, where: str, root: bool = False) -> None:
-        """Change what one layer says, be it in our keys or in published ones."""
+        """Add one layer, in our keys or in published ones."""
         try:
             values = translate(values, self.cfg, partial(self.judged, where=where), where=where, root=root)
         except ConfigError as error:
@@ -108,7 +107,7 @@ class _Settings:
         self.switches.follow(taken, self.cfg, where=where)
 
     def finish(self, overrides: Sequence[str]) -> CfgNode:
-        """Add the command line; then the result is frozen, or refused."""
+        """Add the command line -> the frozen configuration; ConfigError names all faults."""
         overrides = list(overrides)
         if len(overrides) % 2:
             raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
@@ -143,7 +142,7 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
 
 
 def _read(path: Path) -> dict:
-    """What a YAML file holds. From a pipe or a device, which may never end, nothing is read."""
+    """The contents of a YAML file. A pipe or a device, which may never end, is not read."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ConfigError("is no plain file")
     with path.open("rb") as file:
@@ -157,17 +156,17 @@ def _read(path: Path) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts values as often as aliases repeat them: a few lines can stand for billions."""
+    """Counts values with their repetitions by aliases: a few lines can stand for billions."""
 
     count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        """A value and all in it."""
+        """A value and all values in it."""
         before, repeated = self.count, self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        self.count += getattr(node, "count", 0) if repeated else 1  # (one that is not whole yet holds itself)
+        self.count += getattr(node, "count", 0) if repeated else 1  # without a count yet, it holds itself
         if self.count > MOST:
-            raise ConfigError(f"is no configuration: more than {MOST} values, as often as aliases repeat them")
+            raise ConfigError(f"is no configuration: more than {MOST} values, with repetitions by aliases")
         if not repeated:
             node.count = self.count - before
         return node
@@ -191,15 +190,12 @@ def _is_block(key: str) -> bool:
 
 
 def _nearest(key: str, cfg: CfgNode) -> str:
-    """Names decide, without their blocks; of a name in several blocks, the whole key does."""
-
-    def name(dotted: str) -> str:
-        return dotted.rpartition(".")[2].lower()
-
-    keys = [dotted for dotted, _ in flatten(cfg)]
-    inside = [dotted for dotted in keys if dotted.startswith(f"{key}.")]
-    if inside:
-        return f": it is a block of keys ({inside[0]}, …)"
-    names = difflib.get_close_matches(name(key), {name(dotted) for dotted in keys}, n=1, cutoff=CLOSE)
-    near = difflib.get_close_matches(key, [dotted for dotted in keys if name(dotted) in names], n=1, cutoff=0.0)
+    """A suggestion, by the key's name without its blocks; among blocks with the same name, by the whole key."""
+    keys: dict[str, list[str]] = {}
+    for dotted, _ in flatten(cfg):
+        if dotted.startswith(f"{key}."):
+            return f": it is a block of keys ({dotted}, …)"
+        keys.setdefault(dotted.rpartition(".")[2].lower(), []).append(dotted)
+    names = difflib.get_close_matches(key.rpartition(".")[2].lower(), keys, n=1, cutoff=CLOSE)
+    near = difflib.get_close_matches(key, keys[names[0]], n=1, cutoff=0.0) if names else []
     return f"; did you mean {near[0]}?" if near else ""

@@ -62,7 +62,7 @@ ONE_VALUE = {
     "SOLVER.STAGE2.WARMUP_METHOD": ("linear", "there is no other warm-up here"),
 }
 
-# Programs whose files look alike, and how the keys and values begin that no other has.
+# Other programs with similar files: how those keys, a blank and their values begin that no other program has.
 OTHER_PROGRAMS = {
     "SOLIDER": ("MODEL.SEMANTIC_WEIGHT ", "MODEL.PRETRAIN_HW_RATIO ", "MODEL.TRANSFORMER_TYPE swin_"),
     "TransReID": (
@@ -112,10 +112,9 @@ def translate(
     """One layer of settings in our keys, with a line in the log for everything that is dropped or read as another key.
 
     Args:
-        values: dotted keys and what the layer sets them to. Our keys and unknown ones are passed on, `SWITCHES`
-            as True and False.
+        values: dotted keys and their values. Our keys and unknown ones are passed on, `SWITCHES` as True or False.
         cfg: the configuration that the layer comes on top of.
-        judged: `with judged(key):` what is wrong with a value of a key that is gone, unless a later layer has another.
+        judged: `with judged(key):` keeps a ConfigError about this key's value, until a later layer sets the key.
         where: the layer's name, for the log.
         root: a file that stands on none whose keys tell the method. Its own keys say which method it means.
 
@@ -156,10 +155,9 @@ def translate(
 
 
 def _refuse_other_programs(values: Mapping[str, Any]) -> None:
+    settings = {key: " ".join((key, str(value).lstrip("('\""))) for key, value in values.items()}
     for program, signs in OTHER_PROGRAMS.items():
-        texts = {key: value.lstrip("('\"") if isinstance(value, str) else "" for key, value in values.items()}
-        theirs = [key for key, text in texts.items() if f"{key} {text}".startswith(signs)]
-        if theirs:
+        if theirs := [key for key, setting in settings.items() if setting.startswith(signs)]:
             raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files this program does not read")
 
 

@@ -26,7 +26,7 @@ def convert(key: str, value: Any, default: Any) -> Any:
 def literal(value: Any) -> Any:
     """What a text of the command line or of a YAML file means as a Python literal, if it is one.
 
-    A backslash is one: it stands in paths.
+    Backslashes, which stand in paths of Windows, are kept as they are.
     """
     if not isinstance(value, str):
         return value

@@ -88,7 +88,7 @@ class Report:
     problems: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     notes: tuple[Finding, ...]
-    labels: tuple[str, ...] = ()  # lines on how labels were read
+    labels: tuple[str, ...] = ()  # lines about cameras and identities as they were read
 
     def failure(self) -> str:
         """All problems in one sentence, for an error; empty if there is none."""
@@ -97,10 +97,10 @@ class Report:
         return f"{self.name} cannot be trained on or evaluated: {'. '.join(map(str, self.problems))}"
 
     def heed(self, logger: logging.Logger) -> list[str]:
-        """Say what there is to know; the warnings.
+        """Log notes and warnings -> the warnings.
 
         Raises:
-            DataError: all problems.
+            DataError: there are problems; the message has all of them.
         """
         for note in self.notes:
             logger.info("%s", note)
@@ -126,7 +126,7 @@ def quick_check(benchmark: Benchmark, *, instances: int | None, identities: int 
     """Check labels and the file system's entries; a few seconds for a hundred thousand images.
 
     Args:
-        instances: K, images of each identity in a batch; None for a test, which may lack training images.
+        instances: K, images of each identity in a batch; None to leave out the checks of the training part.
         identities: P, identities in a batch; None if no stage takes such batches.
     """
     files = _look(benchmark)
@@ -210,11 +210,11 @@ def _splits(benchmark: Benchmark) -> Iterable[Split]:
 
 
 def _labels_read(benchmark: Benchmark) -> Iterable[str]:
-    """Cameras of all splits together, and the first identities as they were read."""
+    """Lines for a person: the cameras of all splits together, and the first identities."""
     parts = benchmark.evaluated()
     for part in parts:
         prefix = f"{part.name} " if len(parts) > 1 else ""
-        every = [sample for samples in _lists(part) for sample in samples]
+        every = [*chain(*_lists(part))]
         cameras = _cameras(every, part.as_written)
         which = f" ({_few(cameras, NAMED)})" if cameras and part.as_written else ""
         yield f"{prefix}cameras of all splits: {len(cameras)}{which}"
@@ -227,13 +227,13 @@ def _labels_read(benchmark: Benchmark) -> Iterable[str]:
 
 
 def _cameras(samples: Sequence[Sample], written: Mapping[str, tuple[str, str]]) -> list[str]:
-    """The known ones in order."""
+    """The labels of the known cameras, in order."""
     first = {sample.camid: sample for sample in samples if sample.camid >= 0}
     return [label for camid in sorted(first) if (label := _labels_of(first[camid], written)[1])]
 
 
 def _labels_of(sample: Sample, written: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """Identity and camera, in their owner's words; published cameras count from 1."""
+    """Identity and camera as their owner wrote them where that is known; published cameras count from 1."""
     return written.get(sample.path) or (str(sample.pid), str(sample.camid + 1))
 
 
@@ -280,7 +280,7 @@ class _File(NamedTuple):
 
 def _look(benchmark: Benchmark) -> dict[str, _File]:
     """Every path of the benchmark once, in order."""
-    paths = list(dict.fromkeys(sample.path for samples in _lists(benchmark) for sample in samples))
+    paths = list(dict.fromkeys(sample.path for sample in chain(*_lists(benchmark))))
     return dict(zip(paths, look_at_all(paths, _stat), strict=True))
 
 
@@ -317,21 +317,21 @@ def _check_files(files: Mapping[str, _File], found: _Findings) -> None:
 
 
 class _Contents(NamedTuple):
-    """What the paths of a benchmark lead to."""
+    """Which images of a benchmark have the same content."""
 
-    keys: Mapping[str, Hashable]  # equal where the content is
-    same: str  # what is the same then: a file or a picture
-    unread: frozenset[Hashable] = frozenset()  # keys of what may be the same, and was not compared
+    keys: Mapping[str, Hashable]  # path -> key, equal for the same content
+    same: str  # what equal keys mean, for messages: the same "file" or "picture"
+    unread: frozenset[Hashable] = frozenset()  # keys of files that may be copies but were not compared
 
     def most(self, found: Collection[Sample], samples: Sequence[Sample]) -> tuple[bool, str]:
-        """Whether `found` are most of those `samples` that were compared; and "2 of 3", for a message."""
+        """Whether `found` are most of the `samples` that were compared; and the counts for a message, "2 of 3"."""
         compared = sum(sample in found or self.keys[sample.path] not in self.unread for sample in samples)
         some = " compared" if compared < len(samples) else ""
         return len(found) >= MOST * compared, f"{len(found)} of {compared}{some}"
 
 
 def _compare_some(benchmark: Benchmark, files: Mapping[str, _File], found: _Findings) -> _Contents:
-    """Compare what may be a copy by content, as far as that is quick."""
+    """Compare the contents of files that may be copies, at most MOST_READ of them."""
     suspects = _suspects(benchmark, files)
     paths = {file.key: path for path, file in files.items()}
     read = suspects[:MOST_READ]
@@ -348,16 +348,16 @@ def _compare_some(benchmark: Benchmark, files: Mapping[str, _File], found: _Find
 
 
 def _suspects(benchmark: Benchmark, files: Mapping[str, _File]) -> list[Hashable]:
-    """Keys of files that have the size of one on the other side, of training and test or of query and gallery.
+    """Keys of files with the same size as one on the other side: training and test, or query and gallery.
 
-    First come those that share a name, too, then those whose size few have. Name and size alone say little: small
-    pictures called 0001.jpg in a folder per identity often agree in both.
+    Those with the same name come first, then those of rare sizes. Name and size prove nothing: small pictures called
+    0001.jpg in a folder per identity often agree in both.
     """
     trials = [trial for part in benchmark.evaluated() for trial in part.trials]
     facts = {file.key: (file.size, os.path.basename(path)) for path, file in files.items() if file.size}
     namesakes: list[list[Hashable]] = []
     sizes: list[list[Hashable]] = []
-    for pair in ((benchmark.train, [sample for trial in trials for side in trial for sample in side]), *trials):
+    for pair in ((benchmark.train, [*chain(*chain(*trials))]), *trials):
         one, other = (dict.fromkeys(files[sample.path].key for sample in side) for side in pair)
         apart = [key for key in (*one, *other) if key in facts and (key in one) != (key in other)]
         for groups, length in ((namesakes, 2), (sizes, 1)):
@@ -365,11 +365,11 @@ def _suspects(benchmark: Benchmark, files: Mapping[str, _File]) -> list[Hashable
             for key in apart:
                 alike.setdefault(facts[key][:length], []).append(key)
             groups += [group for group in alike.values() if 0 < sum(key in one for key in group) < len(group)]
-    return list(dict.fromkeys(chain.from_iterable([*namesakes, *sorted(sizes, key=len)])))
+    return list(dict.fromkeys(chain(*namesakes, *sorted(sizes, key=len))))
 
 
 def _digest_file(path: str, most: int = FIRST_BYTES) -> Hashable:
-    """Of the first bytes, or of all (-1)."""
+    """The digest of a file's first bytes, or of all (-1); its path if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.blake2b(file.read(most), digest_size=16).digest()
@@ -664,7 +664,6 @@ def _check_leaks(trial: Trial, trained: set[Hashable], contents: _Contents, foun
 
     They share identities whatever their labels say, where these are of the data set (see `_check_identities`) or not.
     """
-    # In order, and once each.
     leaks = [dict.fromkeys(sample for sample in side if contents.keys[sample.path] in trained) for side in trial]
     if any(leaks):
         (most, queries), (_, others) = (contents.most(some, side) for some, side in zip(leaks, trial, strict=True))
@@ -700,7 +699,7 @@ def _check_unknown(part: Benchmark, found: _Findings, where: str) -> None:
 
 
 def _check_common(part: Benchmark, found: _Findings, where: str) -> None:
-    """Cameras that queries and gallery share: none, where each side has names of its own for the same ones."""
+    """Warn if queries and gallery share no camera: perhaps each side has its own names for the same ones."""
     for trial in part.trials if part.ignored is not ignore_nothing else ():
         query, gallery = (_cameras(samples, part.as_written) for samples in trial)
         if min(len(query), len(gallery)) > 1 and not set(query) & set(gallery):

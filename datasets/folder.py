@@ -52,7 +52,8 @@ ALIASES = {  # what other programs call these columns
 }
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif")  # of any case
 JUNK = "-1"
-MEANINGS = {  # columns (letters and digits alone) that would make a row more than a whole picture of its split
+# Columns (by their letters and digits alone) that change what a row means -> what they are about, what to do.
+MEANINGS = {
     re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom"): (
         "about parts of pictures, which are read whole; right is to cut them out, list these, and drop the column"
     ),
@@ -72,7 +73,7 @@ LEADING = re.compile(r"(-1|((p|id|pid|person|v|vid|vehicle|car)[_-]?)?[0-9]+)(?=
 DIGITS = re.compile(r"([0-9]+)")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+\Z")  # a whole number, as spreadsheets and pandas write it
 NO_LABEL = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", JUNK))
-# What two spellings of one label may differ in, and what takes it away.
+# In what two spellings of one label may differ -> what removes the difference.
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "wide letters": lambda label: unicodedata.normalize("NFKC", label),
     "capital letters": str.lower,
@@ -80,7 +81,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "a decimal .0": lambda label: DECIMAL.sub(r"\1", label),
     "leading zeros": lambda label: re.sub("(?<![0-9])0+(?=[0-9])", "", label),
 }
-WORDS = {  # that stand before a number: c3 is 3
+WORDS = {  # before a number: c3 is 3
     "cameras": re.compile(r"\A((c|cam|camera)[^\w\s]*_*)?(?=[0-9])"),
     "viewpoints": re.compile(r"\A((v|view|viewpoint)[^\w\s]*_*)?(?=[0-9])"),
 }
@@ -199,8 +200,8 @@ def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
     """The pictures of a folder that holds a folder per identity; and what was passed over.
 
     Raises:
-        DataError: pictures beside identities' folders, folders in them, folders without a name or of cameras, or links
-            to nothing.
+        DataError: pictures beside identities' folders; folders in them; folders whose name is blank, a word for no
+            label, or a camera's; links to nothing.
     """
     folders, files = _list(root)
     if bare := [name for name in files if _is_picture(name)]:
@@ -229,7 +230,7 @@ def read_identities(root: Path) -> tuple[list[Picture], Omitted]:
 
 
 def _check_not_cameras(root: Path, folders: Sequence[str]) -> None:
-    """c1/ and c2/ are identities only where the names in them say the camera."""
+    """Refuse folders named c1, c2 ..., unless the names of the pictures in them tell the camera."""
     by_name = len(folders) > 1 and all(map(CAMERA_FOLDER.fullmatch, folders))
     if by_name and not any(camera_of(file) for name in folders for file in _list(root / name)[1]):
         raise DataError(
@@ -252,16 +253,16 @@ def normal(label: str) -> str:
 
 @lru_cache(2**12)  # tables repeat their labels
 def known(label: str) -> str:
-    """A label as it is compared; empty where it is a word for none."""
+    """A label as it is compared; empty if it is a word for none, such as NaN."""
     label = normal(label)
     return "" if DECIMAL.sub(r"\1", label).lower() in NO_LABEL else label
 
 
 def identity_of(label: str, place: object) -> str:
-    """An identity as it is compared; JUNK however it is written.
+    """An identity as it is compared; JUNK in every spelling (-1.0) is JUNK.
 
     Raises:
-        DataError: a word for none, naming its `place`.
+        DataError: a word for no label; the message names its `place`.
     """
     identity = known(label)
     if not identity and DECIMAL.sub(r"\1", normal(label)) != JUNK:
@@ -290,8 +291,8 @@ def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
         labels: label -> a picture that has it, for the message.
 
     Raises:
-        DataError: two spellings of one label. A word before its number is one only where no other word is: beside a3,
-            c3 is not 3.
+        DataError: two spellings of one label. With or without a word before the number (c3, 3) is one difference, but
+            not where other words are there, too: beside a3, c3 is not 3.
     """
     ordered = sorted(labels.keys() - {""}, key=natural)
     plain = {label: _plain(label) for label in ordered}
@@ -310,7 +311,7 @@ def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
 
 
 def _plain(label: str, *, keep: str = "") -> str:
-    """What all spellings of a label have in common; one of SPELLINGS may be kept."""
+    """What all spellings of a label have in common; one of the SPELLINGS may be kept apart."""
     for name, take_away in SPELLINGS.items():
         label = label if name == keep else take_away(label)
     return label
@@ -370,10 +371,10 @@ def _read_folders(root: Path, there: Sequence[str], train: bool) -> Found:
 
 
 def _check_readings(root: Path, named: Mapping[str, str]) -> None:
-    """Ask where names can be read in two ways: 0001_1_c2.jpg is of identity 0001_1, or of 0001 in other clothes.
+    """Refuse names that can be read in two ways: 0001_1_c2.jpg is of identity 0001_1, or of 0001 in other clothes.
 
     Args:
-        named: identity, as it stands in names -> a picture of it.
+        named: identity, as read from file names -> a picture of it.
     """
     numbers = {label: match[1] if (match := LEADING.match(label)) else label for label in named}
     first = {JUNK: JUNK}

@@ -57,7 +57,7 @@ class Images(Dataset):
         self.transform = transform
         self.twins = twins
         self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64)  # to be shared with workers, so that they see it change
+        self.epoch = torch.zeros((), dtype=torch.int64)  # shared with workers, if there are any
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; call it before a loader starts to iterate."""

@@ -40,7 +40,7 @@ class Naming(NamedTuple):
     example: str
 
     def misfit(self, match: re.Match | None) -> str:
-        """What is wrong with a name, for a message; a `match` says that it is the camera alone, which is 0."""
+        """What is wrong with a name, for a message: with a `match`, only its camera, which is 0."""
         camera = "" if match is None else "; their cameras count from 1: where there is a camera 0, add 1 to all"
         return f"is not named as {self.title}'s images are, e.g. {self.example}{camera}"
 
@@ -54,9 +54,9 @@ class Line(NamedTuple):
 
 
 def places(root: Path, origin: Origin) -> tuple[list[Path], list[Path]]:
-    """Where a data set may be: usual places below `root`, and `root`; if in none of them, one usual name further down.
+    """Where a data set may be: the usual folders below `root`, and `root`; then, usual names inside usual folders.
 
-    The latter is where it is if its archive was unpacked into a folder of its name.
+    The second list is for archives that were unpacked into a folder of their name.
     """
     usual = [root / name for name in origin.folders]
     names = dict.fromkeys(folder.name for folder in usual)
@@ -89,7 +89,7 @@ def not_found(root: Path, origin: Origin, holding: str) -> str:
 
 
 def too_deep(folder: Path) -> str:
-    """Ends the message about what is missing in `folder`, if an archive was unpacked into a folder of its name."""
+    """The end of a message about what `folder` lacks: that it may be in a folder of the same name inside."""
     inner = folder / folder.name
     return f"; is it in {inner}? Then move it up" if inner.is_dir() else ""
 
@@ -145,10 +145,10 @@ def all_omitted(some: Iterable[Omitted]) -> Omitted:
 def read_list(path: Path, folder: Path, *, suffix: str = "", example: str, missing: str) -> list[Line]:
     """The lines "image identity" of a list of images in `folder`; blank ones, and repeated ones, are passed over.
 
-    Folders may be parted by \\, and those down to `folder` be named, too.
+    An image may be written with \\ for /, and with the path down to `folder` before it.
 
     Args:
-        suffix: of images, which the list may leave out.
+        suffix: of the images' names, which the list may leave out.
         example: a right line, for the message about a wrong one.
         missing: ends the message if there is no such file.
 

@@ -260,7 +260,7 @@ def model_from(
     name, activation, source = architecture["name"], architecture["activation"], f"{weights.source}: "
     _check_covers(name, {source + SETTLED[size]: architecture[size] for size in ("image_size", "test_size")})
     try:
-        with torch.device("meta"):  # before a network of any size that a damaged description gives takes memory
+        with torch.device("meta"):  # first without memory: a damaged description may be of a network of any size
             skeleton = _assemble({**architecture, "sentences": False}, build_clip(name, activation))
             sentences = dict.fromkeys(("text tower", "prompts"), "compared below")
             load_weights(skeleton, weights, spare={**spare, **sentences}, resize=resize)

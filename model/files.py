@@ -1,4 +1,4 @@
-"""Files of weights of other programs: which dictionary in them holds the tensors, and by whose names."""
+"""Files of weights by other programs: finds the state dict in them, and says whose names it has."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from utils.errors import WeightsError
 
-# What data parallelism, torch.compile, sharding and checkpointing of activations put into names.
+# What data parallelism, torch.compile, FSDP and activation checkpointing insert into names.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Parts of networks, which no file's names lose though all begin so.
+# First parts of names that are no prefix, even if all names have them.
 PARTS = {"visual", "image_encoder", "image", "vision_model", "text_model"}
 DEEPEST = 3  # dictionaries in dictionaries that are looked into
 SHOWN = 3  # names in a message
-# By whose names a file goes -> what it is.
+# How a name in a file begins -> what the file is.
 LAYOUTS = {
     r"visual\.": "CLIP by open_clip's names",
     r"image\.visual\.": "a network of this program without its description, which its checkpoints hold",
@@ -29,12 +29,12 @@ LAYOUTS = {
 
 
 def state_in(contents: Mapping, source: str) -> dict[str, Tensor]:
-    """The one dictionary of tensors in what was read from `source`, wherever it is, without wrappers' prefixes.
+    """The state dict in what was read from `source`, at any level, without prefixes by wrappers.
 
-    Optimizers' states, means over the training and the like, smaller than half of it, are passed over.
+    Dictionaries with less than half as many tensors (an optimiser's state and the like) are passed over.
 
     Raises:
-        WeightsError: there is none, or there are several; names that are no text, or the same but for wrappers.
+        WeightsError: there is no state dict, or several; a name is no text; two names differ in wrappers only.
     """
     found = _states(contents)
     most = max((_tensors(state) for state in found.values()), default=0)
@@ -72,13 +72,13 @@ def check_tensors(state: Mapping, source: str) -> None:
 
 
 def layout(state: Mapping[str, Tensor]) -> str:
-    """What a file is, by the names in it."""
+    """What a file is by the names in it, with some of them."""
     what = next(what for names, what in LAYOUTS.items() if any(re.match(names, name) for name in state))
     return f"{what} ({_some(state)})"
 
 
 def _states(contents: Mapping, keys: str = "", depth: int = 0) -> dict[str, Mapping]:
-    """All dictionaries with tensors, by the keys that lead to them, as Python writes them."""
+    """All dictionaries with tensors, by the keys that lead to them, e.g. "['ema']['model']"."""
     found = {keys: contents} if _tensors(contents) else {}
     for key, value in contents.items():
         if isinstance(key, str) and isinstance(value, Mapping) and depth < DEEPEST:
@@ -91,7 +91,7 @@ def _tensors(state: Mapping) -> int:
 
 
 def _common(state: Mapping[str, Tensor]) -> str | None:
-    """What all names have before their first dot."""
+    """What all names have before their first dot; None if they differ, or one has no dot."""
     firsts = {name.partition(".")[0] if "." in name else None for name in state}
     return firsts.pop() if len(firsts) == 1 else None
 

@@ -43,14 +43,13 @@ def clip_config(name: str) -> dict:
     if name not in names:
         alike = [each for each in names if each.lower() == name.strip().lower()]
         near = alike or difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
-        there = (
-            "; a folder's or repository's weights: MODEL.NAME ViT-B-16 MODEL.PRETRAIN /path/open_clip_model.safetensors"
+        hint = (
+            "; weights of a folder or repository: MODEL.NAME ViT-B-16 MODEL.PRETRAIN /path/open_clip_model.safetensors"
         )
-        raise WeightsError(
-            f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}"
-            + (there if ":" in name or "/" in name else "")
-        )
-    config = open_clip.get_model_config(name)  # of other names it opens folders (local-dir:) and the network (hf-hub:)
+        hint = hint if ":" in name or "/" in name else ""
+        raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}{hint}")
+    # For other names it would open folders (local-dir:) or the network (hf-hub:).
+    config = open_clip.get_model_config(name)
     config.pop("quick_gelu", None)
     plain = (
         config.keys() == {"embed_dim", "vision_cfg", "text_cfg"}
@@ -220,7 +219,7 @@ def _answers(address: str, seconds: float = 3.0) -> bool:
                 answered.set()
         except urllib.error.HTTPError:
             answered.set()  # an answer, if not the one hoped for; the download itself will tell
-        except Exception:  # an address that is none (HF_ENDPOINT), an answer that is no HTTP: no answer
+        except Exception:  # of any type: HF_ENDPOINT may be no address, and the answer no HTTP
             pass
 
     # A thread, because looking a name up has no time limit of its own.

@@ -176,7 +176,7 @@ def load_weights(
 ) -> list[str]:
     """Copy a file's tensors into `model`, all or nothing -> the verdict, a line for all parts with one outcome.
 
-    A model on the meta device, which has shapes alone, is only compared with.
+    A model on the meta device, which has shapes but no values, is compared with the file and not changed.
 
     Args:
         spare: parts of the file that are not taken, each with the reason; the network's own stay as they are.

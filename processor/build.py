@@ -35,7 +35,7 @@ from utils.seeds import random_states, restore_random_states
 from utils.stopping import Stopping
 
 logger = logging.getLogger(__name__)
-SUMMED = {"identity": " (2 heads)", "triplet": " (3 depths)"}  # terms of the image stage, for the log
+SUMMED = {"identity": " (2 heads)", "triplet": " (3 depths)"}  # terms that are sums, for the log
 
 
 def run_prompt_stage(
@@ -54,7 +54,7 @@ def run_prompt_stage(
     Args:
         run: what `RunFolder.save_state` was given in this stage, to go on from; `model` has the weights of then.
         stopping: says whether somebody wants to stop.
-        images_read: called when all training images were read and are read again.
+        images_read: called between two passes over the training images.
     """
     block, seed = cfg.SOLVER.STAGE1, cfg.SOLVER.SEED
     loader = make_loader(cfg, benchmark.train, train=False, pin_memory=device.type == "cuda")
@@ -86,8 +86,9 @@ def run_prompt_stage(
     model.prompts.trained = True
     accuracy = matching_accuracy(cache, sentence_features(model, device))
     logger.info(
-        "prompt stage  on its own training features, which is no test: %.1f %% of the images are nearest\n"
-        "  to their identity's sentence, %.1f %% of the sentences to an image of theirs",
+        "prompt stage  on its own training features (this is no test):\n"
+        "  %.1f %% of the images are nearest to their identity's sentence,\n"
+        "  %.1f %% of the sentences to an image of their identity",
         100 * accuracy["image_to_text"],
         100 * accuracy["text_to_image"],
     )
@@ -168,7 +169,7 @@ def run_image_stage(
                 folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **facts, **evaluation.mean)
                 if evaluation.mean["mAP"] > best.get(one.name, {"mAP": -1.0})["mAP"]:
                     best[one.name] = {"epoch": epoch, "mAP": evaluation.mean["mAP"]}
-        if epoch < block.MAX_EPOCHS:  # the next epoch's first step sees who wants to stop
+        if epoch < block.MAX_EPOCHS:  # a signal is heeded at the next epoch's first step
             with stopping.waiting() if stopping else nullcontext():
                 images_read()
 
@@ -280,7 +281,7 @@ def _fit(
                 if scaler:
                     scaler.load_state_dict(run["scaler"])
                 restore_random_states(run["random"], generators)
-            except Exception as error:  # of any type: what PyTorch, NumPy and Python kept of themselves
+            except Exception as error:  # of any type: these parts are PyTorch's, NumPy's and Python's own
                 told = f"does not fit its optimizer, scaler or random ({type(error).__name__}: {one_line(error)})"
                 raise WeightsError(f"{folder.path / STATES}: the state {told}") from error
     fit(
@@ -310,7 +311,7 @@ def _fit(
 
 
 def _what_trains(stage: nn.Module, precision: torch.dtype) -> list[str]:
-    """What a stage trains and what not, and what its loss is made of."""
+    """Lines for the log: what trains, what is frozen, and the loss with its weights."""
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in stage.model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in stage.model.parameters())

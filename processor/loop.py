@@ -25,7 +25,7 @@ from utils.stopping import Interrupted, Stopping
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 4  # image paths in a message; metrics.jsonl has them all
-ACCURACY = "_accuracy"  # what a term's name is followed by, where its accuracy is recorded
+ACCURACY = "_accuracy"  # suffix of a term's name, for its accuracy in records
 SMALLEST_SCALE = 1.0  # of the fp16 scaler, which starts at 65536 and is halved whenever an update overflows
 
 
@@ -195,7 +195,7 @@ def _update(
 
 
 def _shown(means: dict[str, float]) -> str:
-    """The terms, not weighted, each with its accuracy in per cent if there is one."""
+    """The unweighted terms, each with its accuracy in per cent if there is one."""
     terms = [term for term in means if term != "loss" and not term.endswith(ACCURACY)]
     right = {term: f" ({100 * means[term + ACCURACY]:.0f} %)" for term in terms if term + ACCURACY in means}
     return "  ".join(f"{term} {means[term]:.3f}{right.get(term, '')}" for term in terms)

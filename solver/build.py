@@ -42,10 +42,10 @@ def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimiz
 
 
 def take_up(optimizer: torch.optim.Optimizer, gathered: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Go on with what an earlier run's optimiser had gathered of each parameter; its options are the stage's, as then.
+    """Load an earlier optimiser's state of each parameter; options, such as the learning rate, stay as they are.
 
     Raises:
-        ValueError: it was gathered of other parameters or by another optimiser.
+        ValueError: the state is of other parameters, or of another optimiser.
     """
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     needed = set() if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}

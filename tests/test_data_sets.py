@@ -288,8 +288,8 @@ def test_images_that_were_unpacked_into_a_folder_of_its_name(root, tmp_path, nam
 
 
 def test_the_folder_that_holds_the_splits_is_named(root, tmp_path):
+    shutil.copytree(root / "mine", tmp_path / "mine")
     with pytest.raises(DataError, match=rf"^DATASETS\.ROOT_DIR {tmp_path}: right is {tmp_path}/mine, which holds"):
-        shutil.copytree(root / "mine", tmp_path / "mine")
         make_benchmark(load(None, ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]))
 
 

@@ -488,11 +488,7 @@ LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 @pytest.mark.parametrize(
     ("error", "cause", "words"),
     [
-        (
-            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
-            KILLED,
-            "(pid 7) is killed by signal: Killed;",
-        ),
+        (LOST, KILLED, "(pid 7) is killed by signal: Killed;"),
         (UserError("a.pth: cannot be written (is the disk full?)"), KILLED, "(pid 7) is killed by signal: Killed;"),
         (ConnectionResetError("Connection reset by peer"), None, "a process that reads images was ended;"),
         (BrokenProcessPool("terminated abruptly"), None, "a process that reads images was ended;"),

@@ -22,7 +22,7 @@ from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
-    """What it says, and the settings."""
+    """The words of the command line, and the settings."""
     arguments = parse(__doc__, argv, files=("source", "target"))
     check_there(arguments.source, "SOURCE")
     return arguments, load(arguments.config_file, arguments.overrides)

@@ -42,6 +42,7 @@ from train_svllreid import train
 from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
+from utils.paths import expanded
 from utils.run_folder import CONFIG, RESULTS
 
 logger = logging.getLogger("demo")
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 if training helped, 1 if not."""
     cfg = read_command_line(argv)
     log_to_screen()
-    folder = Path(cfg.OUTPUT_DIR or FOLDER).expanduser()
+    folder = expanded(cfg.OUTPUT_DIR or FOLDER, "OUTPUT_DIR")
     pick_device(cfg.MODEL.DEVICE)
     if not cfg.OUTPUT_DIR:  # a folder that was named is treated as any training's
         empty(folder)

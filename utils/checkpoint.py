@@ -21,7 +21,7 @@ from utils.unreadable import why_unreadable
 FORMAT = "svllreid-1"
 PARTS = ("model", "architecture", "config")
 SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}  # of files of weights
-LONGEST_HEADER = 100_000_000  # bytes of safetensors' description of its tensors, its own limit
+LONGEST_HEADER = 100_000_000  # bytes of safetensors' JSON header, its own limit
 ARCHIVE_START = b"PK\x03\x04"  # by which torch, too, tells its archives from its older form, a bare pickle
 FOLDER = 0x10  # mark of a record that is a folder
 STORAGES = {
@@ -76,7 +76,7 @@ def check_checkpoint(contents: dict, path: str | Path) -> None:
 
 
 def read_tensors(path: str | Path) -> dict:
-    """A dictionary of tensors and plain types: pickled, or safetensors, whichever the file is called.
+    """A dictionary of tensors and plain types, pickled or as safetensors, whatever the file's name ends in.
 
     Archives, the form of every pickled file since torch 1.6, are compared with their checksums. The older form has
     none.
@@ -92,7 +92,7 @@ def read_tensors(path: str | Path) -> dict:
             check_archive(path)
             if is_torchscript(path):
                 raise WeightsError(f"{path}: is TorchScript, not a dictionary of tensors")
-        with open(path, "rb") as file:  # opened, because torch takes names that end in .safetensors at their word
+        with open(path, "rb") as file:  # opened, because torch takes a name that ends in .safetensors at its word
             contents = torch.load(file, map_location="cpu", weights_only=True)
     except (WeightsError, MemoryError):
         raise
@@ -111,7 +111,7 @@ def weights_file(path: str | Path) -> Path:
         UserError: there is no such home folder.
     """
     path = expanded(path)
-    if os.path.isdir(path):  # which, unlike Path's own, says of every path whether it is one
+    if os.path.isdir(path):  # os.path's, because Path's raises for a name that is too long
         weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
         raise WeightsError(f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'none of weights'})")
     if not os.path.isfile(path):
@@ -120,7 +120,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a description and then the description."""
+    """Whether a file begins with the length of a JSON header and the header."""
     with open(path, "rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER

@@ -45,10 +45,10 @@ def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequenc
 
 
 class Pairs(argparse.Action):
-    """The argparse action of settings: KEY VALUE KEY VALUE ... of words, of which KEY=VALUE is two.
+    """The argparse action of settings: makes KEY VALUE KEY VALUE ... of words that may also be KEY=VALUE.
 
-    cmd.exe knows no single quotes: it cuts '[12, 12]' at the blank, as every shell does without quotes. What was cut is
-    joined.
+    cmd.exe, which knows no single quotes, splits '[12, 12]' at the blank, as every shell does without quotes; the parts
+    are joined again.
     """
 
     def __call__(self, _parser, namespace: argparse.Namespace, words: Sequence[str], _option=None) -> None:
@@ -69,15 +69,15 @@ class Pairs(argparse.Action):
 
 
 def _local_rank(text: str) -> str:
-    """What torch.distributed.launch passes on; the environment says the same."""
+    """The type of --local-rank, which torch.distributed.launch passes on beside the environment variable."""
     if "LOCAL_RANK" not in os.environ:
         raise argparse.ArgumentTypeError("several processes are torchrun's: torchrun --nproc_per_node 4 ...")
     return text
 
 
 def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None:
-    """Leave if the command line, which `main` reads again, asks for help or is wrong; `mendable` is that of `run`."""
-    logging.disable()  # what is said in passing is said by `main`
+    """Exit if the command line asks for help or is wrong; `main` reads it again. `mendable` as in `run`."""
+    logging.disable()  # `main` logs it
     code = run(read, *mendable)
     logging.disable(logging.NOTSET)
     if code:
@@ -93,8 +93,8 @@ def check_there(path: str, what: str, advice: str = "") -> None:
 def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
     """Run a script -> exit code: what `main` returns if that is a number, else 0.
 
-    What a user can mend, UserError, `mendable` (faults of the command line and the configuration) and what the system
-    refuses, becomes one line on stderr and in the log's file, which only one of several processes writes.
+    Errors that a user can mend become one line on stderr and in the log file, from one of several processes: UserError,
+    `mendable` (of the command line and the configuration), and what the operating system refuses.
     """
     with screen():
         try:
@@ -108,18 +108,18 @@ def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
             if isinstance(error, BrokenPipeError) and _unread():
                 drop(sys.stdout)
                 return SIGNALLED + getattr(signal, "SIGPIPE", 0)
-            words, code, quiet = _in_one_line(error, mendable), FAILED, told_elsewhere(error)
-            if words is None:
+            message = _in_one_line(error, mendable)
+            if message is None:
                 tell("".join(traceback.format_exception(error)), shown=False)
                 raise
-            words = f"error: {words}"
+            words, code, quiet = f"error: {message}", FAILED, told_elsewhere(error)
         if not quiet:
             tell(words)
         return code
 
 
 def _in_one_line(error: Exception, mendable: Sequence[type[Exception]]) -> str | None:
-    """What to say of an error that is no fault of the program's; None if it is one."""
+    """The message of an error that a user can mend; None for a fault of the program."""
     expected = isinstance(error, (UserError, ProcessFailed, *mendable))
     refused = (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error)  # torch's words
     if refused and not expected:

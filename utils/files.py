@@ -1,4 +1,4 @@
-"""Files: plain ones; replaced as a whole, so that a reader finds all that was written or what was before; or many."""
+"""Files: refuse what is no plain file, replace one as a whole or not at all, look at many at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-THREADS = 8  # file systems of a network answer slowly, but many at a time
+THREADS = 8  # network file systems answer slowly, but many requests at a time
 T = TypeVar("T")
 
 
 def plain_file(path: Path) -> Path:
-    """`path`, if a plain file is there, or nothing; to open a named pipe would wait for whoever is at its other end.
+    """`path`, unless something other than a plain file is there: opening a named pipe could wait for ever.
 
     Raises:
-        OSError: something else is there.
+        OSError: a folder, a pipe, a device ... is there.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
@@ -58,7 +58,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
-    """What `look` returns for every path, in order; it must not raise."""
+    """What `look`, which must not raise, returns for every path, in order."""
     found: list[T] = [None] * len(paths)
     parts = [slice(start, None, THREADS) for start in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as threads:

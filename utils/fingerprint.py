@@ -62,11 +62,11 @@ def _size(path: str) -> int:
 
 
 class Watch:
-    """Tells of images that are replaced while they are in use; of several processes, the main one looks.
+    """Warns of images that are replaced while a run uses them. Of several processes, the main one looks.
 
     Args:
-        what: they are, in the plural.
-        lists: of them.
+        what: "training images" or the like, for the warning.
+        lists: the images.
     """
 
     def __init__(self, what: str, *lists: Sequence[Sample]):
@@ -75,7 +75,7 @@ class Watch:
         self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
 
     def look(self) -> list[str]:
-        """What is to be noted: nothing, or the line that was logged when some were first found to be replaced."""
+        """Notes for results.json: none, or the warning, which is logged when an image is first found replaced."""
         if not self.told:
             now = look_at_all(list(self.before), _state)
             states = zip(self.before.items(), now, strict=True)
@@ -92,7 +92,7 @@ class Watch:
 def _state(path: str) -> tuple[int, int] | None:
     try:
         entry = os.stat(path)
-    except OSError:  # who reads it will say so
+    except OSError:  # whoever reads it will say so
         return None
     return entry.st_size, entry.st_mtime_ns
 

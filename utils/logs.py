@@ -21,8 +21,9 @@ ESCAPE = "backslashreplace"  # for what an encoding lacks: letters of other coun
 
 @contextmanager
 def screen() -> Iterator[None]:
-    """In a script: there are streams, they take every text, and one that fails changes no exit code."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # one that was closed; a file would be opened as it
+    """For a script: stdout and stderr exist and take every text, and their failure changes no exit code."""
+    # Streams that were closed are opened as nothing: else the next file would be opened in their place.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -49,13 +50,13 @@ def _ignored(what) -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """What was and will be written to `stream`, which can show nothing any more, goes nowhere and is no error."""
+    """Discard what is and will be written to `stream`, which cannot show it any more, without an error."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def tell(words: str, *, shown: bool = True) -> None:
-    """The last words of a script, in the log's file, if there is one, and on stderr, unless Python itself does that."""
+    """Write a script's last message to the log file, if there is one, and to stderr if it is to be `shown` there."""
     if shown:
         with suppress(OSError):
             sys.stderr.write(f"{words}\n")

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from utils.errors import UserError
 
 met = False  # whether the processes know of each other (`utils.distributed.start`)
-_GONE = re.compile(r"gloo/transport|remote process|by peer")  # gloo and nccl of another process that does not answer
+_GONE = re.compile(r"gloo/transport|remote process|by peer")  # in errors of gloo and nccl if another process is gone
 
 
 class ProcessFailed(RuntimeError):
     """Raised here because another process failed; the reason stands there."""
 
-    told = True  # there
+    told = True  # by that process
 
 
 class Place(NamedTuple):
@@ -59,14 +59,15 @@ def told_elsewhere(error: BaseException) -> bool:
     """
     try:
         here = place()
-    except UserError:  # which is `error`, or waits to be seen
+    except UserError:  # this one is yet to be told, if it is not `error` itself
         return False
-    alike = not met or not isinstance(error, (UserError, RuntimeError, OSError))  # but settings, or signals to all
+    # After that, only settings and signals concern all alike.
+    alike = not met or not isinstance(error, (UserError, RuntimeError, OSError))
     return getattr(error, "told", False) or (alike and here is not None and here.local_rank > 0)
 
 
 def lost_process(error: BaseException) -> str | None:
-    """What to say where a collective failed because another process ended without a word; else None."""
+    """The message if a collective failed because another process ended without one; else None."""
     if not isinstance(error, RuntimeError) or not _GONE.search(str(error)) or place() is None:
         return None
     return (

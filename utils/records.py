@@ -64,9 +64,9 @@ class Benchmark:
     what there is. `seen` are identities, by the labels that they had before training labels were numbered anew, which
     are in training and test alike; a reader names them where its labels mean the same in both. `variant` is which of
     several published forms it is, `first_camera` the number of its first camera, above 0 for all but the first of
-    several data sets trained on together. `unused` are columns of its list and folders beside its own that nothing is
-    made of. `as_written` has identity and camera of images by their paths as their owner wrote them, where they are
-    labels; else the numbers are the data set's own (cameras less 1).
+    several data sets trained on together. `unused` names columns of its list and folders beside its own that are not
+    read. `as_written` has, by an image's path, its identity and camera as its owner wrote them; it is empty where the
+    numbers are the data set's own (cameras less 1).
     """
 
     name: str
@@ -153,7 +153,7 @@ class Losses(NamedTuple):
 
     total: Tensor  # [] what is differentiated
     terms: dict[str, Tensor]  # name -> [] detached, unweighted, for the log
-    accuracy: dict[str, Tensor] = {}  # noqa: RUF012 (never changed) of a term's own scores, as a fraction, for the log
+    accuracy: dict[str, Tensor] = {}  # noqa: RUF012 (never changed) term -> [], a fraction, by its own scores
 
 
 class Reranking(NamedTuple):

@@ -152,7 +152,7 @@ def read_state(file: Path) -> State:
     """A state to go on from.
 
     Raises:
-        WeightsError: no such file, damaged, or no state: the field that is wrong is named.
+        WeightsError: no such file, damaged, or a field of it is wrong, which is named.
     """
     contents = read_checkpoint(file)
     check(contents, STATE, file)
@@ -474,10 +474,10 @@ def append_result(folder: Path, entry: dict) -> Path:
 
 
 def read_results(path: Path) -> dict:
-    """What a results.json holds; no evaluations if it is not there.
+    """The contents of a results.json; no evaluations if there is no such file.
 
     Raises:
-        UserError: it cannot be read, or is damaged: the field that is wrong is named.
+        UserError: it cannot be read, or a field of it is wrong, which is named.
     """
     if not path.exists():
         return {"evaluations": []}

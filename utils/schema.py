@@ -1,9 +1,15 @@
-"""What checkpoints, states to go on from and results.json say beside their tensors, and the one check of it.
+"""The schemas of checkpoints, resume states and results.json, and the one function that checks them.
 
-A schema is a rule, which says what holds of a value and what would be right, or made of rules: {"name": ...} are fields
-that must be there or, with a "?" behind the name, may be missing (earlier versions did not write them, or there is
-nothing to say); {...: ...} are fields of any name; [rule] is a list of any length, [rule, rule] one of just these
-elements. What nothing reads is not looked at.
+A schema is one of:
+
+    (test, right)            a rule: whether a value is right, and in words what would be
+    {"name": schema}         a dictionary that has this field
+    {"name?": schema}        a dictionary that may have it; earlier versions did not write it, or there is none
+    {...: schema}            a dictionary whose fields may have any name
+    [schema]                 a list of any length
+    [schema, schema]         a list of exactly these elements
+
+Fields that no schema names are not read by anything, and not checked.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def _is_setting(value: Any, depth: int = 5) -> bool:
-    """A value of a configuration or a block of them; `depth` ends what is nested too deeply, or holds itself."""
+    """Whether this is a configuration's value or block; `depth` limits lists in lists, which may hold themselves."""
     if isinstance(value, dict):
         return all(isinstance(name, str) for name in value) and _is_setting(list(value.values()), depth)
     if isinstance(value, (list, tuple)):
@@ -47,7 +53,7 @@ def _is_setting(value: Any, depth: int = 5) -> bool:
 
 
 TEXT, NUMBER, COUNT, POSITIVE = text(), number(), whole(0), whole(1)
-FRACTION = number(-1e-6, 1 + 1e-6, "a fraction from 0 to 1")  # a mean's last digit may be beyond
+FRACTION = number(-1e-6, 1 + 1e-6, "a fraction from 0 to 1")  # a mean may be off in its last digit
 SWITCH: Rule = (lambda value: isinstance(value, bool), "True or False")
 TENSOR: Rule = (lambda value: isinstance(value, Tensor), "a tensor")
 SIZE = [whole(1, 4096), whole(1, 4096)]  # pixels: height, width
@@ -58,7 +64,7 @@ SETTINGS = {...: (_is_setting, "a setting or a block of them, as in config.yaml"
 PICTURES = {"train?": TEXT, "test?": TEXT, "parts?": [TEXT]}
 FINGERPRINT = {"data_fingerprint?": PICTURES, "versions?": {...: TEXT}}
 CHECKPOINT = {
-    "stage?": STAGE,  # neither this nor the next in a file that was converted
+    "stage?": STAGE,  # a converted file has neither stage nor epoch
     "epoch?": COUNT,
     "prompts_trained?": SWITCH,
     "config": {
@@ -70,20 +76,26 @@ CHECKPOINT = {
         "name": text(r"[\w./-]+", "the name of an architecture, e.g. ViT-B-16"),
         "activation": one_of("quick_gelu", "gelu"),
         "image_size": SIZE,  # in training
-        **{"test_size": SIZE, "stride": SIZE},
-        **{"pixel_mean": [NUMBER] * 3, "pixel_std": [number(1e-9, right="a number above 0")] * 3},
-        **{"sie_camera": SWITCH, "sie_view": SWITCH, "sie_scale": number(0, right="a number of at least 0")},
-        **{"num_pids": COUNT, "num_cams": COUNT, "num_views": COUNT},
+        "test_size": SIZE,
+        "stride": SIZE,
+        "pixel_mean": [NUMBER] * 3,
+        "pixel_std": [number(1e-9, right="a number above 0")] * 3,
+        "sie_camera": SWITCH,
+        "sie_view": SWITCH,
+        "sie_scale": number(0, right="a number of at least 0"),
+        **dict.fromkeys(("num_pids", "num_cams", "num_views"), COUNT),
         "first_cameras?": [COUNT],  # of each data set
         "template": text(r"[^{}]*\{\}[^{}]*", "a sentence with {} once, where the learnt tokens go"),
-        **{"sentences": SWITCH, "language_ssl": SWITCH, "vision_ssl": SWITCH},
-        **{"ssl_type?": one_of("SIMCLR", "SIMSIAM"), "ssl_hidden": POSITIVE, "ssl_out": POSITIVE},
+        **dict.fromkeys(("sentences", "language_ssl", "vision_ssl"), SWITCH),
+        "ssl_type?": one_of("SIMCLR", "SIMSIAM"),
+        "ssl_hidden": POSITIVE,
+        "ssl_out": POSITIVE,
     },
     "fingerprint?": {
         **FINGERPRINT,
-        # The first versions wrote one text for all pictures, which says nothing of its parts.
+        # The first versions wrote one text for all pictures.
         "data_fingerprint?": (
-            lambda v: isinstance(v, str) or not fault(v, PICTURES),
+            lambda value: isinstance(value, str) or not fault(value, PICTURES),
             "texts for train, test and parts",
         ),
     },
@@ -94,15 +106,18 @@ STATE = {
     "fingerprint": FINGERPRINT,
     "run": {
         "position": {
-            **{"epoch": POSITIVE, "step": COUNT, "steps": COUNT, "skipped": COUNT},
-            "sums": {...: [NUMBER, POSITIVE]},  # of every term since the last line of the log, and of how many steps
+            "epoch": POSITIVE,
+            **dict.fromkeys(("step", "steps", "skipped"), COUNT),
+            "sums": {...: [NUMBER, POSITIVE]},  # of each term since the last line of the log: the sum, the steps
         },
         "optimizer": {"state": {...: {...: TENSOR}}},
         "scaler?": {...: NUMBER},
         "random": {
             "python": [COUNT, [whole(0, 2**32 - 1)], (lambda v: v is None or NUMBER[0](v), "a number or nothing")],
             "numpy": [TEXT, TENSOR, whole(0, 624), COUNT, NUMBER],
-            **{"torch": TENSOR, "devices": [TENSOR], "own": {...: TENSOR}},
+            "torch": TENSOR,
+            "devices": [TENSOR],
+            "own": {...: TENSOR},
         },
         "best": {...: {"epoch": COUNT, "mAP": FRACTION}},  # by data set
         "device": TEXT,
@@ -115,22 +130,23 @@ ENTRY = {
     "when": TEXT,
     **FIGURES,
     "std?": FIGURES,  # over several trials
-    **{"valid_queries": COUNT, "queries": COUNT},
-    **{"data_set": TEXT, "protocol?": TEXT},
+    "valid_queries": COUNT,
+    "queries": COUNT,
+    "data_set": TEXT,
+    "protocol?": TEXT,
     "re_ranking?": {"k1": POSITIVE, "k2": POSITIVE, "lambda_value": FRACTION},
 }
 RESULTS_FILE = {"evaluations": [ENTRY]}
 
 
 def check(contents: Any, schema: Any, source: str | Path) -> None:
-    """Raise WeightsError if what `source` holds is not as `schema` says."""
-    wrong = fault(contents, schema)
-    if wrong:
+    """Raise WeightsError if the contents of the file `source` do not fit the schema."""
+    if wrong := fault(contents, schema):
         raise WeightsError(f"{source}: {wrong}")
 
 
 def fault(value: Any, schema: Any, where: str = "") -> str | None:
-    """The first field that is wrong, its value, and what would be right; None if all is as `schema` says."""
+    """The first field that is wrong, its value, and what would be right; None if the value fits the schema."""
     if isinstance(schema, dict):
         holds, right = isinstance(value, dict), "fields and values"
     elif isinstance(schema, list):
@@ -144,7 +160,7 @@ def fault(value: Any, schema: Any, where: str = "") -> str | None:
 
 
 def _parts(value: Any, schema: Any, where: str) -> Iterator[tuple[Any, Any, str]]:
-    """Everything in a value, with its schema and its place."""
+    """Each element or field of a value, with its schema and its place."""
     if isinstance(schema, list):
         yield from ((one, schema[place % len(schema)], f"{where}[{place}]") for place, one in enumerate(value))
     for name, inner in schema.items() if isinstance(schema, dict) else ():

@@ -1,4 +1,4 @@
-"""What a file is that could not be read as tensors, and what its owner can do about it."""
+"""What a file that cannot be read as tensors is instead, and what its owner can do about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
-# What files begin with that are something else -> what they are, and the way to what is wanted.
+# How a file begins that holds something else -> what it is, and how to get what is wanted.
 BEGINNINGS = {
     rb"\Z": "is empty; was it copied or downloaded to its end?",
     rb"version https://git-lfs": "is a pointer of git-lfs, not the file that it stands for; fetch that (git lfs pull)",
@@ -21,12 +21,12 @@ BEGINNINGS = {
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
-    """What to say of a file of which torch or safetensors said `error`; nothing in it is executed."""
+    """The message about a file that torch or safetensors refused with `error`; nothing in it is executed."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
     with open(path, "rb") as file:
         start = file.read(512)
-    saved = False  # by torch.save, in the form of today; its checksums have been compared
+    saved = False  # an archive by torch.save, whose checksums have been compared
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             saved = any(name.endswith("/data.pkl") for name in archive.namelist())
