@@ -506,7 +506,9 @@ def test_what_ended_a_process_is_told_in_one_line(capsys, error, cause, words):
     assert line.count("DATALOADER.NUM_WORKERS") == 1 and "memory" in line
 
 
-def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(capsys):
+def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not the test runner's
+
     class Half:
         def __del__(self) -> None:
             raise AttributeError("half made")

@@ -257,7 +257,7 @@ def test_names_that_are_unknown_are_answered_with_the_nearest(monkeypatch):
     with pytest.raises(WeightsError, match=r"near it: .*ViT-Tiny-8"):
         load_clip("ViT-Tiny8", "rendered")
     with pytest.raises(WeightsError, match=r"near it: ViT-B-16$"):
-        load_clip("vit-b-16 ", "openai")
+        load_clip("vit-b-16", "openai")
     with pytest.raises(
         WeightsError, match=r"'opnai' is neither a file nor a tag of ViT-B-16; did you mean openai\? tags"
     ):
