@@ -21,6 +21,7 @@ from configs.values import convert
 
 LARGEST = 100_000  # bytes of a YAML file; those in this repository have up to 1 600
 MOST = 2_000  # values in it, with repetitions by aliases
+LONGEST = 3_000  # characters of a value in it; Python cannot show numbers of many more
 CLOSE = 0.75  # similarity from which a known key is suggested for an unknown one
 
 
@@ -164,6 +165,8 @@ class _Loader(yaml.SafeLoader):
         """A value and all values in it."""
         before, repeated = self.count, self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST:
+            raise ConfigError(f"is no configuration: a value of more than {LONGEST} characters")
         self.count += getattr(node, "count", 0) if repeated else 1  # without a count yet, it holds itself
         if self.count > MOST:
             raise ConfigError(f"is no configuration: more than {MOST} values, with repetitions by aliases")

@@ -329,6 +329,7 @@ ABSURD = {
     "one long list": f"a: &a [{'1, ' * 1000}1]\nb: [{'*a, ' * 1000}*a]\n",
     "many keys": "".join(f"k{n}: 1\n" for n in range(5000)),
     "a long text": "OUTPUT_DIR: " + 200_000 * "x",
+    "a number that Python cannot show": "SOLVER: {SEED: 0x" + 6000 * "f" + "}",
     "deep lists": 40_000 * "[",
     "deep blocks": 400 * "{a: ",
     "a list of itself": "SOLVER: {SEED: &a [*a]}",
