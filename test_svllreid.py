@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, from_dict, load
-from utils.command import answer_early, check_there, parse, run
+from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
 
@@ -51,7 +51,7 @@ from model.build import RESIZING, model_from, settle_architecture
 from model.weights import Weights, read_weights
 from processor.build import evaluate_model, result_entry, settle_side
 from utils.devices import describe, pick_device
-from utils.distributed import main_first, on_main, start, stop
+from utils.distributed import join_processes, leave_processes, main_first, on_main
 from utils.errors import WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_screen
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> Path:
     model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
 
     entries: list[dict] = []
-    device = start(pick_device(cfg.MODEL.DEVICE))
+    device = join_processes(pick_device(cfg.MODEL.DEVICE))
     try:
         for line in (*differences, *(f"TEST.WEIGHT: {line}" for line in verdict)):
             logger.info("%s", line)
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> Path:
     finally:  # what was measured is shown, whatever comes after
         if entries:
             logger.info("%s\n%s", ", ".join(entry["data_set"] for entry in entries), table(entries))
-        stop()
+        leave_processes()
     logger.info("added to %s", written)
     return folder / RESULTS
 
@@ -240,4 +240,4 @@ def _without(cfg: CfgNode, keys: Collection[str]) -> CfgNode:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

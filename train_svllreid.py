@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import EPOCHS, ConfigError, check_changes, epochs_of, from_dict, load, to_dict
-from utils.command import answer_early, check_there, parse, run
+from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
 
@@ -50,7 +50,15 @@ from model.build import make_model, resume_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
 from utils.clock import Clock, peak_memory
 from utils.devices import describe, make_deterministic, pick_device
-from utils.distributed import copy_from_main, is_main, main_first, on_main, start, stop, together
+from utils.distributed import (
+    collective,
+    copy_from_main,
+    is_main,
+    join_processes,
+    leave_processes,
+    main_first,
+    on_main,
+)
 from utils.errors import DataError, UserError, WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.logs import log_to_file, log_to_screen
@@ -99,11 +107,11 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
     """
     if cfg.SOLVER.DETERMINISTIC:
         make_deterministic()
-    device = start(pick_device(cfg.MODEL.DEVICE))
+    device = join_processes(pick_device(cfg.MODEL.DEVICE))
     with ExitStack() as stack, Stopping() as stopping:
-        stack.callback(stop)
+        stack.callback(leave_processes)
         earlier = on_main(lambda: claim(cfg, path, stack))
-        with together():
+        with collective():
             state = read_state(earlier.state) if earlier and earlier.state else None
             left = earlier is None or to_go_on(cfg, path, earlier, state, device)
         if left:
@@ -189,13 +197,13 @@ def _train(
         on_main(lambda: check_same(state.contents["fingerprint"], fingerprint, path))
     with clock("network"):
         if state:
-            with together():
+            with collective():
                 model = resume_model(state.contents, str(state.path)).to(device)
         else:  # weights are downloaded by one
             model = main_first(lambda: make_model(cfg, benchmark, requested=requested)).to(device)
             copy_from_main(model)
     folder = Onlooker(path)
-    with together():
+    with collective():
         if is_main():
             again = {"again": earlier is not None, "ended": earlier is not None and has_ended(cfg, earlier)}
             folder = RunFolder(path, config=to_dict(cfg), fingerprint=fingerprint, state=state, **again)
@@ -281,4 +289,4 @@ def check_same(before: dict, now: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

@@ -32,7 +32,7 @@ _C.MODEL.SIE_CAMERA = False
 _C.MODEL.SIE_VIEW = False
 # The factor of that vector.
 _C.MODEL.SIE_COE = 3.0
-# Whether the twins of the vision self-supervision get that vector, too; published: no.
+# Whether the views of the vision self-supervision get that vector, too; published: no.
 _C.MODEL.SIE_TWINS = False
 # Weights of the image stage's terms; 0.0 is off. Here: classifying the identities.
 _C.MODEL.ID_LOSS_WEIGHT = 1.0
@@ -59,9 +59,9 @@ _C.INPUT.SIZE_TRAIN = (384, 128)
 _C.INPUT.SIZE_TEST = (384, 128)
 # Probability of a horizontal flip.
 _C.INPUT.PROB = 0.5
-# Probability of random erasing, in the training images and in the twins of the vision self-supervision alike.
+# Probability of random erasing, in the training images and in the views of the vision self-supervision alike.
 _C.INPUT.RE_PROB = 0.5
-# Smallest and largest share of a twin's area that is erased, when something is; published: always a third.
+# Smallest and largest share of a view's area that is erased, when something is; published: always a third.
 _C.INPUT.TWIN_ERASED_AREA = (0.33, 1 / 3)
 # Black border in pixels, from which the random crop is cut.
 _C.INPUT.PADDING = 10
@@ -194,7 +194,7 @@ _C.SOLVER.STAGE2.WARMUP_FACTOR = 0.01
 # ... over this many *epochs*, whatever the published name says. (The published default, longer than any training; every
 # published file sets 10.)
 _C.SOLVER.STAGE2.WARMUP_ITERS = 500
-# Weight of the vision self-supervision; 0.0 is off and loads no twins.
+# Weight of the vision self-supervision; 0.0 is off and loads no views.
 _C.SOLVER.STAGE2.SSL_LOSS_WEIGHT = 0.8
 # Leaves other images of the same identity out of its negatives (SIMCLR only); published: they are negatives.
 _C.SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY = False

@@ -20,7 +20,7 @@ from datasets.images import Images
 from datasets.market1501 import market1501, read_market_folders
 from datasets.msmt17 import msmt17, msmt17_version
 from datasets.sampler import IdentitySampler, OrderedSampler
-from datasets.several import SEVERAL, names_of, together
+from datasets.several import SEVERAL, combine, names_of
 from datasets.synthetic import OCCLUDED, PEOPLE, VEHICLES, VIEWPOINT_FILES, Kind, write_synthetic
 from datasets.transforms import TestTransform, TrainTransform
 from datasets.vehicleid import vehicleid
@@ -111,7 +111,7 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
     if name is None:
         names = names_of(cfg.DATASETS.NAMES)
         if len(names) > 1:
-            return together([make_benchmark(cfg, one, train=train) for one in names])
+            return combine([make_benchmark(cfg, one, train=train) for one in names])
         name = names[0]
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
@@ -160,11 +160,11 @@ def identities_per_batch(cfg: CfgNode) -> int:
 
 
 def make_loader(
-    cfg: CfgNode, samples: Sequence[Sample], *, train: bool, twins: bool = False, pin_memory: bool = False
+    cfg: CfgNode, samples: Sequence[Sample], *, train: bool, views: bool = False, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
-    For training: identity-balanced batches, random transforms and, if asked for, twins; before each epoch call
+    For training: identity-balanced batches, random transforms and, if asked for, views; before each epoch call
     `loader.dataset.set_epoch` and `loader.batch_sampler.set_epoch`. Else: all samples in order, test transform.
 
     Raises:
@@ -178,7 +178,7 @@ def make_loader(
             flip=cfg.INPUT.PROB,
             padding=cfg.INPUT.PADDING,
             erase=cfg.INPUT.RE_PROB,
-            erase_twin=cfg.INPUT.TWIN_ERASED_AREA,
+            erase_view=cfg.INPUT.TWIN_ERASED_AREA,
             **pixels,
         )
         instances = cfg.DATALOADER.NUM_INSTANCE
@@ -187,7 +187,7 @@ def make_loader(
     else:
         transform = TestTransform(cfg.INPUT.SIZE_TEST, **pixels)
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
-    images = Images(samples, transform, twins=twins, seed=cfg.SOLVER.SEED)
+    images = Images(samples, transform, views=views, seed=cfg.SOLVER.SEED)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if workers:
         images.epoch.share_memory_()

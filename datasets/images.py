@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import DataError, one_line
-from utils.records import Batch, Sample, Side
+from utils.records import Batch, Sample, SideInfo
 from utils.seeds import derive
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")  # for others Pillow may start programs (EPS)
@@ -47,15 +47,15 @@ class Images(Dataset):
 
     Args:
         samples: what to read.
-        transform: (picture, twins=...) -> image [3, H, W], twins [2, 3, H, W] or None.
-        twins: whether to make two more augmentations of every image.
+        transform: (picture, views=...) -> image [3, H, W], views [2, 3, H, W] or None.
+        views: whether to make two more augmentations of every image.
         seed: of all draws.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Callable, *, twins: bool = False, seed: int = 0):
+    def __init__(self, samples: Sequence[Sample], transform: Callable, *, views: bool = False, seed: int = 0):
         self.samples = samples
         self.transform = transform
-        self.twins = twins
+        self.views = views
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64)  # shared with workers, if there are any
 
@@ -80,22 +80,22 @@ class Images(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
             random.seed(seed)
-            image, twins = self.transform(picture, twins=self.twins)
+            image, views = self.transform(picture, views=self.views)
         random.setstate(state)
-        return index, image, twins
+        return index, image, views
 
     def collate(self, items: list[tuple[int, Tensor, Tensor | None]]) -> Batch:
         """What `__getitems__` returned -> Batch."""
-        indices, images, twins = zip(*items, strict=True)
+        indices, images, views = zip(*items, strict=True)
         samples = [self.samples[index] for index in indices]
         return Batch(
             images=torch.stack(images),
             pids=torch.tensor([sample.pid for sample in samples]),
-            side=Side(
+            side=SideInfo(
                 torch.tensor([sample.camid for sample in samples]), torch.tensor([sample.viewid for sample in samples])
             ),
             indices=torch.tensor(indices),
-            twins=torch.stack(twins, dim=1) if self.twins else None,
+            views=torch.stack(views, dim=1) if self.views else None,
         )
 
 

@@ -29,7 +29,7 @@ def names_of(names: str) -> list[str]:
     return several
 
 
-def together(benchmarks: Sequence[Benchmark]) -> Benchmark:
+def combine(benchmarks: Sequence[Benchmark]) -> Benchmark:
     """One training set of all of them; each is evaluated by itself, as one of the result's `parts`.
 
     Training identities and cameras are numbered on from one data set to the next, in queries and galleries, too, so

@@ -10,22 +10,22 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 ERASED = (0.02, 1 / 3)  # smallest and largest share of a training picture that is erased ...
-TWIN_ERASED = (0.33, 1 / 3)  # ... and, as published, of a twin
+VIEW_ERASED = (0.33, 1 / 3)  # ... and, as published, of a view
 
 
 class TrainTransform:
-    """Training image and twins of the image stage (CLIP-ReID §4.2; SVLL-ReID for the twins).
+    """Training image and views of the image stage (CLIP-ReID §4.2; SVLL-ReID for the views).
 
-    Bicubic resize; then, drawn anew for the image and for each twin: horizontal flip, zero padding and random crop,
-    normalisation, random erasing with normal noise. Twins differ in the erased area alone: as published it is always a
+    Bicubic resize; then, drawn anew for the image and for each view: horizontal flip, zero padding and random crop,
+    normalisation, random erasing with normal noise. Views differ in the erased area alone: as published it is always a
     third of the picture, if anything.
 
     Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
     """
 
-    def __init__(self, size, *, mean, std, flip: float, padding: int, erase: float, erase_twin=TWIN_ERASED):
+    def __init__(self, size, *, mean, std, flip: float, padding: int, erase: float, erase_view=VIEW_ERASED):
         self.resize = v2.Resize(list(size), InterpolationMode.BICUBIC)
-        self.disturb = v2.Compose(
+        self.augment = v2.Compose(
             [
                 v2.RandomHorizontalFlip(flip),
                 v2.Pad(padding),  # black, before normalisation: -1 with mean and deviation 0.5
@@ -34,15 +34,15 @@ class TrainTransform:
             ]
         )
         self.erase = _erasing(erase, ERASED)
-        self.erase_twin = _erasing(erase, erase_twin)
+        self.erase_view = _erasing(erase, erase_view)
 
-    def __call__(self, picture: Image.Image, *, twins: bool) -> tuple[Tensor, Tensor | None]:
-        """A picture -> image [3, H, W] and, if asked for, twins [2, 3, H, W]; the resize is shared."""
+    def __call__(self, picture: Image.Image, *, views: bool) -> tuple[Tensor, Tensor | None]:
+        """A picture -> image [3, H, W] and, if asked for, views [2, 3, H, W]; the resize is shared."""
         picture = self.resize(picture)
-        image = self.erase(self.disturb(picture))
-        if not twins:
+        image = self.erase(self.augment(picture))
+        if not views:
             return image, None
-        return image, torch.stack([self.erase_twin(self.disturb(picture)) for _ in range(2)])
+        return image, torch.stack([self.erase_view(self.augment(picture)) for _ in range(2)])
 
 
 class TestTransform:
@@ -53,8 +53,8 @@ class TestTransform:
     def __init__(self, size, *, mean, std):
         self.steps = v2.Compose([v2.Resize(list(size), InterpolationMode.BILINEAR), _to_tensor(mean, std)])
 
-    def __call__(self, picture: Image.Image, *, twins: bool = False) -> tuple[Tensor, None]:
-        """A picture -> image [3, H, W]; there are no twins."""
+    def __call__(self, picture: Image.Image, *, views: bool = False) -> tuple[Tensor, None]:
+        """A picture -> image [3, H, W]; there are no views."""
         return self.steps(picture), None
 
 

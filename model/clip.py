@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from model.heads import SideEmbedding
-from utils.records import ImageFeatures, Side
+from utils.records import ImageFeatures, SideInfo
 
 QUICK_GELU, GELU, AUTO = "quick_gelu", "gelu", "auto"  # MODEL.ACTIVATION
 
@@ -56,7 +56,7 @@ class ViTTower(nn.Module):
         """Rows and columns of positions for images [H, W] at this patch stride."""
         return patch_grid(image_size, self.visual.patch_size, stride)
 
-    def forward(self, images: Tensor, side: Side | None = None) -> ImageFeatures:
+    def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> class tokens; another size than the tower's has its position table resized."""
         visual = self.visual
         patches = visual.conv1(images)  # [B, D, h, w]
@@ -105,7 +105,7 @@ class ResNetTower(nn.Module):
         """Rows and columns of positions for images [H, W]: a convolution of stride 2, then three pools of 2."""
         return tuple((size + 1) // 2 // 8 for size in image_size)
 
-    def forward(self, images: Tensor, side: Side | None = None) -> ImageFeatures:
+    def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> means over the last two stages, and what the attention pool makes of the last."""
         visual = self.visual
         penultimate = visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))  # [B, Dp, h, w]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils.records import Side
+from utils.records import SideInfo
 
 
 class BNNeckHead(nn.Module):
@@ -43,7 +43,7 @@ class SideEmbedding(nn.Module):
         self.table = nn.Parameter(torch.empty(self.shape[0] * self.shape[1], dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, side: Side) -> Tensor:
+    def forward(self, side: SideInfo) -> Tensor:
         """[B] cameras and viewpoints -> [B, dim]; an id beyond the table, or below -1, raises IndexError (on a CPU)."""
         table = self.table.view(self.shape)
         table = torch.cat([table.mean(dim=0, keepdim=True), table])  # row 0 is the mean over cameras

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.clip import TextTower
 from model.heads import BNNeckHead
 from model.prompts import PromptLearner
-from utils.records import ImageFeatures, Side
+from utils.records import ImageFeatures, SideInfo
 
 
 class SvllReid(nn.Module):
@@ -43,7 +43,7 @@ class SvllReid(nn.Module):
         self.num_pids = num_pids
         self.architecture = architecture
 
-    def encode_image(self, images: Tensor, side: Side | None = None) -> ImageFeatures:
+    def encode_image(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> features; side information counts where the tower has a table for it."""
         return self.image(images, side)
 
@@ -57,7 +57,7 @@ class SvllReid(nn.Module):
         unique, rows = pids.unique(return_inverse=True)
         return self.text(self.prompts(unique), self.prompts.end)[rows]
 
-    def embed(self, images: Tensor, side: Side | None = None, *, neck: bool = False) -> Tensor:
+    def embed(self, images: Tensor, side: SideInfo | None = None, *, neck: bool = False) -> Tensor:
         """Images -> the vectors [B, D + E] that retrieval compares, before or (`neck`) after the batch-norm necks."""
         features = self.encode_image(images, side)
         parts = (features.last, features.projected)

@@ -23,9 +23,9 @@ from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
 from processor.loop import Position, fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
-from solver.build import make_optimizer, make_schedule, take_up
+from solver.build import load_optimizer, make_optimizer, make_schedule
 from utils.devices import pick_precision
-from utils.distributed import average_statistics, check_same, sync_batch_norm, together, world_size
+from utils.distributed import average_statistics, check_identical, collective, sync_batch_norm, world_size
 from utils.errors import WeightsError, one_line
 from utils.metrics import protocol_of
 from utils.records import Batch, Benchmark, Evaluation, Reranking
@@ -120,7 +120,7 @@ def run_image_stage(
         "vision_ssl": block.SSL_LOSS_WEIGHT,
     }
     if weights["image_text"] > 0 and not model.prompts.trained:
-        with together():
+        with collective():
             if not cfg.PROCESSOR.UNTRAINED_PROMPTS:
                 raise WeightsError(
                     "the image stage compares images with sentences that nobody trained: run the prompt stage before "
@@ -135,7 +135,7 @@ def run_image_stage(
         cfg,
         benchmark.train,
         train=True,
-        twins=weights["vision_ssl"] > 0,
+        views=weights["vision_ssl"] > 0,
         pin_memory=device.type == "cuda",
     )
     stage = ImageStage(
@@ -145,7 +145,7 @@ def run_image_stage(
         margin=None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
         smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
         self_supervision=cfg.MODEL.SSL_TYPE,
-        side_on_twins=cfg.MODEL.SIE_TWINS,
+        side_on_views=cfg.MODEL.SIE_TWINS,
         ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
     )
 
@@ -275,9 +275,9 @@ def _fit(
                 "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
                 *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), begun_in)),
             )
-        with together():
+        with collective():
             try:
-                take_up(optimizer, run["optimizer"]["state"])
+                load_optimizer(optimizer, run["optimizer"]["state"])
                 if scaler:
                     scaler.load_state_dict(run["scaler"])
                 restore_random_states(run["random"], generators)
@@ -306,7 +306,7 @@ def _fit(
         stopping=stopping,
         shares=shares,
     )
-    check_same(stage.model)
+    check_identical(stage.model)
     return saved[-1]
 
 

@@ -12,7 +12,7 @@ from model.svllreid import SvllReid
 from processor.features import compute_features
 from utils.distributed import on_main
 from utils.metrics import rank, rank_features
-from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Reranking, Sample, Side
+from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Reranking, Sample, SideInfo
 from utils.reranking import rerank
 
 
@@ -81,7 +81,7 @@ def embed_all(
     return features.cpu() if device.type == "mps" else features
 
 
-def _known(side: Side, how: str) -> Side | None:
+def _known(side: SideInfo, how: str) -> SideInfo | None:
     if how == "mean":
-        return Side(*(torch.full_like(ids, -1) for ids in side))
+        return SideInfo(*(torch.full_like(ids, -1) for ids in side))
     return {"same": side, "none": None}[how]

@@ -28,7 +28,7 @@ def compute_features(
         UserError: on all processes, what went wrong on one of them, e.g. DataError for an image that cannot be read.
     """
     features, pids, indices = [], [], []
-    with distributed.together():  # nobody waits for features that do not come
+    with distributed.collective():  # nobody waits for features that do not come
         for batch in progress(batches, what):
             batch = to_device(batch, device)
             features.append(compute(batch).float())

@@ -12,7 +12,7 @@ from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
 from utils.distributed import gather
-from utils.records import Batch, ImageFeatures, Losses, Side
+from utils.records import Batch, ImageFeatures, Losses, SideInfo
 
 
 class ImageStage(nn.Module):
@@ -27,7 +27,7 @@ class ImageStage(nn.Module):
         margin: of the triplet loss; None for its soft form.
         smoothing: of the labels, in the identity and image-text terms.
         self_supervision: "SIMCLR" or "SIMSIAM", for which the model's image projector must have been made.
-        side_on_twins: whether twins get side information; as published they do not.
+        side_on_views: whether views get side information; as published they do not.
         ignore_same_identity: whether SimCLR leaves other images of the same identity out of the strangers.
     """
 
@@ -40,11 +40,11 @@ class ImageStage(nn.Module):
         margin: float | None = 0.3,
         smoothing: float = 0.1,
         self_supervision: str = "SIMCLR",
-        side_on_twins: bool = False,
+        side_on_views: bool = False,
         ignore_same_identity: bool = False,
     ):
         super().__init__()
-        self.side_on_twins, self.ignore_same_identity = side_on_twins, ignore_same_identity
+        self.side_on_views, self.ignore_same_identity = side_on_views, ignore_same_identity
         self.model = model.requires_grad_(True)
         for frozen in (model.text, model.prompts, model.text_projector):
             if frozen is not None:
@@ -74,21 +74,21 @@ class ImageStage(nn.Module):
                 terms["image_text"] = self.image_text(features.projected, self.text_features, pids)
                 accuracy["image_text"] = _accuracy(features.projected.detach() @ self.text_features.T, pids)
         if "vision_ssl" in on:
-            terms["vision_ssl"] = self._recognise([gather(twin) for twin in self._twin_features(batch)], pids)
+            terms["vision_ssl"] = self._recognise([gather(view) for view in self._view_features(batch)], pids)
         return weigh(terms, self.weights)._replace(accuracy=accuracy)
 
-    def _twin_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The two twins of every image of this process, each [B, D]."""
-        tower, side = self.model.image, batch.side if self.side_on_twins else None
+    def _view_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The two views of every image of this process, each [B, D]."""
+        tower, side = self.model.image, batch.side if self.side_on_views else None
         if tower.batch_statistics:  # of one view at a time, as published
-            return tuple(tower(view, side).last for view in batch.twins)
-        both = Side(*(field.repeat(2) for field in side)) if side else None
-        return tower(batch.twins.flatten(0, 1), both).last.chunk(2)
+            return tuple(tower(view, side).last for view in batch.views)
+        both = SideInfo(*(field.repeat(2) for field in side)) if side else None
+        return tower(batch.views.flatten(0, 1), both).last.chunk(2)
 
-    def _recognise(self, twins: list[Tensor], pids: Tensor) -> Tensor:
-        first, second = (self.model.image_projector(twin) for twin in twins)  # batch norm sees one view at a time
+    def _recognise(self, views: list[Tensor], pids: Tensor) -> Tensor:
+        first, second = (self.model.image_projector(view) for view in views)  # batch norm sees one view at a time
         if isinstance(self.self_supervised, NegativeCosine):
-            return self.self_supervised(first, twins[1], second, twins[0])
+            return self.self_supervised(first, views[1], second, views[0])
         return self.self_supervised(first, second, pids if self.ignore_same_identity else None)
 
 

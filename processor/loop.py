@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from utils.clock import duration
 from utils.devices import autocast
-from utils.distributed import any_rank, average_gradients, gather_objects, together
+from utils.distributed import any_rank, average_gradients, collective, gather_objects
 from utils.errors import UserError
 from utils.progress import progress
 from utils.records import Losses, to_device
@@ -163,7 +163,7 @@ def _fetch(batches: Iterable, count: int) -> Iterator:
     """All batches; one that a single process cannot read ends all of them, with its error."""
     batches = iter(batches)
     for _ in range(count):
-        with together():
+        with collective():
             batch = next(batches)
         yield batch
 
@@ -273,7 +273,7 @@ def _stop(step: _Step, terms: dict[str, float], *, name, lr, paths, record, fail
     what = "gradient" if all(map(math.isfinite, terms.values())) else "loss"
     told = ", ".join(f"{term} {value:g}" for term, value in terms.items())
     shown = ", ".join(images[:EXAMPLES]) + (f" and {len(images) - EXAMPLES} more" if len(images) > EXAMPLES else "")
-    with together():
+    with collective():
         raise NonFiniteLoss(
             f"{name} stage, epoch {step.at.epoch}, step {step.at.step}: the {what} is not finite ({told}; learning "
             f"rate {lr:.3g}); that update was not made; images: {shown or 'unknown'}"

@@ -59,10 +59,10 @@ class PromptStage(nn.Module):
         if self.weights["language_ssl"] > 0 and len(pids) > 1:
             copies += [self.augment(prompts), self.augment(prompts)]
         encoded = in_shares(lambda share: model.text(share, model.prompts.end), torch.cat(copies))
-        texts, *twins = encoded.split(len(pids))  # each [U, E]
+        texts, *views = encoded.split(len(pids))  # each [U, E]
         terms = {"image_text": self.contrast(batch.features, texts[rows], batch.pids)}
-        if twins:
-            terms["language_ssl"] = self.self_contrast(*(model.text_projector(twin) for twin in twins))
+        if views:
+            terms["language_ssl"] = self.self_contrast(*(model.text_projector(view) for view in views))
         return weigh(terms, self.weights)
 
 

@@ -41,7 +41,7 @@ def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimiz
     return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[cfg_stage.OPTIMIZER_NAME](options, **common)
 
 
-def take_up(optimizer: torch.optim.Optimizer, gathered: Mapping[int, Mapping[str, Tensor]]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, gathered: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Load an earlier optimiser's state of each parameter; options, such as the learning rate, stay as they are.
 
     Raises:

@@ -15,7 +15,7 @@ from model.heads import Projector, SideEmbedding
 from model.prompts import PromptLearner
 from model.svllreid import SvllReid
 from utils.metrics import same_camera
-from utils.records import Batch, Benchmark, Sample, Side, Trial
+from utils.records import Batch, Benchmark, Sample, SideInfo, Trial
 
 TEMPLATE = "A photo of a {} person."
 IMAGE, PATCH = (32, 16), 8
@@ -111,16 +111,16 @@ def small_resnet_model(*, pids: int = 5) -> SvllReid:
         )
 
 
-def image_batch(pids: list[int], *, cams: list[int] | None = None, twins: bool = True, seed: int = 0) -> Batch:
+def image_batch(pids: list[int], *, cams: list[int] | None = None, views: bool = True, seed: int = 0) -> Batch:
     """Random images of these identities."""
     generator = torch.Generator().manual_seed(seed)
     n = len(pids)
     return Batch(
         images=torch.randn(n, 3, *IMAGE, generator=generator),
         pids=torch.tensor(pids),
-        side=Side(torch.tensor(cams or [0] * n), torch.zeros(n, dtype=torch.long)),
+        side=SideInfo(torch.tensor(cams or [0] * n), torch.zeros(n, dtype=torch.long)),
         indices=torch.arange(n),
-        twins=torch.randn(2, n, 3, *IMAGE, generator=generator) if twins else None,
+        views=torch.randn(2, n, 3, *IMAGE, generator=generator) if views else None,
     )
 
 

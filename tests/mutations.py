@@ -44,7 +44,7 @@ DISTURBED = "test_the_prompt_stage_disturbs_the_whole_context"
 PROMPT = "test_the_prompt_stage_with_and_without_self_supervision"
 IMAGE = "test_the_image_stage_and_the_gradient_of_every_tensor"
 GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_of_every_epoch"
-VIEWS, TEST_VIEWS = "test_training_images_and_their_twins", "test_test_images"
+VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
@@ -126,8 +126,8 @@ MUTATIONS = (
     mutation(
         "text projector's batch norm over both views",
         "processor/prompt_stage.py",
-        "self.self_contrast(*(model.text_projector(twin) for twin in twins))",
-        "self.self_contrast(*model.text_projector(torch.cat(twins)).chunk(2))",
+        "self.self_contrast(*(model.text_projector(view) for view in views))",
+        "self.self_contrast(*model.text_projector(torch.cat(views)).chunk(2))",
         *(DISTURBED, PROMPT, TRAINING),
     ),
     mutation(
@@ -185,20 +185,20 @@ MUTATIONS = (
         "loss/self_supervised.py",
         "temperature: float = 0.1",
         "temperature: float = 0.07",
-        *("test_twins_among_strangers", IMAGE, DISTURBED, TRAINING),
+        *("test_views_among_strangers", IMAGE, DISTURBED, TRAINING),
     ),
     mutation(
         "gradient through what simsiam predicts",
         "loss/self_supervised.py",
         "F.cosine_similarity(p1, z2.detach())",
         "F.cosine_similarity(p1, z2)",
-        *("test_predictions_against_twins", IMAGE, TRAINING),
+        *("test_predictions_against_views", IMAGE, TRAINING),
     ),
     mutation(
         "image projector's batch norm over both views",
         "processor/image_stage.py",
-        "first, second = (self.model.image_projector(twin) for twin in twins)",
-        "first, second = self.model.image_projector(torch.cat(twins)).chunk(2)",
+        "first, second = (self.model.image_projector(view) for view in views)",
+        "first, second = self.model.image_projector(torch.cat(views)).chunk(2)",
         *(IMAGE, TRAINING),
     ),
     mutation(
@@ -209,9 +209,9 @@ MUTATIONS = (
         *(IMAGE, TRAINING),
     ),
     mutation(
-        "side information on twins",
+        "side information on views",
         "processor/image_stage.py",
-        "batch.side if self.side_on_twins else None",
+        "batch.side if self.side_on_views else None",
         "batch.side",
         *(IMAGE, TRAINING),
     ),
@@ -260,14 +260,14 @@ MUTATIONS = (
     ),
     # Pictures
     mutation(
-        "twins erased like training images",
+        "views erased like training images",
         "datasets/transforms.py",
-        "TWIN_ERASED = (0.33, 1 / 3)",
-        "TWIN_ERASED = (0.02, 1 / 3)",
+        "VIEW_ERASED = (0.33, 1 / 3)",
+        "VIEW_ERASED = (0.02, 1 / 3)",
         VIEWS,
     ),
     mutation(
-        "twins erased like training images, by configuration",
+        "views erased like training images, by configuration",
         "configs/defaults.py",
         "TWIN_ERASED_AREA = (0.33, 1 / 3)",
         "TWIN_ERASED_AREA = (0.02, 1 / 3)",
@@ -306,7 +306,7 @@ MUTATIONS = (
     mutation(
         "the optimiser begins anew",
         "processor/build.py",
-        '                take_up(optimizer, run["optimizer"]["state"])\n',
+        '                load_optimizer(optimizer, run["optimizer"]["state"])\n',
         "",
         BROKEN_OFF,
     ),

@@ -837,9 +837,9 @@ def replay_image_stage(
 ):
     """Stage 2: train the image tower, classifiers, necks and image head.
 
-    batches[epoch][step]: dict of images [B, 3, H, W], pids, camids and viewids [B] (both only with `side`), twins
+    batches[epoch][step]: dict of images [B, 3, H, W], pids, camids and viewids [B] (both only with `side`), views
     [2, B, 3, H, W] (only with `ssl`: "SIMCLR" or "SIMSIAM"). text_features [C, D] are fixed; None: the baseline.
-    weights: see `stage2_total`. side: keywords scale, cams, views, camera, view of `sie_rows`, or None; the twins
+    weights: see `stage2_total`. side: keywords scale, cams, views, camera, view of `sie_rows`, or None; the views
     go without it. schedule: keywords of `stage2_lr`. Normalisations use the batch's statistics and move the running
     ones: the tower on images, twin 0, twin 1 in that order; the image head on twin 0, twin 1.
     -> (per step {total, id, triplet, image_text, image_ssl} as floats, final state).
@@ -905,7 +905,7 @@ def image_stage_terms(
     text_scores = None if text_features is None else features[2] @ text_features.T
     loss = None
     if ssl is not None:
-        views = [tower(state, images, **look)[1] for images in batch["twins"]]
+        views = [tower(state, images, **look)[1] for images in batch["views"]]
         head = {"SIMCLR": simclr_head, "SIMSIAM": simsiam_head}[ssl]
         outputs = [head(state, "image_mlp", view, True, moved) for view in views]
         loss = nt_xent(*outputs, temperature) if ssl == "SIMCLR" else simsiam(*outputs, *views)

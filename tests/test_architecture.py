@@ -217,7 +217,7 @@ def test_a_fault_is_found_and_its_line_named(check, path, source):
     ("path", "source"),
     [
         ("model/build.py", "from yacs.config import CfgNode\ndef f(cfg: CfgNode): ..."),
-        ("model/x.py", "from model.clip import ViTTower\nfrom utils.records import Side\nimport torch"),
+        ("model/x.py", "from model.clip import ViTTower\nfrom utils.records import SideInfo\nimport torch"),
         ("processor/x.py", "from loss.triplet import BatchHardTriplet\nfrom model.svllreid import SvllReid"),
         ("tools/x.py", "from train_svllreid import train\nfrom configs import load\nprint('done')"),
         ("processor/x.py", "pin = device.type == 'cuda'"),

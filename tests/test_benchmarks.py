@@ -286,7 +286,7 @@ def test_msmt17_lists_name_images_that_are_not_there(root, msmt):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("0000/0000_001_14_0303morning_0001_1.jpg", "line 2 is '0000/0000_001_14_0303morning_0001_1.jpg'; right is"),
         ("0000/0000_001_14_0303morning_0001_1.jpg zero", "line 2 is"),

@@ -16,7 +16,7 @@ import datasets.check
 from datasets.check import Finding, Report, full_check, quick_check
 from datasets.published_counts import PublishedCounts
 from tools import check_dataset
-from utils.command import run
+from utils.command import run_script
 from utils.errors import UserError
 from utils.metrics import same_camera
 from utils.records import Benchmark, Labels, Omitted, Sample, Trial
@@ -745,7 +745,7 @@ def test_a_folder_of_sheets_that_cannot_be_written_to_is_told_before_anything_is
 
 def test_what_the_reader_says_is_shown_as_such(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["check_dataset", "--quick", "DATASETS.ROOT_DIR", str(tmp_path / "nowhere")])
-    assert run(check_dataset.main) == 2
+    assert run_script(check_dataset.main) == 2
     assert capsys.readouterr().err.startswith(f"error: DATASETS.ROOT_DIR {tmp_path}/nowhere: there is no such folder")
 
 

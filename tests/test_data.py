@@ -26,7 +26,7 @@ from datasets.hold_out import hold_out
 from datasets.images import Images, read_image
 from datasets.market1501 import market1501
 from datasets.transforms import TestTransform, TrainTransform
-from utils.command import run
+from utils.command import run_script
 from utils.errors import DataError, UserError, one_line
 from utils.metrics import rank, same_camera
 from utils.records import Benchmark, Labels, Sample, Trial
@@ -246,7 +246,7 @@ def test_resized_as_pillow_does(given):
     bicubic, bilinear = (
         pixels(picture.resize((width, height), how)) for how in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
     )
-    image, none = plain()(picture, twins=False)
+    image, none = plain()(picture, views=False)
     assert none is None
     assert (image.shape, image.dtype) == ((3, *SIZE), torch.float32)
     torch.testing.assert_close(image, bicubic, rtol=0, atol=1e-6)
@@ -261,7 +261,7 @@ def test_normalised_channel_by_channel():
     picture = Image.new("RGB", (12, 20), (255, 51, 0))
     expected = torch.tensor([(1 - 0.1) / 0.5, (0.2 - 0.2) / 1.0, (0 - 0.3) / 2.0])
     for transform in (TestTransform(SIZE, mean=mean, std=std), plain(mean=mean, std=std)):
-        image, _ = transform(picture, twins=False)
+        image, _ = transform(picture, views=False)
         torch.testing.assert_close(image, expected[:, None, None].expand(3, *SIZE), rtol=0, atol=1e-6)
 
 
@@ -269,7 +269,7 @@ def test_flipped_always_never_half_of_the_time():
     picture = noise(*SIZE)
     torch.manual_seed(0)
     for probability, times in ((0.0, range(1)), (1.0, range(50, 51)), (0.5, range(10, 41))):
-        images = [plain(flip=probability)(picture, twins=False)[0] for _ in range(50)]
+        images = [plain(flip=probability)(picture, views=False)[0] for _ in range(50)]
         mirrored = [close(image, pixels(picture).flip(2)) for image in images]
         assert all(mirror or close(image, pixels(picture)) for mirror, image in zip(mirrored, images, strict=True))
         assert sum(mirrored) in times
@@ -288,7 +288,7 @@ def test_padded_black_and_cropped_anywhere():
     torch.manual_seed(0)
     places = Counter()
     for _ in range(200):
-        image, _ = plain(padding=padding)(picture, twins=False)
+        image, _ = plain(padding=padding)(picture, views=False)
         (place,) = (place for place, window in windows.items() if close(window, image))
         places[place] += 1
     assert set(places) == set(windows)
@@ -307,15 +307,15 @@ def box(image: torch.Tensor) -> tuple[int, int, int, int]:
 
 @pytest.fixture(scope="module")
 def erased() -> torch.Tensor:
-    """[300, 3 (image, twin, twin), 3, H, W] from a black picture, all erased."""
+    """[300, 3 (image, view, view), 3, H, W] from a black picture, all erased."""
     torch.manual_seed(0)
     random.seed(0)
     black, transform = Image.new("RGB", SIZE[::-1]), plain(erase=1.0)
-    items = [transform(black, twins=True) for _ in range(300)]
-    return torch.stack([torch.cat([image[None], twins]) for image, twins in items])
+    items = [transform(black, views=True) for _ in range(300)]
+    return torch.stack([torch.cat([image[None], views]) for image, views in items])
 
 
-@pytest.mark.parametrize("which, smallest", [(0, 0.02), (1, 0.33), (2, 0.33)], ids=["image", "twin", "other twin"])
+@pytest.mark.parametrize("which, smallest", [(0, 0.02), (1, 0.33), (2, 0.33)], ids=["image", "view", "other view"])
 def test_erased_area_and_aspect(erased, which, smallest):
     """A share from `smallest` to a third, sides h : w from 0.3 to 1/0.3, each up to rounding to whole pixels."""
     boxes = [box(image) for image in erased[:, which]]
@@ -351,21 +351,21 @@ def test_erased_with_the_given_probability(probability, times):
     torch.manual_seed(0)
     random.seed(0)
     black, transform = Image.new("RGB", SIZE[::-1]), plain(erase=probability)
-    items = [transform(black, twins=True) for _ in range(200)]
-    for views in ([image for image, _ in items], [twins[0] for _, twins in items], [twins[1] for _, twins in items]):
+    items = [transform(black, views=True) for _ in range(200)]
+    for views in ([image for image, _ in items], [views[0] for _, views in items], [views[1] for _, views in items]):
         assert sum(bool((view != -1).any()) for view in views) in times
 
 
-def test_twins_have_draws_of_their_own_and_all_of_them():
-    """An image and its twins are flipped one by one and moved by up to 6 pixels: one pair in 338 is alike by chance."""
+def test_views_have_draws_of_their_own_and_all_of_them():
+    """An image and its views are flipped one by one and moved by up to 6 pixels: one pair in 338 is alike by chance."""
     torch.manual_seed(0)
     picture, transform = noise(*SIZE), plain(flip=0.5, padding=6)
     inner = pixels(picture)[:, 8:16, 8:16].flip(2)  # somewhere in each mirrored view
     flips, alike = Counter(), 0
     for _ in range(100):
-        image, twins = transform(picture, twins=True)
-        assert twins.shape == (2, 3, *SIZE)
-        views = [image, *twins]
+        image, views = transform(picture, views=True)
+        assert views.shape == (2, 3, *SIZE)
+        views = [image, *views]
         alike += sum(close(a, b) for a, b in combinations(views, 2))
         flips[tuple(similar(inner, view) for view in views)] += 1
     assert len(flips) == 8  # all combinations, each about 12 times
@@ -389,9 +389,9 @@ def samples(tmp_path) -> list[Sample]:
     return [Sample(str(tmp_path / f"{number}.jpg"), number // 2, number % 4, number // 4) for number in range(8)]
 
 
-def images(samples, *, twins: bool = True, seed: int = 0, epoch: int = 1) -> Images:
+def images(samples, *, views: bool = True, seed: int = 0, epoch: int = 1) -> Images:
     transform = TrainTransform(SIZE, **HALF, flip=0.5, padding=4, erase=0.5)
-    made = Images(samples, transform, twins=twins, seed=seed)
+    made = Images(samples, transform, views=views, seed=seed)
     made.set_epoch(epoch)
     return made
 
@@ -401,26 +401,26 @@ def batch_of(some: Images, *indices: int):
 
 
 def same(one, other) -> bool:
-    return torch.equal(one.images, other.images) and torch.equal(one.twins, other.twins)
+    return torch.equal(one.images, other.images) and torch.equal(one.views, other.views)
 
 
 def test_batch(samples):
     batch = batch_of(images(samples), 5, 0, 7)
     assert batch.images.shape == (3, 3, *SIZE)
-    assert batch.twins.shape == (2, 3, 3, *SIZE)
+    assert batch.views.shape == (2, 3, 3, *SIZE)
     assert batch.pids.tolist() == [2, 0, 3]
     assert batch.side.camids.tolist() == [1, 0, 3]
     assert batch.side.viewids.tolist() == [1, 0, 1]
     assert batch.indices.tolist() == [5, 0, 7]
-    assert batch_of(images(samples, twins=False), 5, 0).twins is None
+    assert batch_of(images(samples, views=False), 5, 0).views is None
     assert len(images(samples)) == 8
 
 
-def test_twins_belong_to_their_image(samples):
-    """Without anything random, twins are the image: [twin, row of the batch, ...] and not the other way round."""
-    still = Images(samples, plain(), twins=True)
+def test_views_belong_to_their_image(samples):
+    """Without anything random, views are the image: [view, row of the batch, ...] and not the other way round."""
+    still = Images(samples, plain(), views=True)
     batch = batch_of(still, 3, 6, 1)
-    assert torch.equal(batch.twins[0], batch.images) and torch.equal(batch.twins[1], batch.images)
+    assert torch.equal(batch.views[0], batch.images) and torch.equal(batch.views[1], batch.images)
     assert not torch.equal(batch.images[0], batch.images[1])
 
 
@@ -428,14 +428,14 @@ def test_the_draw_depends_on_seed_epoch_and_index_alone(samples):
     reference = batch_of(images(samples), *range(8))
     backwards = batch_of(images(samples), *reversed(range(8)))
     assert torch.equal(backwards.images.flip(0), reference.images)
-    assert torch.equal(backwards.twins.flip(1), reference.twins)
+    assert torch.equal(backwards.views.flip(1), reference.views)
     alone = images(samples)[3]
-    assert torch.equal(alone[1], reference.images[3]) and torch.equal(alone[2], reference.twins[:, 3])
+    assert torch.equal(alone[1], reference.images[3]) and torch.equal(alone[2], reference.views[:, 3])
     torch.manual_seed(99)
     random.seed(99)
     assert same(batch_of(images(samples), *range(8)), reference)
-    without = batch_of(images(samples, twins=False), *range(8))
-    assert torch.equal(without.images, reference.images)  # twins are drawn after the image
+    without = batch_of(images(samples, views=False), *range(8))
+    assert torch.equal(without.images, reference.images)  # views are drawn after the image
     for other in (images(samples, epoch=2), images(samples, seed=1)):
         drawn = batch_of(other, *range(8))
         assert not any(torch.equal(a, b) for a, b in zip(drawn.images, reference.images, strict=True))
@@ -446,7 +446,7 @@ def test_the_draw_does_not_depend_on_workers(samples):
         some = images(samples)
         loader = DataLoader(some, batch_size=size, num_workers=workers, collate_fn=some.collate)
         batches = list(loader)
-        return torch.cat([batch.images for batch in batches]), torch.cat([batch.twins for batch in batches], dim=1)
+        return torch.cat([batch.images for batch in batches]), torch.cat([batch.views for batch in batches], dim=1)
 
     (images_here, twins_here), (images_there, twins_there) = read(0, 8), read(2, 3)
     assert torch.equal(images_here, images_there) and torch.equal(twins_here, twins_there)
@@ -454,7 +454,7 @@ def test_the_draw_does_not_depend_on_workers(samples):
 
 def test_an_image_that_fills_several_places_is_drawn_anew_in_each(samples):
     batch = batch_of(images(samples), 4, 4, 1, 4)
-    views = torch.stack([batch.images, *batch.twins], dim=1)[[0, 1, 3]].flatten(0, 1)  # nine of the same image
+    views = torch.stack([batch.images, *batch.views], dim=1)[[0, 1, 3]].flatten(0, 1)  # nine of the same image
     assert not any(torch.equal(views[i], views[j]) for i in range(9) for j in range(i))
     elsewhere = batch_of(images(samples), 1, 4, 0, 4, 4)  # the first, the second, the third copy, wherever they are
     assert torch.equal(elsewhere.images[[1, 3, 4]], batch.images[[0, 1, 3]])
@@ -556,15 +556,15 @@ def config(*overrides: str):
 
 
 def test_training_loader(samples):
-    loader = make_loader(config(), samples, train=True, twins=True)
+    loader = make_loader(config(), samples, train=True, views=True)
     batches = list(loader)
     assert len(loader) == len(batches) == 2
     for batch in batches:
-        assert batch.images.shape == (4, 3, 64, 32) and batch.twins.shape == (2, 4, 3, 64, 32)
+        assert batch.images.shape == (4, 3, 64, 32) and batch.views.shape == (2, 4, 3, 64, 32)
         assert Counter(Counter(batch.pids.tolist()).values()) == {2: 2}
         assert batch.pids.tolist() == [samples[index].pid for index in batch.indices.tolist()]
     assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == list(range(8))
-    assert next(iter(make_loader(config(), samples, train=True))).twins is None
+    assert next(iter(make_loader(config(), samples, train=True))).views is None
 
 
 def test_test_loader(samples):
@@ -575,7 +575,7 @@ def test_test_loader(samples):
     batches = list(loader)
     assert [len(batch.pids) for batch in batches] == [3, 3, 2]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(8))
-    assert all(batch.twins is None for batch in batches)
+    assert all(batch.views is None for batch in batches)
     expected = pixels(read_image(samples[4].path).resize((16, 32), Image.Resampling.BILINEAR))
     torch.testing.assert_close(batches[1].images[1], expected, rtol=0, atol=1e-6)
 
@@ -605,13 +605,13 @@ def test_erasing_and_padding_keys_reach_the_training_transform(tmp_path):
 
     def first(erase: str, padding: str):
         keys = ["INPUT.RE_PROB", erase, "INPUT.PADDING", padding]
-        return next(iter(make_loader(config(*pixel, *keys), white, train=True, twins=True)))
+        return next(iter(make_loader(config(*pixel, *keys), white, train=True, views=True)))
 
-    for views in (first("0.0", "0").images, first("0.0", "0").twins):
+    for views in (first("0.0", "0").images, first("0.0", "0").views):
         assert (views == 1).all()
     batch = first("1.0", "0")
     assert (batch.images != 1).flatten(1).any(dim=1).all()
-    assert (batch.twins != 1).float().mean(dim=(2, 3, 4)) == pytest.approx(torch.full((2, 4), 1 / 3), abs=0.04)
+    assert (batch.views != 1).float().mean(dim=(2, 3, 4)) == pytest.approx(torch.full((2, 4), 1 / 3), abs=0.04)
     assert set(first("0.0", "6").images.unique().tolist()) == {-1, 1}
 
 
@@ -637,7 +637,7 @@ def test_what_a_worker_cannot_hand_over_is_an_error_of_the_reader(samples, monke
 def test_a_worker_that_is_killed_is_told_with_its_signal(samples, monkeypatch, capsys):
     monkeypatch.setattr(datasets.build, "begin_worker", lambda number: os.kill(os.getpid(), signal.SIGKILL))
     loader = make_loader(config("DATALOADER.NUM_WORKERS", "1"), samples, train=True)
-    assert run(lambda: next(iter(loader))) == 2
+    assert run_script(lambda: next(iter(loader))) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "is killed by signal: Killed" in line and "memory" in line and "the same command goes on" in line
 
@@ -657,7 +657,7 @@ def test_an_epoch_reaches_workers_that_live_on(samples):
         return list(loader)
 
     here, there = (
-        make_loader(config("DATALOADER.NUM_WORKERS", workers), samples, train=True, twins=True) for workers in "01"
+        make_loader(config("DATALOADER.NUM_WORKERS", workers), samples, train=True, views=True) for workers in "01"
     )
     epochs = [read(there, epoch) for epoch in (1, 2)]
     for epoch, batches in zip((1, 2), epochs, strict=True):

@@ -33,7 +33,7 @@ from processor.evaluate import embed_all, evaluate
 from processor.image_stage import ImageStage, sentence_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
-from utils.command import run
+from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
 from utils.run_folder import Onlooker, RunFolder
@@ -75,7 +75,7 @@ def share(batch: Batch) -> Batch:
         batch.pids[rows],
         type(batch.side)(*(ids[rows] for ids in batch.side)),
         batch.indices[rows],
-        batch.twins[:, rows],
+        batch.views[:, rows],
     )
 
 
@@ -140,7 +140,7 @@ def training(folder: Path) -> dict:
     for head in stage.model.heads:
         nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(3))
     stage.text_features = torch.randn(6, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    loader = make_loader(config(), train, train=True, twins=True)
+    loader = make_loader(config(), train, train=True, views=True)
     group = {"params": [p for p in stage.parameters() if p.requires_grad], "initial_lr": 1e-3}
     drawn = []
 
@@ -152,7 +152,7 @@ def training(folder: Path) -> dict:
         return made
 
     fit(stage, batches, torch.optim.SGD([group], momentum=0.9, fused=True), lambda _, lr: lr, 2, device=CPU)
-    distributed.check_same(stage.model)
+    distributed.check_identical(stage.model)
     return {"state": stage.model.state_dict(), "drawn": drawn}
 
 
@@ -239,15 +239,15 @@ def words(folder: Path) -> dict:
     network.running_mean.add_(torch.tensor([0.1, float(rank)]))
     apart = None
     try:
-        distributed.check_same(network)
+        distributed.check_identical(network)
     except RuntimeError as error:
         apart = str(error)
     distributed.average_statistics(network)
-    distributed.check_same(network)
+    distributed.check_identical(network)
     mean = network.running_mean - before
     network.running_mean.add_(rank)
     distributed.copy_from_main(network)
-    distributed.check_same(network)
+    distributed.check_identical(network)
     some = torch.arange(rank * 3)[:, None] + torch.tensor([[100 * rank, 0]]) if rank else None
     return {
         "place": (rank, world, distributed.is_main(), distributed.place()),
@@ -264,13 +264,13 @@ def words(folder: Path) -> dict:
 
 
 def fails_on(rank: int, error: Exception) -> None:
-    with distributed.together():
+    with distributed.collective():
         if distributed.rank() == rank:
             raise error
 
 
 def own_failure(_) -> None:
-    with distributed.together():
+    with distributed.collective():
         raise DataError(f"of process {distributed.rank()}")
 
 
@@ -299,7 +299,7 @@ def out_of_memory_on_last(folder: Path) -> None:
 IMAGE = {
     "image": {},
     "image SimSiam": {"self_supervision": "SIMSIAM"},
-    "image, published choices undone": {"side_on_twins": True, "ignore_same_identity": True, "margin": None},
+    "image, published choices undone": {"side_on_views": True, "ignore_same_identity": True, "margin": None},
     "image ResNet": {"tower": "resnet"},
     "image in fp32": {"dtype": torch.float32},
 }
@@ -351,12 +351,12 @@ def outcome(name: str, folder: Path) -> dict:
 def main(folder: Path) -> None:
     faulthandler.dump_traceback_later(LAUNCH - 30, exit=True)  # says where it hangs
     torch.set_num_threads(1)
-    device = distributed.start(CPU)
+    device = distributed.join_processes(CPU)
     assert device == CPU
     outcomes = {name: outcome(name, folder) for name in CHECKS}
     rank, world = distributed.rank(), distributed.world_size()
     torch.save(outcomes, folder / f"{world}.{rank}.pt")
-    distributed.stop()
+    distributed.leave_processes()
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
 
 
@@ -572,10 +572,10 @@ def test_a_single_process_pays_and_says_nothing(alone, folder, caplog):
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     assert distributed.sync_batch_norm(network, torch.device("cuda")) is network
     assert type(network[1]) is nn.BatchNorm2d
-    with pytest.raises(KeyError, match="mine"), distributed.together():
+    with pytest.raises(KeyError, match="mine"), distributed.collective():
         raise KeyError("mine")
     assert not caplog.messages
-    distributed.stop()
+    distributed.leave_processes()
 
 
 def under_torchrun(monkeypatch, rank: int, world: int, local: int, here: int | None) -> None:
@@ -592,9 +592,9 @@ def test_only_torchrun_makes_several_processes(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for device in map(torch.device, ("cpu", "cuda", "cuda:3", "mps")):
-        assert distributed.start(device) is device
+        assert distributed.join_processes(device) is device
     under_torchrun(monkeypatch, 0, 1, 0, 1)
-    assert distributed.place() is None and distributed.start(torch.device("cuda")) == torch.device("cuda")
+    assert distributed.place() is None and distributed.join_processes(torch.device("cuda")) == torch.device("cuda")
     assert not torch.distributed.is_initialized()
     under_torchrun(monkeypatch, 5, 8, 1, 4)
     assert distributed.place() == (5, 8, 1, 4)
@@ -618,7 +618,7 @@ def test_what_the_environment_says_wrong_is_one_line(monkeypatch, capsys, name, 
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29511")
     monkeypatch.setenv(name, value)
-    assert run(lambda: distributed.start(CPU)) == 2
+    assert run_script(lambda: distributed.join_processes(CPU)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and name in line and repr(value) in line and re.search(right, line)
 
@@ -629,7 +629,7 @@ def test_what_was_wrong_before_the_environment_is_read_is_told_whatever_it_says(
     def refuse() -> None:
         raise UserError("no such folder")
 
-    assert run(refuse) == 2 and capsys.readouterr().err == "error: no such folder\n"
+    assert run_script(refuse) == 2 and capsys.readouterr().err == "error: no such folder\n"
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
@@ -638,17 +638,17 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **rest: asked.append(backend))
     under_torchrun(monkeypatch, 6, 8, 2, 4)
-    assert distributed.start(torch.device("cuda")) == torch.device("cuda:2") == chosen[-1]
-    assert distributed.start(CPU) == CPU and asked == ["cpu:gloo,cuda:nccl", "gloo"]
+    assert distributed.join_processes(torch.device("cuda")) == torch.device("cuda:2") == chosen[-1]
+    assert distributed.join_processes(CPU) == CPU and asked == ["cpu:gloo,cuda:nccl", "gloo"]
     with pytest.raises(UserError, match=r"MODEL.DEVICE cuda:1: torchrun started 4 processes .* MODEL.DEVICE cuda,"):
-        distributed.start(torch.device("cuda:1"))
+        distributed.join_processes(torch.device("cuda:1"))
     with pytest.raises(UserError, match=r"MODEL\.DEVICE mps"):
-        distributed.start(torch.device("mps"))
+        distributed.join_processes(torch.device("mps"))
     under_torchrun(monkeypatch, 1, 2, 0, 1)  # the only process of its machine may have any
-    assert distributed.start(torch.device("cuda:1")) == torch.device("cuda:1") == chosen[-1]
+    assert distributed.join_processes(torch.device("cuda:1")) == torch.device("cuda:1") == chosen[-1]
     under_torchrun(monkeypatch, 0, 5, 0, 5)
     with pytest.raises(UserError, match=r"5 processes on a machine with 4 CUDA devices.*--nproc_per_node 4$"):
-        distributed.start(torch.device("cuda"))
+        distributed.join_processes(torch.device("cuda"))
     assert len(asked) == 3
 
 

@@ -30,7 +30,7 @@ from processor import build
 from processor.loop import NonFiniteLoss
 from tools import demo
 from utils.checkpoint import read_checkpoint
-from utils.command import run
+from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
 from utils.run_folder import check_writable
@@ -477,7 +477,7 @@ def test_errors_become_one_line_and_an_exit_code(capsys):
             "Caught DataError in DataLoader worker process 0.\nTraceback\n  x\nutils.errors.DataError: a.jpg"
         )
 
-    assert run(fail) == 2
+    assert run_script(fail) == 2
     assert capsys.readouterr().err == "error: a.jpg\n"
 
 
@@ -500,7 +500,7 @@ def test_what_ended_a_process_is_told_in_one_line(capsys, error, cause, words):
     def fail() -> None:
         raise error from cause
 
-    assert run(fail) == 2
+    assert run_script(fail) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line and "disk full?)" not in line
     assert line.count("DATALOADER.NUM_WORKERS") == 1 and "memory" in line
@@ -517,7 +517,7 @@ def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(mon
         Half()
         raise UserError("too many open files")
 
-    assert run(fail) == 2 and capsys.readouterr().err == "error: too many open files\n"
+    assert run_script(fail) == 2 and capsys.readouterr().err == "error: too many open files\n"
 
 
 def test_a_fault_of_the_program_is_in_the_log_file(tmp_path, monkeypatch):
@@ -528,7 +528,7 @@ def test_a_fault_of_the_program_is_in_the_log_file(tmp_path, monkeypatch):
         raise ZeroDivisionError("a fault")
 
     with pytest.raises(ZeroDivisionError):
-        run(fail)
+        run_script(fail)
     assert (tmp_path / "log").read_text().endswith("ZeroDivisionError: a fault\n\n")
 
 

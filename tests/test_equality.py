@@ -39,7 +39,7 @@ from processor.prompt_stage import PromptStage, cache_features
 from solver.build import make_optimizer, make_schedule
 from tests import reference as ref
 from utils.metrics import rank_features, same_camera
-from utils.records import Batch, Benchmark, FeatureBatch, Labels, Sample, Side
+from utils.records import Batch, Benchmark, FeatureBatch, Labels, Sample, SideInfo
 from utils.reranking import rerank
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -140,14 +140,14 @@ def close(actual, expected, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def ids(side: str, count: int, seed: int = 0) -> tuple[Side, dict]:
+def ids(side: str, count: int, seed: int = 0) -> tuple[SideInfo, dict]:
     """Random cameras and viewpoints, and the same as the reference's `sie_rows` takes them."""
     cams, views, camera, view = SIDES[side]
     generator = torch.Generator().manual_seed(seed)
     camids = torch.randint(0, max(cams, 1), (count,), generator=generator)
     viewids = torch.randint(0, max(views, 1), (count,), generator=generator)
     facts = {"scale": SCALE, "cams": cams, "views": views, "camera": camera, "view": view}
-    return Side(camids, viewids), facts
+    return SideInfo(camids, viewids), facts
 
 
 # --------------------------------------------------------------------------------------------------- the file's layout
@@ -252,7 +252,7 @@ def test_the_features_of_the_transformer(tmp_path, size, stride, side):
         plain = model.encode_image(images)
     compare_features(actual, expected, 1e-5)
     compare_features(exact, expected, 1e-10)
-    # Without ids, as for the prompt stage and the twins, the table has no say.
+    # Without ids, as for the prompt stage and the views, the table has no say.
     close(plain.projected, ref.vit(state, images, heads=HEADS["vit"], stride=stride)[2], 1e-10)
 
 
@@ -554,11 +554,11 @@ def test_images_against_sentences_both_ways():
     )
 
 
-def test_twins_among_strangers():
+def test_views_among_strangers():
     compare_loss(NTXent(), ref.nt_xent, *(normal(6, 5, seed=seed) for seed in (1, 2)))
 
 
-def test_predictions_against_twins():
+def test_predictions_against_views():
     compare_loss(
         lambda p1, p2, z1, z2: NegativeCosine()(p1, z2, p2, z1),
         ref.simsiam,
@@ -584,9 +584,9 @@ STAGES = [  # tower, stride, side information, self-supervision, smoothing, marg
 def image_batch(pids, side: str, size, seed: int = 0) -> tuple[Batch, dict]:
     """A batch, for us and for the reference."""
     ours, _ = ids(side, len(pids), seed)
-    images, twins = normal(len(pids), 3, *size, seed=seed), normal(2, len(pids), 3, *size, seed=seed + 1)
-    theirs = {"images": images, "twins": twins, "pids": pids, **ours._asdict()}
-    return Batch(images, torch.tensor(pids), ours, torch.arange(len(pids)), twins), theirs
+    images, views = normal(len(pids), 3, *size, seed=seed), normal(2, len(pids), 3, *size, seed=seed + 1)
+    theirs = {"images": images, "views": views, "pids": pids, **ours._asdict()}
+    return Batch(images, torch.tensor(pids), ours, torch.arange(len(pids)), views), theirs
 
 
 @pytest.mark.parametrize(("tower", "stride", "side", "ssl", "smoothing", "margin"), STAGES)
@@ -774,7 +774,7 @@ def draws(torch_draws: torch.Generator, python: random.Random, size, padding: in
     return {"flipped": flipped, "padding": padding, "top": top, "left": left, "erased": erased}
 
 
-def test_training_images_and_their_twins():
+def test_training_images_and_their_views():
     size, seen = (48, 24), Counter()
     pixels = np.random.default_rng(0).integers(0, 256, (37, 29, 3), np.uint8)
     picture = Image.fromarray(pixels)
@@ -783,16 +783,16 @@ def test_training_images_and_their_twins():
     for seed in range(20):
         torch.manual_seed(seed)
         random.seed(seed)
-        image, twins = transform(picture, twins=True)
+        image, views = transform(picture, views=True)
         generator, python = torch.Generator().manual_seed(seed), random.Random(seed)
-        for view, area in ((image, (0.02, 1 / 3)), (twins[0], (0.33, 1 / 3)), (twins[1], (0.33, 1 / 3))):
+        for view, area in ((image, (0.02, 1 / 3)), (views[0], (0.33, 1 / 3)), (views[1], (0.33, 1 / 3))):
             given = draws(generator, python, size, 4, area)
             close(view, ref.train_view(resized, **given, mean=MEAN, std=STD), 1e-5)
             seen[given["flipped"], given["erased"] is not None] += 1
             if given["erased"] and area[0] == 0.33:
                 assert given["erased"][2][0].numel() == pytest.approx(48 * 24 / 3, rel=0.05)
     assert len(seen) == 4
-    # What the configuration says of twins where nobody changes it, and of the rest in published files.
+    # What the configuration says of views where nobody changes it, and of the rest in published files.
     cfg = load(CONFIGS / "person" / "vit_svllreid.yml").INPUT
     assert cfg.TWIN_ERASED_AREA == (0.33, 1 / 3)
     assert (cfg.PROB, cfg.RE_PROB, cfg.PADDING) == (0.5, 0.5, 10)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from model.heads import BNNeckHead, Projector, SideEmbedding
-from utils.records import Side
+from utils.records import SideInfo
 
 
-def side(camids: list[int], viewids: list[int]) -> Side:
-    return Side(torch.tensor(camids), torch.tensor(viewids))
+def side(camids: list[int], viewids: list[int]) -> SideInfo:
+    return SideInfo(torch.tensor(camids), torch.tensor(viewids))
 
 
 # ---------------------------------------------------------------------------------------------------------------- neck

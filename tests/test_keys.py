@@ -93,7 +93,7 @@ FROM_FILE = {"MODEL.INIT_FROM": NOISY}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
-SHOWN = ("images", "twins", "test images")
+SHOWN = ("images", "views", "test images")
 PICTURES = ("training pictures", "test pictures")
 # A stage's learning rate: what is logged (the first epoch's, and all of them) and what it does.
 PROMPT_RATES = ("prompt rate", "prompt rates", "prompts after")
@@ -121,13 +121,13 @@ EFFECTS = (
     effect("MODEL.SSL_HIDDEN", "6", "shape of image projector", "shape of text projector"),
     effect("MODEL.SSL_OUT", "6", "shape of image projector", "shape of text projector"),
     effect("INPUT.SIZE_TRAIN", "(40, 16)", "shape of tower"),
-    effect("INPUT.SIZE_TRAIN", "(40, 16)", "images", "twins", network={}),
+    effect("INPUT.SIZE_TRAIN", "(40, 16)", "images", "views", network={}),
     effect("INPUT.SIZE_TEST", "(40, 16)", "test images", "prompt's image_text"),
     effect("INPUT.SIZE_TEST", "(64, 32)", "test images", "figures", on=FROM_FILE),
-    effect("INPUT.PROB", "1.0", "images", "twins"),
-    effect("INPUT.RE_PROB", "1.0", "images", "twins"),
-    effect("INPUT.TWIN_ERASED_AREA", "(0.1, 0.2)", "twins"),
-    effect("INPUT.PADDING", "4", "images", "twins"),
+    effect("INPUT.PROB", "1.0", "images", "views"),
+    effect("INPUT.RE_PROB", "1.0", "images", "views"),
+    effect("INPUT.TWIN_ERASED_AREA", "(0.1, 0.2)", "views"),
+    effect("INPUT.PADDING", "4", "images", "views"),
     effect("INPUT.PIXEL_MEAN", "(0.485, 0.456, 0.5)", *SHOWN),
     effect("INPUT.PIXEL_STD", "(0.229, 0.224, 0.5)", *SHOWN),
     effect("DATASETS.NAMES", "market1501", *PICTURES),
@@ -139,7 +139,7 @@ EFFECTS = (
     effect("DATASETS.SYNTHETIC.DIFFICULTY", "0.5", *PICTURES),
     effect("DATASETS.SYNTHETIC.SEED", "1", *PICTURES),
     effect("DATALOADER.NUM_INSTANCE", "2", "order of images"),
-    effect("SOLVER.SEED", "4321", "order of images", "images", "twins"),
+    effect("SOLVER.SEED", "4321", "order of images", "images", "views"),
     effect("SOLVER.SEED", "4321", "prompt's image_text"),
     # With all images in a batch, order cannot matter: what is left is how prompts are disturbed.
     effect("SOLVER.SEED", "4321", "language_ssl", on={"SOLVER.STAGE1.IMS_PER_BATCH": "32"}),
@@ -292,7 +292,7 @@ class Trace:
 
     @cached_property
     def loader(self):
-        loader = make_loader(self.cfg, self.benchmark.train, train=True, twins=True)
+        loader = make_loader(self.cfg, self.benchmark.train, train=True, views=True)
         loader.dataset.set_epoch(1)
         loader.batch_sampler.set_epoch(1)
         return loader
@@ -337,7 +337,7 @@ def of_first_step(stage: str, term: str) -> Callable[[Trace], float | None]:
 
 
 def drawn(trace: Trace, field: int) -> str:
-    """Training images (1) or twins (2) of the first pictures, whatever batch they are in."""
+    """Training images (1) or views (2) of the first pictures, whatever batch they are in."""
     return digest(*(trace.loader.dataset[index][field] for index in range(8)))
 
 
@@ -358,7 +358,7 @@ POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
     "loader": {
         "order of images": lambda trace: list(trace.loader.batch_sampler),
         "images": lambda trace: drawn(trace, 1),
-        "twins": lambda trace: drawn(trace, 2),
+        "views": lambda trace: drawn(trace, 2),
     },
     "test loader": {
         "test images": lambda trace: digest(

@@ -20,10 +20,10 @@ from datasets.folder import camera_of, folder, natural, read_splits
 from datasets.images import Images
 from datasets.market1501 import market1501
 from datasets.sampler import IdentitySampler
-from datasets.several import together
+from datasets.several import combine
 from datasets.transforms import TrainTransform
 from tools import check_dataset, split_dataset
-from utils.command import run
+from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.metrics import ignore_nothing, rank, same_camera
 from utils.records import Benchmark, Labels
@@ -743,7 +743,7 @@ def test_findings_name_labels_as_they_were_written(tmp_path):
     """Not by the numbers that stand for them; of one's own pictures trained on with others, too."""
     root = halls(tmp_path / "own", ("hall", "yard"), ("hall", "hall"))
     expected = f"{root}/c.jpg (identity q0, camera hall)"
-    for benchmark in (folder(root), together([folder(root), replace(folder(root), name="other")])):
+    for benchmark in (folder(root), combine([folder(root), replace(folder(root), name="other")])):
         report = quick_check(benchmark, **BATCH)
         assert expected in [example for finding in report.warnings for example in finding.examples]
 
@@ -804,7 +804,7 @@ def refused(*words) -> str:
 @pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
 @pytest.mark.parametrize("link", [False, True], ids=["copies", "links"])
 def test_three_forms_are_one(tmp_path, cameras, link):
-    """The same samples in the same order, hence the same batches, pixel by pixel; twins, too."""
+    """The same samples in the same order, hence the same batches, pixel by pixel; views, too."""
     source = crowd(tmp_path / "source", cameras=cameras)
     before = contents(source)
     protocol = "cross-camera" if cameras else "all"
@@ -813,7 +813,7 @@ def test_three_forms_are_one(tmp_path, cameras, link):
         words = ("--seed", "3", "--form", form, *(["--link"] if link and form != "csv" else []))
         benchmark = benchmarks[form] = folder(split(source, tmp_path / form, *words), protocol=protocol)
         transform = TrainTransform((16, 8), mean=(0.5,) * 3, std=(0.5,) * 3, flip=0.5, padding=2, erase=0.5)
-        images = Images(benchmark.train, transform, twins=True, seed=5)
+        images = Images(benchmark.train, transform, views=True, seed=5)
         sampler = IdentitySampler([sample.pid for sample in benchmark.train], 2, 2, seed=5)
         assert len(sampler) > 2
         batches[form] = [images.collate(images.__getitems__(rows)) for rows in sampler]
@@ -821,7 +821,7 @@ def test_three_forms_are_one(tmp_path, cameras, link):
         assert labels(benchmarks[form]) == labels(benchmarks["folders"])
         assert len(batches[form]) == len(batches["folders"])
         for one, other in zip(batches[form], batches["folders"], strict=True):
-            for name in ("images", "pids", "indices", "twins"):
+            for name in ("images", "pids", "indices", "views"):
                 assert torch.equal(getattr(one, name), getattr(other, name))
             assert torch.equal(one.side.camids, other.side.camids)
         for one, other in zip(*(benchmarks[name].trials[0] for name in (form, "folders")), strict=True):
@@ -1153,7 +1153,7 @@ def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(split_dataset.shutil, "copyfile", full)
     monkeypatch.setattr(split_dataset.csv, "writer", lambda *_, **__: Writer())
     target = tmp_path / ("x.csv" if form == "csv" else "x")
-    code = run(lambda: split_dataset.main([str(source), str(target), "--form", form]))
+    code = run_script(lambda: split_dataset.main([str(source), str(target), "--form", form]))
     assert code == 2
     assert capsys.readouterr().err == f"error: {target}: cannot be written (No space left on device)\n"
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -252,7 +252,7 @@ def test_nt_xent_by_hand():
     close(ref.nt_xent(normal(1, 3), normal(1, 3, seed=1)), 0)
     first = torch.tensor([[2.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
     second = torch.tensor([[5.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    # each row: its twin at similarity 1, two others at 0
+    # each row: its view at similarity 1, two others at 0
     close(ref.nt_xent(first, second, 0.5), math.log(math.e**2 + 2) - 2)
     close(ref.nt_xent(first, second), math.log(1 + 2 * math.exp(-10)))
 
@@ -400,7 +400,7 @@ WEIGHTS = {"id": 0.25, "triplet": 1.0, "image_text": 1.0, "image_ssl": 0.8}
 def image_batch(size=(16, 8), seed=0):
     return {
         "images": normal(6, 3, *size, seed=seed),
-        "twins": normal(2, 6, 3, *size, seed=seed + 1),
+        "views": normal(2, 6, 3, *size, seed=seed + 1),
         "pids": [0, 0, 1, 1, 3, 3],
         "camids": [0, 1, 1, 0, 1, 1],
         "viewids": [0, 2, 1, 0, 2, 2],
@@ -463,7 +463,7 @@ def test_the_image_stage_of_the_resnet_moves_its_normalisations():
     assert still == {name for name in ref.trained(state) if name.startswith("text_mlp.")}
 
 
-def test_the_baseline_needs_neither_text_nor_twins():
+def test_the_baseline_needs_neither_text_nor_views():
     state = small_vit(prompts=False, ssl=None)
     weights = {"id": 1.0, "triplet": 1.0}
     batch = {name: image_batch()[name] for name in ("images", "pids")}

@@ -26,7 +26,7 @@ from configs import ConfigError
 from processor import build, loop
 from utils import run_folder
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
-from utils.command import run
+from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.report import table
 from utils.run_folder import lock, newest_state
@@ -241,7 +241,7 @@ def test_a_signal_ends_the_step_and_saves(undisturbed, tmp_path, monkeypatch, ca
         return real(*rest)
 
     monkeypatch.setattr(loop, "_update", update)
-    assert run(lambda: train_svllreid.main(command)) == 128 + number
+    assert run_script(lambda: train_svllreid.main(command)) == 128 + number
     newest = states(tmp_path)[-1]
     assert newest.name.endswith("_image_epoch1_step3.pth")
     error = capsys.readouterr().err
@@ -548,7 +548,7 @@ def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed,
 def test_the_field_of_a_state_is_named(undisturbed, tmp_path, capsys, place, value, message):
     whole = read_tensors(states(undisturbed)[0])
     unfinished(tmp_path, undisturbed, with_strange(whole, tuple(place.split(".")), value))
-    code = run(lambda: train_svllreid.main(words(tmp_path, undisturbed / "data")), ConfigError)
+    code = run_script(lambda: train_svllreid.main(words(tmp_path, undisturbed / "data")), ConfigError)
     told = "".join(capsys.readouterr())
     assert code == (2 if message else 0) and "Traceback" not in told
     assert message is None or (re.search(message, told) and str(tmp_path / "run" / "resume") in told)

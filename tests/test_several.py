@@ -15,7 +15,7 @@ import test_svllreid
 import train_svllreid
 from configs import ConfigError, load
 from datasets.build import make_benchmark
-from datasets.several import together
+from datasets.several import combine
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, WeightsError
 from utils.records import Sample, Trial
@@ -27,7 +27,7 @@ def test_identities_and_cameras_are_numbered_on():
     first, second = benchmark(pids=3, cams=2, name="a"), benchmark(pids=2, cams=4, name="b")
     far = Sample("far.jpg", 900, 6, viewid=3)  # a camera that training lacks
     first = replace(first, trials=(Trial(first.trials[0].query, (*first.trials[0].gallery, far)),))
-    both = together([first, second])
+    both = combine([first, second])
     assert both.name == "a+b" and both.num_pids == 5 and both.num_cams == 7 + 4 and both.num_views == 4
     a, b = both.evaluated()
     assert (a.name, b.name) == ("a", "b") and a == first
@@ -42,14 +42,14 @@ def test_identities_and_cameras_are_numbered_on():
 def test_an_unknown_camera_stays_unknown():
     second = benchmark(pids=2, cams=2, name="b")
     second = replace(second, train=(second.train[0]._replace(camid=-1), *second.train[1:]))
-    both = together([benchmark(pids=3, cams=2, name="a"), second])
+    both = combine([benchmark(pids=3, cams=2, name="a"), second])
     assert [sample.camid for sample in both.evaluated()[1].train] == [-1, 3, 2, 3]
 
 
 def test_what_cannot_be_trained_on_together():
     one = benchmark(name="a")
     with pytest.raises(DataError, match=r"a says 'A photo of a \{\} person.' and b 'A photo of a \{\} vehicle.'"):
-        together([one, benchmark(name="b", template="A photo of a {} vehicle.")])
+        combine([one, benchmark(name="b", template="A photo of a {} vehicle.")])
 
 
 def test_names_may_be_a_tuple():

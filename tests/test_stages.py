@@ -19,7 +19,7 @@ from processor.image_stage import ImageStage, sentence_features
 from processor.loop import NonFiniteLoss, fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from utils.errors import DataError
-from utils.records import Batch, FeatureBatch, Losses, Sample, Side, Trial
+from utils.records import Batch, FeatureBatch, Losses, Sample, SideInfo, Trial
 
 CPU = torch.device("cpu")
 
@@ -253,13 +253,13 @@ def test_the_image_stage_thaws_what_the_prompt_stage_froze():
 def terms_by_hand(model, batch: Batch, *, margin=0.3, smoothing=0.1) -> dict[str, torch.Tensor]:
     features = model.encode_image(batch.images, batch.side)
     texts = torch.stack([model.encode_text(torch.tensor([pid]))[0] for pid in range(model.num_pids)])
-    twins = [model.encode_image(twin).last for twin in batch.twins]  # without side information
+    views = [model.encode_image(view).last for view in batch.views]  # without side information
     triplet = BatchHardTriplet(margin)
     return {
         "identity": IdentityLoss(smoothing)(model.classify(features), batch.pids),
         "triplet": sum(triplet(depth, batch.pids) for depth in features),
         "image_text": ImageToText(smoothing)(features.projected, texts, batch.pids),
-        "vision_ssl": NTXent()(*(model.image_projector(twin) for twin in twins)),
+        "vision_ssl": NTXent()(*(model.image_projector(view) for view in views)),
     }
 
 
@@ -276,20 +276,20 @@ def test_the_image_stages_loss_by_hand(options):
     assert losses.total.requires_grad and not any(term.requires_grad for term in losses.terms.values())
 
     model = stage.model
-    twins = model.encode_image(batch.twins.flatten(0, 1)).last
-    both = NTXent()(*model.image_projector(twins).chunk(2))
+    views = model.encode_image(batch.views.flatten(0, 1)).last
+    both = NTXent()(*model.image_projector(views).chunk(2))
     assert (both - losses.terms["vision_ssl"]).abs() > 1e-3  # one view at a time, and that matters
-    beside = Side(*(torch.cat([ids, ids]) for ids in batch.side))
-    with_side = model.encode_image(batch.twins.flatten(0, 1), beside).last
-    known = NTXent()(*(model.image_projector(twin) for twin in with_side.chunk(2)))
+    beside = SideInfo(*(torch.cat([ids, ids]) for ids in batch.side))
+    with_side = model.encode_image(batch.views.flatten(0, 1), beside).last
+    known = NTXent()(*(model.image_projector(view) for view in with_side.chunk(2)))
     assert (known - losses.terms["vision_ssl"]).abs() > 1e-3
 
 
-def test_twins_with_side_information_on_request():
-    stage, batch = image_stage(side_on_twins=True), image_batch(PIDS, cams=CAMS)
+def test_views_with_side_information_on_request():
+    stage, batch = image_stage(side_on_views=True), image_batch(PIDS, cams=CAMS)
     model = stage.model
-    twins = [model.encode_image(twin, batch.side).last for twin in batch.twins]
-    expected = NTXent()(*(model.image_projector(twin) for twin in twins))
+    views = [model.encode_image(view, batch.side).last for view in batch.views]
+    expected = NTXent()(*(model.image_projector(view) for view in views))
     without = terms_by_hand(model, batch)["vision_ssl"]
     got = stage(batch).terms["vision_ssl"]
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
@@ -298,7 +298,7 @@ def test_twins_with_side_information_on_request():
 
 def test_images_of_the_same_identity_left_out_of_the_strangers_on_request():
     stage, batch = image_stage(ignore_same_identity=True), image_batch(PIDS, cams=CAMS)
-    heads = [stage.model.image_projector(stage.model.encode_image(twin).last) for twin in batch.twins]
+    heads = [stage.model.image_projector(stage.model.encode_image(view).last) for view in batch.views]
     got = stage(batch).terms["vision_ssl"]
     torch.testing.assert_close(got, NTXent()(*heads, batch.pids), rtol=1e-4, atol=1e-5)
     assert got < NTXent()(*heads) - 1e-3
@@ -313,7 +313,7 @@ def test_simsiam_predicts_one_view_from_the_other():
     stage = image_stage(simsiam(small_model(cams=2)), self_supervision="SIMSIAM")
     batch = image_batch(PIDS, cams=CAMS)
     model = stage.model
-    first, second = (model.encode_image(twin).last for twin in batch.twins)
+    first, second = (model.encode_image(view).last for view in batch.views)
     expected = NegativeCosine()(model.image_projector(first), second, model.image_projector(second), first)
     got = stage(batch)
     torch.testing.assert_close(got.terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
@@ -328,11 +328,11 @@ def test_a_tower_with_batch_norm_sees_one_view_at_a_time():
     stage = image_stage(model)
     stage(batch)
     assert towers.rows == [6, 6, 6]
-    first, second = (model.image(twin).last for twin in batch.twins)
+    first, second = (model.image(view).last for view in batch.views)
     expected = NTXent()(model.image_projector(first), model.image_projector(second))
     torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-3, atol=1e-4)
-    both = model.image(batch.twins.flatten(0, 1)).last.chunk(2)
-    assert (NTXent()(*(model.image_projector(twin) for twin in both)) - expected).abs() > 1e-3
+    both = model.image(batch.views.flatten(0, 1)).last.chunk(2)
+    assert (NTXent()(*(model.image_projector(view) for view in both)) - expected).abs() > 1e-3
 
 
 @pytest.mark.parametrize("off", ALL)
@@ -340,7 +340,7 @@ def test_a_term_of_weight_0_does_not_exist(off):
     stage, batch = image_stage(), image_batch(PIDS, cams=CAMS)
     expected = stage(batch)
     stage = image_stage(weights={**ALL, off: 0.0})
-    losses = stage(batch if off != "vision_ssl" else batch._replace(twins=None))
+    losses = stage(batch if off != "vision_ssl" else batch._replace(views=None))
     assert list(losses.terms) == [name for name in ALL if name != off]
     missing = ALL[off] * expected.terms[off]
     torch.testing.assert_close(losses.total, expected.total - missing, rtol=1e-4, atol=1e-4)
@@ -366,7 +366,7 @@ def test_what_is_off_costs_no_forward():
 def test_a_baseline_has_no_text_at_all():
     model = small_model(sentences=False, language=False, vision=False)
     stage = image_stage(model, weights={"identity": 1.0, "triplet": 1.0, "image_text": 0.0, "vision_ssl": 0.0})
-    losses = stage(image_batch(PIDS, twins=False))
+    losses = stage(image_batch(PIDS, views=False))
     losses.total.backward()
     assert list(losses.terms) == ["identity", "triplet"]
 
@@ -591,7 +591,7 @@ def loader(samples, lengths=lambda number: 1.0):
     for start in range(0, len(rows), 2):
         images = torch.tensor(rows[start : start + 2])
         ids = images[:, :3].long()
-        yield Batch(images, ids[:, 0], Side(ids[:, 2], torch.zeros(len(ids), dtype=torch.long)), ids[:, 1])
+        yield Batch(images, ids[:, 0], SideInfo(ids[:, 2], torch.zeros(len(ids), dtype=torch.long)), ids[:, 1])
 
 
 def test_an_ideal_model_finds_everything():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from model.clip import ResNetTower, TextTower, ViTTower, patch_grid, resize_positions
 from model.heads import SideEmbedding
 from model.prompts import AUGMENTATIONS, PromptLearner
-from utils.records import Side
+from utils.records import SideInfo
 
 OPENAI = (14, 14)  # the grid of OpenAI's position table: 224 / 16
 
@@ -44,11 +44,11 @@ def test_an_exported_tower_takes_any_number_of_images(kind):
     model = small_resnet_model() if kind == "ResNet" else small_model(cams=3 if kind.startswith("with") else 0)
     image, batch = model.image.eval(), {0: torch.export.Dim("batch")}
 
-    def side(count: int) -> Side | None:
+    def side(count: int) -> SideInfo | None:
         camids = torch.arange(count) % 4 - 1  # -1: unknown
-        return Side(camids, torch.zeros(count, dtype=torch.long)) if model.image.side is not None else None
+        return SideInfo(camids, torch.zeros(count, dtype=torch.long)) if model.image.side is not None else None
 
-    shapes = (batch, Side(batch, batch) if model.image.side is not None else None)
+    shapes = (batch, SideInfo(batch, batch) if model.image.side is not None else None)
     program = torch.export.export(image, (pictures(3), side(3)), dynamic_shapes=shapes).module()
     for count in (1, 5):
         exported, expected = (each(pictures(count), side(count)) for each in (program, image))
@@ -180,8 +180,8 @@ def test_pictures_of_another_size_than_the_towers():
 # ---------------------------------------------------------------------------------------------------- side information
 
 
-def known(camids: list[int], viewids: list[int] | None = None) -> Side:
-    return Side(torch.tensor(camids), torch.tensor(viewids or [0] * len(camids)))
+def known(camids: list[int], viewids: list[int] | None = None) -> SideInfo:
+    return SideInfo(torch.tensor(camids), torch.tensor(viewids or [0] * len(camids)))
 
 
 @torch.no_grad()
@@ -262,7 +262,7 @@ def test_the_resnets_last_stage_keeps_its_size():
     assert image.grid == (4, 2) and image.dims == (128, 256, 24) and image.batch_statistics
     penultimate, last, projected = resnet_written_out(image.visual, pictures(size=size))
     assert penultimate.shape[2:] == last.shape[2:] == (4, 2)
-    features = image(pictures(size=size), Side(torch.zeros(3), torch.zeros(3)))  # which it has no place for
+    features = image(pictures(size=size), SideInfo(torch.zeros(3), torch.zeros(3)))  # which it has no place for
     torch.testing.assert_close(features.penultimate, penultimate.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.last, last.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.projected, projected, rtol=1e-4, atol=1e-5)

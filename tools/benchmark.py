@@ -31,7 +31,7 @@ import torch
 from model.clip import TextTower
 from model.pretrained import QUICK_GELU, build_clip
 from model.prompts import PromptLearner
-from utils.command import run
+from utils.command import run_script
 from utils.devices import describe, pick_device
 
 TEMPLATE = "A photo of a {} person."
@@ -77,4 +77,4 @@ def fastest(step: Callable[[], None], device: torch.device, repeats: int) -> flo
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -22,7 +22,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load
-from utils.command import answer_early, parse, run
+from utils.command import answer_early, parse, run_script
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
@@ -171,4 +171,4 @@ def _tile(path: str, width: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

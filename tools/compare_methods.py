@@ -15,7 +15,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from utils.command import Pairs, run
+from utils.command import Pairs, run_script
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 PARSER.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -121,4 +121,4 @@ def _entries(folder: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

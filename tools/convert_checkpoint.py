@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load, to_dict
-from utils.command import answer_early, check_there, parse, run
+from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
 
@@ -86,4 +86,4 @@ def _to_published(weights: Weights, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

@@ -21,7 +21,7 @@ import yaml
 from yacs.config import CfgNode
 
 from configs import ConfigError, load
-from utils.command import answer_early, parse, run
+from utils.command import answer_early, parse, run_script
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
@@ -107,4 +107,4 @@ def judge(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

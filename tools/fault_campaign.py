@@ -68,7 +68,7 @@ from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from datasets.synthetic import write_synthetic
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
-from utils.command import FAILED, run
+from utils.command import FAILED, run_script
 from utils.errors import UserError
 from utils.run_folder import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
 
@@ -261,7 +261,7 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
             failed=lambda operation: os.write(failed, f"{' '.join(operation)}\n".encode()),
         ).install()
         watch_steps(steps, plan)
-        code = run(lambda: train_svllreid.main(list(words)), ConfigError)
+        code = run_script(lambda: train_svllreid.main(list(words)), ConfigError)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -953,4 +953,4 @@ def write(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.command import FAILED, Pairs, run
+from utils.command import FAILED, Pairs, run_script
 
 OUTPUT, DATA = Path("runs/reproduce"), "data"
 ALL = "all"
@@ -727,4 +727,4 @@ def _slashed(figures: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

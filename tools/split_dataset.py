@@ -83,7 +83,7 @@ from datasets.folder import (
     numbering,
     read_identities,
 )
-from utils.command import run
+from utils.command import run_script
 from utils.errors import UserError
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
@@ -323,4 +323,4 @@ def _report(splits: Splits, target: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from utils.command import Pairs, run
+from utils.command import Pairs, run_script
 
 PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 PARSER.add_argument("--steps", type=int, default=40, help="about so many, in each stage")
@@ -215,4 +215,4 @@ def largest(values: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ConfigError))
+    sys.exit(run_script(main, ConfigError))

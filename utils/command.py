@@ -78,7 +78,7 @@ def _local_rank(text: str) -> str:
 def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None:
     """Exit if the command line asks for help or is wrong; `main` reads it again. `mendable` as in `run`."""
     logging.disable()  # `main` logs it
-    code = run(read, *mendable)
+    code = run_script(read, *mendable)
     logging.disable(logging.NOTSET)
     if code:
         sys.exit(code)
@@ -90,7 +90,7 @@ def check_there(path: str, what: str, advice: str = "") -> None:
         raise UserError(f"{what} {path}: there is no such file or folder{advice}")
 
 
-def run(main: Callable[[], object], *mendable: type[Exception]) -> int:
+def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
     """Run a script -> exit code: what `main` returns if that is a number, else 0.
 
     Errors that a user can mend become one line on stderr and in the log file, from one of several processes: UserError,

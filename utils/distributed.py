@@ -9,7 +9,7 @@ Every process has the whole network and reads its share of every batch. What the
 averaged (`average_gradients`). One process and many thus compute the same training.
 
 All functions but `place`, `rank`, `world_size` and `is_main` are collectives: where one process calls one, all must, in
-the same order. What one process alone may fail at stands in `with together():`, `on_main` or `main_first`; otherwise
+the same order. What one process alone may fail at stands in `with collective():`, `on_main` or `main_first`; otherwise
 the others would wait for it.
 """
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device:
+def join_processes(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device:
     """Meet the other processes, if torchrun started several -> this process's device. From now on one of them logs.
 
     On GPUs that is the one of its number on this machine (LOCAL_RANK); else it is `device`.
@@ -88,7 +88,7 @@ def _own_gpu(device: torch.device, here: Place) -> torch.device:
     return device
 
 
-def stop() -> None:
+def leave_processes() -> None:
     """Part from the others."""
     if _several():
         dist.destroy_process_group()
@@ -143,8 +143,8 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-class together:
-    """`with together():` what one process raises within, all raise at its end; a collective.
+class collective:
+    """`with collective():` what one process raises within, all raise at its end; a collective.
 
     A UserError, of the first process that has an error, is raised by all alike. Any other error is raised where it
     happened, and ProcessFailed elsewhere. (Interrupts are for torchrun, which hands them to all.)
@@ -166,7 +166,7 @@ class together:
             return  # it is on its way. Kept here, it would keep its traceback, and that a loader with its workers
         if kind is not None:
             copy = kind(text)
-            copy.told = True  # by the process that failed; once is enough
+            copy.reported = True  # by the process that failed; once is enough
             raise copy
         raise ProcessFailed(f"process {first} failed: {text}")
 
@@ -174,7 +174,7 @@ class together:
 def on_main(work: Callable[[], T]) -> T:
     """What `work` returns, a plain object, or raises, on the main process, which does it alone, while others wait."""
     result = None
-    with together():
+    with collective():
         if is_main():
             result = work()
     return broadcast(result)
@@ -184,7 +184,7 @@ def main_first(work: Callable[[], T]) -> T:
     """`work()` by the main process and only then by all others, who find the files that it wrote."""
     result = None
     for turn in (True, False):
-        with together():
+        with collective():
             if is_main() == turn:
                 result = work()
     return result
@@ -313,7 +313,7 @@ def copy_from_main(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_same(module: nn.Module) -> None:
+def check_identical(module: nn.Module) -> None:
     """Raise RuntimeError, on all processes, if their parameters and saved buffers are not the same bit for bit."""
     if not _several():
         return

@@ -71,22 +71,22 @@ class Watch:
 
     def __init__(self, what: str, *lists: Sequence[Sample]):
         paths = list(dict.fromkeys(sample.path for samples in lists for sample in samples)) if is_main() else []
-        self.what, self.told = what, []
+        self.what, self.reported = what, []
         self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
 
     def look(self) -> list[str]:
         """Notes for results.json: none, or the warning, which is logged when an image is first found replaced."""
-        if not self.told:
+        if not self.reported:
             now = look_at_all(list(self.before), _state)
             states = zip(self.before.items(), now, strict=True)
             replaced = [path for (path, old), new in states if new not in (None, old)]
             if replaced:
-                self.told.append(
+                self.reported.append(
                     f"{len(replaced)} of {len(now)} {self.what} were replaced since the start, by their sizes and times"
                     f" of change (e.g. {replaced[0]}): nobody can repeat what was computed from both"
                 )
-                logger.warning("%s", self.told[0])
-        return self.told
+                logger.warning("%s", self.reported[0])
+        return self.reported
 
 
 def _state(path: str) -> tuple[int, int] | None:

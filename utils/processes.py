@@ -63,7 +63,7 @@ def told_elsewhere(error: BaseException) -> bool:
         return False
     # After that, only settings and signals concern all alike.
     alike = not met or not isinstance(error, (UserError, RuntimeError, OSError))
-    return getattr(error, "told", False) or (alike and here is not None and here.local_rank > 0)
+    return getattr(error, "reported", False) or (alike and here is not None and here.local_rank > 0)
 
 
 def lost_process(error: BaseException) -> str | None:

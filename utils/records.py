@@ -116,7 +116,7 @@ class Benchmark:
         return 1 + max((sample.viewid for sample in self._all()), default=-1)
 
 
-class Side(NamedTuple):
+class SideInfo(NamedTuple):
     """What is known of a picture besides its identity; an id of -1 means "unknown"."""
 
     camids: Tensor  # [B] int64
@@ -128,9 +128,9 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, 3, H, W] float, normalised
     pids: Tensor  # [B] int64
-    side: Side
+    side: SideInfo
     indices: Tensor  # [B] int64, into the list of samples
-    twins: Tensor | None = None  # [2, B, 3, H, W]: two more augmentations of every image
+    views: Tensor | None = None  # [2, B, 3, H, W]: two more augmentations of every image
 
 
 class FeatureBatch(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import yaml
 
 from utils.checkpoint import read_checkpoint, save_checkpoint, write_tensors
-from utils.distributed import together
+from utils.distributed import collective
 from utils.errors import UserError, WeightsError, one_line
 from utils.files import plain_file, replace_text
 from utils.schema import RESULTS_FILE, SETTINGS, STATE, check, fault
@@ -239,7 +239,7 @@ def _waited_for(method: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(method)
     def waited_for(*args: P.args, **kwargs: P.kwargs) -> T:
-        with together():
+        with collective():
             return method(*args, **kwargs)
 
     return waited_for
