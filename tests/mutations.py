@@ -269,8 +269,8 @@ MUTATIONS = (
     mutation(
         "views erased like training images, by configuration",
         "configs/defaults.py",
-        "TWIN_ERASED_AREA = (0.33, 1 / 3)",
-        "TWIN_ERASED_AREA = (0.02, 1 / 3)",
+        '"INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3)',
+        '"INPUT.TWIN_ERASED_AREA", (0.02, 1 / 3)',
         VIEWS,
     ),
     mutation(
