@@ -140,7 +140,7 @@ ROWS = (
 
     # Stage 1 learns a prompt per identity.
     Key("SOLVER.STAGE1.IMS_PER_BATCH", 64, "Images (their cached features) in a batch.", at_least(1)),
-    Key("SOLVER.STAGE1.OPTIMIZER_NAME", "Adam", "Adam, AdamW or SGD.", OPTIMIZERS),
+    Key("SOLVER.STAGE1.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
     Key("SOLVER.STAGE1.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
     Key("SOLVER.STAGE1.MAX_EPOCHS", 100, "Epochs: passes over all training images.", at_least(1), UNTIL_OVER),
     Key("SOLVER.STAGE1.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
@@ -172,7 +172,7 @@ ROWS = (
     # Stage 2 fine-tunes the image tower. (Of a single image, batch norm has no statistics.)
     Key("SOLVER.STAGE2.IMS_PER_BATCH", 64, "Images in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.",
         at_least(2)),
-    Key("SOLVER.STAGE2.OPTIMIZER_NAME", "Adam", "Adam, AdamW or SGD.", OPTIMIZERS),
+    Key("SOLVER.STAGE2.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
     Key("SOLVER.STAGE2.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
     Key("SOLVER.STAGE2.MAX_EPOCHS", 100,
         "Epochs: passes over the batches that the identity sampler draws from all training images.",
