@@ -268,12 +268,12 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("BASE: settings.yml\n", "stands on itself through BASE"),
-        ("BASE: ./other.yml\n", "stands on itself through BASE"),
+        ("BASE: settings.yml\n", "is its own BASE"),
+        ("BASE: ./other.yml\n", "is its own BASE"),
         ("BASE: absent.yml\n", r"absent\.yml: No such file"),
-        ("BASE: .\n", "is no plain file"),
-        ("BASE: /dev/zero\n", "/dev/zero: is no plain file"),
-        ("BASE: pipe\n", "pipe: is no plain file"),
+        ("BASE: .\n", "is not a regular file"),
+        ("BASE: /dev/zero\n", "/dev/zero: is not a regular file"),
+        ("BASE: pipe\n", "pipe: is not a regular file"),
         ("a: [1", "is not YAML"),
         ("- 1\n- 2\n", "holds a list"),
         ("just words", "holds a str"),
@@ -290,7 +290,7 @@ def test_files_that_are_no_settings(tmp_path, text, what):
 @pytest.mark.parametrize("path", ["", "absent.yml", "pipe"])
 def test_only_plain_files_are_read(tmp_path, path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match=rf"config file {tmp_path / path}: (is no plain file|No such file)"):
+    with pytest.raises(ConfigError, match=rf"config file {tmp_path / path}: (is not a regular file|No such file)"):
         load(tmp_path / path)
 
 
