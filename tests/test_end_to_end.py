@@ -492,7 +492,7 @@ LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
         (UserError("a.pth: cannot be written (is the disk full?)"), KILLED, "(pid 7) is killed by signal: Killed;"),
         (ConnectionResetError("Connection reset by peer"), None, "a process that reads images was ended;"),
         (BrokenProcessPool("terminated abruptly"), None, "a process that reads images was ended;"),
-        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): is a disk full, or memory? "),
+        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): "),
         (UserError("no shared memory: DATALOADER.NUM_WORKERS 0"), None, "error: no shared memory: "),
     ],
 )
