@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from datasets import synthetic
-from datasets.rendering.camera import BACKGROUNDS, sample_camera
-from datasets.rendering.caption import caption
-from datasets.rendering.person import Colour, Logo, sample_person
-from datasets.rendering.scene import photograph
+from tools.demo.rendering.camera import BACKGROUNDS, sample_camera
+from tools.demo.rendering.caption import caption
+from tools.demo.rendering.person import Colour, Logo, sample_person
+from tools.demo.rendering.scene import photograph
 from datasets.synthetic import MANIFEST, write_synthetic
 from utils.errors import UserError
 

@@ -20,11 +20,11 @@ from configs import load
 from datasets import synthetic
 from datasets.build import ONE_NAME_MANY_SETS, RENDERED, make_benchmark
 from datasets.dukemtmc import occ_duke
-from datasets.rendering import occluder, scene
-from datasets.rendering.camera import BACKGROUNDS, sample_camera
-from datasets.rendering.person import Person, sample_person
-from datasets.rendering.scene import photograph
-from datasets.rendering.vehicle import TYPE_WEIGHTS, VIEWPOINTS, Decal, Vehicle, sample_vehicle, viewpoint
+from tools.demo.rendering import occluder, scene
+from tools.demo.rendering.camera import BACKGROUNDS, sample_camera
+from tools.demo.rendering.person import Person, sample_person
+from tools.demo.rendering.scene import photograph
+from tools.demo.rendering.vehicle import TYPE_WEIGHTS, VIEWPOINTS, Decal, Vehicle, sample_vehicle, viewpoint
 from datasets.synthetic import OCCLUDED, PEOPLE, VEHICLES, VIEWPOINT_FILES, Kind, write_synthetic
 from datasets.veri import veri
 from tools import demo
