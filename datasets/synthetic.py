@@ -1,0 +1,88 @@
+"""Rendered data sets, in the layouts and namings of well-known benchmarks.
+
+    synthetic             people, as Market-1501
+    synthetic_occluded    the same images, but something hides a good part of everybody in the queries, as Occluded-Duke
+    synthetic_vehicle     vehicles with viewpoints, as VeRi and the key point files that go with it
+
+They are read here as those benchmarks are. `tools/demo/render.py` draws and writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets.dukemtmc import occ_duke
+from datasets.market1501 import read_market_folders
+from datasets.veri import veri
+from utils.errors import DataError
+from utils.records import Benchmark
+
+MANIFEST = "synthetic.json"  # written last: a folder that has it is whole
+# Of synthetic_vehicle, beside VeRi's folder: a line for every image, of which the queries are a part of the gallery.
+VIEWPOINT_FILES = ("keypoint_train.txt", "keypoint_test.txt")
+USUAL_CAMERAS = 4
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the images of a rendered data set depend on.
+
+    Attributes:
+        train_identities, train_images: identities for training, and images of each.
+        test_identities, test_images: other identities for query and gallery, and images of each.
+        difficulty: spread of the cameras' light, colour and sharpness; 0 is clean, 2 is hard.
+        seed: another seed gives other identities, cameras and images.
+        cameras_per_identity: how many of the six cameras see one identity.
+    """
+
+    train_identities: int = 256
+    train_images: int = 6
+    test_identities: int = 64
+    test_images: int = 12
+    cameras_per_identity: int = USUAL_CAMERAS
+    difficulty: float = 1.7
+    seed: int = 0
+
+    def folder(self, name: str) -> str:
+        """The folder of the data set `name` below DATASETS.ROOT_DIR."""
+        cameras = "" if self.cameras_per_identity == USUAL_CAMERAS else f"-c{self.cameras_per_identity}"
+        return (
+            f"{name.replace('_', '-')}-{self.train_identities}x{self.train_images}"
+            f"-{self.test_identities}x{self.test_images}-d{self.difficulty:g}-s{self.seed}{cameras}"
+        )
+
+
+def _people(folder: Path, train: bool) -> Benchmark:
+    return read_market_folders("synthetic", folder, train=train)
+
+
+def _occluded(folder: Path, train: bool) -> Benchmark:
+    return occ_duke(folder, train=train)
+
+
+def _vehicles(folder: Path, train: bool) -> Benchmark:
+    return veri(folder, train=train, viewpoints=[folder / name for name in VIEWPOINT_FILES])
+
+
+READERS: dict[str, Callable[[Path, bool], Benchmark]] = {
+    "synthetic": _people,
+    "synthetic_occluded": _occluded,
+    "synthetic_vehicle": _vehicles,
+}
+
+
+def read_rendered(name: str, root: Path, parameters: Parameters, *, train: bool = True) -> Benchmark:
+    """Read the rendered data set `name` below `root`.
+
+    Raises:
+        DataError: it has not been rendered, or is damaged.
+    """
+    folder = root / parameters.folder(name)
+    if not (folder / MANIFEST).is_file():
+        raise DataError(
+            f"{folder}: there is no such data set yet; render it with python -m tools.demo.render DATASETS.NAMES {name} "
+            f"DATASETS.ROOT_DIR {root}, and the same --config_file and DATASETS.SYNTHETIC settings"
+        )
+    return replace(READERS[name](folder, train), name=name)
