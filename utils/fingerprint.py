@@ -30,12 +30,12 @@ def data_fingerprint(benchmark: Benchmark) -> dict[str, str | list[str] | None]:
     Raises:
         DataError: an image that is not there.
     """
-    whole = {
+    whole: dict[str, str | list[str] | None] = {
         "train": _digest([("train", benchmark.train)]) if benchmark.train else None,
         "test": _digest_trials(benchmark.trials),
     }
     parts = [_digest_trials(part.trials) for part in benchmark.parts]
-    return {**whole, "parts": parts} if parts else whole
+    return whole | ({"parts": parts} if parts else {})
 
 
 def _digest_trials(trials: tuple[Trial, ...]) -> str:
@@ -62,7 +62,7 @@ def _size(path: str) -> int:
 
 
 class Watch:
-    """Warns of images that are replaced while a run uses them. Of several processes, the main one looks.
+    """Warns of images that are replaced while a run uses them. Only the main process checks.
 
     Args:
         what: "training images" or the like, for the warning.
@@ -71,19 +71,20 @@ class Watch:
 
     def __init__(self, what: str, *lists: Sequence[Sample]):
         paths = list(dict.fromkeys(sample.path for samples in lists for sample in samples)) if is_main() else []
-        self.what, self.reported = what, []
+        self.what = what
+        self.reported: list[str] = []
         self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
 
     def look(self) -> list[str]:
-        """Notes for results.json: none, or the warning, which is logged when an image is first found replaced."""
+        """Notes for results.json: none, or the warning, which is logged once."""
         if not self.reported:
             now = look_at_all(list(self.before), _state)
             states = zip(self.before.items(), now, strict=True)
             replaced = [path for (path, old), new in states if new not in (None, old)]
             if replaced:
                 self.reported.append(
-                    f"{len(replaced)} of {len(now)} {self.what} were replaced since the start, by their sizes and times"
-                    f" of change (e.g. {replaced[0]}): nobody can repeat what was computed from both"
+                    f"{len(replaced)} of {len(now)} {self.what} were replaced since the start, judging by size and "
+                    f"modification time (e.g. {replaced[0]}): results computed from both cannot be reproduced"
                 )
                 logger.warning("%s", self.reported[0])
         return self.reported
@@ -92,7 +93,7 @@ class Watch:
 def _state(path: str) -> tuple[int, int] | None:
     try:
         entry = os.stat(path)
-    except OSError:  # whoever reads it will say so
+    except OSError:  # the reader reports it
         return None
     return entry.st_size, entry.st_mtime_ns
 
