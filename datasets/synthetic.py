@@ -82,7 +82,7 @@ def read_rendered(name: str, root: Path, parameters: Parameters, *, train: bool 
     folder = root / parameters.folder(name)
     if not (folder / MANIFEST).is_file():
         raise DataError(
-            f"{folder}: there is no such data set yet; render it with python -m tools.demo.render DATASETS.NAMES {name} "
-            f"DATASETS.ROOT_DIR {root}, and the same --config_file and DATASETS.SYNTHETIC settings"
+            f"{folder}: there is no such data set yet; render it: python -m tools.demo.render DATASETS.NAMES {name} "
+            f"DATASETS.ROOT_DIR {root}, with the same --config_file and DATASETS.SYNTHETIC settings"
         )
     return replace(READERS[name](folder, train), name=name)

@@ -37,11 +37,11 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from model import tiny_clip
 from tools.demo.rendering.camera import sample_camera
 from tools.demo.rendering.caption import caption
 from tools.demo.rendering.person import sample_person
 from tools.demo.rendering.scene import photograph
-from model import tiny_clip
 
 logger = logging.getLogger("pretrain_tiny_clip")
 

@@ -134,8 +134,8 @@ class RenderedSet:
             raise UserError(f"synthetic data: cameras_per_identity: expected 2 to {len(BACKGROUNDS)}, got {cameras}")
         if of.test_images < cameras + 2:
             raise UserError(
-                f"synthetic data: test_images: expected at least {cameras + 2} with {cameras} cameras per identity (one "
-                f"query in each, and a gallery that spans two), got {of.test_images}"
+                f"synthetic data: test_images: expected at least {cameras + 2} with {cameras} cameras per identity "
+                f"(one query in each, and a gallery that spans two), got {of.test_images}"
             )
         if not of.difficulty >= 0 or of.seed < 0:
             raise UserError(
