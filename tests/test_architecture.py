@@ -58,7 +58,7 @@ def _name(node: ast.AST) -> str:
     return ""
 
 
-@pytest.mark.parametrize("module", ["train_svllreid", "tools.compare_methods"])
+@pytest.mark.parametrize("module", ["train_svllreid", "tools.demo.compare_methods"])
 def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
     code = (
         "import sys, builtins; real = builtins.__import__\n"

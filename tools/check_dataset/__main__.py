@@ -37,11 +37,11 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argpa
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
-from datasets.build import make_benchmark
 from datasets.check import quick_check
 from tools.check_dataset.full import full_check
 from tools.check_dataset.report import text
 from tools.check_dataset.sheet import check_place, check_sheet, write_sheet
+from tools.demo.render import rendered_benchmark
 from utils.paths import expanded
 
 SHEETS = Path("runs")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sheet = expanded(sheet, "--sheet")
         check_sheet(sheet)
 
-    benchmark = make_benchmark(cfg)
+    benchmark = rendered_benchmark(cfg)
     if sheet is None and not options.quick:
         name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
         sheet = SHEETS / f"check_{name}.png"
