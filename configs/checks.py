@@ -8,6 +8,8 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from configs.stages import IMAGE, PROMPT, STAGES
+
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type, out of range, or at odds with another one."""
@@ -33,7 +35,6 @@ def within(low: float, high: float) -> Rule:
 
 
 SIZE: Rule = (lambda value: len(value) == 2 and min(value) >= 1, "two positive numbers (height, width)")
-STAGE_NAMES = ("prompt", "image")
 
 # Every number must be finite; these say more. `*` stands for both stages.
 RULES: dict[str, Rule] = {
@@ -120,8 +121,8 @@ RULES: dict[str, Rule] = {
     "TEST.RE_RANKING_K2": at_least(1),
     "TEST.RE_RANKING_LAMBDA": within(0, 1),
     "PROCESSOR.STAGES": (
-        lambda value: value in (STAGE_NAMES, STAGE_NAMES[:1], STAGE_NAMES[1:]),
-        "('prompt', 'image'), ('prompt',) or ('image',)",
+        lambda value: value and list(dict.fromkeys(value)) == [name for name in STAGES if name in value],
+        f"names of stages in this order: {', '.join(STAGES)}",
     ),
 }
 
@@ -140,7 +141,7 @@ def check_together(cfg: CfgNode) -> None:
     """Raise one ConfigError naming all settings that are each valid but not together."""
     faults = []
     images, k = cfg.SOLVER.STAGE2.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
-    if "image" in cfg.PROCESSOR.STAGES:
+    if IMAGE.name in cfg.PROCESSOR.STAGES:
         if images % k:
             faults.append(f"SOLVER.STAGE2.IMS_PER_BATCH {images} is no multiple of DATALOADER.NUM_INSTANCE {k}")
         if cfg.MODEL.TRIPLET_LOSS_WEIGHT > 0 and k < 2:
@@ -150,7 +151,7 @@ def check_together(cfg: CfgNode) -> None:
                 "MODEL.TRIPLET_LOSS_WEIGHT above 0 needs two identities in a batch: SOLVER.STAGE2.IMS_PER_BATCH "
                 f"{images}, DATALOADER.NUM_INSTANCE {k}"
             )
-        trained = "prompt" in cfg.PROCESSOR.STAGES or cfg.MODEL.INIT_FROM
+        trained = PROMPT.name in cfg.PROCESSOR.STAGES or cfg.MODEL.INIT_FROM
         if cfg.MODEL.I2T_LOSS_WEIGHT > 0 and not (trained or cfg.PROCESSOR.UNTRAINED_PROMPTS):
             faults.append(
                 f"MODEL.I2T_LOSS_WEIGHT {cfg.MODEL.I2T_LOSS_WEIGHT} compares images with sentences that only the "
@@ -167,7 +168,7 @@ def check_together(cfg: CfgNode) -> None:
         weights = (cfg.MODEL.ID_LOSS_WEIGHT, cfg.MODEL.TRIPLET_LOSS_WEIGHT, cfg.MODEL.I2T_LOSS_WEIGHT)
         if not any((*weights, cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT)):
             faults.append("all loss weights of the image stage are 0: nothing to train")
-    if "prompt" in cfg.PROCESSOR.STAGES and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
+    if PROMPT.name in cfg.PROCESSOR.STAGES and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
         faults.append("SOLVER.STAGE1.LR_MIN is above SOLVER.STAGE1.BASE_LR")
     if faults:
         raise ConfigError("settings that do not go together: " + "; ".join(faults))

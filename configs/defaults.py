@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from yacs.config import CfgNode as Node
 
+from configs.stages import STAGES
+
 _C = Node()
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -235,7 +237,7 @@ _C.TEST.RE_RANKING_LAMBDA = 0.3
 # ------------------------------------------------------------------------------------------------------------------ run
 _C.PROCESSOR = Node()
 # What is run, in this order: prompt (stage 1), image (stage 2).
-_C.PROCESSOR.STAGES = ("prompt", "image")
+_C.PROCESSOR.STAGES = tuple(STAGES)
 # Allows the image stage to compare images with sentences that nobody trained: no prompt stage, no MODEL.INIT_FROM.
 _C.PROCESSOR.UNTRAINED_PROMPTS = False
 # Goes on with an unfinished run in the same OUTPUT_DIR where its last state was kept; else such a folder is refused.

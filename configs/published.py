@@ -15,6 +15,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from configs.checks import ConfigError
+from configs.stages import IMAGE, PROMPT
 from configs.values import convert, literal
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ SELF_SUPERVISION = {
 }
 CLIPREID = {"SOLVER.STAGE1.SSL_LOSS_WEIGHT": 0.0, "SOLVER.STAGE2.SSL_LOSS_WEIGHT": 0.0}
 STAGES = "PROCESSOR.STAGES"
-IMAGE_ONLY = ("image",)
+IMAGE_ONLY = (IMAGE.name,)
 # Published baselines set MODEL.I2T_LOSS_WEIGHT 1.0 all the same, and compare with no sentence.
 BASELINE = {STAGES: IMAGE_ONLY, "MODEL.I2T_LOSS_WEIGHT": 0.0, **CLIPREID}
 
@@ -224,7 +225,7 @@ class Switches:
         """Published programs leave the prompt stage's self-supervision on, and nothing in their files shows it."""
         left = cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT
         silent = switch == "MODEL.USE_SSL" and "MODEL.USE_SSL_STAGE1" not in values
-        if silent and left and "prompt" in cfg.PROCESSOR.STAGES:
+        if silent and left and PROMPT.name in cfg.PROCESSOR.STAGES:
             logger.warning(
                 "%s: SOLVER.STAGE1.SSL_LOSS_WEIGHT stays %s; MODEL.USE_SSL_STAGE1 False switches it off", where, left
             )

@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from configs.checks import ConfigError
 from configs.loading import flatten
+from configs.stages import STAGES
 
 # Where things are, on what they run, and how often something is told or saved: no number of the result follows from it.
 FREE = (
@@ -28,7 +29,7 @@ FREE = (
     "TEST.WEIGHT",
 )
 # A stage may still get more epochs, or fewer, while it is not over.
-EPOCHS = {"prompt": "SOLVER.STAGE1.MAX_EPOCHS", "image": "SOLVER.STAGE2.MAX_EPOCHS"}
+EPOCHS = {stage.name: stage.key("MAX_EPOCHS") for stage in STAGES.values()}
 
 
 def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool) -> list[str]:
@@ -69,7 +70,7 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
 
 def epochs_of(cfg: CfgNode, stage: str) -> int:
     """How many epochs a stage has."""
-    return dict(flatten(cfg))[EPOCHS[stage]]
+    return STAGES[stage].settings(cfg).MAX_EPOCHS
 
 
 def _differences(earlier: CfgNode, now: CfgNode) -> Iterator[tuple[str, object, object]]:

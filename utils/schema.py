@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from configs.stages import STAGES
 from utils.errors import WeightsError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -57,7 +58,7 @@ FRACTION = number(-1e-6, 1 + 1e-6, "a fraction from 0 to 1")  # a mean may be of
 SWITCH: Rule = (lambda value: isinstance(value, bool), "True or False")
 TENSOR: Rule = (lambda value: isinstance(value, Tensor), "a tensor")
 SIZE = [whole(1, 4096), whole(1, 4096)]  # pixels: height, width
-STAGE = one_of("prompt", "image")
+STAGE = one_of(*STAGES)
 
 # A configuration; `configs` knows its keys.
 SETTINGS = {...: (_is_setting, "a setting or a block of them, as in config.yaml")}

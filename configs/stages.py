@@ -1,0 +1,33 @@
+"""The stages of a training, a row each. Names of stages are spelled here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Stage(NamedTuple):
+    """What configuration, log and files know of a stage."""
+
+    name: str  # in PROCESSOR.STAGES, checkpoints, resume states and metrics.jsonl
+    title: str  # in the log and in messages
+    block: str  # its block of SOLVER
+    needs_text: bool  # the text tower and prompts, whatever the loss weights
+    draws_identities: bool  # batches of training images are drawn by identity, P x K
+    file: str  # of its checkpoints
+
+    def key(self, leaf: str) -> str:
+        """The dotted key of one of its settings, e.g. SOLVER.STAGE1.MAX_EPOCHS."""
+        return f"SOLVER.{self.block}.{leaf}"
+
+    def settings(self, cfg: Any) -> Any:
+        """Its block of a configuration."""
+        return cfg.SOLVER[self.block]
+
+    def checkpoint(self, model: str, epoch: int) -> str:
+        """The name of a checkpoint's file."""
+        return self.file.format(model=model, epoch=epoch)
+
+
+PROMPT = Stage("prompt", "stage 1 (prompt learning)", "STAGE1", True, False, "{model}_stage1_{epoch}.pth")
+IMAGE = Stage("image", "stage 2 (fine-tuning)", "STAGE2", False, True, "{model}_{epoch}.pth")
+STAGES = {stage.name: stage for stage in (PROMPT, IMAGE)}  # in the order in which they usually run
