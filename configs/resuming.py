@@ -32,12 +32,12 @@ FREE = (
 EPOCHS = {stage.name: stage.key("MAX_EPOCHS") for stage in STAGES.values()}
 
 
-def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool) -> list[str]:
+def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, where: str, weights: bool) -> list[str]:
     """Lines for what has changed since a run was started, if it may.
 
     Args:
         earlier, now: the run's settings as they are written in its folder, and those that are asked for.
-        stage, epoch: where the run is.
+        number, epoch: where the run is; the stage's place in PROCESSOR.STAGES, from 0.
         where: the run's folder.
         weights: whether the run left any, for the advice.
 
@@ -45,7 +45,8 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
         ConfigError: naming every setting that may not change, with both values.
     """
     lines, faults = [], []
-    over = [EPOCHS[each] for each in earlier.PROCESSOR.STAGES[: earlier.PROCESSOR.STAGES.index(stage)]]
+    stages = earlier.PROCESSOR.STAGES
+    over = [EPOCHS[stage] for stage in stages[:number]]
     for key, old, new in _differences(earlier, now):
         line = f"{key}: {old!r} before, {new!r} now"
         if key in FREE:
@@ -54,7 +55,7 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
             faults.append(line)
         elif key in over:
             faults.append(f"{line} (that stage is over)")
-        elif key == EPOCHS[stage] and new < epoch:
+        elif key == EPOCHS[stages[number]] and new < epoch:
             faults.append(f"{line} ({epoch} are begun)")
         else:
             lines.append(line)

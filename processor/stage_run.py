@@ -131,7 +131,7 @@ class StageParts(NamedTuple):
     module: nn.Module  # Batch or FeatureBatch -> Losses; `module.model` is the network
     batches: Callable[[int, int], Iterable[Batch] | Iterable[FeatureBatch]]  # as in `fit`
     image_paths: Callable[[Tensor], Sequence[str]]
-    generators: Mapping[str, torch.Generator] = {}  # noqa: RUF012 (never changed) its own, saved and restored
+    generators: Mapping[str, torch.Generator] = {}
     shares: int = 1
     before_epoch: Callable[[int, dict | None], dict | None] | None = None
     evaluate: Callable[[int], dict[str, float]] | None = None  # epoch -> mAP by data set

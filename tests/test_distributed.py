@@ -23,6 +23,7 @@ import torch
 from builders import benchmark, image_batch, small_model, small_resnet_model
 from PIL import Image
 from torch import nn
+from utils.run_folder import Onlooker, RunFolder
 
 import utils.distributed as distributed
 from configs import load
@@ -36,7 +37,6 @@ from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
-from utils.run_folder import Onlooker, RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from utils.run_folder import check_writable
 
 import train_svllreid
 from configs import ConfigError
@@ -33,7 +34,6 @@ from utils.checkpoint import read_checkpoint
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
-from utils.run_folder import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from builders import SMALL
+from utils.run_folder import LOG, METRICS, RESULTS, RunFolder
 from yacs.config import CfgNode
 
 import test_svllreid
@@ -33,7 +34,6 @@ from processor.build import evaluate_model, run_image_stage, run_prompt_stage
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.records import Benchmark
-from utils.run_folder import LOG, METRICS, RESULTS, RunFolder
 
 CPU = torch.device("cpu")
 TINY = "ViT-Tiny-8"

@@ -20,6 +20,7 @@ import torch
 from builders import GONE, LOOP, STRANGE, places, with_strange
 from test_end_to_end import ENVIRONMENT, ROOT, arguments, results
 from torch import Tensor
+from utils.run_folder import lock, newest_state
 
 import train_svllreid
 from configs import ConfigError
@@ -29,7 +30,6 @@ from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.report import table
-from utils.run_folder import lock, newest_state
 from utils.schema import STATE, fault
 from utils.stopping import Interrupted, Stopping
 

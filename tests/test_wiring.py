@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import benchmark as toy
+from utils.run_folder import RunFolder, check_unused
 
 import train_svllreid
 from configs import from_dict, load, to_dict
@@ -22,7 +23,6 @@ from utils.errors import UserError, WeightsError
 from utils.metrics import ignore_nothing
 from utils.records import Omitted, Reranking
 from utils.report import figures, table
-from utils.run_folder import RunFolder, check_unused
 from utils.stopping import Interrupted, Stopping
 
 CPU = torch.device("cpu")

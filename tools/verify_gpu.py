@@ -31,6 +31,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 from torch import Tensor, nn
+from utils.run_folder import RunFolder
 
 from configs import ConfigError, load
 from datasets.build import make_benchmark, make_loader
@@ -43,7 +44,6 @@ from utils.devices import describe, pick_device
 from utils.logs import log_to_screen
 from utils.records import FeatureBatch, Losses
 from utils.reranking import rerank
-from utils.run_folder import RunFolder
 from utils.seeds import seed_everything
 
 logger = logging.getLogger("verify_gpu")

@@ -56,7 +56,7 @@ def append_result(folder: Path, entry: dict) -> Path:
 
 
 def take_back_results(path: Path, *, start: bool, end: bool) -> None:
-    """Drop the evaluations of the `start` and, if `end`, of the end: they come once more. An end that stays is renamed."""
+    """Drop the evaluations of `start` and `end`, which come once more; an end that stays is called an earlier one."""
     results = read_results(path)
     dropped = ({START} if start else set()) | ({END} if end else set())
     kept = [entry for entry in results["evaluations"] if entry["when"] not in dropped]
