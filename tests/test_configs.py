@@ -154,8 +154,9 @@ REFUSED = [  # key, what a YAML file holds, what the message says would be right
     ("TEST.RE_RANKING_K2", 0, "at least 1"),
     ("TEST.RE_RANKING_LAMBDA", 1.5, "from 0 to 1"),
     ("TEST.RE_RANKING_LAMBDA", -0.5, "from 0 to 1"),
-    ("PROCESSOR.STAGES", ["image", "prompt"], "('prompt', 'image')"),
-    ("PROCESSOR.STAGES", [], "('prompt', 'image')"),
+    ("PROCESSOR.STAGES", ["image", "prompt"], "prompt, image"),
+    ("PROCESSOR.STAGES", ["prompt", "text"], "prompt, image"),
+    ("PROCESSOR.STAGES", [], "prompt, image"),
     ("DATASETS.HOLD_OUT", 1, "below 1"),
 ]
 
