@@ -123,6 +123,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
             },
         )
+        _warn_of_precision(stage_run, cfg.SOLVER.PRECISION, precision)
         fit(
             *(parts.module, parts.batches, optimizer, make_schedule(block), block.MAX_EPOCHS),
             run=stage_run,
@@ -137,6 +138,16 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         figure = f"{name} mAP {100 * best['mAP']:.1f} in epoch {best['epoch']}"
         logger.info("%s  best before the end: %s", stage.title, figure)
     return stage_run.checkpoint
+
+
+def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dtype) -> None:
+    """The setting is the same as when the run was begun; the device may be another."""
+    begun_in = (stage_run.saved or {}).get("precision") or str(precision)
+    if begun_in != str(precision):
+        logger.warning(
+            "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
+            *(each.removeprefix("torch.") for each in (asked, str(precision), begun_in)),
+        )
 
 
 def _periods(cfg: CfgNode, stage: Stage) -> Periods:

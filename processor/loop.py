@@ -30,8 +30,7 @@ def fit(
 ) -> None:
     """Train `stage`, a module that turns a batch into Losses.
 
-    A loss or gradient that is not finite suppresses its update on the device itself, so that nothing waits for the
-    device between two lines of the log; NonFiniteLoss is raised when the next line is due.
+    A loss or gradient that is not finite suppresses its update; NonFiniteLoss is raised with the next line of the log.
 
     Args:
         batches: (epoch from 1, how many of its batches were done earlier) -> the others, an iterable with a length.
@@ -46,6 +45,7 @@ def fit(
     for epoch in range(at.epoch, epochs + 1):
         stage.train()
         at = at._replace(epoch_state=run.before_epoch(epoch, at.epoch_state))
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for group in optimizer.param_groups:
             group["lr"] = lr_at(epoch, group["initial_lr"])
         loader = batches(epoch, at.step)
@@ -56,7 +56,10 @@ def fit(
                 batch = to_device(batch, run.device)
                 with autocast(run.device, precision):
                     losses = stage(batch)
-                finite = _update(optimizer, losses.total, scaler, clip_norm)
+                optimizer.zero_grad(set_to_none=True)
+                (scaler.scale(losses.total) if scaler else losses.total).backward()
+                average_gradients(trained)
+                finite = _update(optimizer, trained, losses.total.detach(), scaler, clip_norm)
                 at = at._replace(step=at.step + 1, steps=at.steps + 1)
                 progress.add(at, batch, losses, finite)
                 stop, ended = run.stop_requested(), at.step == total
@@ -85,20 +88,20 @@ def _fetch(batches: Iterable, count: int) -> Iterator:
 
 
 def _update(
-    optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler | None, clip_norm: float
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[nn.Parameter],
+    loss: Tensor,
+    scaler: torch.amp.GradScaler | None,
+    clip_norm: float,
 ) -> Tensor:
     """One step of the optimiser, unless loss or gradient is not finite -> [] bool, whether both are."""
-    optimizer.zero_grad(set_to_none=True)
-    (scaler.scale(loss) if scaler else loss).backward()
-    trained: Sequence[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    average_gradients(trained)
     if scaler:
         scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     largest = torch.nn.utils.get_total_norm(gradients, math.inf)  # unlike a sum of squares, it cannot overflow
     if clip_norm > 0:
         torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-    finite = torch.isfinite(loss.detach()) & torch.isfinite(largest)
+    finite = torch.isfinite(loss) & torch.isfinite(largest)
     if scaler:
         scaler.step(optimizer)
         scaler.update()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from yacs.config import CfgNode
 
-from configs import to_dict
+from configs import STAGES, to_dict
 from processor.resume import check_fingerprint, check_resume, has_ended, stage_number
 from utils.clock import Clock
 from utils.devices import make_deterministic, pick_device
@@ -48,12 +48,14 @@ def open_run(cfg: CfgNode, path: Path) -> Iterator[Run]:
             finished = earlier is not None and not check_resume(cfg, path, earlier, device)
         run = Run(cfg, path, device, stopping, earlier, finished=finished)
         try:
+            if not finished:
+                seed_everything(cfg.SOLVER.SEED)
             yield run
         except BaseException as error:  # out of memory, too
             outcome = run.outcome()
             if isinstance(error, KeyboardInterrupt):
                 number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-                raise Interrupted(number, f"during the {run.clock.current}; {outcome}") from None
+                raise Interrupted(number, f"during {run.clock.current}; {outcome}") from None
             raise
 
 
@@ -96,8 +98,6 @@ class Run:
         self.clock, self.folder = Clock(), None  # the folder is the main process's, from `begin` on
         self.fingerprint: dict = {}
         self.entries: list[dict] = []  # of results.json, for the table at the end
-        if not finished:
-            seed_everything(cfg.SOLVER.SEED)
 
     # ------------------------------------------------------------------------------------------------------- the start
 
@@ -125,9 +125,10 @@ class Run:
             if not self.entries:
                 logger.warning("%s: the evaluation of the start is gone", self.path / RESULTS)
             position = self.state.run["position"]
+            title = STAGES[self.state.contents["stage"]].title
             logger.info(
-                "resumed from %s: %s stage, epoch %d, after step %d",
-                *(self.state.path, self.state.contents["stage"], position["epoch"], position["step"]),
+                "resumed from %s: %s, epoch %d, after step %d",
+                *(self.state.path, title, position["epoch"], position["step"]),
             )
         elif self.earlier:
             logger.info("an earlier run in %s left no state to resume from: from the beginning", self.path)

@@ -20,7 +20,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from utils.run_folder import check_writable
 
 import train_svllreid
 from configs import ConfigError
@@ -28,12 +27,13 @@ from datasets.market1501 import FOLDERS
 from datasets.synthetic import write_synthetic
 from model import tiny_clip
 from processor import build
-from processor.loop import NonFiniteLoss
+from processor.progress import NonFiniteLoss
 from tools import demo
 from utils.checkpoint import read_checkpoint
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
+from utils.run.folder import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

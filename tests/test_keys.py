@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import SMALL
-from utils.run_folder import LOG, METRICS, RESULTS, RunFolder
+from builders import SMALL, data_of, new_run
 from yacs.config import CfgNode
 
 import test_svllreid
@@ -30,10 +29,11 @@ from configs import load, to_dict
 from configs.defaults import defaults
 from datasets.build import make_benchmark, make_loader
 from model.build import make_model
-from processor.build import evaluate_model, run_image_stage, run_prompt_stage
+from processor.build import evaluate_model, run_stage
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.records import Benchmark
+from utils.run import LOG, METRICS, RESULTS
 
 CPU = torch.device("cpu")
 TINY = "ViT-Tiny-8"
@@ -273,17 +273,21 @@ class Trace:
 
     @cached_property
     def prompt(self) -> Stage:
-        return self._run(run_prompt_stage)
+        return self._run("prompt")
 
     @cached_property
     def image(self) -> Stage:
-        return self._run(run_image_stage)
+        return self._run("image")
 
-    def _run(self, stage: Callable) -> Stage:
+    def _run(self, stage: str) -> Stage:
         folder, model, refusal = self.place.new(), deepcopy(self.start), None
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.PROCESSOR.STAGES = (stage,)
+        run = new_run(cfg, folder)
         torch.manual_seed(0)
         try:
-            stage(self.cfg, model, self.benchmark, RunFolder(folder, config={}, fingerprint={}), CPU)
+            run_stage(run, 0, model, data_of(self.benchmark))
         except UserError as error:
             refusal = str(error)
         state = model.state_dict()

@@ -20,16 +20,21 @@ import torch
 from builders import GONE, LOOP, STRANGE, places, with_strange
 from test_end_to_end import ENVIRONMENT, ROOT, arguments, results
 from torch import Tensor
-from utils.run_folder import lock, newest_state
 
 import train_svllreid
 from configs import ConfigError
-from processor import build, loop
-from utils import run_folder
+from processor import build, loop, stage_run
+from processor import run as run_module
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.report import table
+from utils.run import folder as folder_module
+from utils.run.folder import RunFolder
+from utils.run.lock import lock
+from utils.run.metrics import Metrics
+from utils.run.results import append_result, count_ends, read_results
+from utils.run.state import newest_state
 from utils.schema import STATE, fault
 from utils.stopping import Interrupted, Stopping
 
@@ -85,7 +90,7 @@ def crash(monkeypatch):
 
 def crash_at_an_end(monkeypatch, number: int) -> list[str]:
     """The number-th evaluation of an end is made, but not written -> what evaluations were of."""
-    real, calls = train_svllreid.append_result, []
+    real, calls = run_module.append_result, []
 
     def append(folder, entry):
         calls.append(entry["when"])
@@ -93,7 +98,7 @@ def crash_at_an_end(monkeypatch, number: int) -> list[str]:
             raise Crash
         return real(folder, entry)
 
-    monkeypatch.setattr(train_svllreid, "append_result", append)
+    monkeypatch.setattr(run_module, "append_result", append)
     return calls
 
 
@@ -245,7 +250,7 @@ def test_a_signal_ends_the_step_and_saves(undisturbed, tmp_path, monkeypatch, ca
     newest = states(tmp_path)[-1]
     assert newest.name.endswith("_image_epoch1_step3.pth")
     error = capsys.readouterr().err
-    assert f"interrupted during the image stage; the same command goes on from {newest}" in error
+    assert f"interrupted during stage 2 (fine-tuning); the same command resumes from {newest}" in error
     train_svllreid.main(command)
     assert len(made) == 4 * STEPS
     assert_the_same(tmp_path, undisturbed)
@@ -399,15 +404,15 @@ def test_a_first_state_that_cannot_be_written_leaves_nothing(undisturbed, tmp_pa
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "_put_on_disk", full)
-    with pytest.raises(UserError, match=r"00001_prompt_epoch1_step1\.pth: the checkpoint cannot be written \(No space"):
+    monkeypatch.setattr(Metrics, "put_on_disk", full)
+    with pytest.raises(UserError, match=r"resume: the checkpoint cannot be written \(No space"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_at_the_very_end_of_an_epoch_is_not_forgotten(undisturbed, tmp_path, monkeypatch):
     """After the last step has looked for one, in an epoch that is not kept by itself."""
-    real, made, asked = loop.any_rank, [], []
+    real, made, asked = stage_run.any_rank, [], []
 
     def any_rank(flag):
         answer = real(flag)
@@ -419,7 +424,7 @@ def test_a_signal_at_the_very_end_of_an_epoch_is_not_forgotten(undisturbed, tmp_
 
     update = loop._update
     monkeypatch.setattr(loop, "_update", lambda *rest: (made.append(1), update(*rest))[1])
-    monkeypatch.setattr(loop, "any_rank", any_rank)
+    monkeypatch.setattr(stage_run, "any_rank", any_rank)
     command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0")
     with pytest.raises(Interrupted):
         train_svllreid.main(command)
@@ -448,14 +453,14 @@ def test_running_statistics_are_averaged_before_anything_is_saved(undisturbed, t
     """Those of a ResNet in several processes."""
     done = []
     for name in ("save", "save_state"):
-        real = getattr(run_folder.RunFolder, name)
+        real = getattr(RunFolder, name)
 
         def saved(*rest, name=name, real=real):
             done.append(name)
             return real(*rest)
 
-        monkeypatch.setattr(run_folder.RunFolder, name, saved)
-    monkeypatch.setattr(build, "average_statistics", lambda model: done.append("average"))
+        monkeypatch.setattr(RunFolder, name, saved)
+    monkeypatch.setattr(stage_run, "average_statistics", lambda model: done.append("average"))
     train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0"))
     both = ["average", "save_state", "average", "save"]
     assert done == ["average", *both, "average", "save_state", "average", *both]  # epochs 1 and 2 of both stages
@@ -466,7 +471,7 @@ def test_without_any_whole_state_nothing_is_begun_anew_in_silence(undisturbed, t
     for file in states(tmp_path):
         file.write_bytes(b"")
     before = everything(tmp_path)
-    with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read; .*MODEL\.INIT_FROM"):
+    with pytest.raises(UserError, match=r"none of its 2 states can be read; .*MODEL\.INIT_FROM"):
         train_svllreid.main(command)
     assert everything(tmp_path) == before
 
@@ -562,13 +567,13 @@ def test_whatever_is_done_to_results_they_are_shown_or_refused(undisturbed, tmp_
     for case in rng.sample(cases, 400):
         path.write_text(json.dumps(with_strange(whole, *case)))
         try:
-            entries = run_folder.read_results(path)["evaluations"]
+            entries = read_results(path)["evaluations"]
         except UserError as error:
             refused += 1
             assert str(error).startswith(f"{path}: is not a results file of this program; move it away (evaluations")
             continue
-        run_folder.append_result(tmp_path, entry)
-        run_folder.count_ends(entries)
+        append_result(tmp_path, entry)
+        count_ends(entries)
         assert len(table([*entries, entry]).splitlines()) == 3 + len(entries)
     assert refused > 40
 
@@ -800,7 +805,7 @@ def test_nothing_is_left_of_a_run_whose_log_cannot_be_made(undisturbed, tmp_path
     def refuse(path):
         raise UserError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(train_svllreid, "log_to_file", refuse)
+    monkeypatch.setattr(run_module, "log_to_file", refuse)
     with pytest.raises(UserError, match="No space left"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert not (tmp_path / "run").exists()
@@ -812,9 +817,9 @@ def test_nothing_is_left_of_a_run_whose_first_files_cannot_be_written(tmp_path, 
             raise OSError(28, "No space left on device")
         path.write_text(text)
 
-    monkeypatch.setattr(run_folder, "replace_text", half)
+    monkeypatch.setattr(folder_module, "replace_text", half)
     with pytest.raises(UserError, match="No space left"):
-        run_folder.RunFolder(tmp_path / "run", config={}, fingerprint={})
+        RunFolder(tmp_path / "run", config={}, fingerprint={})
     assert not (tmp_path / "run").exists()
 
 
@@ -852,7 +857,7 @@ def test_a_signal_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkey
             self.file.flush()
 
     monkeypatch.setattr(torch, "save", lambda contents, file: real(contents, Signalled(file)))
-    folder = run_folder.RunFolder(tmp_path / "run", config={}, fingerprint={})
+    folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
     with pytest.raises(Interrupted) as caught:
         folder.save("x.pth", {"model": {"a": torch.zeros(10000)}})
     assert caught.value.number == signal.SIGTERM
@@ -870,15 +875,15 @@ def test_a_state_knows_its_pictures_though_the_folder_forgot_them(undisturbed, t
 
 
 def test_a_signal_while_the_last_state_is_kept_is_not_swallowed(undisturbed, tmp_path, monkeypatch):
-    real = run_folder.RunFolder.save_state
+    real = RunFolder.save_state
 
     def save_state(self, name, *rest):
         real(self, name, *rest)
         if name == "image_epoch2_step5":
-            monkeypatch.setattr(run_folder.RunFolder, "save_state", real)
+            monkeypatch.setattr(RunFolder, "save_state", real)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run_folder.RunFolder, "save_state", save_state)
+    monkeypatch.setattr(RunFolder, "save_state", save_state)
     command = words(tmp_path, undisturbed / "data")
     with pytest.raises(Interrupted):
         train_svllreid.main(command)
@@ -900,22 +905,21 @@ def test_half_of_the_last_evaluations_are_made_anew(undisturbed, tmp_path, monke
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_lock_does_not_live_on_in_a_process_that_reads_images(tmp_path):
-    ready, child_ready = os.pipe()
-    descriptor = run_folder._locked(tmp_path / ".lock")
-    run_folder._held.add(descriptor)
-    child = os.fork()
-    if child == 0:
-        os.write(child_ready, b"x")
-        time.sleep(60)
-        os._exit(0)
-    os.read(ready, 1)
-    run_folder._held.discard(descriptor)
-    os.close(descriptor)  # as when the parent is killed: the file stays
+    code = (
+        "import os, sys, time, signal, pathlib\n"
+        "from utils.run.lock import lock\n"
+        "with lock(pathlib.Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(60)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    os.kill(int(killed.stdout), 0)  # the child is there
     try:
-        os.close(run_folder._locked(tmp_path / ".lock"))
+        with lock(tmp_path):
+            pass
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        os.kill(int(killed.stdout), signal.SIGKILL)
 
 
 def test_a_folder_with_something_else_is_no_run(undisturbed, tmp_path):

@@ -27,7 +27,6 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 import yaml
-from utils.run_folder import CONFIG, RESULTS
 from yacs.config import CfgNode
 
 from configs import ConfigError, load, to_dict
@@ -37,6 +36,7 @@ from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
 from utils.records import Labels
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("compare_methods")
 METHODS = {

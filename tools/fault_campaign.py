@@ -61,7 +61,6 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
     PARSER.parse_args()
 
 import torch
-from utils.run_folder import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
 
 import train_svllreid
 from configs import ConfigError
@@ -71,6 +70,7 @@ from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
 from utils.command import FAILED, run_script
 from utils.errors import UserError
+from utils.run import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}

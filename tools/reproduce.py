@@ -79,7 +79,6 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import yaml
 from open_clip import pretrained as hub
-from utils.run_folder import CONFIG, RESULTS
 from yacs.config import CfgNode
 
 import test_svllreid
@@ -93,6 +92,7 @@ from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
 from utils.records import Reranking
 from utils.report import COLUMNS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("reproduce")
 ROOT = Path(__file__).resolve().parent.parent
