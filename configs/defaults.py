@@ -1,251 +1,248 @@
-"""Every configuration key once: its default, its meaning, its unit, its choices.
+"""Every configuration key in one row: default, meaning with its unit, choices, and whether it may change on resume.
 
-Key names and defaults are those of the published programs wherever the meaning is the same; where a default differs,
-the comment says why. What becomes of published keys that are not here is in `configs/published.py`. A YAML file or the
-command line may change a value, never its type (`configs.load` converts).
+Names and defaults are those of the published programs wherever the meaning is the same; where a default differs, the
+meaning says why. What becomes of published keys that are not here is in `configs/published.py`.
 """
 
 from __future__ import annotations
 
-from yacs.config import CfgNode as Node
+from yacs.config import CfgNode
 
+from configs.keys import ALWAYS, UNTIL_OVER, Key, Rule, above, at_least, given, matching, one_of, within
 from configs.stages import STAGES
 
-_C = Node()
+SIZE = Rule(lambda value: len(value) == 2 and min(value) >= 1, "two positive numbers (height, width)")
+DEVICES = matching(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
+SSL_TYPES = Rule(
+    lambda value: value in ("SIMCLR", "SIMSIAM"),
+    "SIMCLR or SIMSIAM (a weight of 0.0 switches self-supervision off: SOLVER.STAGE2.SSL_LOSS_WEIGHT 0.0)",
+)
+ERASED = Rule(
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1] < 1,
+    "two fractions above 0 and below 1, the smaller first",
+)
+CHANNELS = Rule(lambda value: len(value) == 3, "three numbers")
+DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three positive numbers")
+FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+SEEDS = within(0, 2**32 - 1)
+OPTIMIZERS = one_of("Adam", "AdamW", "SGD")
+EPOCHS = Rule(
+    lambda value: list(value) == sorted(set(value)) and min(value, default=1) >= 1, "ascending epochs, e.g. (30, 50)"
+)
+ORDER = Rule(
+    lambda value: value and list(dict.fromkeys(value)) == [name for name in STAGES if name in value],
+    f"names of stages in this order: {', '.join(STAGES)}",
+)
 
-# ---------------------------------------------------------------------------------------------------------------- model
-_C.MODEL = Node()
-# Where everything runs: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N, mps.
-_C.MODEL.DEVICE = "auto"
-# CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), or ViT-Tiny-8 (in this repository).
-# (The published default, resnet50, is no name that the published programs know.)
-_C.MODEL.NAME = "ViT-B-16"
-# CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (of ViT-Tiny-8), none (random).
-_C.MODEL.PRETRAIN = "openai"
-# A checkpoint, ours or a published CLIP-ReID or SVLL-ReID file, whose weights training starts from; empty for none.
-_C.MODEL.INIT_FROM = ""
-# quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP say it themselves; other files do not.
-_C.MODEL.ACTIVATION = "auto"
-# Patch stride (vertical, horizontal) in pixels; below the patch size, patches overlap ("OLP": 12 for patches of 16).
-_C.MODEL.STRIDE_SIZE = (16, 16)
-# Side information (SIE): a learnt vector for every camera, added to the class token.
-_C.MODEL.SIE_CAMERA = False
-# The same for every viewpoint of a vehicle; with both, for every pair of camera and viewpoint.
-_C.MODEL.SIE_VIEW = False
-# The factor of that vector.
-_C.MODEL.SIE_COE = 3.0
-# Whether the views of the vision self-supervision get that vector, too; published: no.
-_C.MODEL.SIE_TWINS = False
-# Weights of the image stage's terms; 0.0 is off. Here: classifying the identities.
-_C.MODEL.ID_LOSS_WEIGHT = 1.0
-# Triplets of images.
-_C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
-# Images against the sentences of all identities.
-_C.MODEL.I2T_LOSS_WEIGHT = 1.0
-# Label smoothing of 0.1 in the identity and the image-to-text term.
-_C.MODEL.IF_LABELSMOOTH = True
-# Triplet loss with log(1 + exp(.)) instead of the margin.
-_C.MODEL.NO_MARGIN = False
-# The vision self-supervision: SIMCLR or SIMSIAM; a weight of 0.0 switches it off. That of language is always SimCLR.
-_C.MODEL.SSL_TYPE = "SIMCLR"
-# Width of the hidden layers of the projection heads ...
-_C.MODEL.SSL_HIDDEN = 4096
-# ... and of what they return.
-_C.MODEL.SSL_OUT = 256
+# fmt: off
+ROWS = (
+    Key("MODEL.DEVICE", "auto", "Device: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.", DEVICES, ALWAYS),
+    Key("MODEL.NAME", "ViT-B-16",
+        "CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), or ViT-Tiny-8, which is in this "
+        "repository. (The published default, resnet50, is no name that the published programs know.)",
+        given("the name of an architecture, e.g. ViT-B-16")),
+    Key("MODEL.PRETRAIN", "openai",
+        "CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (for ViT-Tiny-8), or none "
+        "(random weights).",
+        given("a tag, a file, or none for random weights")),
+    Key("MODEL.INIT_FROM", "",
+        "Checkpoint whose weights training starts from: one of ours, or a published CLIP-ReID or SVLL-ReID file. Empty "
+        "for none."),
+    Key("MODEL.ACTIVATION", "auto",
+        "quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP name theirs; other files do not.",
+        one_of("auto", "quick_gelu", "gelu")),
+    Key("MODEL.STRIDE_SIZE", (16, 16),
+        "Patch stride (vertical, horizontal) in pixels. Below the patch size patches overlap (OLP: 12 for patches of "
+        "16).", SIZE),
+    Key("MODEL.SIE_CAMERA", False,
+        "Side information (SIE): a learned vector per camera, added to the class token."),
+    Key("MODEL.SIE_VIEW", False,
+        "Side information: a learned vector per viewpoint of a vehicle. With SIE_CAMERA, per pair of camera and "
+        "viewpoint."),
+    Key("MODEL.SIE_COE", 3.0, "Factor of the side information's vector.", at_least(0)),
+    Key("MODEL.SIE_TWINS", False,
+        "Adds the side information to the views of the vision self-supervision, too. Published: no."),
+    Key("MODEL.ID_LOSS_WEIGHT", 1.0, "Weight of the identity classification loss in stage 2; 0.0 is off.", at_least(0)),
+    Key("MODEL.TRIPLET_LOSS_WEIGHT", 1.0, "Weight of the triplet loss in stage 2; 0.0 is off.", at_least(0)),
+    Key("MODEL.I2T_LOSS_WEIGHT", 1.0,
+        "Weight of the image-to-text loss (images against the prompts of all identities) in stage 2; 0.0 is off.",
+        at_least(0)),
+    Key("MODEL.IF_LABELSMOOTH", True, "Label smoothing of 0.1 in the identity and the image-to-text loss."),
+    Key("MODEL.NO_MARGIN", False, "Soft-margin triplet loss, log(1 + exp(.)), instead of SOLVER.MARGIN."),
+    Key("MODEL.SSL_TYPE", "SIMCLR",
+        "Vision self-supervision: SIMCLR or SIMSIAM. Language self-supervision is always SimCLR.", SSL_TYPES),
+    Key("MODEL.SSL_HIDDEN", 4096, "Hidden width of the projection heads.", at_least(1)),
+    Key("MODEL.SSL_OUT", 256, "Output width of the projection heads.", at_least(1)),
 
-# ---------------------------------------------------------------------------------------------------------------- input
-_C.INPUT = Node()
-# Height and width in pixels, for training ...
-_C.INPUT.SIZE_TRAIN = (384, 128)
-# ... and for testing.
-_C.INPUT.SIZE_TEST = (384, 128)
-# Probability of a horizontal flip.
-_C.INPUT.PROB = 0.5
-# Probability of random erasing, in the training images and in the views of the vision self-supervision alike.
-_C.INPUT.RE_PROB = 0.5
-# Smallest and largest share of a view's area that is erased, when something is; published: always a third.
-_C.INPUT.TWIN_ERASED_AREA = (0.33, 1 / 3)
-# Black border in pixels, from which the random crop is cut.
-_C.INPUT.PADDING = 10
-# Mean of the three channels, of pixels in 0..1 ...
-_C.INPUT.PIXEL_MEAN = (0.485, 0.456, 0.406)
-# ... and standard deviation.
-_C.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
+    Key("INPUT.SIZE_TRAIN", (384, 128), "Height and width of training images in pixels.", SIZE),
+    Key("INPUT.SIZE_TEST", (384, 128), "Height and width of test images in pixels.", SIZE),
+    Key("INPUT.PROB", 0.5, "Probability of a horizontal flip.", within(0, 1)),
+    Key("INPUT.RE_PROB", 0.5,
+        "Probability of random erasing, of training images and of the views of the vision self-supervision.",
+        within(0, 1)),
+    Key("INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3),
+        "Smallest and largest fraction of a view's area that random erasing takes. Published: always a third.", ERASED),
+    Key("INPUT.PADDING", 10, "Black border in pixels around an image before the random crop.", at_least(0)),
+    Key("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), "Mean of the three channels, of pixels in 0..1.", CHANNELS),
+    Key("INPUT.PIXEL_STD", (0.229, 0.224, 0.225), "Standard deviation of the three channels.", DEVIATIONS),
 
-# ----------------------------------------------------------------------------------------------------------------- data
-_C.DATASETS = Node()
-# market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own pictures, at ROOT_DIR), or rendered on the
-# spot below ROOT_DIR: synthetic (people), synthetic_occluded (the same, but something hides a good part of everybody in
-# the queries) or synthetic_vehicle. Several in a tuple: trained on together, identities and cameras numbered on from
-# one to the next, and tested one by one.
-_C.DATASETS.NAMES = "market1501"
-# The folder that holds the data sets' folders.
-_C.DATASETS.ROOT_DIR = "data"
-# Of msmt17: its validation list is trained on, too, as is usual.
-_C.DATASETS.MSMT17_VAL = True
-# Of VehicleID: which test list, small (800 identities), medium (1600) or large (2400).
-_C.DATASETS.VEHICLEID_SIZE = "small"
-# Of veri (synthetic_vehicle has its own): the files of viewpoints, keypoint_train.txt ...
-_C.DATASETS.VIEWPOINTS_TRAIN = ""
-# ... and keypoint_test.txt; without them MODEL.SIE_VIEW must be off.
-_C.DATASETS.VIEWPOINTS_TEST = ""
-# Of folder: what is in the pictures, for the sentence.
-_C.DATASETS.NOUN = "person"
-# Share of the training identities that is not trained on but evaluated on, instead of the test split: for choosing
-# settings without looking at test identities. The same identities for every SOLVER.SEED. 0.0 is off; below 1.
-_C.DATASETS.HOLD_OUT = 0.0
-# Of the rendered data sets, which share them; another value renders anew.
-_C.DATASETS.SYNTHETIC = Node()
-_C.DATASETS.SYNTHETIC.TRAIN_IDENTITIES = 256  # people or vehicles to learn from
-_C.DATASETS.SYNTHETIC.TRAIN_IMAGES = 6  # of each identity
-_C.DATASETS.SYNTHETIC.TEST_IDENTITIES = 64  # others, to be found again
-_C.DATASETS.SYNTHETIC.TEST_IMAGES = 12  # of each identity, query and gallery together
-# How far the six cameras differ in light, colour, sharpness and viewpoint: 0.0 is not at all, 1.1 what the tiny CLIP
-# was pre-trained with; above 2 a camera may show hardly anything.
-_C.DATASETS.SYNTHETIC.DIFFICULTY = 1.7
-# Of the renderer; it does not follow SOLVER.SEED, so that seeds share their pictures.
-_C.DATASETS.SYNTHETIC.SEED = 0
+    Key("DATASETS.NAMES", "market1501",
+        "market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own images, at ROOT_DIR), or rendered "
+        "below ROOT_DIR: synthetic (people), synthetic_occluded (the same with occluded queries), synthetic_vehicle. "
+        "Several in a tuple are trained on together and tested one by one.",
+        given("the name of a data set, e.g. market1501")),
+    Key("DATASETS.ROOT_DIR", "data", "Folder that holds the data sets' folders.", None, ALWAYS),
+    Key("DATASETS.MSMT17_VAL", True, "msmt17: trains on its validation list, too, as is usual."),
+    Key("DATASETS.VEHICLEID_SIZE", "small",
+        "VehicleID: the test list, small (800 identities), medium (1600) or large (2400).",
+        one_of("small", "medium", "large")),
+    Key("DATASETS.VIEWPOINTS_TRAIN", "",
+        "veri: the file of viewpoints keypoint_train.txt. Without it MODEL.SIE_VIEW must be off.", None, ALWAYS),
+    Key("DATASETS.VIEWPOINTS_TEST", "", "veri: the file of viewpoints keypoint_test.txt.", None, ALWAYS),
+    Key("DATASETS.NOUN", "person", "folder: what the images show, for the prompt.",
+        matching(r"[A-Za-z][A-Za-z -]*", "an English word, e.g. person, vehicle or dog")),
+    Key("DATASETS.HOLD_OUT", 0.0,
+        "Fraction of the training identities to evaluate on instead of the test split, for choosing settings without "
+        "test identities. The same identities for every SOLVER.SEED. 0.0 is off.", FRACTION),
+    Key("DATASETS.SYNTHETIC.TRAIN_IDENTITIES", 256,
+        "Rendered data sets (another value renders anew): people or vehicles to train on.", at_least(2)),
+    Key("DATASETS.SYNTHETIC.TRAIN_IMAGES", 6, "Rendered data sets: images per training identity.", at_least(1)),
+    Key("DATASETS.SYNTHETIC.TEST_IDENTITIES", 64, "Rendered data sets: other people or vehicles to test on.",
+        at_least(1)),
+    Key("DATASETS.SYNTHETIC.TEST_IMAGES", 12, "Rendered data sets: images per test identity, query and gallery.",
+        at_least(6)),
+    Key("DATASETS.SYNTHETIC.DIFFICULTY", 1.7,
+        "Rendered data sets: how far the six cameras differ in light, colour, sharpness and viewpoint. 0.0 is not at "
+        "all, 1.1 is what the tiny CLIP was pre-trained with; above 2 a camera may show hardly anything.", at_least(0)),
+    Key("DATASETS.SYNTHETIC.SEED", 0,
+        "Rendered data sets: the renderer's seed. It does not follow SOLVER.SEED, so that runs share their images.",
+        SEEDS),
 
-_C.DATALOADER = Node()
-# Processes that read and transform images, at most one a core; 0 does it in the training process. Affects speed only.
-_C.DATALOADER.NUM_WORKERS = 8
-# Images of an identity in a batch of the image stage (K of P x K).
-_C.DATALOADER.NUM_INSTANCE = 16
+    Key("DATALOADER.NUM_WORKERS", 8,
+        "Processes that read and transform images, at most one per core; 0: the training process does. Affects speed "
+        "only.", at_least(0), ALWAYS),
+    Key("DATALOADER.NUM_INSTANCE", 16, "Images per identity in a batch of stage 2 (K of P x K).", at_least(1)),
 
-# --------------------------------------------------------------------------------------------------------------- solver
-_C.SOLVER = Node()
-# Of every random draw in training.
-_C.SOLVER.SEED = 1234
-# Margin of the triplet loss.
-_C.SOLVER.MARGIN = 0.3
-# Of the towers: fp32, bf16 or fp16 (autocast; fp16 scales the loss and skips updates that overflow), or auto: bf16 on
-# CUDA devices that have it, else fp32. Losses and weights are always fp32.
-_C.SOLVER.PRECISION = "auto"
-# The gradient of all parameters together is shortened to this length; 0.0 is off.
-_C.SOLVER.CLIP_GRAD_NORM = 0.0
-# On CUDA: only algorithms that give the same bits every time; slower. A CPU always does.
-_C.SOLVER.DETERMINISTIC = False
-# On CUDA with several processes: batch norm inside a ResNet sees the batch of all of them.
-_C.SOLVER.SYNC_BN = False
-# A state to go on from is kept at least every so many minutes, besides the end of every epoch that is saved or
-# evaluated; 0.0: only then.
-_C.SOLVER.CHECKPOINT_MINUTES = 10.0
+    Key("SOLVER.SEED", 1234, "Seed of every random draw in training.", SEEDS),
+    Key("SOLVER.MARGIN", 0.3, "Margin of the triplet loss.", at_least(0)),
+    Key("SOLVER.PRECISION", "auto",
+        "Precision of the towers: fp32, bf16 or fp16 (autocast; fp16 scales the loss and skips updates that overflow), "
+        "or auto: bf16 on CUDA devices that have it, else fp32. Losses and weights are always fp32.",
+        one_of("auto", "fp32", "bf16", "fp16")),
+    Key("SOLVER.CLIP_GRAD_NORM", 0.0, "Largest norm of the gradient of all parameters; 0.0 is off.", at_least(0)),
+    Key("SOLVER.DETERMINISTIC", False,
+        "CUDA: only algorithms that give the same bits every time, which is slower. A CPU always does."),
+    Key("SOLVER.SYNC_BN", False,
+        "CUDA with several processes: batch norm inside a ResNet sees the batches of all processes."),
+    Key("SOLVER.CHECKPOINT_MINUTES", 10.0,
+        "Minutes between resume states, besides those after every epoch that is saved or evaluated; 0.0: only those.",
+        at_least(0), ALWAYS),
 
-# The prompt stage: a sentence for every identity.
-_C.SOLVER.STAGE1 = Node()
-# Images (their cached features) in a batch.
-_C.SOLVER.STAGE1.IMS_PER_BATCH = 64
-# Adam, AdamW or SGD.
-_C.SOLVER.STAGE1.OPTIMIZER_NAME = "Adam"
-# SGD's; the others do not use it.
-_C.SOLVER.STAGE1.MOMENTUM = 0.9
-# Rounds over all training images.
-_C.SOLVER.STAGE1.MAX_EPOCHS = 100
-# The learning rate after warm-up.
-_C.SOLVER.STAGE1.BASE_LR = 3e-4
-# Coupled (L2) in Adam and SGD, decoupled in AdamW.
-_C.SOLVER.STAGE1.WEIGHT_DECAY = 5e-4
-# Epochs of linear warm-up, after which a cosine follows.
-_C.SOLVER.STAGE1.WARMUP_EPOCHS = 5
-# Where the warm-up starts. (The published default, 33 times BASE_LR; every published file sets 1e-5.)
-_C.SOLVER.STAGE1.WARMUP_LR_INIT = 0.01
-# Where the cosine ends. (Every published file sets 1e-6.)
-_C.SOLVER.STAGE1.LR_MIN = 1.6e-5
-# Weight of the language self-supervision; 0.0 is off. (The published files set 0.8 for people and VehicleID, 2.0 for
-# VeRi.)
-_C.SOLVER.STAGE1.SSL_LOSS_WEIGHT = 2.0
-# Whether its projection head is trained with the prompts; published: it stays at its random start.
-_C.SOLVER.STAGE1.TRAIN_PROJECTOR = False
-# How its two copies of a prompt are disturbed: mask (numbers to zero), swap (positions), mix (with another prompt), ...
-_C.SOLVER.STAGE1.PROMPT_AUG_METHOD = "mask"
-# ... and how much, 0..1: share of numbers, share of positions, share of the other prompt.
-_C.SOLVER.STAGE1.PROMPT_AUG_SCALE = 0.5
-# Where: all (published: the whole context, start, end and padding included) or words (only between start and end).
-_C.SOLVER.STAGE1.PROMPT_AUG_TOKENS = "all"
-# Every so many epochs; a stage's last epoch is always saved.
-_C.SOLVER.STAGE1.CHECKPOINT_PERIOD = 10
-# Every so many steps.
-_C.SOLVER.STAGE1.LOG_PERIOD = 100
+    # Stage 1 learns a prompt per identity.
+    Key("SOLVER.STAGE1.IMS_PER_BATCH", 64, "Images (their cached features) in a batch.", at_least(1)),
+    Key("SOLVER.STAGE1.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
+    Key("SOLVER.STAGE1.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
+    Key("SOLVER.STAGE1.MAX_EPOCHS", 100, "Epochs: passes over all training images.", at_least(1), UNTIL_OVER),
+    Key("SOLVER.STAGE1.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
+    Key("SOLVER.STAGE1.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
+    Key("SOLVER.STAGE1.WARMUP_EPOCHS", 5, "Epochs of linear warm-up, before the cosine.", at_least(0)),
+    Key("SOLVER.STAGE1.WARMUP_LR_INIT", 0.01,
+        "Learning rate at the start of warm-up. (The published default, 33 times BASE_LR; every published file sets "
+        "1e-5.)", at_least(0)),
+    Key("SOLVER.STAGE1.LR_MIN", 1.6e-5, "Learning rate at the end of the cosine. (Every published file sets 1e-6.)",
+        at_least(0)),
+    Key("SOLVER.STAGE1.SSL_LOSS_WEIGHT", 2.0,
+        "Weight of the language self-supervision; 0.0 is off. (The published files set 0.8 for people and VehicleID, "
+        "2.0 for VeRi.)", at_least(0)),
+    Key("SOLVER.STAGE1.TRAIN_PROJECTOR", False,
+        "Trains the projection head of the language self-supervision. Published: it keeps its random weights."),
+    Key("SOLVER.STAGE1.PROMPT_AUG_METHOD", "mask",
+        "Augmentation of the two views of a prompt: mask (numbers to zero), swap (positions) or mix (with another "
+        "prompt).", one_of("mask", "swap", "mix")),
+    Key("SOLVER.STAGE1.PROMPT_AUG_SCALE", 0.5,
+        "Strength of that augmentation: fraction of numbers, fraction of positions, or weight of the other prompt.",
+        within(0, 1)),
+    Key("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "all",
+        "Tokens that are augmented: all (published: the whole context, start, end and padding included) or words (only "
+        "those between start and end).", one_of("all", "words")),
+    Key("SOLVER.STAGE1.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
+        at_least(1), ALWAYS),
+    Key("SOLVER.STAGE1.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
 
-# The image stage: the image tower.
-_C.SOLVER.STAGE2 = Node()
-# Images in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.
-_C.SOLVER.STAGE2.IMS_PER_BATCH = 64
-# Adam, AdamW or SGD.
-_C.SOLVER.STAGE2.OPTIMIZER_NAME = "Adam"
-# SGD's; the others do not use it.
-_C.SOLVER.STAGE2.MOMENTUM = 0.9
-# Rounds over the batches that the identity sampler makes of all training images.
-_C.SOLVER.STAGE2.MAX_EPOCHS = 100
-# The learning rate after warm-up.
-_C.SOLVER.STAGE2.BASE_LR = 3e-4
-# Factor of the learning rate of every bias.
-_C.SOLVER.STAGE2.BIAS_LR_FACTOR = 1.0
-# Doubles the learning rate of the identity classifiers.
-_C.SOLVER.STAGE2.LARGE_FC_LR = False
-# Coupled (L2) in Adam and SGD, decoupled in AdamW.
-_C.SOLVER.STAGE2.WEIGHT_DECAY = 5e-4
-# The same, of every bias.
-_C.SOLVER.STAGE2.WEIGHT_DECAY_BIAS = 5e-4
-# The learning rate is multiplied by GAMMA at each of these epochs.
-_C.SOLVER.STAGE2.STEPS = (40, 70)
-# By how much.
-_C.SOLVER.STAGE2.GAMMA = 0.1
-# Linear warm-up from WARMUP_FACTOR * BASE_LR ...
-_C.SOLVER.STAGE2.WARMUP_FACTOR = 0.01
-# ... over this many *epochs*, whatever the published name says. (The published default, longer than any training; every
-# published file sets 10.)
-_C.SOLVER.STAGE2.WARMUP_ITERS = 500
-# Weight of the vision self-supervision; 0.0 is off and loads no views.
-_C.SOLVER.STAGE2.SSL_LOSS_WEIGHT = 0.8
-# Leaves other images of the same identity out of its negatives (SIMCLR only); published: they are negatives.
-_C.SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY = False
-# Every so many epochs; a stage's last epoch is always saved.
-_C.SOLVER.STAGE2.CHECKPOINT_PERIOD = 10
-# Every so many steps.
-_C.SOLVER.STAGE2.LOG_PERIOD = 100
-# Every so many epochs: evaluation, for the log only.
-_C.SOLVER.STAGE2.EVAL_PERIOD = 10
+    # Stage 2 fine-tunes the image tower. (Of a single image, batch norm has no statistics.)
+    Key("SOLVER.STAGE2.IMS_PER_BATCH", 64, "Images in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.",
+        at_least(2)),
+    Key("SOLVER.STAGE2.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
+    Key("SOLVER.STAGE2.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
+    Key("SOLVER.STAGE2.MAX_EPOCHS", 100,
+        "Epochs: passes over the batches that the identity sampler draws from all training images.",
+        at_least(1), UNTIL_OVER),
+    Key("SOLVER.STAGE2.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
+    Key("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.0, "Factor of the learning rate of every bias.", at_least(0)),
+    Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
+    Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
+    Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
+    Key("SOLVER.STAGE2.STEPS", (40, 70), "Epochs at which the learning rate is multiplied by GAMMA.", EPOCHS),
+    Key("SOLVER.STAGE2.GAMMA", 0.1, "Factor of the learning rate at each of STEPS.", above(0)),
+    Key("SOLVER.STAGE2.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
+    Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
+        "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "
+        "training; every published file sets 10.)", at_least(0)),
+    Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
+        at_least(0)),
+    Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,
+        "Other images of the same identity are no negatives (SIMCLR only). Published: they are."),
+    Key("SOLVER.STAGE2.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
+        at_least(1), ALWAYS),
+    Key("SOLVER.STAGE2.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
+    Key("SOLVER.STAGE2.EVAL_PERIOD", 10, "Epochs between evaluations, for the log only.", at_least(1), ALWAYS),
 
-# ----------------------------------------------------------------------------------------------------------------- test
-_C.TEST = Node()
-# Images in a batch of evaluation, and of the features of the prompt stage; affects speed and memory only.
-_C.TEST.IMS_PER_BATCH = 128
-# The checkpoint that test_svllreid.py evaluates.
-_C.TEST.WEIGHT = ""
-# Compare features before or after the batch-norm necks.
-_C.TEST.NECK_FEAT = "after"
-# Which pairs count: cross-camera (a query does not look for its own identity in its own camera; VehicleID, which has no
-# cameras, leaves nothing out) or all, e.g. where your own pictures have no cameras. Holds for the data sets of a
-# training; another one is tested across cameras unless the command line says otherwise.
-_C.TEST.PROTOCOL = "cross-camera"
-# Side information at test: same (cameras and viewpoints as in training), mean (over all that training knew), none, or
-# auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the numbers
-# of cameras and viewpoints agree).
-_C.TEST.SIE = "auto"
-# Compare features of length 1.
-_C.TEST.FEAT_NORM = True
-# Re-rank by k-reciprocal neighbours (Zhong et al., 2017). The published programs have the key but never read it.
-_C.TEST.RE_RANKING = False
-# Neighbours that must find each other ...
-_C.TEST.RE_RANKING_K1 = 50
-# ... neighbours whose neighbourhoods are averaged ...
-_C.TEST.RE_RANKING_K2 = 15
-# ... and the share of the original distance, 0..1.
-_C.TEST.RE_RANKING_LAMBDA = 0.3
+    Key("TEST.IMS_PER_BATCH", 128,
+        "Images in a batch of evaluation and of the features of stage 1. Affects speed and memory only.",
+        at_least(1), ALWAYS),
+    Key("TEST.WEIGHT", "", "Checkpoint that test_svllreid.py evaluates.", None, ALWAYS),
+    Key("TEST.NECK_FEAT", "after", "Features before or after the batch-norm necks.", one_of("before", "after")),
+    Key("TEST.PROTOCOL", "cross-camera",
+        "Pairs that count: cross-camera (a query ignores its own identity in its own camera; VehicleID, which has no "
+        "cameras, ignores nothing) or all, e.g. where your own images have no cameras. Holds for the data sets of a "
+        "training; another one is tested across cameras unless the command line says otherwise.",
+        one_of("cross-camera", "all")),
+    Key("TEST.SIE", "auto",
+        "Side information at test: same (cameras and viewpoints as in training), mean (of all in training), none, or "
+        "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
+        "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
+    Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.RE_RANKING", False,
+        "Re-ranking by k-reciprocal neighbours (Zhong et al., 2017). Published programs have the key but never read "
+        "it."),
+    Key("TEST.RE_RANKING_K1", 50, "Re-ranking: neighbours that must find each other.", at_least(1)),
+    Key("TEST.RE_RANKING_K2", 15, "Re-ranking: neighbours whose neighbourhoods are averaged.", at_least(1)),
+    Key("TEST.RE_RANKING_LAMBDA", 0.3, "Re-ranking: weight of the original distance.", within(0, 1)),
 
-# ------------------------------------------------------------------------------------------------------------------ run
-_C.PROCESSOR = Node()
-# What is run, in this order: prompt (stage 1), image (stage 2).
-_C.PROCESSOR.STAGES = tuple(STAGES)
-# Allows the image stage to compare images with sentences that nobody trained: no prompt stage, no MODEL.INIT_FROM.
-_C.PROCESSOR.UNTRAINED_PROMPTS = False
-# Goes on with an unfinished run in the same OUTPUT_DIR where its last state was kept; else such a folder is refused.
-_C.RESUME = True
-# Where everything is written. Empty: training runs/DATASET_CONFIGFILE_seedSEED, testing the checkpoint's folder.
-_C.OUTPUT_DIR = ""
+    Key("PROCESSOR.STAGES", tuple(STAGES),
+        "Stages to run, in this order: " + ", ".join(f"{stage.name}, {stage.title}" for stage in STAGES.values()) + ".",
+        ORDER),
+    Key("PROCESSOR.UNTRAINED_PROMPTS", False,
+        "Allows an image-to-text loss in stage 2 with prompts that neither stage 1 nor MODEL.INIT_FROM has trained."),
+    Key("RESUME", True,
+        "Resumes an unfinished run in the same OUTPUT_DIR from its last state; False refuses such a folder.",
+        None, ALWAYS),
+    Key("OUTPUT_DIR", "",
+        "Folder for everything that is written. Empty: training uses runs/DATASET_CONFIGFILE_seedSEED, testing the "
+        "checkpoint's folder.", None, ALWAYS),
+)
+# fmt: on
+KEYS = {row.name: row for row in ROWS}
+BLOCKS = {name[:end] for name in KEYS for end, letter in enumerate(name) if letter == "."}
 
 
-def defaults() -> Node:
-    """A fresh, changeable copy."""
-    return _C.clone()
+def defaults() -> CfgNode:
+    """A fresh configuration, changeable, with its keys in the order of the rows."""
+    cfg = CfgNode()
+    for row in ROWS:
+        *blocks, leaf = row.name.split(".")
+        node = cfg
+        for block in blocks:
+            node = node.setdefault(block, CfgNode())
+        node[leaf] = row.default
+    return cfg

@@ -7,7 +7,8 @@ import itertools
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.checks import ConfigError, check_together, check_value
-from configs.defaults import defaults
+from configs.defaults import BLOCKS, KEYS, defaults
 from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
 from configs.values import convert
 
@@ -29,7 +30,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
     """The frozen configuration.
 
     Files and overrides may have the keys of the published programs (`configs.published`). A value that a later layer
-    replaces is not judged.
+    replaces is not checked.
 
     Args:
         path: a YAML file, whose `BASE:` (a path relative to it) is read before it; None for the defaults.
@@ -85,15 +86,13 @@ class _Settings:
 
     def set(self, key: str, value: Any) -> Any:
         """Set one key -> its value, converted to the type of the default."""
+        if key not in KEYS:
+            raise ConfigError(f"there is no key {key}{_nearest(key)}")
+        value = convert(key, value, KEYS[key].default)
+        check_value(key, value)
         *blocks, name = key.split(".")
-        node = self.cfg
-        for block in blocks:
-            node = node.get(block) if isinstance(node, CfgNode) else None
-        if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
-            raise ConfigError(f"there is no key {key}{_nearest(key, self.cfg)}")
-        node[name] = convert(key, value, node[name])
-        check_value(key, node[name])
-        return node[name]
+        reduce(getitem, blocks, self.cfg)[name] = value
+        return value
 
     def add(self, values: Mapping[str, Any], *, where: str, root: bool = False) -> None:
         """Add one layer, in our keys or in published ones."""
@@ -181,23 +180,16 @@ def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from flatten(value, dotted + ".")
-        elif value is not None or not _is_block(dotted):
+        elif value is not None or dotted not in BLOCKS:
             yield dotted, value
 
 
-def _is_block(key: str) -> bool:
-    node = defaults()
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, CfgNode) else None
-    return isinstance(node, CfgNode)
-
-
-def _nearest(key: str, cfg: CfgNode) -> str:
+def _nearest(key: str) -> str:
     """A suggestion, by the key's name without its blocks; among blocks with the same name, by the whole key."""
+    if key in BLOCKS:
+        return f": it is a block of keys ({next(name for name in KEYS if name.startswith(f'{key}.'))}, …)"
     keys: dict[str, list[str]] = {}
-    for dotted, _ in flatten(cfg):
-        if dotted.startswith(f"{key}."):
-            return f": it is a block of keys ({dotted}, …)"
+    for dotted in KEYS:
         keys.setdefault(dotted.rpartition(".")[2].lower(), []).append(dotted)
     names = difflib.get_close_matches(key.rpartition(".")[2].lower(), keys, n=1, cutoff=CLOSE)
     near = difflib.get_close_matches(key, keys[names[0]], n=1, cutoff=0.0) if names else []

@@ -143,7 +143,7 @@ def translate(
             right, why = ONE_VALUE[name]
             with judged(name):
                 if literal(value) != right:
-                    raise ConfigError(f"{key}: {value!r} will not do; right is {right}, {why}")
+                    raise ConfigError(f"{key}: invalid value {value!r}, expected {right}: {why}")
                 logger.warning("%s: %s is dropped: it is always %s", where, key, right)
         elif key in SWITCHES:
             with judged(key):
@@ -184,7 +184,7 @@ def _refuse_if_ambiguous(key: str, cfg: CfgNode) -> None:
     if meant:
         raise ConfigError(
             f"{key} is a key of single-stage configurations, {STAGES} is {cfg.PROCESSOR.STAGES}; "
-            f"right is {' or '.join(meant)}"
+            f"expected {' or '.join(meant)}"
         )
 
 

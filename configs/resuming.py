@@ -1,70 +1,81 @@
-"""What may change in the configuration of a run that is gone on with."""
+"""What may change in the configuration of a run that is resumed: each key's row says it."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from yacs.config import CfgNode
 
 from configs.checks import ConfigError
+from configs.defaults import KEYS
+from configs.keys import ALWAYS, UNTIL_OVER
 from configs.loading import flatten
 from configs.stages import STAGES
 
-# Where things are, on what they run, and how often something is told or saved: no number of the result follows from it.
-FREE = (
-    "DATALOADER.NUM_WORKERS",
-    "DATASETS.ROOT_DIR",
-    "DATASETS.VIEWPOINTS_TEST",
-    "DATASETS.VIEWPOINTS_TRAIN",
-    "MODEL.DEVICE",
-    "OUTPUT_DIR",
-    "RESUME",
-    "SOLVER.CHECKPOINT_MINUTES",
-    "SOLVER.STAGE1.CHECKPOINT_PERIOD",
-    "SOLVER.STAGE1.LOG_PERIOD",
-    "SOLVER.STAGE2.CHECKPOINT_PERIOD",
-    "SOLVER.STAGE2.EVAL_PERIOD",
-    "SOLVER.STAGE2.LOG_PERIOD",
-    "TEST.IMS_PER_BATCH",
-    "TEST.WEIGHT",
-)
-# A stage may still get more epochs, or fewer, while it is not over.
 EPOCHS = {stage.name: stage.key("MAX_EPOCHS") for stage in STAGES.values()}
 
 
+<<<<<<< HEAD
 def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, where: str, weights: bool) -> list[str]:
     """Lines for what has changed since a run was started, if it may.
 
     Args:
         earlier, now: the run's settings as they are written in its folder, and those that are asked for.
         number, epoch: where the run is; the stage's place in PROCESSOR.STAGES, from 0.
+=======
+def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool) -> list[str]:
+    """Compare the settings of a run that is resumed with those that it was started with.
+
+    Args:
+        earlier: the settings written in the run's folder.
+        now: the settings asked for.
+        stage, epoch: where the run is.
+>>>>>>> main
         where: the run's folder.
         weights: whether the run left any, for the advice.
+
+    Returns:
+        A line for the log per changed setting.
 
     Raises:
         ConfigError: naming every setting that may not change, with both values.
     """
     lines, faults = [], []
+<<<<<<< HEAD
     stages = earlier.PROCESSOR.STAGES
     over = [EPOCHS[stage] for stage in stages[:number]]
     for key, old, new in _differences(earlier, now):
         line = f"{key}: {old!r} before, {new!r} now"
         if key in FREE:
+=======
+    begun = earlier.PROCESSOR.STAGES[: earlier.PROCESSOR.STAGES.index(stage)]
+    over = {STAGES[name].block for name in begun}
+    before = dict(flatten(earlier))
+    for key, new in flatten(now):
+        if before[key] == new:
+            continue
+        line = f"{key}: {before[key]!r} before, {new!r} now"
+        rule, block = KEYS[key].on_resume, key.split(".")[1:2]
+        if rule == ALWAYS:
+>>>>>>> main
             lines.append(line)
-        elif key not in EPOCHS.values():
+        elif rule != UNTIL_OVER:
             faults.append(line)
-        elif key in over:
+        elif over.intersection(block):
             faults.append(f"{line} (that stage is over)")
+<<<<<<< HEAD
         elif key == EPOCHS[stages[number]] and new < epoch:
             faults.append(f"{line} ({epoch} are begun)")
+=======
+        elif block == [STAGES[stage].block] and new < epoch:
+            faults.append(f"{line} (epoch {epoch} has begun)")
+>>>>>>> main
         else:
             lines.append(line)
     if faults:
         another = "in another OUTPUT_DIR (from its weights: MODEL.INIT_FROM)"
         advice = another if weights else "in another OUTPUT_DIR, or delete this one, which holds no weights"
         raise ConfigError(
-            f"OUTPUT_DIR {where}: holds a run with other settings: {'; '.join(faults)}. Go on with its own, or "
-            f"start a new run {advice}"
+            f"OUTPUT_DIR {where}: holds a run with other settings: {'; '.join(faults)}. Resume it with its own "
+            f"settings, or start a new run {advice}"
         )
     return lines
 
@@ -72,8 +83,3 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, wh
 def epochs_of(cfg: CfgNode, stage: str) -> int:
     """How many epochs a stage has."""
     return STAGES[stage].settings(cfg).MAX_EPOCHS
-
-
-def _differences(earlier: CfgNode, now: CfgNode) -> Iterator[tuple[str, object, object]]:
-    before = dict(flatten(earlier))
-    return ((key, before[key], value) for key, value in flatten(now) if before[key] != value)

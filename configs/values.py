@@ -14,13 +14,13 @@ NAMES = "DATASETS.NAMES"  # a text or a tuple, in published files, too
 
 
 def convert(key: str, value: Any, default: Any) -> Any:
-    """`value` as the type of `default`; the ConfigError says what would be right."""
+    """`value` as the type of `default`; ConfigError says what is expected."""
     try:
         return _convert(value, default, single=key == NAMES)
     except ValueError as error:
-        told = value if isinstance(value, str) else str(value)
-        told = told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
-        raise ConfigError(f"{key}: {told!r} will not do; {error}") from None
+        shown = value if isinstance(value, str) else str(value)
+        shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…"
+        raise ConfigError(f"{key}: invalid value {shown!r}, expected {error}") from None
 
 
 def literal(value: Any) -> Any:
@@ -37,19 +37,19 @@ def literal(value: Any) -> Any:
 
 
 def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
-    """ValueError says what would be right."""
+    """ValueError says what is expected."""
     if value is None or (isinstance(value, str) and value.strip() in ("None", "null", "~")):
-        raise ValueError("it needs a value, None is none (off is a weight of 0.0, False or '')")
+        raise ValueError("a value, which None is not (off is a weight of 0.0, False or '')")
     if isinstance(default, str):
         text = literal(value)
         if single and isinstance(text, (tuple, list)) and text and all(isinstance(name, str) for name in text):
             text = "+".join(text)  # several data sets
         if isinstance(text, (tuple, list, dict)):
-            raise ValueError("right is a name, or several in a tuple" if single else "right is a text")
+            raise ValueError("a name, or several in a tuple" if single else "a string")
         if isinstance(text, str):
             return text
         if isinstance(value, bool):
-            raise ValueError("right is a text")
+            raise ValueError("a string")
         return str(value)
     value = literal(literal(value))  # once more: cmd.exe passes quotes on
     if isinstance(default, tuple):
@@ -59,15 +59,15 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
     if isinstance(default, bool):
         spoken = SPOKEN.get(value.strip().lower()) if isinstance(value, str) else value
         if not isinstance(spoken, bool):
-            raise ValueError("right is True or False")
+            raise ValueError("True or False")
         return spoken
     if isinstance(value, (bool, tuple, list, dict)):
-        raise ValueError(f"right is one {'whole number' if isinstance(default, int) else 'number'}")
+        raise ValueError(f"one {'integer' if isinstance(default, int) else 'number'}")
     if isinstance(default, int):
         if not isinstance(value, int) or abs(value) >= LARGEST:
-            raise ValueError("right is a whole number" + " of at most 64 bits" * isinstance(value, int))
+            raise ValueError("an integer" + " of at most 64 bits" * isinstance(value, int))
         return value
     try:
         return float(value)  # YAML reads 5e-6 as a text
     except (TypeError, ValueError, OverflowError):
-        raise ValueError("right is a number") from None
+        raise ValueError("a number") from None

@@ -19,7 +19,8 @@ FLOORS = {
 TOP = 4
 # Of a run: its settings, and what of them may change.
 OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer")}
-TABLES = ("configs.stages",)  # of the configuration's folder, but no settings: anybody may read them
+# Of the configuration's folder, but without its settings: any module may import them.
+TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.
 DEVICES_NAMED = {
     "utils/devices.py": {"cpu", "cuda", "mps"},  # the one place that knows them
@@ -78,6 +79,10 @@ CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "c
 ANSWERED_EARLY = [
     *((command, ["--help"], 0, "usage: ") for command in (*SCRIPTS, *TOOLS)),
     *((command, ["--what"], 2, "unrecognized arguments: --what") for command in (*SCRIPTS, DEMO)),
+    *((command, ["--help-keys", "MODEL.SSL"], 0, "MODEL.SSL_OUT = 256\n") for command in SCRIPTS),
+    (SCRIPTS[0], ["--help-keys", "STRIDE"], 2, "error: no key begins with STRIDE; did you mean MODEL.STRIDE_SIZE?"),
+    (SCRIPTS[0], ["SOLVER.SEED", "5", "--print_config"], 0, "\nSOLVER:\n  SEED: 5\n"),
+    (SCRIPTS[1], ["TEST.WEIGHT", "x.pth", "--print_config"], 2, "error: --print_config: a test without --config_file"),
     *((command, ["SOLVER.SEDE", "1"], 2, "did you mean SOLVER.SEED?") for command in (SCRIPTS[0], CHECK, DEMO)),
     *((command, ["--config_file", "no.yml"], 2, "config file no.yml: ") for command in (*SCRIPTS, CHECK, DEMO)),
     (SCRIPTS[0], ["DATASETS.ROOT_DIR", "/no", "OUTPUT_DIR", "/no"], 2, "DATASETS.ROOT_DIR /no: there is no such"),

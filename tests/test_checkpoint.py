@@ -293,7 +293,7 @@ def test_a_file_without_its_description_is_refused(tmp_path, small_architecture)
     lacking = {name: value for name, value in whole["architecture"].items() if name != "sie_camera"}
     for contents, fault in (
         ({"model": whole["model"]}, "it lacks architecture, config"),
-        ({**whole, "architecture": lacking}, "architecture.sie_camera is missing; right is True or False"),
+        ({**whole, "architecture": lacking}, "architecture.sie_camera is missing; expected True or False"),
     ):
         save_checkpoint(tmp_path / "y.pth", contents)
         with pytest.raises(WeightsError, match=rf"y\.pth: .*{fault}"):

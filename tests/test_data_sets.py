@@ -386,5 +386,5 @@ def test_people_and_vehicles_do_not_train_together(root):
 
 
 def test_a_noun_is_a_word():
-    with pytest.raises(ConfigError, match=r"DATASETS\.NOUN: '\{\} dog' will not do"):
+    with pytest.raises(ConfigError, match=r"DATASETS\.NOUN: invalid value '\{\} dog'"):
         load(None, ["DATASETS.NOUN", "{} dog"])

@@ -262,7 +262,7 @@ def test_images_that_are_replaced_during_a_run_are_told(trained, tmp_path, monke
     assert start["notes"] == [] and f"{what} were replaced since the start" in told and str(files[0]) in told
     said = capsys.readouterr().out
     assert said.count(told) == 1
-    assert (said.index(told) < said.index("image stage  epoch 2/2")) == (what == "training images")
+    assert (said.index(told) < said.index("stage 2 (fine-tuning)  epoch 2/2")) == (what == "training images")
 
 
 def market(folder: Path) -> Path:
@@ -390,7 +390,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_any_checkpoint(trained, 
     )  # finite weights and features; the loss is not
     monkeypatch.setattr(tiny_clip, "load", lambda: broken)
     words = arguments("configs/demo/vit_base.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
-    with pytest.raises(NonFiniteLoss, match=r"image stage, epoch 1, step 1: .*triplet.*\.jpg"):
+    with pytest.raises(NonFiniteLoss, match=r"stage 2 \(fine-tuning\), epoch 1, step 1: .*triplet.*\.jpg"):
         train_svllreid.main(words)
     assert not list((tmp_path / "run").glob("*.pth"))
 
@@ -418,7 +418,7 @@ def test_ctrl_c_and_a_closed_terminal_end_with_one_line(trained, tmp_path, numbe
     )
     deadline = time.monotonic() + 120
     for line in process.stdout:
-        if "image stage  epoch 2/" in line:
+        if "stage 2 (fine-tuning)  epoch 2/" in line:
             break
         assert time.monotonic() < deadline, "training did not begin"
     os.killpg(process.pid, number)  # as a terminal does: to the loader's workers, too

@@ -543,7 +543,7 @@ def test_whatever_is_done_to_a_description_the_file_is_read_or_refused(tmp_path,
             door(with_strange(checkpoint, place, value), path)
         except (UserError, ConfigError) as error:
             message = str(error)  # what is wrong with settings together is not one field's fault
-            assert str(path) in message or message.startswith("settings that do not go together"), (place, value)
+            assert str(path) in message or message.startswith("contradicting settings"), (place, value)
             assert "\n" not in message and len(message) < 1000, (place, value)
             return True
         return False
@@ -558,36 +558,36 @@ def test_whatever_is_done_to_a_description_the_file_is_read_or_refused(tmp_path,
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("architecture.stride", [0, 0], r"architecture\.stride\[0\] is 0; right is a whole number from 1 to 4096"),
-        ("architecture.image_size", [32], r"architecture\.image_size is \[32\]; right is a list of 2"),
+        ("architecture.stride", [0, 0], r"architecture\.stride\[0\] is 0; expected an integer from 1 to 4096"),
+        ("architecture.image_size", [32], r"architecture\.image_size is \[32\]; expected a list of 2"),
         ("architecture.image_size", [4, 4], r"INPUT\.SIZE_TRAIN \[4, 4\]: is smaller than a patch of .*, 8 pixels"),
         ("architecture.image_size", [4096, 4096], r"positional_embedding is \[11, 32\].*, not \[465125, 32\]"),
-        ("architecture.num_pids", -1, r"architecture\.num_pids is -1; right is a whole number from 0"),
+        ("architecture.num_pids", -1, r"architecture\.num_pids is -1; expected an integer from 0"),
         ("architecture.num_pids", 10**9, r"classifier\.weight is \[4, 32\], not \[1000000000, 32\]"),
         ("architecture.num_cams", 10**9, r"image\.side\.table is \[3, 32\], not \[1000000000, 32\]"),
         ("architecture.ssl_hidden", 10**9, r"_projector.* not \[1000000000"),
-        ("architecture.sie_scale", "x", r"architecture\.sie_scale is 'x'; right is a number of at least 0"),
+        ("architecture.sie_scale", "x", r"architecture\.sie_scale is 'x'; expected a number of at least 0"),
         (
             "architecture.template",
             "A {} {:9999999999}",
-            r"template is 'A .*; right is a sentence with \{\}",
+            r"template is 'A .*; expected a prompt with \{\}",
         ),
         ("architecture.template", "A {0.__class__}.", r"architecture\.template is 'A "),
         ("architecture.template", "A{}.", r"template 'A\{\}\.': \{\} must stand between spaces"),
         ("architecture.name", "ViT-Z", r"architecture\.name: MODEL\.NAME: there is no architecture 'ViT-Z'; near it"),
-        ("architecture.name", "hf-hub:x/y", r"architecture\.name is 'hf-hub:x/y'; right is the name of an arch"),
-        ("architecture.activation", "relu", r"architecture\.activation is 'relu'; right is quick_gelu or gelu"),
-        ("config.SOLVER.SEED", GONE, r"config\.SOLVER\.SEED is missing; right is a whole number"),
-        ("config.MODEL", LOOP, r"config\['MODEL'\] is \{'x': \{.*; right is a setting or a block of them"),
+        ("architecture.name", "hf-hub:x/y", r"architecture\.name is 'hf-hub:x/y'; expected the name of an arch"),
+        ("architecture.activation", "relu", r"architecture\.activation is 'relu'; expected quick_gelu or gelu"),
+        ("config.SOLVER.SEED", GONE, r"config\.SOLVER\.SEED is missing; expected an integer"),
+        ("config.MODEL", LOOP, r"config\['MODEL'\] is \{'x': \{.*; expected a setting or a block of them"),
         ("config.TEST.SIE", 5, r"TEST\.SIE"),
-        ("fingerprint", [0, 0], r"fingerprint is \[0, 0\]; right is fields and values"),
+        ("fingerprint", [0, 0], r"fingerprint is \[0, 0\]; expected a dictionary"),
         (
             "fingerprint.data_fingerprint.parts",
             ["a", 5],
-            r"data_fingerprint is \{.*; right is texts for train",
+            r"data_fingerprint is \{.*; expected strings for train",
         ),
-        ("epoch", 10**500, r"epoch is 10+\.\.\.0+; right is a whole number"),
-        ("stage", "test", r"stage is 'test'; right is prompt or image"),
+        ("epoch", 10**500, r"epoch is 10+\.\.\.0+; expected an integer"),
+        ("stage", "test", r"stage is 'test'; expected prompt or image"),
     ],
 )
 def test_the_field_its_value_and_what_would_be_right_are_named(tmp_path, checkpoint, place, value, message):

@@ -463,8 +463,8 @@ def test_a_checkpoint_remembers_its_weight():
 
 @pytest.mark.parametrize("value", ["perhaps", 1, None, [True]])
 def test_a_switch_is_true_or_false(root, value):
-    right = "it needs a value" if value is None else "right is True or False"
-    with pytest.raises(ConfigError, match=rf"root\.yml: MODEL\.USE_SSL: .* will not do; {right}"):
+    right = "a value" if value is None else "True or False"
+    with pytest.raises(ConfigError, match=rf"root\.yml: MODEL\.USE_SSL: invalid value .*, expected {right}"):
         root(yaml.safe_dump(nested("MODEL.USE_SSL", value)))
 
 
@@ -527,7 +527,7 @@ def test_a_key_that_had_a_say_has_one_value(root, caplog, key, right, wrong, why
         assert sum(line.endswith(f"root.yml: {key} is dropped: it is always {right}") for line in lines(caplog)) == 1
     load(None, [key, right])
     assert lines(caplog)[-1] == f"command line: {key} is dropped: it is always {right}"
-    words = rf"{re.escape(key)}: '{wrong}' will not do; right is {right}, .*{why}"
+    words = rf"{re.escape(key)}: invalid value '{wrong}', expected {right}: .*{why}"
     with pytest.raises(ConfigError, match=r"root\.yml: " + words):
         root(yaml.safe_dump({key: wrong}))
     with pytest.raises(ConfigError, match="command line: " + words):
@@ -600,9 +600,9 @@ def test_a_flat_key_on_the_command_line_of_a_baseline(root, caplog):
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("MAX_EPOCHS", "right is SOLVER.STAGE1.MAX_EPOCHS or SOLVER.STAGE2.MAX_EPOCHS"),
-        ("WARMUP_EPOCHS", "right is SOLVER.STAGE1.WARMUP_EPOCHS"),
-        ("STEPS", "right is SOLVER.STAGE2.STEPS"),
+        ("MAX_EPOCHS", "expected SOLVER.STAGE1.MAX_EPOCHS or SOLVER.STAGE2.MAX_EPOCHS"),
+        ("WARMUP_EPOCHS", "expected SOLVER.STAGE1.WARMUP_EPOCHS"),
+        ("STEPS", "expected SOLVER.STAGE2.STEPS"),
     ],
 )
 def test_a_flat_key_where_two_stages_run_is_ambiguous(root, key, meant):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import train_svllreid
 from configs import ConfigError
+from configs.stages import IMAGE, PROMPT
 from processor import build, loop, stage_run
 from processor import run as run_module
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
@@ -152,10 +153,55 @@ def test_a_run_that_broke_off_anywhere_ends_the_same(undisturbed, tmp_path, cras
         assert resumed == []
     else:
         (message,) = resumed
-        stage, before = ("prompt", step - 1) if step <= 11 else ("image", step - 1 - 2 * STEPS)
+        stage, before = (PROMPT, step - 1) if step <= 11 else (IMAGE, step - 1 - 2 * STEPS)
         epoch, within = (before - 1) // STEPS + 1, (before - 1) % STEPS + 1
-        assert message.endswith(f"{stage} stage, epoch {epoch}, after step {within}")
+        assert message.endswith(f"{stage.title}, epoch {epoch}, after step {within}")
     assert_the_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("step", [7, 13])
+def test_a_stage_may_occur_twice(undisturbed, tmp_path, crash, step):
+    """Each has files of its own, and is resumed as itself."""
+    stages = {"PROCESSOR__STAGES": "('prompt', 'image', 'prompt')", "SOLVER__STAGE2__MAX_EPOCHS": "1"}
+    stages["SOLVER__STAGE1__MAX_EPOCHS"] = "1"
+    for folder, at in ((tmp_path / "straight", None), (tmp_path / "broken", step)):
+        command = words(folder, undisturbed / "data", **stages)
+        crash(at)
+        with pytest.raises(Crash) if at else contextlib.nullcontext():
+            train_svllreid.main(command)
+    crash(None)
+    train_svllreid.main(command)
+    names = {"ViT-Tiny-8_stage1_1.pth", "ViT-Tiny-8_1.pth", "again1_ViT-Tiny-8_stage1_1.pth"}
+    assert {file.name for file in (tmp_path / "broken" / "run").glob("*.pth")} == names
+    assert_the_same(tmp_path / "broken", tmp_path / "straight")
+
+
+def test_what_an_epoch_begins_with_is_saved_and_handed_back(undisturbed, tmp_path, crash, monkeypatch):
+    """As clusters, which decide on the stage's parameters: the optimiser is restored after them."""
+    seen, real = [], build.MAKE_STAGE["image"]
+
+    def parts_of(run, model, data):
+        parts = real(run, model, data)
+
+        def before_epoch(epoch, epoch_state):
+            if epoch_state is None:
+                parts.module.model.heads[0].classifier.weight.data.mul_(0.5)
+            seen.append((epoch, epoch_state))
+            return {"drawn": torch.full((2,), float(epoch))}
+
+        return parts._replace(before_epoch=before_epoch)
+
+    monkeypatch.setitem(build.MAKE_STAGE, "image", parts_of)
+    for folder, at in ((tmp_path / "straight", None), (tmp_path / "broken", 13)):
+        command = words(folder, undisturbed / "data")
+        crash(at)
+        with pytest.raises(Crash) if at else contextlib.nullcontext():
+            train_svllreid.main(command)
+    crash(None)
+    train_svllreid.main(command)
+    epochs = [(epoch, state and state["drawn"].tolist()) for epoch, state in seen]
+    assert epochs == [(1, None), (2, None), (1, None), (1, [1.0, 1.0]), (2, None)]
+    assert_the_same(tmp_path / "broken", tmp_path / "straight")
 
 
 def test_the_scaler_of_fp16_goes_on_where_it_was(undisturbed, tmp_path, crash):
@@ -324,7 +370,7 @@ def test_a_finished_run_needs_no_state(undisturbed, tmp_path, capsys):
         file.write_bytes(b"")
     train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert "this run is finished" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read"):
+    with pytest.raises(UserError, match=r"none of its 2 states"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
     for key, value in (("STAGE1", "5"), ("STAGE2", "1")):  # what is over is over all the same
         with pytest.raises(ConfigError, match=rf"SOLVER\.{key}\.MAX_EPOCHS: 2 before, {value} now"):
@@ -360,12 +406,12 @@ def test_a_run_of_several_data_sets_has_ended_with_the_last(undisturbed, tmp_pat
     train_svllreid.main(command)  # it is finished
     path = tmp_path / "run" / "results.json"
     path.write_text(json.dumps({"evaluations": json.loads(path.read_text())["evaluations"][:-1]}))
-    with pytest.raises(UserError, match=r"none of the 2 states"):
+    with pytest.raises(UserError, match=r"none of its 2 states"):
         train_svllreid.main(command)
     shutil.rmtree(tmp_path / "run" / "resume")
     for file in (tmp_path / "run").glob("*.pth"):
         file.unlink()
-    with pytest.raises(UserError, match=r"no state to go on from"):
+    with pytest.raises(UserError, match=r"no state to resume from"):
         train_svllreid.main(command)
 
 
@@ -537,17 +583,19 @@ def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed,
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which this run has not"),
-        ("run.position.sums", {"loss": [1.0, 0]}, r"sums\['loss'\]\[1\] is 0; right is a whole number from 1"),
-        ("run.best", {"synthetic": {"epoch": 1}}, r"run\.best\['synthetic'\]\.mAP is missing; right is a fraction"),
-        ("run.random.numpy", ["MT19937", torch.zeros(624), 625, 0, 0.0], r"\[2\] is 625; right is .* from 0 to 624"),
+        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which has fewer here"),
+        ("run.position.sums", {"loss": [1.0, 0]}, r"sums\['loss'\]\[1\] is 0; expected an integer from 1"),
+        ("run.best", {"synthetic": {"epoch": 1}}, r"run\.best\['synthetic'\]\.mAP is missing; expected a fraction"),
+        ("run.random.numpy", ["MT19937", torch.zeros(624), 625, 0, 0.0], r"\[2\] is 625; expected .* from 0 to 624"),
         ("run.random.torch", torch.zeros(9), r"does not fit its optimizer, scaler or random"),
         ("run.random.own", {}, None),  # the image stage has no generators of its own
         ("run.optimizer.state", {0: {"exp_avg": torch.zeros(9)}}, r"state\[0\] is not what Adam gathers here"),
-        ("run.metrics_bytes", None, r"run\.metrics_bytes is missing; right is a whole number"),
+        ("run.metrics_bytes", None, r"run\.metrics_bytes is missing; expected an integer"),
         ("run.precision", GONE, None),  # earlier versions did not write it
-        ("run", GONE, r"run is missing; right is fields and values"),
-        ("stage", "prompt", r"does not fit its optimizer, scaler or random"),
+        ("run", GONE, r"run is missing; expected a dictionary"),
+        ("stage", "prompt", r"is of the prompt stage, which this run has not"),
+        ("run.stage_number", 0, r"is of the image stage, which this run has not"),
+        ("run.stage_number", GONE, None),  # earlier versions did not write it
     ],
 )
 def test_the_field_of_a_state_is_named(undisturbed, tmp_path, capsys, place, value, message):
@@ -584,7 +632,7 @@ def test_the_field_of_results_is_named_before_anything_is_trained(undisturbed, t
     file = tmp_path / "run" / "results.json"
     (start,) = json.loads(file.read_text())["evaluations"]
     file.write_text(json.dumps({"evaluations": [{name: start[name] for name in start if name != "mAP"}]}))
-    message = r"results\.json: .*evaluations\[0\]\.mAP is missing; right is a fraction from 0 to 1"
+    message = r"results\.json: .*evaluations\[0\]\.mAP is missing; expected a fraction from 0 to 1"
     done = crash(None)
     with pytest.raises(UserError, match=message):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
@@ -640,7 +688,7 @@ def test_other_settings_are_refused(undisturbed, tmp_path, crash, changes, messa
 
 def test_fewer_epochs_than_are_begun_are_refused(undisturbed, tmp_path, crash):
     broken_off(tmp_path, undisturbed / "data", crash, step=17)
-    with pytest.raises(ConfigError, match=r"SOLVER\.STAGE2\.MAX_EPOCHS: 2 before, 1 now \(2 are begun\)"):
+    with pytest.raises(ConfigError, match=r"SOLVER\.STAGE2\.MAX_EPOCHS: 2 before, 1 now"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="1"))
 
 
@@ -683,7 +731,7 @@ def test_checkpoints_without_a_state_are_not_trained_over(undisturbed, tmp_path)
     shutil.rmtree(tmp_path / "run" / "resume")
     before = everything(tmp_path)
     train_svllreid.main(words(tmp_path, undisturbed / "data"))
-    with pytest.raises(UserError, match=r"checkpoints, but no state to go on from \(resume/\); .*MODEL\.INIT_FROM"):
+    with pytest.raises(UserError, match=r"checkpoints, but no state to resume from \(resume/\); .*MODEL\.INIT_FROM"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
     assert everything(tmp_path) == before
 
@@ -732,7 +780,7 @@ def test_a_state_needs_no_other_file(undisturbed, tmp_path, crash, name, damage)
     if damage != "nested":
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
             json.loads(line)
-    assert ("bytes are gone since the state was kept" in log(tmp_path)) == (
+    assert ("bytes are gone since the state was saved" in log(tmp_path)) == (
         name == "metrics.jsonl" and damage != "nested"
     )
 
@@ -951,4 +999,4 @@ def test_the_best_evaluation_on_the_way_is_kept(undisturbed, tmp_path, crash, mo
     monkeypatch.setattr(build, "evaluate_model", lambda *rest: worst(real(*rest)))
     crash(None)
     train_svllreid.main(command)
-    assert f"image stage  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
+    assert f"stage 2 (fine-tuning)  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from configs.help import help_keys, resolved
 from utils.errors import UserError, one_line
 from utils.logs import drop, screen, tell
 from utils.paths import expanded
@@ -23,13 +24,41 @@ ENDS = {"'": "'", "[": "]", "(": ")"}  # of values with blanks in them
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
 
-def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequence[str] = ()) -> argparse.Namespace:
-    """`config_file` (a path or None), the required `files` by name, and `overrides` (KEY VALUE KEY VALUE ...)."""
+def parse(
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    files: Sequence[str] = (),
+    config_file: str | None = None,
+) -> argparse.Namespace:
+    """Read a command line, and answer what it asks of the configuration.
+
+    Args:
+        files: names of required paths.
+        config_file: where the command line names none.
+
+    Returns:
+        `config_file` (a path or None), the `files` by name, and `overrides` (KEY VALUE KEY VALUE ...).
+
+    Raises:
+        ConfigError: --help-keys or --print_config cannot be answered.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--config_file", "--config-file", metavar="FILE", help="a YAML file, e.g. configs/person/vit_svllreid.yml"
+        *("--config_file", "--config-file"),
+        metavar="FILE",
+        default=config_file,
+        help="a YAML file, e.g. configs/person/vit_svllreid.yml",
+    )
+    parser.add_argument("--print_config", "--print-config", action="store_true", help="print all settings as YAML")
+    parser.add_argument(
+        *("--help-keys", "--help_keys"),
+        metavar="PREFIX",
+        nargs="?",
+        const="",
+        help="print the keys that begin with PREFIX, with defaults, meanings and valid values",
     )
     parser.add_argument("--local-rank", "--local_rank", type=_local_rank, help=argparse.SUPPRESS)
     for file in files:
@@ -39,9 +68,19 @@ def parse(description: str, argv: Sequence[str] | None = None, *, files: Sequenc
         nargs="*",
         action=Pairs,
         metavar="KEY VALUE",
-        help="settings that come last, e.g. SOLVER.SEED 1 MODEL.STRIDE_SIZE '[12, 12]' (all keys: configs/defaults.py)",
+        help="settings that come last, e.g. SOLVER.SEED 1 MODEL.STRIDE_SIZE '[12, 12]' (all keys: --help-keys)",
     )
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    answer = None
+    if arguments.help_keys is not None:
+        answer = help_keys(arguments.help_keys)
+    elif arguments.print_config:
+        answer = resolved(arguments.config_file, arguments.overrides)
+    if answer is not None:
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()  # `... | head` is noticed here
+        sys.exit()
+    return arguments
 
 
 class Pairs(argparse.Action):

@@ -29,14 +29,14 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def whole(low: int, high: int = 10**9) -> Rule:
-    return lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
+    return lambda value: type(value) is int and low <= value <= high, f"an integer from {low} to {high}"
 
 
 def number(low: float = -1e18, high: float = 1e18, right: str = "a finite number") -> Rule:
     return lambda value: type(value) in (int, float) and low <= value <= high, right
 
 
-def text(pattern: str = "(?s).*", right: str = "a text") -> Rule:
+def text(pattern: str = "(?s).*", right: str = "a string") -> Rule:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, right
 
 
@@ -70,7 +70,7 @@ CHECKPOINT = {
     "prompts_trained?": SWITCH,
     "config": {
         **SETTINGS,
-        "DATASETS": {"NAMES": text(r"[^+]+(\+[^+]+)*", "names of data sets with + between them")},
+        "DATASETS": {"NAMES": text(r"[^+]+(\+[^+]+)*", "names of data sets joined by +")},
         "SOLVER": {"SEED": whole(0, 2**32 - 1)},
     },
     "architecture": {
@@ -86,7 +86,7 @@ CHECKPOINT = {
         "sie_scale": number(0, right="a number of at least 0"),
         **dict.fromkeys(("num_pids", "num_cams", "num_views"), COUNT),
         "first_cameras?": [COUNT],  # of each data set
-        "template": text(r"[^{}]*\{\}[^{}]*", "a sentence with {} once, where the learnt tokens go"),
+        "template": text(r"[^{}]*\{\}[^{}]*", "a prompt with {} once, where the learned tokens go"),
         **dict.fromkeys(("sentences", "language_ssl", "vision_ssl"), SWITCH),
         "ssl_type?": one_of("SIMCLR", "SIMSIAM"),
         "ssl_hidden": POSITIVE,
@@ -94,10 +94,10 @@ CHECKPOINT = {
     },
     "fingerprint?": {
         **FINGERPRINT,
-        # The first versions wrote one text for all pictures.
+        # The first versions wrote one string for all images.
         "data_fingerprint?": (
             lambda value: isinstance(value, str) or not fault(value, PICTURES),
-            "texts for train, test and parts",
+            "strings for train, test and parts",
         ),
     },
 }
@@ -120,6 +120,7 @@ STATE = {
             "devices": [TENSOR],
             "own": {...: TENSOR},
         },
+        "stage_number?": COUNT,  # in PROCESSOR.STAGES; earlier versions knew no stage that occurs twice
         "best": {...: {"epoch": COUNT, "mAP": FRACTION}},  # by data set
         "device": TEXT,
         "precision?": TEXT,
@@ -149,14 +150,14 @@ def check(contents: Any, schema: Any, source: str | Path) -> None:
 def fault(value: Any, schema: Any, where: str = "") -> str | None:
     """The first field that is wrong, its value, and what would be right; None if the value fits the schema."""
     if isinstance(schema, dict):
-        holds, right = isinstance(value, dict), "fields and values"
+        holds, right = isinstance(value, dict), "a dictionary"
     elif isinstance(schema, list):
         holds = isinstance(value, (list, tuple)) and len(schema) in (1, len(value))
         right = "a list" if len(schema) == 1 else f"a list of {len(schema)}"
     else:
         holds, right = schema[0](value), schema[1]
     if not holds:
-        return f"{where.removeprefix('.') or 'it'} is {_shown(value)}; right is {right}"
+        return f"{where.removeprefix('.') or 'it'} is {_shown(value)}; expected {right}"
     return next(filter(None, (fault(*part) for part in _parts(value, schema, where))), None)
 
 
