@@ -13,22 +13,13 @@ from configs.stages import STAGES
 EPOCHS = {stage.name: stage.key("MAX_EPOCHS") for stage in STAGES.values()}
 
 
-<<<<<<< HEAD
 def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, where: str, weights: bool) -> list[str]:
-    """Lines for what has changed since a run was started, if it may.
-
-    Args:
-        earlier, now: the run's settings as they are written in its folder, and those that are asked for.
-        number, epoch: where the run is; the stage's place in PROCESSOR.STAGES, from 0.
-=======
-def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool) -> list[str]:
     """Compare the settings of a run that is resumed with those that it was started with.
 
     Args:
         earlier: the settings written in the run's folder.
         now: the settings asked for.
-        stage, epoch: where the run is.
->>>>>>> main
+        number, epoch: where the run is; the stage's place in PROCESSOR.STAGES, from 0.
         where: the run's folder.
         weights: whether the run left any, for the advice.
 
@@ -39,15 +30,8 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
         ConfigError: naming every setting that may not change, with both values.
     """
     lines, faults = [], []
-<<<<<<< HEAD
-    stages = earlier.PROCESSOR.STAGES
-    over = [EPOCHS[stage] for stage in stages[:number]]
-    for key, old, new in _differences(earlier, now):
-        line = f"{key}: {old!r} before, {new!r} now"
-        if key in FREE:
-=======
-    begun = earlier.PROCESSOR.STAGES[: earlier.PROCESSOR.STAGES.index(stage)]
-    over = {STAGES[name].block for name in begun}
+    stages = [STAGES[name].block for name in earlier.PROCESSOR.STAGES]
+    over = stages[:number]
     before = dict(flatten(earlier))
     for key, new in flatten(now):
         if before[key] == new:
@@ -55,19 +39,13 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
         line = f"{key}: {before[key]!r} before, {new!r} now"
         rule, block = KEYS[key].on_resume, key.split(".")[1:2]
         if rule == ALWAYS:
->>>>>>> main
             lines.append(line)
         elif rule != UNTIL_OVER:
             faults.append(line)
         elif over.intersection(block):
             faults.append(f"{line} (that stage is over)")
-<<<<<<< HEAD
-        elif key == EPOCHS[stages[number]] and new < epoch:
-            faults.append(f"{line} ({epoch} are begun)")
-=======
-        elif block == [STAGES[stage].block] and new < epoch:
+        elif block == [stages[number]] and new < epoch:
             faults.append(f"{line} (epoch {epoch} has begun)")
->>>>>>> main
         else:
             lines.append(line)
     if faults:
