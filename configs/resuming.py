@@ -31,7 +31,7 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, wh
     """
     lines, faults = [], []
     stages = [STAGES[name].block for name in earlier.PROCESSOR.STAGES]
-    over = stages[:number]
+    over = set(stages[:number])
     before = dict(flatten(earlier))
     for key, new in flatten(now):
         if before[key] == new:

@@ -27,7 +27,7 @@ from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, 
 from processor.result import reranking_settings, result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
-from solver.build import load_optimizer, make_optimizer, make_schedule
+from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
 from utils.distributed import (
     check_identical,
@@ -113,7 +113,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             run,
             number,
             parts,
-            Training(optimizer, precision, scaler, load_optimizer),
+            Training(optimizer, precision, scaler),
             _periods(cfg, stage),
             name=stage.name,
             title=stage.title,

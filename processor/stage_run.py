@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from solver.build import load_optimizer
 from utils.distributed import any_rank, average_statistics, collective
 from utils.errors import WeightsError, one_line
 from utils.records import Batch, FeatureBatch
@@ -145,7 +146,6 @@ class Training(NamedTuple):
     optimizer: torch.optim.Optimizer
     precision: torch.dtype
     scaler: torch.amp.GradScaler | None
-    restore_optimizer: Callable[[torch.optim.Optimizer, Mapping], None]
 
 
 class SavedStageRun(StageRun):
@@ -196,10 +196,10 @@ class SavedStageRun(StageRun):
         return epoch_state
 
     def _restore(self, saved: dict) -> None:
-        optimizer, _, scaler, restore_optimizer = self.training
+        optimizer, _, scaler = self.training
         with collective():
             try:
-                restore_optimizer(optimizer, saved["optimizer"]["state"])
+                load_optimizer(optimizer, saved["optimizer"]["state"])
                 if scaler:
                     scaler.load_state_dict(saved["scaler"])
                 restore_random_states(saved["random"], self.parts.generators)
@@ -239,7 +239,7 @@ class SavedStageRun(StageRun):
         return {"model": self.parts.module.model.state_dict(), "stage": self.name, "epoch": epoch, **self.facts}
 
     def _resumable(self, position: Position) -> dict:
-        optimizer, precision, scaler, _ = self.training
+        optimizer, precision, scaler = self.training
         return {
             "stage_number": self.number,
             "position": position._asdict(),
