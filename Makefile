@@ -40,9 +40,10 @@ test-lowest: $(LOWEST)/ready
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test-gpu: env
 	$(BIN)/python -m tools.verify_gpu
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache .mypy_cache

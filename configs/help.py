@@ -28,7 +28,7 @@ def help_keys(prefix: str = "") -> str:
     if not rows:
         names = {name.rpartition(".")[2]: name for name in KEYS} | {name: name for name in (*BLOCKS, *KEYS)}
         alike = (names[name] for name in difflib.get_close_matches(wanted, names))
-        near = [name for name in KEYS if wanted in name] or list(alike)
+        near = [name for name in KEYS if wanted in name] or list(dict.fromkeys(alike))
         raise ConfigError(f"no key begins with {prefix}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     return "\n".join(line for row in rows for line in _explained(row))
 

@@ -160,10 +160,10 @@ class _Loader(yaml.SafeLoader):
 
     count = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
         """A value and all values in it."""
         before, repeated = self.count, self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST:
             raise ConfigError(f"is no configuration: a value of more than {LONGEST} characters")
         self.count += getattr(node, "count", 0) if repeated else 1  # without a count yet, it holds itself

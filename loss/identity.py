@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,4 +22,4 @@ class IdentityLoss(nn.Module):
     def forward(self, scores: Tensor | tuple[Tensor, ...], pids: Tensor) -> Tensor:
         """Scores [B, P], or several of them (summed), and identities [B] -> []."""
         several = scores if isinstance(scores, (list, tuple)) else (scores,)
-        return sum(F.cross_entropy(one, pids, label_smoothing=self.smoothing) for one in several)
+        return reduce(add, (F.cross_entropy(one, pids, label_smoothing=self.smoothing) for one in several))

@@ -14,10 +14,10 @@ def in_fp32(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def wrapper(self, *arguments, **named):
-        arguments = [_widened(value) for value in arguments]
+        widened = [_widened(value) for value in arguments]
         named = {name: _widened(value) for name, value in named.items()}
-        with torch.autocast(_device_type([*arguments, *named.values()]), enabled=False):
-            return forward(self, *arguments, **named)
+        with torch.autocast(_device_type([*widened, *named.values()]), enabled=False):
+            return forward(self, *widened, **named)
 
     return wrapper
 

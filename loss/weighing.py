@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -18,5 +20,5 @@ def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Losses:
     """
     if not terms:
         raise ValueError("no loss term has a weight above 0")
-    total = sum(weights[name] * value for name, value in terms.items())
+    total = reduce(add, (weights[name] * value for name, value in terms.items()))
     return Losses(total, {name: value.detach() for name, value in terms.items()})

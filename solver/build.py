@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,12 @@ def make_optimizer(cfg_stage: CfgNode, module: nn.Module) -> torch.optim.Optimiz
         if "classifier" in owners and cfg_stage.get("LARGE_FC_LR", False):
             factor *= 2
         groups.setdefault((cfg_stage.BASE_LR * factor, decay), []).append(parameter)
-    options = [
+    options: list[dict[str, Any]] = [
         {"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in groups.items()
     ]
     fused = all(updates_in_place(parameter.device) for group in options for parameter in group["params"])
-    common = {"lr": cfg_stage.BASE_LR, "fused": fused}
+    common: dict[str, Any] = {"lr": cfg_stage.BASE_LR, "fused": fused}
     if cfg_stage.OPTIMIZER_NAME == "SGD":
         return torch.optim.SGD(options, momentum=cfg_stage.MOMENTUM, **common)
     return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[cfg_stage.OPTIMIZER_NAME](options, **common)

@@ -1,76 +1,194 @@
-"""What the README tells people to type, and every name in it."""
+"""README and documents: commands are read by the real parsers, Python is run, names and links exist."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from PIL import Image
 
-from configs import load
+from configs import load, to_dict
 from configs.defaults import defaults
 from configs.published import DROPPED, FLAT
 from datasets.build import BENCHMARKS, SEVERAL
+from model.build import make_model
+from tests.builders import benchmark
 from tools import reproduce
+from utils import records
+from utils.checkpoint import save_checkpoint
 from utils.command import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"(?:python|make) [^`\n]*", README)))
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+}
+EVERYTHING = "\n".join(DOCUMENTS.values())
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROGRAMS = ("python", "torchrun", "make", "pip")
 
 
-def words_of(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
+def commands() -> Iterator[str]:
+    """Those in blocks, and those within text."""
+    for language, block in BLOCK.findall(EVERYTHING):
+        if language == "bash":
+            yield from (part for line in block.splitlines() for part in line.split(" && "))
+    spans = re.findall(r"`([^`\n]+)`", BLOCK.sub("", EVERYTHING))
+    yield from (span for span in spans if span.startswith(tuple(f"{program} " for program in PROGRAMS)))
 
 
-def test_the_commands_were_found():
-    assert {"make demo", "make test"} <= {" ".join(words_of(command)) for command in COMMANDS}
+COMMANDS = sorted(set(commands()))
+
+
+def test_the_readme_is_short_and_begins_with_the_demo():
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 200
+    assert "make demo" in next(block for _, block in BLOCK.findall(DOCUMENTS["README.md"]))
     assert sum("train_svllreid.py --config_file" in command for command in COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "svllreid.py" in c])
-def test_scripts_take_the_command_and_its_settings(command):
-    _, name, *arguments = words_of(command)
-    assert (ROOT / name).is_file()
-    parsed = parse("", arguments)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_understood(command, tmp_path, monkeypatch):
+    program, *words = shlex.split(command, comments=True)
+    for word in words:
+        if word.endswith(".pth"):  # tools look whether a file is there
+            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / word).touch()
+    monkeypatch.chdir(tmp_path)
+    if program == "torchrun":
+        assert words[0] == "--nproc_per_node" and words[1].isdigit()
+        program, words = "python", words[2:]
+    if program == "make":
+        done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    elif program == "pip":
+        assert words[:2] == ["install", "-r"] and (ROOT / words[2]).is_file()
+    elif program == "python" and words[0] == "-m":
+        understand_module(words[1], words[2:])
+    elif program == "python":
+        assert (ROOT / words[0]).is_file()
+        understand_settings(words[1:])
+    else:
+        assert command == ". .venv/bin/activate"
+
+
+def understand_settings(words: list[str]) -> None:
+    """The words of a script's command line."""
+    if {"--help-keys", "--print_config"} & set(words):  # which are answered
+        with pytest.raises(SystemExit) as left:
+            parse("", [str(ROOT / word) if word.endswith(".yml") else word for word in words])
+        assert not left.value.code
+        return
+    parsed = parse("", words)
     cfg = load(ROOT / parsed.config_file if parsed.config_file else None, parsed.overrides)
     assert set(cfg.DATASETS.NAMES.split(SEVERAL)) <= BENCHMARKS.keys()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m tools." in c])
-def test_tools_exist(command):
-    module = re.search(r"-m (tools\.\w+)", command)[1]
-    assert importlib.util.find_spec(module) is not None
+def understand_module(name: str, words: list[str]) -> None:
+    """The words after python -m NAME."""
+    if name in ("venv", "pytest", "tests.mutations"):
+        assert all(not word.startswith("tests/") or (ROOT / word).is_file() for word in words)
+        return
+    tool = importlib.import_module(name)
+    words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
+    read = next(getattr(tool, each) for each in ("read_command_line", "_parse", "PARSER") if hasattr(tool, each))
+    getattr(read, "parse_args", read)(words)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
-def test_make_targets_exist(command):
-    target = words_of(command)[1].rstrip(",.")
-    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory) -> Path:
+    """A folder as it is after the demo, with two images."""
+    folder = tmp_path_factory.mktemp("demo")
+    cfg = load(ROOT / "configs/demo/vit_svllreid.yml", [])
+    model = make_model(cfg, benchmark())
+    facts = {"stage": "image", "epoch": 12, "config": to_dict(cfg), "prompts_trained": True}
+    path = folder / f"runs/demo/{cfg.MODEL.NAME}_{cfg.SOLVER.STAGE2.MAX_EPOCHS}.pth"
+    path.parent.mkdir(parents=True)
+    save_checkpoint(path, {**facts, "model": model.state_dict(), "architecture": model.architecture, "fingerprint": {}})
+    for name, colour in (("a.jpg", "red"), ("b.jpg", "blue")):
+        Image.new("RGB", (40, 80), colour).save(folder / name)
+    return folder
+
+
+PYTHON = [block for language, block in BLOCK.findall(EVERYTHING) if language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_runs(block, demo_folder, monkeypatch):
+    monkeypatch.chdir(demo_folder)
+    names: dict = {}
+    exec(block, names)
+    if "similarity" in names:
+        assert -1 < names["similarity"] < 1 and torch.isfinite(names["similarity"])
+
+
+def test_there_is_python():
+    assert any("load_model" in block for block in PYTHON)
 
 
 def test_the_table_of_published_numbers_is_the_tools_own(tmp_path, capsys):
     assert reproduce.main(["--markdown", "--output", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.replace(str(tmp_path), "runs/reproduce") in README
+    assert capsys.readouterr().out.replace(str(tmp_path), "runs/reproduce") in DOCUMENTS["docs/results.md"]
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", DOCUMENTS[name]):
+        path = ((ROOT / name).parent / target) if target else ROOT / name
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_paths_within_the_repository_exist(name):
+    top = "configs|utils|datasets|model|loss|solver|processor|tools|tests|docs"
+    for path in re.findall(rf"`((?:{top})/[\w./]*)`", DOCUMENTS[name]):
+        pattern = re.sub(r"NAME|DATASET", "*", path)  # files that somebody is told to write
+        assert list(ROOT.glob(pattern.rstrip("/"))), path
 
 
 def test_every_key_that_is_named_exists():
-    keys = set(re.findall(r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|PROCESSOR)\.[A-Z0-9_.]*[A-Z0-9]", README))
-    assert len(keys) > 12
+    keys = set(
+        re.findall(r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|PROCESSOR)\.[A-Z0-9_.]*[A-Z0-9]", EVERYTHING)
+    )
+    assert len(keys) > 40
     for key in keys - FLAT.keys() - DROPPED.keys():  # the published programs' keys are named as such
+        if "NAME" in key.split("_"):
+            continue
         node = defaults()
         for part in key.split("."):
             assert part in node, key
             node = node[part]
 
 
-def test_the_knobs_are_where_the_readme_says():
-    for key in ("SOLVER.STAGE1.SSL_LOSS_WEIGHT", "SOLVER.STAGE2.SSL_LOSS_WEIGHT", "INPUT.RE_PROB"):
-        assert f"`{key}`" in README
+def test_the_citation_can_be_read():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] and cited["title"] and cited["authors"] and cited["message"]
+    assert cited["preferred-citation"]["title"] in re.sub(r"\s+", " ", DOCUMENTS["README.md"])
+
+
+def test_the_interface_is_where_the_architecture_says():
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.*) \|$", DOCUMENTS["docs/architecture.md"], re.MULTILINE)
+    assert len(rows) > 15
+    for path, row in rows:
+        module = importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        for name in re.findall(r"`(\w+)`", row):
+            assert hasattr(module, name), f"{path}: {name}"
+
+
+def test_every_record_is_in_the_table():
+    rows = set(re.findall(r"^\| `([A-Z]\w+)` \|", DOCUMENTS["docs/architecture.md"], re.MULTILINE))
+    assert rows and all(hasattr(records, name) for name in rows)

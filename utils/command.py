@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from configs.help import help_keys, resolved
 from utils.errors import UserError, one_line
@@ -90,7 +91,7 @@ class Pairs(argparse.Action):
     are joined again.
     """
 
-    def __call__(self, _parser, namespace: argparse.Namespace, words: Sequence[str], _option=None) -> None:
+    def __call__(self, _parser, namespace: argparse.Namespace, words: Any, _option=None) -> None:
         words, pairs = list(words), []
         while words:
             key, equals, value = words.pop(0).partition("=")

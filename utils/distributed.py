@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -129,7 +129,7 @@ def broadcast(value: T) -> T:
     """What the main process has, a plain object; a tensor in it must be on the CPU."""
     if not _several():
         return value
-    holder = [value if is_main() else None]
+    holder: list[Any] = [value if is_main() else None]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
@@ -138,7 +138,7 @@ def gather_objects(value: T) -> list[T]:
     """What every process has, in the order of ranks."""
     if not _several():
         return [value]
-    values: list = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -160,7 +160,7 @@ class collective:
             return
         mendable = isinstance(error, UserError)
         text = None if error is None else one_line(error) if mendable else f"{type(error).__name__}: {one_line(error)}"
-        reports = gather_objects((type(error) if mendable else None, text))
+        reports: list[Any] = gather_objects((type(error) if mendable else None, text))
         first, (kind, text) = next((number, report) for number, report in enumerate(reports) if report[1] is not None)
         if error is not None and (first == rank() or kind is None):
             return  # it is on its way. Kept here, it would keep its traceback, and that a loader with its workers
@@ -173,7 +173,7 @@ class collective:
 
 def on_main(work: Callable[[], T]) -> T:
     """What `work` returns, a plain object, or raises, on the main process, which does it alone, while others wait."""
-    result = None
+    result: Any = None
     with collective():
         if is_main():
             result = work()
@@ -182,7 +182,7 @@ def on_main(work: Callable[[], T]) -> T:
 
 def main_first(work: Callable[[], T]) -> T:
     """`work()` by the main process and only then by all others, who find the files that it wrote."""
-    result = None
+    result: Any = None
     for turn in (True, False):
         with collective():
             if is_main() == turn:
@@ -242,11 +242,11 @@ def gather_rows(x: Tensor | None, device: torch.device) -> Tensor:
 
     A process without rows, which may not know their shape, hands over None; `device` is where all have theirs.
     """
-    if not _several():
-        return x
     facts = gather_objects(None if x is None else (len(x), tuple(x.shape[1:]), x.dtype))
     if not any(facts):
         raise ValueError("no process has any rows")
+    if x is not None and not _several():
+        return x
     _, shape, dtype = next(fact for fact in facts if fact is not None)
     counts = [0 if fact is None else fact[0] for fact in facts]
     padded = torch.zeros(max(counts), *shape, dtype=dtype, device=device)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 THREADS = 8  # network file systems answer slowly, but many requests at a time
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
     """What `look`, which must not raise, returns for every path, in order."""
-    found: list[T] = [None] * len(paths)
+    found: list[Any] = [None] * len(paths)
     parts = [slice(start, None, THREADS) for start in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as threads:
         for part, some in zip(parts, threads.map(lambda part: list(map(look, paths[part])), parts), strict=True):

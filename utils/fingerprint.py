@@ -30,12 +30,12 @@ def data_fingerprint(benchmark: Benchmark) -> dict[str, str | list[str] | None]:
     Raises:
         DataError: an image that is not there.
     """
-    whole = {
+    whole: dict[str, str | list[str] | None] = {
         "train": _digest([("train", benchmark.train)]) if benchmark.train else None,
         "test": _digest_trials(benchmark.trials),
     }
     parts = [_digest_trials(part.trials) for part in benchmark.parts]
-    return {**whole, "parts": parts} if parts else whole
+    return whole | ({"parts": parts} if parts else {})
 
 
 def _digest_trials(trials: tuple[Trial, ...]) -> str:
@@ -71,7 +71,8 @@ class Watch:
 
     def __init__(self, what: str, *lists: Sequence[Sample]):
         paths = list(dict.fromkeys(sample.path for samples in lists for sample in samples)) if is_main() else []
-        self.what, self.reported = what, []
+        self.what = what
+        self.reported: list[str] = []
         self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
 
     def look(self) -> list[str]:

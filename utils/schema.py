@@ -1,43 +1,50 @@
-"""The schemas of checkpoints, resume states and results.json, and the one function that checks them.
+"""What checkpoints, resume states and results.json hold, and the one function that checks it.
 
-A schema is one of:
-
-    (test, right)            a rule: whether a value is right, and in words what would be
-    {"name": schema}         a dictionary that has this field
-    {"name?": schema}        a dictionary that may have it; earlier versions did not write it, or there is none
-    {...: schema}            a dictionary whose fields may have any name
-    [schema]                 a list of any length
-    [schema, schema]         a list of exactly these elements
-
-Fields that no schema names are not read by anything, and not checked.
+A typed dictionary names the fields, with their types for the type checker. What is read from a file is checked by the
+same types, and by the rules in them: Annotated[type, rule]. A field that is NotRequired may be missing or None, because
+earlier versions did not write it or there is none. Fields without a name here are not read, and not checked.
 """
-
-from __future__ import annotations
 
 import re
 import reprlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    NotRequired,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from torch import Tensor
 
 from configs.stages import STAGES
 from utils.errors import WeightsError
 
-Rule = tuple[Callable[[Any], bool], str]
+
+class Rule(NamedTuple):
+    """Which values are valid."""
+
+    holds: Callable[[Any], bool]
+    expected: str  # in words
 
 
 def whole(low: int, high: int = 10**9) -> Rule:
-    return lambda value: type(value) is int and low <= value <= high, f"an integer from {low} to {high}"
+    return Rule(lambda value: type(value) is int and low <= value <= high, f"an integer from {low} to {high}")
 
 
-def number(low: float = -1e18, high: float = 1e18, right: str = "a finite number") -> Rule:
-    return lambda value: type(value) in (int, float) and low <= value <= high, right
+def number(low: float = -1e18, high: float = 1e18, expected: str = "a finite number") -> Rule:
+    return Rule(lambda value: type(value) in (int, float) and low <= value <= high, expected)
 
 
-def text(pattern: str = "(?s).*", right: str = "a string") -> Rule:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, right
+def text(pattern: str = "(?s).*", expected: str = "a string") -> Rule:
+    return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, expected)
 
 
 def one_of(*choices: str) -> Rule:
@@ -50,126 +57,236 @@ def _is_setting(value: Any, depth: int = 5) -> bool:
         return all(isinstance(name, str) for name in value) and _is_setting(list(value.values()), depth)
     if isinstance(value, (list, tuple)):
         return depth > 0 and all(_is_setting(one, depth - 1) for one in value)
-    return value is None or isinstance(value, (str, bool, float)) or NUMBER[0](value)
+    return value is None or isinstance(value, (str, bool, float)) or OF_TYPE[float].holds(value)
 
 
-TEXT, NUMBER, COUNT, POSITIVE = text(), number(), whole(0), whole(1)
-FRACTION = number(-1e-6, 1 + 1e-6, "a fraction from 0 to 1")  # a mean may be off in its last digit
-SWITCH: Rule = (lambda value: isinstance(value, bool), "True or False")
-TENSOR: Rule = (lambda value: isinstance(value, Tensor), "a tensor")
-SIZE = [whole(1, 4096), whole(1, 4096)]  # pixels: height, width
-STAGE = one_of(*STAGES)
+OF_TYPE: dict[Any, Rule] = {
+    str: text(),
+    float: number(),
+    bool: Rule(lambda value: isinstance(value, bool), "True or False"),
+    Tensor: Rule(lambda value: isinstance(value, Tensor), "a tensor"),
+}
+Count = Annotated[int, whole(0)]
+Positive = Annotated[int, whole(1)]
+Seed = Annotated[int, whole(0, 2**32 - 1)]
+Fraction = Annotated[float, number(-1e-6, 1 + 1e-6, "a fraction from 0 to 1")]  # a mean may be off in its last digit
+Deviation = Annotated[float, number(1e-9, expected="a number above 0")]
+Pixels = Annotated[int, whole(1, 4096)]
+Size = tuple[Pixels, Pixels]  # height, width
+Optional = Annotated[float | None, Rule(lambda value: value is None or OF_TYPE[float].holds(value), "a number or None")]
+StageName = Annotated[str, one_of(*STAGES)]
+
+
+class Names(TypedDict):
+    NAMES: Annotated[str, text(r"[^+]+(\+[^+]+)*", "names of data sets joined by +")]
+
+
+class Seeds(TypedDict):
+    SEED: Seed
+
+
+class Needed(TypedDict):
+    """Settings of a configuration that are read without `configs`."""
+
+    DATASETS: Names
+    SOLVER: Seeds
+
 
 # A configuration; `configs` knows its keys.
-SETTINGS = {...: (_is_setting, "a setting or a block of them, as in config.yaml")}
-PICTURES = {"train?": TEXT, "test?": TEXT, "parts?": [TEXT]}
-FINGERPRINT = {"data_fingerprint?": PICTURES, "versions?": {...: TEXT}}
-CHECKPOINT = {
-    "stage?": STAGE,  # a converted file has neither stage nor epoch
-    "epoch?": COUNT,
-    "prompts_trained?": SWITCH,
-    "config": {
-        **SETTINGS,
-        "DATASETS": {"NAMES": text(r"[^+]+(\+[^+]+)*", "names of data sets joined by +")},
-        "SOLVER": {"SEED": whole(0, 2**32 - 1)},
-    },
-    "architecture": {
-        "name": text(r"[\w./-]+", "the name of an architecture, e.g. ViT-B-16"),
-        "activation": one_of("quick_gelu", "gelu"),
-        "image_size": SIZE,  # in training
-        "test_size": SIZE,
-        "stride": SIZE,
-        "pixel_mean": [NUMBER] * 3,
-        "pixel_std": [number(1e-9, right="a number above 0")] * 3,
-        "sie_camera": SWITCH,
-        "sie_view": SWITCH,
-        "sie_scale": number(0, right="a number of at least 0"),
-        **dict.fromkeys(("num_pids", "num_cams", "num_views"), COUNT),
-        "first_cameras?": [COUNT],  # of each data set
-        "template": text(r"[^{}]*\{\}[^{}]*", "a prompt with {} once, where the learned tokens go"),
-        **dict.fromkeys(("sentences", "language_ssl", "vision_ssl"), SWITCH),
-        "ssl_type?": one_of("SIMCLR", "SIMSIAM"),
-        "ssl_hidden": POSITIVE,
-        "ssl_out": POSITIVE,
-    },
-    "fingerprint?": {
-        **FINGERPRINT,
-        # The first versions wrote one string for all images.
-        "data_fingerprint?": (
-            lambda value: isinstance(value, str) or not fault(value, PICTURES),
-            "strings for train, test and parts",
-        ),
-    },
-}
-STATE = {
-    **CHECKPOINT,
-    "stage": STAGE,
-    "fingerprint": FINGERPRINT,
-    "run": {
-        "position": {
-            "epoch": POSITIVE,
-            **dict.fromkeys(("step", "steps", "skipped"), COUNT),
-            "sums": {...: [NUMBER, POSITIVE]},  # of each term since the last line of the log: the sum, the steps
-        },
-        "optimizer": {"state": {...: {...: TENSOR}}},
-        "scaler?": {...: NUMBER},
-        "random": {
-            "python": [COUNT, [whole(0, 2**32 - 1)], (lambda v: v is None or NUMBER[0](v), "a number or nothing")],
-            "numpy": [TEXT, TENSOR, whole(0, 624), COUNT, NUMBER],
-            "torch": TENSOR,
-            "devices": [TENSOR],
-            "own": {...: TENSOR},
-        },
-        "stage_number?": COUNT,  # in PROCESSOR.STAGES; earlier versions knew no stage that occurs twice
-        "best": {...: {"epoch": COUNT, "mAP": FRACTION}},  # by data set
-        "device": TEXT,
-        "precision?": TEXT,
-        "metrics_bytes": whole(0, 2**63 - 1),
-    },
-}
-FIGURES = dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), FRACTION)
-ENTRY = {
-    "when": TEXT,
-    **FIGURES,
-    "std?": FIGURES,  # over several trials
-    "valid_queries": COUNT,
-    "queries": COUNT,
-    "data_set": TEXT,
-    "protocol?": TEXT,
-    "re_ranking?": {"k1": POSITIVE, "k2": POSITIVE, "lambda_value": FRACTION},
-}
-RESULTS_FILE = {"evaluations": [ENTRY]}
+Settings = dict[str, Annotated[Any, Rule(_is_setting, "a setting or a block of them, as in config.yaml")]]
 
 
-def check(contents: Any, schema: Any, source: str | Path) -> None:
-    """Raise WeightsError if the contents of the file `source` do not fit the schema."""
-    if wrong := fault(contents, schema):
+class Architecture(TypedDict):
+    """What builds a network."""
+
+    name: Annotated[str, text(r"[\w./-]+", "the name of an architecture, e.g. ViT-B-16")]
+    activation: Annotated[str, one_of("quick_gelu", "gelu")]
+    image_size: Size  # in training
+    test_size: Size
+    stride: Size
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[Deviation, Deviation, Deviation]
+    sie_camera: bool
+    sie_view: bool
+    sie_scale: Annotated[float, number(0, expected="a number of at least 0")]
+    num_pids: Count
+    num_cams: Count
+    num_views: Count
+    first_cameras: NotRequired[list[Count]]  # of each data set
+    template: Annotated[str, text(r"[^{}]*\{\}[^{}]*", "a prompt with {} once, where the learned tokens go")]
+    sentences: bool
+    language_ssl: bool
+    vision_ssl: bool
+    ssl_type: NotRequired[Annotated[str, one_of("SIMCLR", "SIMSIAM")]]
+    ssl_hidden: Positive
+    ssl_out: Positive
+
+
+class Images(TypedDict):
+    """Fingerprints of a data set's images."""
+
+    train: NotRequired[str]
+    test: NotRequired[str]
+    parts: NotRequired[list[str]]
+
+
+class Fingerprint(TypedDict):
+    data_fingerprint: NotRequired[Images]
+    versions: NotRequired[dict[str, str]]
+
+
+class EarlyFingerprint(TypedDict):
+    """The first versions wrote one string for all images."""
+
+    data_fingerprint: NotRequired[
+        Annotated[
+            str | Images,
+            Rule(lambda value: isinstance(value, str) or not fault(value, Images), "strings for train, test and parts"),
+        ]
+    ]
+    versions: NotRequired[dict[str, str]]
+
+
+class Common(TypedDict):
+    """What checkpoints and resume states share; `utils.checkpoint` checks the tensors of the model."""
+
+    prompts_trained: NotRequired[bool]
+    config: Annotated[dict[str, Any], Settings, Needed]
+    architecture: Architecture
+
+
+class Checkpoint(Common):
+    stage: NotRequired[StageName]  # a converted file has neither stage nor epoch
+    epoch: NotRequired[Count]
+    fingerprint: NotRequired[EarlyFingerprint]
+
+
+class Position(TypedDict):
+    epoch: Positive
+    step: Count
+    steps: Count
+    skipped: Count
+    sums: dict[str, tuple[float, Positive]]  # of each term since the last line of the log: the sum, the steps
+
+
+class OptimizerState(TypedDict):
+    state: dict[Any, dict[str, Tensor]]
+
+
+class RandomStates(TypedDict):
+    python: tuple[Count, list[Seed], Optional]
+    numpy: tuple[str, Tensor, Annotated[int, whole(0, 624)], Count, float]
+    torch: Tensor
+    devices: list[Tensor]
+    own: dict[str, Tensor]
+
+
+class Best(TypedDict):
+    epoch: Count
+    mAP: Fraction
+
+
+class RunState(TypedDict):
+    position: Position
+    optimizer: OptimizerState
+    scaler: NotRequired[dict[str, float]]
+    random: RandomStates
+    stage_number: NotRequired[Count]  # in PROCESSOR.STAGES
+    best: dict[str, Best]  # by data set
+    device: str
+    precision: NotRequired[str]
+    metrics_bytes: Annotated[int, whole(0, 2**63 - 1)]
+
+
+class State(Common):
+    stage: StageName
+    epoch: NotRequired[Count]
+    fingerprint: Fingerprint
+    run: RunState
+
+
+class Figures(TypedDict):
+    mAP: Fraction
+    mINP: Fraction
+    rank1: Fraction
+    rank5: Fraction
+    rank10: Fraction
+
+
+class Reranking(TypedDict):
+    k1: Positive
+    k2: Positive
+    lambda_value: Fraction
+
+
+class Entry(Figures):
+    """One evaluation in results.json."""
+
+    when: str
+    std: NotRequired[Figures]  # over several trials
+    valid_queries: Count
+    queries: Count
+    data_set: str
+    protocol: NotRequired[str]
+    re_ranking: NotRequired[Reranking]
+
+
+class Results(TypedDict):
+    evaluations: list[Entry]
+
+
+SETTINGS, CHECKPOINT, STATE, RESULTS_FILE = Settings, Checkpoint, State, Results
+
+
+def check(contents: Any, kind: Any, source: str | Path) -> None:
+    """Raise WeightsError if the contents of the file `source` are not of this kind."""
+    if wrong := fault(contents, kind):
         raise WeightsError(f"{source}: {wrong}")
 
 
-def fault(value: Any, schema: Any, where: str = "") -> str | None:
-    """The first field that is wrong, its value, and what would be right; None if the value fits the schema."""
-    if isinstance(schema, dict):
-        holds, right = isinstance(value, dict), "a dictionary"
-    elif isinstance(schema, list):
-        holds = isinstance(value, (list, tuple)) and len(schema) in (1, len(value))
-        right = "a list" if len(schema) == 1 else f"a list of {len(schema)}"
-    else:
-        holds, right = schema[0](value), schema[1]
-    if not holds:
-        return f"{where.removeprefix('.') or 'it'} is {_shown(value)}; expected {right}"
-    return next(filter(None, (fault(*part) for part in _parts(value, schema, where))), None)
+def fault(value: Any, kind: Any, where: str = "") -> str | None:
+    """The first field that is wrong, its value, and what is expected; None if the value is of this kind."""
+    for one in kind.__metadata__ if get_origin(kind) is Annotated else (kind,):
+        rule = _rule(one)
+        if not rule.holds(value):
+            return f"{where.removeprefix('.') or 'it'} is {_shown(value)}; expected {rule.expected}"
+        if wrong := next(filter(None, (fault(*part) for part in _parts(value, one, where))), None):
+            return wrong
+    return None
 
 
-def _parts(value: Any, schema: Any, where: str) -> Iterator[tuple[Any, Any, str]]:
-    """Each element or field of a value, with its schema and its place."""
-    if isinstance(schema, list):
-        yield from ((one, schema[place % len(schema)], f"{where}[{place}]") for place, one in enumerate(value))
-    for name, inner in schema.items() if isinstance(schema, dict) else ():
-        if name is ...:
-            yield from ((one, inner, f"{where}[{_shown(key)}]") for key, one in value.items())
-        elif not name.endswith("?") or value.get(name[:-1]) is not None:
-            yield value.get(name.removesuffix("?")), inner, f"{where}.{name.removesuffix('?')}"
+def _rule(kind: Any) -> Rule:
+    """The rule for a value without its parts."""
+    origin, count = get_origin(kind), len(get_args(kind))
+    if isinstance(kind, Rule):
+        return kind
+    if origin is dict or is_typeddict(kind):
+        return Rule(lambda value: isinstance(value, dict), "a dictionary")
+    if origin is list:
+        return Rule(lambda value: isinstance(value, (list, tuple)), "a list")
+    if origin is tuple:
+        return Rule(lambda value: isinstance(value, (list, tuple)) and len(value) == count, f"a list of {count}")
+    return OF_TYPE[kind]
+
+
+def _parts(value: Any, kind: Any, where: str) -> Iterator[tuple[Any, Any, str]]:
+    """Each element or field of a value, with its kind and its place."""
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin is dict:
+        yield from ((one, kinds[1], f"{where}[{_shown(key)}]") for key, one in value.items())
+    elif origin in (list, tuple):
+        kinds = kinds if origin is tuple else kinds * len(value)
+        yield from ((one, kinds[place], f"{where}[{place}]") for place, one in enumerate(value))
+    elif is_typeddict(kind):
+        for name, inner in _fields(kind).items():
+            optional = get_origin(inner) is NotRequired
+            if not optional or value.get(name) is not None:
+                yield value.get(name), get_args(inner)[0] if optional else inner, f"{where}.{name}"
+
+
+@cache
+def _fields(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _shown(value: Any) -> str:

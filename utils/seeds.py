@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ def seed_everything(seed: int) -> None:
 
 def random_states(generators: Mapping[str, torch.Generator]) -> dict:
     """Where all global generators stand, and those in `generators`, as plain types and tensors."""
-    kind, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),

@@ -32,7 +32,7 @@ class Stopping:
     threads nothing is caught.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
         SIGNALS = (*SIGNALS, signal.SIGHUP)
 

@@ -47,7 +47,7 @@ def _not_served(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 def worker_context() -> BaseContext:
     """A DataLoader's multiprocessing_context: the default one, with queues that report what cannot be handed over."""
-    context = copy.copy(multiprocessing.get_context())
+    context: Any = copy.copy(multiprocessing.get_context())
     context.Queue = partial(_Batches, ctx=context)
     return context
 
