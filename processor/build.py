@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -107,7 +107,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         optimizer = make_optimizer(block, parts.module)
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
-        logger.info("%s: %s", stage.title, "\n  ".join(_what_trains(parts.module, precision)))
+        logger.info("%s: %s", stage.title, "\n  ".join(_what_trains(model, parts.weights, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -196,7 +196,9 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
         run.record("training_features", step=epochs, stage=PROMPT.name, epoch=epochs, **accuracy)
 
     return StageParts(
+        model,
         stage,
+        stage.weights,
         lambda epoch, done: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch, done=done),
         image_paths=lambda pids: [examples[pid] for pid in pids.unique().tolist()],
         generators={"prompts": generator},
@@ -231,7 +233,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     )
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
-        loader.dataset.set_epoch(epoch)
+        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
         loader.batch_sampler.set_epoch(epoch, done)
         return loader
 
@@ -247,7 +249,9 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
         return found
 
     return StageParts(
+        model,
         stage,
+        stage.weights,
         batches,
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
@@ -274,15 +278,15 @@ def _check_prompts(model: SvllReid, *, allowed: bool) -> None:
     )
 
 
-def _what_trains(stage: nn.Module, precision: torch.dtype) -> list[str]:
+def _what_trains(model: nn.Module, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
-    parts = {name.replace("_", " "): list(part.parameters()) for name, part in stage.model.named_children()}
+    parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
-    total = sum(p.numel() for p in stage.model.parameters())
+    total = sum(p.numel() for p in model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
-    weights = {term: weight for term, weight in stage.weights.items() if weight > 0}
-    terms = (f"{weight:g} {term}{SUMMED.get(term, '')}".removeprefix("1 ") for term, weight in weights.items())
+    on = ((term, weight) for term, weight in weights.items() if weight > 0)
+    terms = (f"{weight:g} {term}{SUMMED.get(term, '')}".removeprefix("1 ") for term, weight in on)
     return [
         f"{sum(training.values()):,} of {total:,} parameters train; towers in {str(precision).removeprefix('torch.')}",
         f"training: {trains}",

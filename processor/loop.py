@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from processor.progress import Progress
-from processor.stage_run import Position, StageRun
+from processor.stage_run import Batches, Position, StageRun
 from utils.devices import autocast
 from utils.distributed import average_gradients, collective
 from utils.progress import progress as bar
@@ -18,7 +18,7 @@ from utils.records import to_device
 
 def fit(
     stage: nn.Module,
-    batches: Callable[[int, int], Iterable],
+    batches: Callable[[int, int], Batches],
     optimizer: torch.optim.Optimizer,
     lr_at: Callable[[int, float], float],
     epochs: int,
@@ -33,7 +33,7 @@ def fit(
     A loss or gradient that is not finite suppresses its update; NonFiniteLoss is raised with the next line of the log.
 
     Args:
-        batches: (epoch from 1, how many of its batches were done earlier) -> the others, an iterable with a length.
+        batches: (epoch from 1, how many of its batches were done earlier) -> the others, with a length.
         optimizer: each of its groups has its own first rate in `initial_lr`.
         lr_at: (epoch, initial rate) -> rate.
         run: where to resume; what is recorded and saved, and when; raises Interrupted when somebody wants to stop.
@@ -106,7 +106,8 @@ def _update(
         scaler.step(optimizer)
         scaler.update()
     elif optimizer.defaults.get("fused"):
-        optimizer.found_inf = (~finite).float()  # as GradScaler tells a fused optimiser: it changes nothing then
+        # As GradScaler tells a fused optimiser: it changes nothing then.
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:  # waits for the device
         optimizer.step()

@@ -95,7 +95,8 @@ class Run:
         self.earlier, self.finished = earlier, finished
         self.state = earlier.state if earlier else None
         self.first_stage = stage_number(self.state, cfg.PROCESSOR.STAGES) if self.state else 0
-        self.clock, self.folder = Clock(), None  # the folder is the main process's, from `begin` on
+        self.clock = Clock()
+        self.folder: RunFolder | None = None  # the main process's, from `begin` on
         self.fingerprint: dict = {}
         self.entries: list[dict] = []  # of results.json, for the table at the end
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from solver.build import load_optimizer
 from utils.distributed import any_rank, average_statistics, collective
 from utils.errors import WeightsError, one_line
-from utils.records import Batch, FeatureBatch
 from utils.seeds import random_states, restore_random_states
 from utils.stopping import Interrupted, Stopping
 
 if TYPE_CHECKING:
     from processor.run import Run
+
+
+class Batches(Protocol):
+    """What an epoch trains on: a DataLoader, or anything that iterates over Batch or FeatureBatch records."""
+
+    def __iter__(self) -> Iterator: ...
+
+    def __len__(self) -> int: ...
 
 
 class Position(NamedTuple):
@@ -129,8 +136,10 @@ class Periods(NamedTuple):
 class StageParts(NamedTuple):
     """What one kind of stage is made of."""
 
-    module: nn.Module  # Batch or FeatureBatch -> Losses; `module.model` is the network
-    batches: Callable[[int, int], Iterable[Batch] | Iterable[FeatureBatch]]  # as in `fit`
+    model: nn.Module
+    module: nn.Module  # Batch or FeatureBatch -> Losses; holds the model
+    weights: Mapping[str, float]  # of its losses
+    batches: Callable[[int, int], Batches]  # as in `fit`
     image_paths: Callable[[Tensor], Sequence[str]]
     generators: Mapping[str, torch.Generator] = {}
     shares: int = 1
@@ -181,11 +190,11 @@ class SavedStageRun(StageRun):
             stopping=run.stopping,
         )
         self.run, self.number, self.parts, self.training, self.periods = run, number, parts, training, periods
+        self.model = parts.model
         self.file, self.facts = file, facts
         self.saved, self.saved_at = saved, time.monotonic()
         self.best: dict[str, dict] = saved["best"] if saved else {}
         self.checkpoint: Path | None = None  # the last one
-        self.record, self.image_paths = run.record, parts.image_paths
 
     def before_epoch(self, epoch: int, epoch_state: dict | None) -> dict | None:
         if self.parts.before_epoch is not None:
@@ -209,8 +218,14 @@ class SavedStageRun(StageRun):
                     f"{self.run.state.path}: does not fit its optimizer, scaler or random generators ({what})"
                 ) from error
 
+    def record(self, kind: str, *, step: int, **values: Any) -> None:
+        self.run.record(kind, step=step, **values)
+
+    def image_paths(self, ids: Tensor) -> Sequence[str]:
+        return self.parts.image_paths(ids)
+
     def after_epoch(self, epoch: int) -> None:
-        average_statistics(self.parts.module.model)
+        average_statistics(self.model)
         if self.periods.saves(epoch):
             self.checkpoint = self.run.save(self.file.format(epoch=epoch), self._checkpoint(epoch))
         if self.periods.evaluates(epoch):
@@ -227,7 +242,7 @@ class SavedStageRun(StageRun):
         return any_rank(by_period or (minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes))
 
     def save(self, position: Position) -> None:
-        average_statistics(self.parts.module.model)
+        average_statistics(self.model)
         where = f"{self.name}_epoch{position.epoch}_step{position.step}"
         self.run.save_state(where, self._checkpoint(position.epoch), self._resumable(position))
         self.saved_at = time.monotonic()
@@ -236,7 +251,7 @@ class SavedStageRun(StageRun):
         self.run.save_failure({**self._checkpoint(position.epoch), **self._resumable(position), **facts})
 
     def _checkpoint(self, epoch: int) -> dict:
-        return {"model": self.parts.module.model.state_dict(), "stage": self.name, "epoch": epoch, **self.facts}
+        return {"model": self.model.state_dict(), "stage": self.name, "epoch": epoch, **self.facts}
 
     def _resumable(self, position: Position) -> dict:
         optimizer, precision, scaler = self.training

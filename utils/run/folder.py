@@ -207,10 +207,11 @@ def _reporting(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch says in a RuntimeError that a disk is full
-        cause = error
-        while cause := cause.__context__:
+        cause = error.__context__
+        while cause is not None:
             if isinstance(cause, KeyboardInterrupt):  # a signal; torch took it for a write that failed
                 raise cause from None
+            cause = cause.__context__
         if dead_worker(error):
             raise
         reason = getattr(error, "strerror", None) or f"is the disk full? {one_line(error)[:80]}"

@@ -37,7 +37,7 @@ def state_files(folder: Path) -> list[Path]:
 
 
 def _number(file: Path) -> int:
-    return int(STATE_NAME.fullmatch(file.name)[1])
+    return int(file.name.partition("_")[0])
 
 
 def newest_state(folder: Path) -> State | None:
