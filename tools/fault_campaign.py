@@ -644,7 +644,7 @@ def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -
         return
     if count < len(files) or taken:
         raise Lost(f"does not go on, though a state is whole: {again.last}")
-    if f"none of the {count} states to go on from can be read" not in again.last:
+    if f"none of its {count} states can be read" not in again.last:
         raise Wrong(f"no state is whole, and what is said is: {again.last}")
     if [file for file in damaged if not file.exists()]:
         raise Wrong("what was refused was touched")
