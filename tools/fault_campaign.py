@@ -64,6 +64,7 @@ import torch
 
 import train_svllreid
 from configs import ConfigError
+from configs.stages import IMAGE
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from datasets.synthetic import write_synthetic
 from processor.image_stage import ImageStage
@@ -665,8 +666,9 @@ def recorded(trial: Trial, outcome: Outcome, damaged: Sequence[Path]) -> int:
     line = next((line for line in outcome.out.splitlines() if "resumed from " in line), "")
     if not line or any(str(file) in line for file in damaged):
         raise Wrong(f"a state is damaged, and what is said is: {line or 'nothing'}")
-    stage, epoch, step = (line.rpartition(": ")[2].split()[place] for place in (0, 3, 6))
-    return (EPOCHS * STEPS if stage == "image" else 0) + (int(epoch.rstrip(",")) - 1) * STEPS + int(step)
+    title, epoch, step = line.rpartition(": ")[2].split(", ")
+    done = (int(epoch.removeprefix("epoch ")) - 1) * STEPS + int(step.removeprefix("after step "))
+    return done + (EPOCHS * STEPS if title == IMAGE.title else 0)
 
 
 def a_truncation(trial: Trial, reference: Reference) -> None:
