@@ -1,8 +1,9 @@
-"""Configuration: what is converted, what is refused and with which words, and the files in the repository."""
+"""Configuration: what is converted, what is refused and by which key, the files in the repository, the command line."""
 
-import copy
 import os
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from yacs.config import CfgNode
 from configs import ConfigError, from_dict, load, to_dict
 from configs.checks import check_value
 from configs.defaults import ROWS, defaults
+from configs.help import help_keys, resolved
+from configs.keys import ALWAYS
+from configs.loading import flatten
+from configs.resuming import check_changes
+from configs.stages import IMAGE, PROMPT, STAGES
 from utils.command import parse
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -19,16 +25,7 @@ SHIPPED = sorted(FOLDER.rglob("*.yml"))
 
 
 def get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def leaves(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
+    return dict(flatten(cfg))[key]
 
 
 def from_file(tmp_path: Path, text: str, *overrides: str) -> CfgNode:
@@ -37,21 +34,12 @@ def from_file(tmp_path: Path, text: str, *overrides: str) -> CfgNode:
     return load(path, overrides)
 
 
-def nested(key: str, value) -> dict:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
 # --------------------------------------------------------------------------------------------------------- conversion
 
 CONVERTED = [  # key, what a YAML file holds, what the command line holds, what comes of both
     ("MODEL.SIE_COE", 1, "1", 1.0),
-    ("SOLVER.STAGE1.SSL_LOSS_WEIGHT", 0, "0", 0.0),
-    ("SOLVER.STAGE2.BASE_LR", "5e-6", "5e-6", 5e-6),
+    ("SOLVER.STAGE2.BASE_LR", "5e-6", "5e-6", 5e-6),  # which YAML reads as a string
     ("SOLVER.STAGE1.WARMUP_LR_INIT", "1E-5", "1E-5", 1e-5),
-    ("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.5, "1.5", 1.5),
-    ("SOLVER.SEED", 7, "7", 7),
     ("SOLVER.STAGE1.MAX_EPOCHS", "12", "12", 12),
     ("OUTPUT_DIR", 2024, "2024", "2024"),
     ("OUTPUT_DIR", "007", "007", "007"),
@@ -62,120 +50,145 @@ CONVERTED = [  # key, what a YAML file holds, what the command line holds, what 
     ("DATASETS.ROOT_DIR", r"('D:\new')", r"'D:\new'", r"D:\new"),
     ("DATASETS.NAMES", "('veri')", "('veri')", "veri"),
     ("DATASETS.NAMES", ["market1501"], "('market1501',)", "market1501"),
-    ("DATASETS.NAMES", "market1501", "market1501", "market1501"),
     ("MODEL.STRIDE_SIZE", [12, 12], "[12, 12]", (12, 12)),
-    ("MODEL.STRIDE_SIZE", "(12, 8)", "(12, 8)", (12, 8)),
     ("MODEL.STRIDE_SIZE", "'[12, 8]'", "'[12, 8]'", (12, 8)),  # cmd.exe passes single quotes on
     ("SOLVER.MARGIN", "'0.25'", "'0.25'", 0.25),
     ("SOLVER.SEED", "'7'", "'7'", 7),
-    ("TEST.FEAT_NORM", "'False'", "'False'", False),
     ("INPUT.PIXEL_MEAN", [0, 1, 0.5], "[0, 1, 0.5]", (0.0, 1.0, 0.5)),
     ("INPUT.TWIN_ERASED_AREA", [0.1, "0.25"], "(0.1, 0.25)", (0.1, 0.25)),
-    ("INPUT.TWIN_ERASED_AREA", [0.5, 0.5], "[0.5, 0.5]", (0.5, 0.5)),
     ("MODEL.SSL_TYPE", "SIMSIAM", "'SIMSIAM'", "SIMSIAM"),
-    ("MODEL.INIT_FROM", "runs/a.pth", "runs/a.pth", "runs/a.pth"),
-    ("MODEL.SIE_TWINS", "yes", "yes", True),
-    ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "words", "words", "words"),
-    ("SOLVER.STAGE1.TRAIN_PROJECTOR", True, "on", True),
-    ("TEST.RE_RANKING", "yes", "yes", True),
-    ("TEST.RE_RANKING_LAMBDA", 1, "1", 1.0),
-    ("TEST.RE_RANKING_LAMBDA", 0, "0", 0.0),
     ("SOLVER.STAGE2.STEPS", [20], "20", (20,)),
     ("SOLVER.STAGE2.STEPS", [], "()", ()),
-    ("TEST.FEAT_NORM", "no", "no", False),
-    ("TEST.FEAT_NORM", "yes", "yes", True),
-    ("MODEL.IF_LABELSMOOTH", "off", "off", False),
-    ("MODEL.IF_LABELSMOOTH", "on", "on", True),
-    ("MODEL.SIE_CAMERA", True, "True", True),
-    ("MODEL.SIE_CAMERA", False, "false", False),
+    ("TEST.FEAT_NORM", "'False'", "'False'", False),
+    *(("TEST.RE_RANKING", word, word, True) for word in ("yes", "on", "True", "true")),
+    *(("TEST.FEAT_NORM", word, word, False) for word in ("no", "off", "False", "false")),
+    ("TEST.RE_RANKING", True, "TRUE", True),
 ]
 
 
-@pytest.mark.parametrize("where", ["file", "command line"])
 @pytest.mark.parametrize(("key", "in_file", "on_line", "expected"), CONVERTED)
-def test_values_take_the_type_of_their_default(tmp_path, where, key, in_file, on_line, expected):
-    in_file = yaml.safe_dump(nested(key, in_file))
-    cfg = from_file(tmp_path, in_file) if where == "file" else load(None, [key, on_line])
-    value = get(cfg, key)
-    assert (value, type(value)) == (expected, type(expected))
-    if isinstance(expected, tuple):
-        assert [type(element) for element in value] == [type(element) for element in expected]
+def test_values_take_the_type_of_their_default(tmp_path, key, in_file, on_line, expected):
+    for cfg in (from_file(tmp_path, yaml.safe_dump({key: in_file})), load(None, [key, on_line])):
+        value = get(cfg, key)
+        assert (value, type(value)) == (expected, type(expected))
+        if isinstance(expected, tuple):
+            assert [type(element) for element in value] == [type(element) for element in expected]
 
 
-def test_a_bare_number_in_yaml_is_what_people_mean(tmp_path):
-    # YAML reads 5e-6 as a text, yes as True and 2024 as a number.
-    text = "OUTPUT_DIR: 2024\nTEST: {FEAT_NORM: no}\nSOLVER: {STAGE2: {BASE_LR: 5e-6}}\n"
-    cfg = from_file(tmp_path, text)
-    assert (cfg.OUTPUT_DIR, cfg.TEST.FEAT_NORM, cfg.SOLVER.STAGE2.BASE_LR) == ("2024", False, 5e-6)
-
-
-REFUSED = [  # key, what a YAML file holds, what the message says would be right
-    ("OUTPUT_DIR", None, "which None is not"),
-    ("MODEL.NAME", "None", "which None is not"),
-    ("SOLVER.STAGE1.SSL_LOSS_WEIGHT", None, "which None is not"),
-    ("INPUT.PIXEL_MEAN", [0.5, None, 0.5], "which None is not"),
-    ("SOLVER.SEED", True, "integer"),
-    ("SOLVER.SEED", 1.5, "integer"),
-    ("SOLVER.SEED", 64.0, "integer"),
-    ("SOLVER.SEED", "many", "integer"),
+OF_ANOTHER_TYPE = [  # key, what a YAML file holds, what is expected
+    ("OUTPUT_DIR", None, "None is not"),
+    ("MODEL.NAME", "None", "None is not"),
+    ("INPUT.PIXEL_MEAN", [0.5, None, 0.5], "None is not"),
+    *(("SOLVER.SEED", value, "integer") for value in (True, 1.5, 64.0, "many", 2**70)),
     ("SOLVER.SEED", [1], "one integer"),
-    ("SOLVER.MARGIN", True, "number"),
-    ("SOLVER.MARGIN", "wide", "number"),
+    *(("SOLVER.MARGIN", value, "number") for value in (True, "wide", float("nan"), float("inf"))),
     ("SOLVER.MARGIN", [0.3], "one number"),
-    ("SOLVER.MARGIN", float("nan"), "finite"),
-    ("SOLVER.MARGIN", float("inf"), "finite"),
-    ("TEST.FEAT_NORM", 1, "True or False"),
-    ("TEST.FEAT_NORM", "perhaps", "True or False"),
-    ("MODEL.NAME", False, "string"),
-    ("MODEL.NAME", ["ViT-B-16"], "string"),
+    *(("TEST.FEAT_NORM", value, "True or False") for value in (1, "perhaps")),
+    *(("MODEL.NAME", value, "string") for value in (False, ["ViT-B-16"])),
     ("DATASETS.NAMES", ["market1501", 3], "several in a tuple"),
-    ("MODEL.STRIDE_SIZE", [12], "two positive numbers"),
-    ("MODEL.STRIDE_SIZE", [12, 0], "two positive numbers"),
-    ("MODEL.STRIDE_SIZE", [12, 1.5], "integer"),
-    ("MODEL.STRIDE_SIZE", [[12, 12], 12], "integer"),
-    ("INPUT.PIXEL_STD", [0.5, 0, 0.5], "three positive numbers"),
-    ("INPUT.PROB", 1.1, "from 0 to 1"),
-    ("MODEL.DEVICE", "gpu", "cuda:N"),
-    ("MODEL.ACTIVATION", "relu", "quick_gelu, gelu"),
-    ("SOLVER.PRECISION", "fp8", "auto, fp32, bf16, fp16"),
-    ("SOLVER.STAGE1.OPTIMIZER_NAME", "Lion", "Adam, AdamW, SGD"),
-    ("SOLVER.STAGE1.PROMPT_AUG_METHOD", "shuffle", "mask, swap, mix"),
-    ("SOLVER.STAGE2.STEPS", [50, 30], "ascending"),
-    ("SOLVER.STAGE2.BASE_LR", 0, "above 0"),
-    ("SOLVER.STAGE2.IMS_PER_BATCH", 1, "at least 2"),
-    ("TEST.NECK_FEAT", "middle", "before, after"),
-    ("MODEL.SSL_TYPE", "BYOL", "SIMCLR or SIMSIAM (a weight of 0.0 switches self-supervision off"),
-    ("MODEL.SSL_TYPE", "simclr", "SIMCLR or SIMSIAM"),
-    ("INPUT.TWIN_ERASED_AREA", [0.5, 0.2], "two fractions above 0 and below 1, the smaller first"),
-    ("INPUT.TWIN_ERASED_AREA", [0, 0.5], "two fractions above 0"),
-    ("INPUT.TWIN_ERASED_AREA", [0.5, 1.0], "and below 1"),
-    ("INPUT.TWIN_ERASED_AREA", [0.3], "two fractions"),
-    ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "start", "one of all, words"),
-    ("TEST.RE_RANKING_K1", 0, "at least 1"),
-    ("TEST.RE_RANKING_K2", 0, "at least 1"),
-    ("TEST.RE_RANKING_LAMBDA", 1.5, "from 0 to 1"),
-    ("TEST.RE_RANKING_LAMBDA", -0.5, "from 0 to 1"),
-    ("PROCESSOR.STAGES", ["image", "prompt"], "prompt, image"),
-    ("PROCESSOR.STAGES", ["prompt", "text"], "prompt, image"),
-    ("PROCESSOR.STAGES", [], "prompt, image"),
-    ("DATASETS.HOLD_OUT", 1, "below 1"),
+    *(("MODEL.STRIDE_SIZE", value, "integer") for value in ([12, 1.5], [[12, 12], 12])),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "right"), REFUSED)
-def test_a_wrong_value_is_refused_by_key_value_and_what_would_be_right(tmp_path, key, value, right):
-    with pytest.raises(ConfigError) as caught:
-        from_file(tmp_path, yaml.safe_dump(nested(key, value)))
-    message = str(caught.value)
-    assert key in message and right in message and "settings.yml" in message and "\n" not in message
-    shown = value if not isinstance(value, list) else next((v for v in value if v not in (12, 0.5)), value)
-    assert str(shown).strip("()[]") in message
+@pytest.mark.parametrize(("key", "value", "expected"), OF_ANOTHER_TYPE)
+def test_a_value_of_another_type_is_refused_by_key_and_what_is_expected(tmp_path, key, value, expected):
+    with pytest.raises(ConfigError, match=rf"settings\.yml: {key}: invalid value [^\n]*expected [^\n]*{expected}"):
+        from_file(tmp_path, yaml.safe_dump({key: value}))
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
-def test_devices_that_are_understood(device):
-    cfg = load(None, ["MODEL.DEVICE", device])
-    assert get(cfg, "MODEL.DEVICE") == device
+# --------------------------------------------------------------------------------------------------- the table of keys
+
+INVALID = {str: "", int: -1, float: -1.0, tuple: ()}  # for every rule of a key of this type
+LIMITS = [  # key, the last valid values, the first invalid ones
+    ("MODEL.DEVICE", ["auto", "cpu", "cuda", "cuda:1", "mps"], ["gpu", "cuda:", "cuda:1x"]),
+    ("MODEL.ACTIVATION", ["auto", "quick_gelu", "gelu"], ["relu"]),
+    ("MODEL.STRIDE_SIZE", [(1, 1)], [(12,), (12, 0), (0, 12), (1, 1, 1)]),
+    ("MODEL.SSL_TYPE", ["SIMCLR", "SIMSIAM"], ["BYOL", "simclr"]),
+    ("MODEL.SSL_OUT", [1], [0]),
+    ("INPUT.PROB", [0.0, 1.0], [1.1]),
+    ("INPUT.TWIN_ERASED_AREA", [(0.5, 0.5)], [(0.5, 0.2), (0.0, 0.5), (0.5, 1.0), (0.3,)]),
+    ("INPUT.PIXEL_STD", [(0.1, 0.1, 0.1)], [(0.5, 0.0, 0.5), (0.5, 0.5)]),
+    ("DATASETS.NOUN", ["dog", "polar bear"], ["{} dog", "7"]),
+    ("DATASETS.HOLD_OUT", [0.0, 0.99], [1.0]),
+    ("DATASETS.SYNTHETIC.TEST_IMAGES", [6], [5]),
+    ("SOLVER.SEED", [0, 2**32 - 1], [2**32]),
+    ("SOLVER.MARGIN", [0.0], [-0.1]),
+    ("SOLVER.PRECISION", ["auto", "fp32", "bf16", "fp16"], ["fp8"]),
+    ("SOLVER.STAGE1.OPTIMIZER_NAME", ["Adam", "AdamW", "SGD"], ["Lion"]),
+    ("SOLVER.STAGE1.PROMPT_AUG_METHOD", ["mask", "swap", "mix"], ["shuffle"]),
+    ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", ["all", "words"], ["start"]),
+    ("SOLVER.STAGE2.STEPS", [(), (1,), (30, 50)], [(50, 30), (30, 30), (0,)]),
+    ("SOLVER.STAGE2.BASE_LR", [1e-9], [0.0]),
+    ("SOLVER.STAGE2.IMS_PER_BATCH", [2], [1]),
+    ("TEST.NECK_FEAT", ["before", "after"], ["middle"]),
+    ("TEST.RE_RANKING_K1", [1], [0]),
+    ("PROCESSOR.STAGES", [("prompt",), ("image",), ("prompt", "image")], [("image", "prompt"), ("prompt", "text")]),
+]
+
+
+def test_every_row_explains_its_key_and_allows_its_default():
+    assert [row.name for row in ROWS] == [key for key, _ in flatten(defaults())]  # each once, in the file's order
+    for row in ROWS:
+        assert row.meaning.endswith((".", ".)"))
+        check_value(row.name, row.default)
+        if row.rule is None:  # all numbers have one
+            assert isinstance(row.default, (bool, str))
+        elif row.name != "SOLVER.STAGE2.STEPS":
+            with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
+                check_value(row.name, INVALID[type(row.default)])
+
+
+@pytest.mark.parametrize(("key", "valid", "invalid"), LIMITS)
+def test_the_limits_of_a_rule(key, valid, invalid):
+    for value in valid:
+        check_value(key, value)
+    for value in invalid:
+        with pytest.raises(ConfigError, match=key):
+            check_value(key, value)
+
+
+def test_keys_are_explained_by_their_prefix():
+    assert [line.split()[0] for line in help_keys().splitlines() if line[0] != " "] == [row.name for row in ROWS]
+    assert help_keys("solver.stage1.ssl").startswith("SOLVER.STAGE1.SSL_LOSS_WEIGHT = 2.0\n")
+    text = " ".join(help_keys("DATALOADER.NUM_WORKERS").split())
+    assert all(words in text for words in ("NUM_WORKERS = 8 Processes", "Valid: at least 0.", "on resume: always."))
+    for wrong, near in (("STRIDE", "MODEL.STRIDE_SIZE"), ("MODLE", "MODEL"), ("NUM_INSTANEC", "DATALOADER.NUM_INST")):
+        with pytest.raises(ConfigError, match=f"no key begins with {wrong}; did you mean {near}"):
+            help_keys(wrong)
+    with pytest.raises(ConfigError, match=r"begins with QQQQ$"):
+        help_keys("QQQQ")
+
+
+def test_the_resolved_configuration_is_a_file_that_means_the_same(tmp_path, capsys):
+    words = ["--config_file", str(FOLDER / "demo/vit_base.yml"), "SOLVER.SEED", "3", "--print_config"]
+    with pytest.raises(SystemExit):
+        parse("", words)
+    assert from_file(tmp_path, capsys.readouterr().out) == load(words[1], words[2:4])
+    with pytest.raises(ConfigError, match="from the checkpoint"):
+        resolved(None, ["TEST.WEIGHT", "x.pth"])
+
+
+def test_what_may_change_on_resume_is_what_the_rows_say():
+    earlier = load()
+
+    def outcome(key: str, value, stage=PROMPT.name, epoch=1) -> list[str] | None:
+        now = earlier.clone()
+        now.defrost()
+        *blocks, leaf = key.split(".")
+        reduce(getitem, blocks, now)[leaf] = value
+        try:
+            return check_changes(earlier, now, stage=stage, epoch=epoch, where="here", weights=True)
+        except ConfigError as error:
+            assert key in str(error) and "here" in str(error)
+            return None
+
+    for row in ROWS:
+        other = row.default + 1 if type(row.default) is int else (row.default,)
+        assert (outcome(row.name, other) is not None) == (row.on_resume == ALWAYS or row.name.endswith("MAX_EPOCHS"))
+    first, second = (stage.key("MAX_EPOCHS") for stage in STAGES.values())
+    assert outcome(first, 99, epoch=99) and outcome(first, 99, epoch=100) is None  # has begun
+    assert outcome(first, 200, stage=IMAGE.name) is None  # is over
+    assert outcome(second, 1) and outcome(second, 1, stage=IMAGE.name, epoch=2) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
@@ -184,24 +197,20 @@ def test_devices_that_are_understood(device):
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("SOLVER.STAGE1.BASE_LRR", "SOLVER.STAGE1.BASE_LR"),
-        ("MODEL.SIE_CAMRA", "MODEL.SIE_CAMERA"),
-        ("STRIDE_SIZE", "MODEL.STRIDE_SIZE"),
-        ("model.sie_coe", "MODEL.SIE_COE"),
-        ("OUTPUT_DIRECTORY", "OUTPUT_DIR"),
+        ("SOLVER.STAGE1.BASE_LRR", "; did you mean SOLVER.STAGE1.BASE_LR?"),
+        ("STRIDE_SIZE", "; did you mean MODEL.STRIDE_SIZE?"),
+        ("model.sie_coe", "; did you mean MODEL.SIE_COE?"),
+        ("OUTPUT_DIRECTORY", "; did you mean OUTPUT_DIR?"),
+        ("MODEL", ": it is a block of keys (MODEL.DEVICE, …)"),
+        ("SOLVER.STAGE1", ": it is a block of keys (SOLVER.STAGE1.IMS_PER_BATCH, …)"),
+        *((wrong, "") for wrong in ("QQQQ", "MODEL.NECKS", "SOLVER.OPT", "MODEL.NAME.X")),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest(tmp_path, wrong, right):
-    with pytest.raises(ConfigError, match=rf"command line: there is no key {wrong}; did you mean {right}\?"):
+def test_an_unknown_key_is_answered_with_the_nearest_if_one_is_near(tmp_path, wrong, right):
+    with pytest.raises(ConfigError, match=f"command line: there is no key {wrong}{re.escape(right)}$"):
         load(None, [wrong, "1"])
-    with pytest.raises(ConfigError, match=rf"settings.yml: there is no key {wrong}; did you mean {right}\?"):
-        from_file(tmp_path, yaml.safe_dump(nested(wrong, 1)))
-
-
-@pytest.mark.parametrize("wrong", ["QQQQ", "MODEL.JIM", "MODEL.NECKS", "SOLVER.OPT", "DATALOADER.SAMPLER_TRAIN"])
-def test_an_unknown_key_that_resembles_nothing_is_refused_without_a_guess(wrong):
-    with pytest.raises(ConfigError, match=rf"there is no key {wrong}$"):
-        load(None, [wrong, "1"])
+    with pytest.raises(ConfigError, match=rf"settings\.yml: there is no key {wrong}{re.escape(right)}$"):
+        from_file(tmp_path, f"{wrong}: 1\n")
 
 
 def test_all_faults_of_all_layers_are_told_at_once(tmp_path):
@@ -211,21 +220,8 @@ def test_all_faults_of_all_layers_are_told_at_once(tmp_path):
         load(tmp_path / "top.yml", ["SOLVER.SEDE", "1"])
     ground, top, line = re.split(r"\S*/top\.yml: |command line: ", str(caught.value))
     assert ground.startswith(f"{tmp_path / 'ground.yml'}: there is no key MODEL.JIM; ")
-    assert all(word in ground for word in ("did you mean MODEL.SIE_CAMERA?", "INPUT.PROB: ", "INPUT.PADDING: "))
-    assert ("SOLVER.OPT" in top, "did you mean SOLVER.SEED?" in line, "\n" in str(caught.value)) == (True, True, False)
-
-
-@pytest.mark.parametrize(
-    ("key", "what"),
-    [("MODEL", r": it is a block of keys \(MODEL\."), ("SOLVER.STAGE1", ": it is a block"), ("MODEL.NAME.X", "")],
-)
-def test_a_block_is_no_key_and_a_key_is_no_block(key, what):
-    with pytest.raises(ConfigError, match=f"there is no key {key}{what}"):
-        load(None, [key, "1"])
-
-
-def test_an_empty_block_changes_nothing(tmp_path):
-    assert from_file(tmp_path, "DATASETS:\nSOLVER:\n  STAGE1:\n") == load()
+    assert all(word in ground for word in ("MODEL.SIE_CAMERA?", "INPUT.PROB: ", "INPUT.PADDING: "))
+    assert "SOLVER.OPT" in top and "SOLVER.SEED?" in line and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("overrides", [["SOLVER.SEED"], ["SOLVER.SEED", "1", "OUTPUT_DIR"]])
@@ -240,7 +236,7 @@ def test_overrides_come_in_pairs(overrides):
 def test_later_layers_win(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "ground.yml").write_text("SOLVER: {SEED: 1, MARGIN: 0.1}\nMODEL: {NAME: ViT-L-14}\n")
-    (tmp_path / "middle.yml").write_text("BASE: ground.yml\nSOLVER: {SEED: 2, STAGE1: {MAX_EPOCHS: 3}}\n")
+    (tmp_path / "middle.yml").write_text("BASE: ground.yml\nSOLVER: {SEED: 2, STAGE1: {MAX_EPOCHS: 3}, STAGE2: }\n")
     top = tmp_path / "sub" / "top.yml"
     top.write_text("BASE: ../middle.yml\nSOLVER: {SEED: 3}\n")
     cfg = load(top, ["SOLVER.SEED", "4", "SOLVER.SEED", "5"])
@@ -253,7 +249,6 @@ def test_later_layers_win(tmp_path):
     [
         ("INPUT.PROB", 7, "0.5"),
         ("INPUT.PROB", None, "0.5"),
-        ("SOLVER.SEED", "x", "5"),
         ("MODEL.STRIDE_SIZE", [12], "[12, 12]"),
         ("MODEL.USE_SSL", "perhaps", "True"),
         ("DATALOADER.SAMPLER", "softmax", "softmax_triplet"),
@@ -261,7 +256,7 @@ def test_later_layers_win(tmp_path):
     ],
 )
 def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, good):
-    (tmp_path / "ground.yml").write_text(yaml.safe_dump(nested(key, bad)))
+    (tmp_path / "ground.yml").write_text(yaml.safe_dump({key: bad}))
     (tmp_path / "top.yml").write_text("BASE: ground.yml\nMODEL.SSL_TYPE: SIMCLR\n")
     assert load(tmp_path / "top.yml", [key, good]) == load(None, [key, good])
     with pytest.raises(ConfigError, match=rf"ground\.yml: {key}: invalid value"):
@@ -270,57 +265,33 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
         load(tmp_path / "top.yml", [key, good, key, str(bad)])
 
 
-def test_an_error_names_the_layer_that_has_it(tmp_path):
-    (tmp_path / "ground.yml").write_text("SOLVER: {SEED: x}\n")
-    (tmp_path / "top.yml").write_text("BASE: ground.yml\n")
-    with pytest.raises(ConfigError, match=r"ground\.yml: SOLVER\.SEED"):
-        load(tmp_path / "top.yml")
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("BASE: settings.yml\n", "stands on itself through BASE"),
+        ("BASE: ./other.yml\n", "stands on itself through BASE"),
+        ("BASE: absent.yml\n", r"absent\.yml: No such file"),
+        ("BASE: .\n", "is no plain file"),
+        ("BASE: /dev/zero\n", "/dev/zero: is no plain file"),
+        ("BASE: pipe\n", "pipe: is no plain file"),
+        ("a: [1", "is not YAML"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("just words", "holds a str"),
+        ("\0", "is not YAML"),
+    ],
+)
+def test_files_that_are_no_settings(tmp_path, text, what):
+    (tmp_path / "other.yml").write_text("BASE: settings.yml\n")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=rf"^config file \S*(: [^\n]*)?{what}"):
+        from_file(tmp_path, text)
 
 
-def test_a_file_that_stands_on_itself_is_refused(tmp_path):
-    (tmp_path / "a.yml").write_text("BASE: b.yml\n")
-    (tmp_path / "b.yml").write_text("BASE: ./a.yml\n")
-    (tmp_path / "self.yml").write_text("BASE: self.yml\n")
-    for name in ("a.yml", "self.yml"):
-        with pytest.raises(ConfigError, match=rf"{name}: stands on itself through BASE"):
-            load(tmp_path / name)
-
-
-def test_two_files_may_share_a_base(tmp_path):
-    # No cycle: the same file twice, but not above itself.
-    (tmp_path / "ground.yml").write_text("SOLVER: {SEED: 1}\n")
-    (tmp_path / "top.yml").write_text("BASE: ground.yml\n")
-    assert load(tmp_path / "top.yml").SOLVER.SEED == load(tmp_path / "top.yml").SOLVER.SEED == 1
-
-
-def test_files_that_are_no_settings(tmp_path):
-    with pytest.raises(ConfigError, match=r"absent\.yml: No such file"):
-        load(tmp_path / "absent.yml")
-    (tmp_path / "top.yml").write_text("BASE: absent.yml\n")
-    with pytest.raises(ConfigError, match=r"absent\.yml: No such file"):
-        load(tmp_path / "top.yml")
-    with pytest.raises(ConfigError, match=rf"{tmp_path}: is no plain file"):
-        load(tmp_path)
-    for text, word in (("a: [1", "is not YAML"), ("- 1\n- 2\n", "holds a list"), ("just words", "holds a str")):
-        with pytest.raises(ConfigError, match=word) as caught:
-            from_file(tmp_path, text)
-        assert "\n" not in str(caught.value)
-    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        load(tmp_path / "binary.yml")
-
-
-@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder"])
-@pytest.mark.parametrize("base", [False, True])
-def test_only_plain_files_are_read(tmp_path, kind, base):
-    path = Path(kind) if kind.startswith("/") else tmp_path / kind
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    (tmp_path / "top.yml").write_text(f"BASE: {path}\n")
-    with pytest.raises(ConfigError, match=rf"config file {path}: is no plain file"):
-        load(tmp_path / "top.yml" if base else path)
+@pytest.mark.parametrize("path", ["", "absent.yml", "pipe"])
+def test_only_plain_files_are_read(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=rf"config file {tmp_path / path}: (is no plain file|No such file)"):
+        load(tmp_path / path)
 
 
 REPEATED = "a0: &a0 {x: 1, y: 2}\n"
@@ -352,92 +323,58 @@ def test_an_alias_is_what_it_repeats(tmp_path):
     assert cfg.INPUT.SIZE_TRAIN == cfg.INPUT.SIZE_TEST == (64, 32)
 
 
-# ----------------------------------------------------------------------------------------------- values taken together
+# ------------------------------------------------------------------------------------------------ settings that clash
 
-CONTRADICTIONS = [
-    (["SOLVER.STAGE2.IMS_PER_BATCH", "30"], ["SOLVER.STAGE2.IMS_PER_BATCH 30", "DATALOADER.NUM_INSTANCE 16"]),
-    (["DATALOADER.NUM_INSTANCE", "1"], ["MODEL.TRIPLET_LOSS_WEIGHT", "DATALOADER.NUM_INSTANCE 1"]),
-    (["SOLVER.STAGE2.IMS_PER_BATCH", "16"], ["MODEL.TRIPLET_LOSS_WEIGHT", "two identities"]),
-    (
-        ["PROCESSOR.STAGES", "image"],
-        [
-            *("MODEL.I2T_LOSS_WEIGHT 1.0", "PROCESSOR.STAGES", "MODEL.I2T_LOSS_WEIGHT 0.0", "MODEL.INIT_FROM"),
-            "PROCESSOR.UNTRAINED_PROMPTS True",
-        ],
-    ),
-    (
-        ["MODEL.SSL_TYPE", "SIMSIAM", "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True"],
-        ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY True", "MODEL.SSL_TYPE SIMSIAM has none"],
-    ),
-    (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"]),
-    (
-        [
-            *("MODEL.ID_LOSS_WEIGHT", "0", "MODEL.TRIPLET_LOSS_WEIGHT", "0", "MODEL.I2T_LOSS_WEIGHT", "0"),
-            *("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"),
-        ],
-        ["nothing to train"],
-    ),
+NO_WEIGHTS = [
+    *("MODEL.ID_LOSS_WEIGHT", "0", "MODEL.TRIPLET_LOSS_WEIGHT", "0", "MODEL.I2T_LOSS_WEIGHT", "0"),
+    *("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"),
+]
+IGNORING = ["MODEL.SSL_TYPE", "SIMSIAM", "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True"]
+ALONE = ["PROCESSOR.STAGES", "image"]
+CONTRADICTIONS = [  # overrides, keys that are named, what is none
+    (["SOLVER.STAGE2.IMS_PER_BATCH", "30"], ["SOLVER.STAGE2.IMS_PER_BATCH 30", "DATALOADER.NUM_INSTANCE 16"], []),
+    (["DATALOADER.NUM_INSTANCE", "1"], ["MODEL.TRIPLET_LOSS_WEIGHT", "NUM_INSTANCE 1"], NO_WEIGHTS[2:4]),
+    (["SOLVER.STAGE2.IMS_PER_BATCH", "16"], ["MODEL.TRIPLET_LOSS_WEIGHT", "two identities"], NO_WEIGHTS[2:4]),
+    (ALONE, ["MODEL.I2T_LOSS_WEIGHT 1.0", "MODEL.INIT_FROM"], NO_WEIGHTS[4:6]),
+    (ALONE, ["MODEL.I2T_LOSS_WEIGHT 0.0"], ["MODEL.INIT_FROM", "x.pth"]),
+    (ALONE, ["PROCESSOR.UNTRAINED_PROMPTS True"], ["PROCESSOR.UNTRAINED_PROMPTS", "True"]),
+    (IGNORING, ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "MODEL.SSL_TYPE SIMSIAM"], NO_WEIGHTS[6:]),
+    (IGNORING, ["SSL_IGNORE"], ["MODEL.SSL_TYPE", "SIMCLR"]),
+    (IGNORING, ["SSL_IGNORE"], ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "False"]),
+    (NO_WEIGHTS, ["nothing to train"], ["MODEL.I2T_LOSS_WEIGHT", "0.1"]),
+    (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"], [*ALONE, *NO_WEIGHTS[4:6]]),
+    # What a stage that does not run would need is no contradiction.
+    (["DATALOADER.NUM_INSTANCE", "7"], ["DATALOADER.NUM_INSTANCE 7"], ["PROCESSOR.STAGES", "prompt"]),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS)
-def test_settings_at_odds_are_refused(overrides, words):
+@pytest.mark.parametrize(("overrides", "words", "unless"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(overrides, words, unless):
     with pytest.raises(ConfigError) as caught:
         load(None, overrides)
     assert all(word in str(caught.value) for word in ["contradicting settings", *words])
+    if unless:
+        load(None, [*overrides, *unless])
 
 
-def test_settings_at_odds_are_refused_all_in_one_message():
-    overrides = ["SOLVER.STAGE2.IMS_PER_BATCH", "30", "SOLVER.STAGE1.LR_MIN", "1"]
-    overrides += ["SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0", "MODEL.ID_LOSS_WEIGHT", "0", "MODEL.I2T_LOSS_WEIGHT", "0"]
-    overrides += ["MODEL.TRIPLET_LOSS_WEIGHT", "0"]
-    with pytest.raises(ConfigError) as caught:
-        load(None, overrides)
-    message = str(caught.value)
-    assert all(word in message for word in ("NUM_INSTANCE", "nothing to train", "LR_MIN")) and "\n" not in message
-    with pytest.raises(ConfigError, match=r"MODEL\.I2T_LOSS_WEIGHT 1\.0 needs trained prompts"):
-        load(None, ["PROCESSOR.STAGES", "image"])
-
-
-def test_what_a_stage_that_does_not_run_would_need_is_no_contradiction():
-    cfg = load(None, ["PROCESSOR.STAGES", "prompt", "DATALOADER.NUM_INSTANCE", "7"])
-    assert cfg.PROCESSOR.STAGES == ("prompt",)
-    cfg = load(None, ["PROCESSOR.STAGES", "image", "MODEL.I2T_LOSS_WEIGHT", "0"])
-    assert cfg.PROCESSOR.STAGES == ("image",)
-    ignoring = ["MODEL.SSL_TYPE", "SIMSIAM", "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True"]
-    assert load(None, [*ignoring, "PROCESSOR.STAGES", "prompt"]).MODEL.SSL_TYPE == "SIMSIAM"
-    assert load(None, [*ignoring, "SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"]).MODEL.SSL_TYPE == "SIMSIAM"
-    assert load(None, ignoring[:2]).MODEL.SSL_TYPE == "SIMSIAM"
-    assert load(None, ignoring[2:]).SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY is True
-
-
-@pytest.mark.parametrize("way", [["MODEL.INIT_FROM", "x.pth"], ["PROCESSOR.UNTRAINED_PROMPTS", "True"]])
-def test_the_image_stage_may_have_its_sentences_from_elsewhere(way):
-    cfg = load(None, ["PROCESSOR.STAGES", "image", *way])
-    assert (cfg.PROCESSOR.STAGES, cfg.MODEL.I2T_LOSS_WEIGHT) == (("image",), 1.0)
-    with pytest.raises(ConfigError, match="is not a multiple"):  # the image stage is still checked
-        load(None, ["PROCESSOR.STAGES", "image", *way, "SOLVER.STAGE2.IMS_PER_BATCH", "30"])
+def test_contradictions_are_told_in_one_message():
+    with pytest.raises(ConfigError, match=r"^[^\n]*NUM_INSTANCE[^\n]*nothing to train[^\n]*LR_MIN[^\n]*$"):
+        load(None, ["SOLVER.STAGE2.IMS_PER_BATCH", "30", "SOLVER.STAGE1.LR_MIN", "1", *NO_WEIGHTS])
 
 
 # ---------------------------------------------------------------------------------------------------------- the result
 
 
-def test_the_result_is_frozen():
-    cfg = load()
-    for block, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "NAME"), (cfg.SOLVER.STAGE1, "MAX_EPOCHS")):
-        with pytest.raises(AttributeError):
-            setattr(block, key, block[key])
-
-
-def test_loading_leaves_nothing_behind():
-    before = copy.deepcopy(to_dict(defaults()))
+def test_loading_leaves_nothing_behind_and_its_result_is_frozen():
     first = load(None, ["SOLVER.SEED", "5", "MODEL.STRIDE_SIZE", "[3, 3]"])
     with pytest.raises(ConfigError):
         load(None, ["SOLVER.SEED", "6", "SOLVER.MARGIN", "x"])
     second = load()
     assert (first.SOLVER.SEED, second.SOLVER.SEED) == (5, 1234)
-    assert to_dict(defaults()) == to_dict(second) == before
-    assert first.MODEL is not second.MODEL
+    assert second == defaults() and second.MODEL.STRIDE_SIZE == (16, 16)
+    for block, key in ((second, "OUTPUT_DIR"), (second.MODEL, "NAME"), (second.SOLVER.STAGE1, "MAX_EPOCHS")):
+        with pytest.raises(AttributeError):
+            setattr(block, key, block[key])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -447,7 +384,7 @@ def test_shipped_files_load_and_survive_a_file(tmp_path, path):
     assert from_dict(tree, where="a checkpoint") == cfg
     written = from_file(tmp_path, yaml.safe_dump(tree))
     assert written == cfg and written.is_frozen()
-    assert all(isinstance(value, (bool, int, float, str, list)) for value in leaves(tree).values())
+    assert all(isinstance(value, (bool, int, float, str, list)) for _, value in flatten(tree))
 
 
 def test_a_saved_configuration_takes_overrides_and_is_checked():
@@ -457,193 +394,14 @@ def test_a_saved_configuration_takes_overrides_and_is_checked():
         from_dict({**tree, "OLD": 1}, where="x.pth")
 
 
-def test_there_are_files_to_check():
-    assert {f"{path.parent.name}/{path.name}" for path in SHIPPED} >= {
-        *("base/published.yml", "base/vit.yml", "base/cnn.yml", "base/demo.yml"),
-        *(f"{data}/{tower}_base.yml" for data in ("person", "veri", "VehicleID") for tower in ("vit", "cnn")),
-        *(f"{data}/{tower}_clipreid.yml" for data in ("person", "veri", "VehicleID") for tower in ("vit", "cnn")),
-        *(f"{data}/{tower}_svllreid.yml" for data in ("person", "veri", "VehicleID") for tower in ("vit", "cnn")),
-        *("demo/vit_svllreid.yml", "demo/vit_clipreid.yml", "demo/vit_base.yml"),
-    }
-
-
-def test_every_row_explains_its_key_and_allows_its_default():
-    assert [row.name for row in ROWS] == list(leaves(to_dict(defaults())))  # each once, in the file's order
-    for row in ROWS:
-        assert row.meaning.endswith((".", ".)")) and (row.rule is None or row.rule.expected)
-        check_value(row.name, row.default)
-
-
-PUBLISHED_DEFAULTS = {  # wherever the published programs have the key and mean the same by it
-    "MODEL.ID_LOSS_WEIGHT": 1.0,
-    "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
-    "MODEL.I2T_LOSS_WEIGHT": 1.0,
-    "MODEL.SSL_TYPE": "SIMCLR",
-    "MODEL.NO_MARGIN": False,
-    "MODEL.IF_LABELSMOOTH": True,
-    "MODEL.STRIDE_SIZE": (16, 16),
-    "MODEL.SIE_COE": 3.0,
-    "MODEL.SIE_CAMERA": False,
-    "MODEL.SIE_VIEW": False,
-    "INPUT.SIZE_TRAIN": (384, 128),
-    "INPUT.SIZE_TEST": (384, 128),
-    "INPUT.PROB": 0.5,
-    "INPUT.RE_PROB": 0.5,
-    "INPUT.PADDING": 10,
-    "INPUT.PIXEL_MEAN": (0.485, 0.456, 0.406),
-    "INPUT.PIXEL_STD": (0.229, 0.224, 0.225),
-    "DATASETS.NAMES": "market1501",
-    "DATALOADER.NUM_WORKERS": 8,
-    "DATALOADER.NUM_INSTANCE": 16,
-    "SOLVER.SEED": 1234,
-    "SOLVER.MARGIN": 0.3,
-    "SOLVER.STAGE1.IMS_PER_BATCH": 64,
-    "SOLVER.STAGE1.OPTIMIZER_NAME": "Adam",
-    "SOLVER.STAGE1.MAX_EPOCHS": 100,
-    "SOLVER.STAGE1.BASE_LR": 3e-4,
-    "SOLVER.STAGE1.MOMENTUM": 0.9,
-    "SOLVER.STAGE1.WEIGHT_DECAY": 5e-4,
-    "SOLVER.STAGE1.WARMUP_EPOCHS": 5,
-    "SOLVER.STAGE1.WARMUP_LR_INIT": 0.01,
-    "SOLVER.STAGE1.LR_MIN": 1.6e-5,
-    "SOLVER.STAGE1.CHECKPOINT_PERIOD": 10,
-    "SOLVER.STAGE1.LOG_PERIOD": 100,
-    "SOLVER.STAGE1.SSL_LOSS_WEIGHT": 2.0,
-    "SOLVER.STAGE1.PROMPT_AUG_SCALE": 0.5,
-    "SOLVER.STAGE1.PROMPT_AUG_METHOD": "mask",
-    "SOLVER.STAGE2.IMS_PER_BATCH": 64,
-    "SOLVER.STAGE2.OPTIMIZER_NAME": "Adam",
-    "SOLVER.STAGE2.MAX_EPOCHS": 100,
-    "SOLVER.STAGE2.BASE_LR": 3e-4,
-    "SOLVER.STAGE2.MOMENTUM": 0.9,
-    "SOLVER.STAGE2.LARGE_FC_LR": False,
-    "SOLVER.STAGE2.BIAS_LR_FACTOR": 1.0,
-    "SOLVER.STAGE2.WEIGHT_DECAY": 5e-4,
-    "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": 5e-4,
-    "SOLVER.STAGE2.GAMMA": 0.1,
-    "SOLVER.STAGE2.STEPS": (40, 70),
-    "SOLVER.STAGE2.WARMUP_FACTOR": 0.01,
-    "SOLVER.STAGE2.WARMUP_ITERS": 500,
-    "SOLVER.STAGE2.SSL_LOSS_WEIGHT": 0.8,
-    "SOLVER.STAGE2.CHECKPOINT_PERIOD": 10,
-    "SOLVER.STAGE2.LOG_PERIOD": 100,
-    "SOLVER.STAGE2.EVAL_PERIOD": 10,
-    "TEST.IMS_PER_BATCH": 128,
-    "TEST.WEIGHT": "",
-    "TEST.NECK_FEAT": "after",
-    "TEST.FEAT_NORM": True,
-    "TEST.RE_RANKING": False,
-    "OUTPUT_DIR": "",
-}
-# What the published programs do without having a key for it; the rest of their constants are in their formulas.
-PUBLISHED_BEHAVIOUR = {
-    "MODEL.SIE_TWINS": False,
-    "MODEL.SSL_HIDDEN": 4096,
-    "MODEL.SSL_OUT": 256,
-    "MODEL.INIT_FROM": "",
-    "INPUT.TWIN_ERASED_AREA": (0.33, 1 / 3),
-    "SOLVER.STAGE1.PROMPT_AUG_TOKENS": "all",
-    "SOLVER.STAGE1.TRAIN_PROJECTOR": False,
-    "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY": False,
-    "TEST.RE_RANKING_K1": 50,
-    "TEST.RE_RANKING_K2": 15,
-    "TEST.RE_RANKING_LAMBDA": 0.3,
-    "PROCESSOR.STAGES": ("prompt", "image"),
-    "PROCESSOR.UNTRAINED_PROMPTS": False,
-}
-NOT_PUBLISHED = {  # keys that are ours, or of which the published default is of no use here
-    *("MODEL.DEVICE", "MODEL.NAME", "MODEL.PRETRAIN", "MODEL.ACTIVATION", "SOLVER.PRECISION"),
-    *("DATASETS.ROOT_DIR", "DATASETS.HOLD_OUT", "TEST.SIE", "TEST.PROTOCOL"),
-    *("DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "DATASETS.VEHICLEID_SIZE", "DATASETS.MSMT17_VAL"),
-    *("DATASETS.NOUN", "RESUME", "SOLVER.CHECKPOINT_MINUTES", "SOLVER.CLIP_GRAD_NORM", "SOLVER.DETERMINISTIC"),
-    "SOLVER.SYNC_BN",
-}
-
-
-def test_the_defaults_are_the_published_ones():
-    cfg = load()
-    for right in (PUBLISHED_DEFAULTS, PUBLISHED_BEHAVIOUR):
-        assert {key: get(cfg, key) for key in right} == right
-    others = set(leaves(to_dict(cfg))) - {*PUBLISHED_DEFAULTS, *PUBLISHED_BEHAVIOUR}
-    assert {key for key in others if not key.startswith("DATASETS.SYNTHETIC.")} == NOT_PUBLISHED
-
-
-PUBLISHED = {  # SVLL-ReID on people: the published file
-    "MODEL.NAME": "ViT-B-16",
-    "MODEL.PRETRAIN": "openai",
-    "MODEL.STRIDE_SIZE": (12, 12),
-    "MODEL.SIE_CAMERA": True,
-    "MODEL.SIE_VIEW": False,
-    "MODEL.SIE_COE": 1.0,
-    "MODEL.ID_LOSS_WEIGHT": 0.25,
-    "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
-    "MODEL.I2T_LOSS_WEIGHT": 1.0,
-    "MODEL.IF_LABELSMOOTH": True,
-    "MODEL.NO_MARGIN": False,
-    "MODEL.SSL_HIDDEN": 4096,
-    "MODEL.SSL_OUT": 256,
-    "INPUT.SIZE_TRAIN": (256, 128),
-    "INPUT.SIZE_TEST": (256, 128),
-    "INPUT.PROB": 0.5,
-    "INPUT.RE_PROB": 0.5,
-    "INPUT.PADDING": 10,
-    "INPUT.PIXEL_MEAN": (0.5, 0.5, 0.5),
-    "INPUT.PIXEL_STD": (0.5, 0.5, 0.5),
-    "DATALOADER.NUM_INSTANCE": 4,
-    "DATALOADER.NUM_WORKERS": 8,
-    "SOLVER.SEED": 1234,
-    "SOLVER.MARGIN": 0.3,
-    "SOLVER.STAGE1.IMS_PER_BATCH": 256,
-    "SOLVER.STAGE1.OPTIMIZER_NAME": "Adam",
-    "SOLVER.STAGE1.MAX_EPOCHS": 120,
-    "SOLVER.STAGE1.BASE_LR": 3.5e-4,
-    "SOLVER.STAGE1.WARMUP_LR_INIT": 1e-5,
-    "SOLVER.STAGE1.LR_MIN": 1e-6,
-    "SOLVER.STAGE1.WARMUP_EPOCHS": 5,
-    "SOLVER.STAGE1.WEIGHT_DECAY": 1e-4,
-    "SOLVER.STAGE1.SSL_LOSS_WEIGHT": 0.8,
-    "SOLVER.STAGE1.PROMPT_AUG_METHOD": "mask",
-    "SOLVER.STAGE1.PROMPT_AUG_SCALE": 0.5,
-    "SOLVER.STAGE1.LOG_PERIOD": 50,
-    "SOLVER.STAGE2.IMS_PER_BATCH": 64,
-    "SOLVER.STAGE2.OPTIMIZER_NAME": "Adam",
-    "SOLVER.STAGE2.MAX_EPOCHS": 60,
-    "SOLVER.STAGE2.BASE_LR": 5e-6,
-    "SOLVER.STAGE2.BIAS_LR_FACTOR": 2.0,
-    "SOLVER.STAGE2.LARGE_FC_LR": False,
-    "SOLVER.STAGE2.WEIGHT_DECAY": 1e-4,
-    "SOLVER.STAGE2.WEIGHT_DECAY_BIAS": 1e-4,
-    "SOLVER.STAGE2.STEPS": (30, 50),
-    "SOLVER.STAGE2.GAMMA": 0.1,
-    "SOLVER.STAGE2.WARMUP_FACTOR": 0.1,
-    "SOLVER.STAGE2.WARMUP_ITERS": 10,
-    "SOLVER.STAGE2.SSL_LOSS_WEIGHT": 0.8,
-    "SOLVER.STAGE2.CHECKPOINT_PERIOD": 60,
-    "SOLVER.STAGE2.LOG_PERIOD": 50,
-    "TEST.IMS_PER_BATCH": 64,
-    "TEST.NECK_FEAT": "before",
-    "TEST.FEAT_NORM": True,
-    "PROCESSOR.STAGES": ("prompt", "image"),
-}
-
-
-def test_the_person_file_is_the_published_recipe():
-    cfg = load(FOLDER / "person" / "vit_svllreid.yml")
-    assert {key: get(cfg, key) for key in PUBLISHED} == PUBLISHED
-    assert cfg.DATASETS.NAMES == "market1501"
-
-
 def test_the_demo_files_differ_in_what_makes_the_method():
-    svll, clip, base = (
-        leaves(to_dict(load(FOLDER / "demo" / f"vit_{n}.yml"))) for n in ("svllreid", "clipreid", "base")
-    )
+    svll, clip, base = (dict(flatten(load(FOLDER / "demo" / f"vit_{n}.yml"))) for n in ("svllreid", "clipreid", "base"))
     weights = {"SOLVER.STAGE1.SSL_LOSS_WEIGHT", "SOLVER.STAGE2.SSL_LOSS_WEIGHT"}
     assert {key for key in svll if svll[key] != clip[key]} == weights
     assert all(svll[key] > 0 and clip[key] == 0.0 for key in weights)
-    different = {key for key in clip if clip[key] != base[key]}
-    assert {"MODEL.I2T_LOSS_WEIGHT", "PROCESSOR.STAGES"} <= different
+    assert {key for key in clip if clip[key] != base[key]} >= {"MODEL.I2T_LOSS_WEIGHT", "PROCESSOR.STAGES"}
     assert base["MODEL.I2T_LOSS_WEIGHT"] == base["SOLVER.STAGE2.SSL_LOSS_WEIGHT"] == 0.0
-    assert base["PROCESSOR.STAGES"] == ["image"]
+    assert base["PROCESSOR.STAGES"] == ("image",)
 
 
 # -------------------------------------------------------------------------------------------------- the command line
@@ -670,8 +428,6 @@ def test_the_demo_files_differ_in_what_makes_the_method():
 def test_the_command_line_is_cut_into_keys_and_values(words, pairs):
     assert parse("", words).overrides == pairs
     assert parse("", ["--config_file", "x.yml", *words]).overrides == pairs
-    if pairs != ["RESUME"]:
-        assert load(None, parse("", words).overrides) == load(None, pairs)
 
 
 def test_the_rank_that_a_launcher_passes_on_is_understood(monkeypatch, capsys):

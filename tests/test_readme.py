@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,20 @@ def test_python_runs(block, demo_folder, monkeypatch):
 
 def test_there_is_python():
     assert any("load_model" in block for block in PYTHON)
+
+
+def test_own_images_are_split_and_checked_as_the_readme_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for identity, camera, seen in product(range(32), (1, 2), (1, 2)):  # a batch takes 16 identities
+        path = tmp_path / f"my_images/{identity}/c{camera}_{seen:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 64), (8 * identity, 100 * camera, 100 * seen)).save(path)
+    _, _, after = DOCUMENTS["README.md"].partition("## Your own images")
+    tools = [shlex.split(line, comments=True) for line in BLOCK.search(after)[2].splitlines() if "-m tools" in line]
+    assert [words[2] for words in tools] == ["tools.split_dataset", "tools.check_dataset"]
+    for _, _, name, *words in tools:
+        words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
+        assert not importlib.import_module(name).main(words)
 
 
 def test_the_table_of_published_numbers_is_the_tools_own(tmp_path, capsys):
