@@ -242,7 +242,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
         for one in benchmark.evaluated():
             evaluation = evaluate_model(cfg, model, one, device)
             name = f"{one.name}  " if benchmark.parts else ""
-            logger.info("%s  epoch %d/%d  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
+            logger.info("%s  epoch %d/%d\n  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
             facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
             run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts, **evaluation.mean)
             found[one.name] = evaluation.mean["mAP"]

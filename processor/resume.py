@@ -32,10 +32,8 @@ def check_resume(cfg: CfgNode, path: Path, earlier: EarlierRun, device: torch.de
     number, epoch = 0, 0
     if state:
         number, epoch = stage_number(state, stages), state.run["position"]["epoch"]
-        if epoch > epochs_of(before, stages[number]):
-            raise WeightsError(
-                f"{state.path}: is of epoch {epoch} of the {stages[number]} stage, which this run has not"
-            )
+        if epoch > (epochs := epochs_of(before, stages[number])):
+            raise WeightsError(f"{state.path}: is of epoch {epoch} of the {stages[number]} stage, which has {epochs}")
     if ended:
         number = len(stages) - 1
         epoch = epochs_of(before, stages[number])

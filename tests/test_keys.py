@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 
 import test_svllreid
 import train_svllreid
-from configs import load, to_dict
+from configs import STAGES, load, to_dict
 from configs.defaults import defaults
 from datasets.build import make_benchmark, make_loader
 from model.build import make_model
@@ -564,13 +564,13 @@ def fewer_image_steps_are_logged(place: Place, before: Run, after: Run) -> None:
 
 def steps_are_logged(before: Run, after: Run, stage: str, other: str) -> None:
     assert [run.lines("train", stage) for run in (before, after)] == [[1, 2, 3, 4], [2, 4]]
-    assert [run.logged(f"{stage} stage  epoch") for run in (before, after)] == [4, 2]
+    assert [run.logged(f"{STAGES[stage].title}  epoch") for run in (before, after)] == [4, 2]
     assert before.lines("train", other) == after.lines("train", other)
 
 
 def an_epoch_is_evaluated(place: Place, before: Run, after: Run) -> None:
     assert [run.lines("evaluation", "image") for run in (before, after)] == [[], [1]]
-    assert [run.logged("image stage  epoch 1/2  mAP") for run in (before, after)] == [0, 1]
+    assert [run.logged("stage 2 (fine-tuning)  epoch 1/2\n  mAP") for run in (before, after)] == [0, 1]
 
 
 def features_come_in_more_batches(place: Place, before: Run, after: Run) -> None:

@@ -534,7 +534,7 @@ def test_the_image_stage_refuses_sentences_that_nobody_trained(data, tmp_path):
         load(DEMO, [*data, "PROCESSOR.STAGES", "image"])
     words = ["--config_file", DEMO, *data, "OUTPUT_DIR", str(tmp_path / "run"), "PROCESSOR.STAGES", "image"]
     train_svllreid.main([*words, "PROCESSOR.UNTRAINED_PROMPTS", "True", "DATALOADER.NUM_WORKERS", "0"])
-    assert "the 12 sentences are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
+    assert "the 12 prompts are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

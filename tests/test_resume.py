@@ -347,7 +347,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(undisturbed, tmp_p
         write_tensors(newest, {"a": torch.zeros(2)})
     done = crash(None)
     train_svllreid.main(command)
-    (told,) = [line for line in log(tmp_path).splitlines() if "the state before it is taken" in line]
+    (told,) = [line for line in log(tmp_path).splitlines() if "resuming from the state before it" in line]
     assert str(newest) in told
     assert len(done) == 8
     assert_the_same(tmp_path, undisturbed)
@@ -451,7 +451,7 @@ def test_a_first_state_that_cannot_be_written_leaves_nothing(undisturbed, tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Metrics, "put_on_disk", full)
-    with pytest.raises(UserError, match=r"resume: the checkpoint cannot be written \(No space"):
+    with pytest.raises(UserError, match=r"00001_prompt_epoch1_step1\.pth: the checkpoint cannot be written \(No space"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert list(tmp_path.iterdir()) == []
 
@@ -529,7 +529,17 @@ def test_the_newest_two_states_are_kept_and_periods_have_files_of_their_own(undi
     ]
     assert newest_state(undisturbed / "run").path == states(undisturbed)[1]
     contents = read_tensors(states(undisturbed)[1])
-    needed = {"optimizer", "scaler", "random", "position", "best", "metrics_bytes", "device", "precision"}
+    needed = {
+        "optimizer",
+        "scaler",
+        "random",
+        "position",
+        "best",
+        "metrics_bytes",
+        "device",
+        "precision",
+        "stage_number",
+    }
     assert needed == contents["run"].keys()
     assert "run" not in read_tensors(undisturbed / "run" / LAST)  # what is passed on is small
 
@@ -583,7 +593,7 @@ def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed,
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which has fewer here"),
+        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which has 2"),
         ("run.position.sums", {"loss": [1.0, 0]}, r"sums\['loss'\]\[1\] is 0; expected an integer from 1"),
         ("run.best", {"synthetic": {"epoch": 1}}, r"run\.best\['synthetic'\]\.mAP is missing; expected a fraction"),
         ("run.random.numpy", ["MT19937", torch.zeros(624), 625, 0, 0.0], r"\[2\] is 625; expected .* from 0 to 624"),

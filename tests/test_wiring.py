@@ -221,7 +221,7 @@ def test_several_data_sets_are_evaluated_one_by_one_on_the_way(cfg, parts, fitte
     assert asked == [benchmark, few]
     lines = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
     assert [line["data_set"] for line in lines if line["kind"] == "evaluation"] == ["synthetic", "few"]
-    assert any("epoch 3/5  few  mAP" in message for message in caplog.messages)
+    assert any("epoch 3/5\n  few  mAP" in message for message in caplog.messages)
 
 
 def test_a_signal_between_epochs_ends_the_next_step(parts):

@@ -64,7 +64,7 @@ import torch
 
 import train_svllreid
 from configs import ConfigError
-from configs.stages import IMAGE
+from configs.stages import IMAGE, PROMPT
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from datasets.synthetic import write_synthetic
 from processor.image_stage import ImageStage
@@ -776,9 +776,9 @@ def a_nan(trial: Trial, reference: Reference) -> None:
     what = "gradient" if gradient else "loss"
     trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
     outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
-    stage, rest = ("prompt", number - 1) if number <= EPOCHS * STEPS else ("image", number - 1 - EPOCHS * STEPS)
+    stage, rest = (PROMPT, number - 1) if number <= EPOCHS * STEPS else (IMAGE, number - 1 - EPOCHS * STEPS)
     step = rest % STEPS + 1
-    name = f"{stage} stage, epoch {rest // STEPS + 1}, step {step}: the "
+    name = f"{stage.title}, epoch {rest // STEPS + 1}, step {step}: the "
     if outcome.code != FAILED or not outcome.last.startswith(f"error: {name}") or "not finite" not in outcome.last:
         raise Wrong(f"a {what} was no number, and what is said is: {outcome.last}")
     line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)

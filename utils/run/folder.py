@@ -20,7 +20,7 @@ from utils.files import plain_file, replace_text
 from utils.run import CONFIG, NON_FINITE, RESULTS, STATES, TENSORBOARD, VERSIONS, WRITTEN
 from utils.run.metrics import Metrics
 from utils.run.results import read_results, take_back_results
-from utils.run.state import KEPT, State, drop_states, newest_state, save_state, state_files
+from utils.run.state import KEPT, State, drop_states, newest_state, next_state, state_files
 from utils.schema import SETTINGS, fault
 from utils.workers import dead_worker
 
@@ -168,9 +168,11 @@ class RunFolder:
             contents: of a checkpoint.
             run: what training needs besides.
         """
-        with _reporting(self.path / STATES):
+        path = next_state(self.path, name)
+        with _reporting(path):
             run = {**run, "metrics_bytes": self.metrics.put_on_disk()}
-            path = save_state(self.path, name, {**contents, "fingerprint": self.fingerprint, "run": run})
+            path.parent.mkdir(exist_ok=True)
+            save_checkpoint(path, {**contents, "fingerprint": self.fingerprint, "run": run})
         self.states = [*self.states, path][-KEPT:]
         drop_states(self.path, keep=self.states)
         return path

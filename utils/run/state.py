@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.checkpoint import read_checkpoint
 from utils.errors import UserError, WeightsError, one_line
 from utils.run import STATES
 from utils.schema import STATE, check
@@ -62,20 +62,10 @@ def newest_state(folder: Path) -> State | None:
     return None
 
 
-def save_state(folder: Path, name: str, contents: dict) -> Path:
-    """Write the next state -> its path.
-
-    Args:
-        name: what the file is called after its number.
-
-    Raises:
-        WeightsError, OSError, RuntimeError: as `save_checkpoint`.
-    """
+def next_state(folder: Path, name: str) -> Path:
+    """The file of the next state; `name` stands after its number."""
     number = 1 + max(map(_number, state_files(folder)), default=0)
-    path = folder / STATES / f"{number:05d}_{name}.pth"
-    path.parent.mkdir(exist_ok=True)
-    save_checkpoint(path, contents)
-    return path
+    return folder / STATES / f"{number:05d}_{name}.pth"
 
 
 def drop_states(folder: Path, keep: list[Path]) -> None:
