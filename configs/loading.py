@@ -41,11 +41,11 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
             near, and values of the wrong type or out of range, all at once; settings that contradict each other.
     """
     settings = _Settings()
-    untold = True  # which method it is
+    undecided = True  # which method it is
     for file, tree in _layers(Path(path), ()) if path else []:
         values = dict(flatten(tree))
-        settings.add(values, where=str(file), root=untold)
-        untold = untold and not tells_method(values)
+        settings.add(values, where=str(file), root=undecided)
+        undecided = undecided and not tells_method(values)
     return settings.finish(overrides)
 
 
@@ -68,7 +68,7 @@ def from_dict(tree: Mapping, overrides: Sequence[str] = (), *, where: str) -> Cf
 
 
 class _Settings:
-    """The configuration while layers are added. A fault counts only if no later layer sets its key."""
+    """The configuration while layers are added. An error counts only if no later layer sets its key."""
 
     def __init__(self) -> None:
         self.cfg = defaults()
@@ -110,7 +110,7 @@ class _Settings:
         """Add the command line -> the frozen configuration; ConfigError names all faults."""
         overrides = list(overrides)
         if len(overrides) % 2:
-            raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} is left over")
+            raise ConfigError(f"expected pairs KEY VALUE; {overrides[-1]!r} is left over")
         pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
         # What flat keys mean depends on the stages, wherever on the command line these stand.
         for key, text in sorted(pairs, key=lambda pair: pair[0] != STAGES):
@@ -124,16 +124,16 @@ class _Settings:
 
 
 def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
-    """A YAML file and the files that it stands on, lowest first."""
+    """A YAML file and the files below it by BASE, lowest first."""
     try:
         if path.resolve() in above:
-            raise ConfigError("stands on itself through BASE")
+            raise ConfigError("is its own BASE")
         tree = _read(path)
         dict(flatten(tree))
     except (OSError, ConfigError) as error:
         raise ConfigError(f"config file {path}: {getattr(error, 'strerror', None) or error}") from error
     except RuntimeError as error:
-        raise ConfigError(f"config file {path}: is nested too deeply, or holds itself") from error
+        raise ConfigError(f"config file {path}: is nested too deeply, or contains itself") from error
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:  # the reader's own, too
         raise ConfigError(f"config file {path}: is not YAML: {' '.join(str(error).split())}") from error
     base = tree.pop("BASE", None)
@@ -142,13 +142,13 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
 
 
 def _read(path: Path) -> dict:
-    """The contents of a YAML file. A pipe or a device, which may never end, is not read."""
+    """The contents of a YAML file. Pipes and devices, which may never end, are not read."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ConfigError("is no plain file")
+        raise ConfigError("is not a regular file")
     with path.open("rb") as file:
         text = file.read(LARGEST + 1)
     if len(text) > LARGEST:
-        raise ConfigError(f"is no configuration: larger than {LARGEST} bytes")
+        raise ConfigError(f"is not a configuration: larger than {LARGEST} bytes")
     tree = yaml.load(text.decode("utf-8"), _Loader)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"holds a {type(tree).__name__}, not keys and values")
@@ -165,10 +165,10 @@ class _Loader(yaml.SafeLoader):
         before, repeated = self.count, self.check_event(yaml.AliasEvent)
         node: Any = super().compose_node(parent, index)
         if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST:
-            raise ConfigError(f"is no configuration: a value of more than {LONGEST} characters")
+            raise ConfigError(f"is not a configuration: a value of more than {LONGEST} characters")
         self.count += getattr(node, "count", 0) if repeated else 1  # without a count yet, it holds itself
         if self.count > MOST:
-            raise ConfigError(f"is no configuration: more than {MOST} values, with repetitions by aliases")
+            raise ConfigError(f"is not a configuration: more than {MOST} values, with repetitions by aliases")
         if not repeated:
             node.count = self.count - before
         return node

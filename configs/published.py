@@ -1,8 +1,8 @@
-"""Published configuration files: what their keys are called here, and which method they mean.
+"""Published configuration files: the names of their keys here, and the method that they mean.
 
 The published programs have two trees of keys. The single-stage one, of the baselines, has flat keys
 (SOLVER.MAX_EPOCHS); the two-stage one has SOLVER.STAGE1 and SOLVER.STAGE2. No key of theirs names the method: it
-follows from which keys a file has. The tables below are all that is known; `translate` applies them to one layer.
+follows from which keys a file has. `translate` applies the tables below to one layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 UNREAD = "published programs never read it"
 NO_CENTRES = "published programs never compute the centre loss"
 
-# Keys that are gone, and what is true instead. Whatever their value, nothing that is computed depends on it.
+# Keys that are gone, and what holds instead. No result depends on their values.
 DROPPED = {
     "MODEL.DEVICE_ID": "choose with CUDA_VISIBLE_DEVICES or MODEL.DEVICE cuda:N",
     "MODEL.DIST_TRAIN": "torchrun starts several processes: torchrun --nproc_per_node 4 ...",
@@ -56,14 +56,14 @@ DROPPED = {
     "TEST.EVAL": UNREAD,
 }
 
-# Keys that are gone but had a say: the one value that there is now, and why no other.
+# Keys that are gone but had an effect: the only value left, and why.
 ONE_VALUE = {
     "MODEL.METRIC_LOSS_TYPE": ("triplet", "published programs have no loss at all with any other and crash"),
     "DATALOADER.SAMPLER": ("softmax_triplet", "published programs crash with any other"),
     "SOLVER.STAGE2.WARMUP_METHOD": ("linear", "there is no other warm-up here"),
 }
 
-# Other programs with similar files: how those keys, a blank and their values begin that no other program has.
+# Other programs with similar files: beginnings of "KEY VALUE" that only they have.
 OTHER_PROGRAMS = {
     "SOLIDER": ("MODEL.SEMANTIC_WEIGHT ", "MODEL.PRETRAIN_HW_RATIO ", "MODEL.TRANSFORMER_TYPE swin_"),
     "TransReID": (
@@ -98,12 +98,12 @@ SELF_SUPERVISION = {
 CLIPREID = {"SOLVER.STAGE1.SSL_LOSS_WEIGHT": 0.0, "SOLVER.STAGE2.SSL_LOSS_WEIGHT": 0.0}
 STAGES = "PROCESSOR.STAGES"
 IMAGE_ONLY = (IMAGE.name,)
-# Published baselines set MODEL.I2T_LOSS_WEIGHT 1.0 all the same, and compare with no sentence.
+# Published baselines set MODEL.I2T_LOSS_WEIGHT 1.0, too, and have no text.
 BASELINE = {STAGES: IMAGE_ONLY, "MODEL.I2T_LOSS_WEIGHT": 0.0, **CLIPREID}
 
 
 def tells_method(values: Mapping[str, Any]) -> bool:
-    """Whether a layer has keys by which the method is known."""
+    """Whether a layer has keys that show its method."""
     return any(key in FLAT or key.startswith(("SOLVER.STAGE1.", "SOLVER.STAGE2.")) for key in values)
 
 
@@ -127,8 +127,8 @@ def translate(
     staged = [key for key in values if key.startswith(("SOLVER.STAGE1.", "SOLVER.STAGE2."))]
     if flat and staged:
         raise ConfigError(
-            f"{flat[0]} is for one stage, {staged[0]} for one of two: which? Write all of them as SOLVER.STAGE1 and "
-            "SOLVER.STAGE2, or none"
+            f"{flat[0]} is of one stage, {staged[0]} of two: expected either SOLVER.KEY or SOLVER.STAGE1.KEY and "
+            "SOLVER.STAGE2.KEY throughout"
         )
     method = _method(flat, staged, values, where) if root else {}
     one_stage = cfg.PROCESSOR.STAGES == IMAGE_ONLY or bool(root and flat)
@@ -159,21 +159,21 @@ def _refuse_other_programs(values: Mapping[str, Any]) -> None:
     settings = {key: " ".join((key, str(value).lstrip("('\""))) for key, value in values.items()}
     for program, signs in OTHER_PROGRAMS.items():
         if theirs := [key for key, setting in settings.items() if setting.startswith(signs)]:
-            raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files this program does not read")
+            raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files are not supported")
 
 
 def _method(flat: list[str], staged: list[str], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a root file says by the keys that it has."""
+    """The method that a root file means, by its keys."""
     if flat:
         stages = convert(STAGES, values.get(STAGES, IMAGE_ONLY), IMAGE_ONLY)
         if stages != IMAGE_ONLY:
-            raise ConfigError(f"{flat[0]} is for the image stage alone, {STAGES} is {stages}")
+            raise ConfigError(f"{flat[0]} is for {IMAGE.title} alone, {STAGES} is {stages}")
         settings = ", ".join(f"{key} {value}" for key, value in BASELINE.items())
         logger.warning("%s: has keys of one stage (%s): read as a baseline, %s", where, flat[0], settings)
         return BASELINE
     if staged and not SELF_SUPERVISION & values.keys():
         settings = ", ".join(f"{key} {value}" for key, value in CLIPREID.items())
-        logger.warning("%s: says nothing of self-supervision: read as CLIP-ReID, %s", where, settings)
+        logger.warning("%s: has no keys of self-supervision: read as CLIP-ReID, %s", where, settings)
         return CLIPREID
     return {}
 
@@ -212,7 +212,7 @@ class Switches:
             if not on:
                 block.SSL_LOSS_WEIGHT = 0.0
                 self.off.add(stage)
-                self._tell_of_the_other(switch, values, cfg, where)
+                self._warn_of_the_other(switch, values, cfg, where)
             elif stage in self.off:
                 block.SSL_LOSS_WEIGHT = self.weights[stage]
                 self.off.discard(stage)
@@ -221,8 +221,8 @@ class Switches:
             else:
                 logger.warning("%s: %s %s is read as %s %s", where, switch, on, key, block.SSL_LOSS_WEIGHT)
 
-    def _tell_of_the_other(self, switch: str, values: Mapping[str, Any], cfg: CfgNode, where: str) -> None:
-        """Published programs leave the prompt stage's self-supervision on, and nothing in their files shows it."""
+    def _warn_of_the_other(self, switch: str, values: Mapping[str, Any], cfg: CfgNode, where: str) -> None:
+        """Published programs leave the self-supervision of stage 1 on, and nothing in their files shows it."""
         left = cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT
         silent = switch == "MODEL.USE_SSL" and "MODEL.USE_SSL_STAGE1" not in values
         if silent and left and PROMPT.name in cfg.PROCESSOR.STAGES:

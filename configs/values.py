@@ -1,4 +1,4 @@
-"""A value of a YAML file or of the command line, as the type of its default."""
+"""Values of YAML files and of the command line, converted to the type of their default."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from configs.checks import ConfigError
 
-SPOKEN = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 LONGEST = 200  # characters of a value in a message
-LARGEST = 2**63  # what is not below it fits into no tensor
-NAMES = "DATASETS.NAMES"  # a text or a tuple, in published files, too
+LARGEST = 2**63  # integers from here on fit into no tensor
+NAMES = "DATASETS.NAMES"  # a string or a tuple, in published files, too
 
 
 def convert(key: str, value: Any, default: Any) -> Any:
@@ -24,9 +24,9 @@ def convert(key: str, value: Any, default: Any) -> Any:
 
 
 def literal(value: Any) -> Any:
-    """What a text of the command line or of a YAML file means as a Python literal, if it is one.
+    """The Python literal that a string of the command line or of a YAML file is, or the string.
 
-    Backslashes, which stand in paths of Windows, are kept as they are.
+    Backslashes, as in paths of Windows, are kept.
     """
     if not isinstance(value, str):
         return value
@@ -57,10 +57,10 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
         kind = default[0]
         return tuple(_convert(element, kind) for element in values)
     if isinstance(default, bool):
-        spoken = SPOKEN.get(value.strip().lower()) if isinstance(value, str) else value
-        if not isinstance(spoken, bool):
+        word = WORDS.get(value.strip().lower()) if isinstance(value, str) else value
+        if not isinstance(word, bool):
             raise ValueError("True or False")
-        return spoken
+        return word
     if isinstance(value, (bool, tuple, list, dict)):
         raise ValueError(f"one {'integer' if isinstance(default, int) else 'number'}")
     if isinstance(default, int):

@@ -99,7 +99,7 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path, value, dtype):
     before = path.read_bytes()
     spoilt = torch.zeros(3, 3, dtype=dtype)
     spoilt[1, 2] = value
-    with pytest.raises(WeightsError, match=r"ViT_3\.pth: not written, because head\.weight"):
+    with pytest.raises(WeightsError, match=r"ViT_3\.pth: not written: head\.weight"):
         save_checkpoint(path, {**CONTENTS, "model": {**CONTENTS["model"], "head.weight": spoilt}})
     assert names(tmp_path) == ["ViT_3.pth"] and path.read_bytes() == before
 
@@ -112,7 +112,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         read_checkpoint(tmp_path / "absent.pth")
     with pytest.raises(WeightsError, match="is a folder; name the file in it"):
         read_checkpoint(tmp_path)
-    with pytest.raises(WeightsError, match="/dev/null: is no plain file"):
+    with pytest.raises(WeightsError, match="/dev/null: is not a regular file"):
         read_checkpoint("/dev/null")
     torch.save({"classifier.weight": torch.zeros(1)}, tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match=r"bare\.pth: is not a checkpoint of this program"):
@@ -292,7 +292,7 @@ def test_a_file_without_its_description_is_refused(tmp_path, small_architecture)
     whole = read_checkpoint(tmp_path / "x.pth")
     lacking = {name: value for name, value in whole["architecture"].items() if name != "sie_camera"}
     for contents, fault in (
-        ({"model": whole["model"]}, "it lacks architecture, config"),
+        ({"model": whole["model"]}, "architecture, config missing"),
         ({**whole, "architecture": lacking}, "architecture.sie_camera is missing; expected True or False"),
     ):
         save_checkpoint(tmp_path / "y.pth", contents)

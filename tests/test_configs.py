@@ -84,6 +84,8 @@ OF_ANOTHER_TYPE = [  # key, what a YAML file holds, what is expected
     *(("SOLVER.MARGIN", value, "number") for value in (True, "wide", float("nan"), float("inf"))),
     ("SOLVER.MARGIN", [0.3], "one number"),
     *(("TEST.FEAT_NORM", value, "True or False") for value in (1, "perhaps")),
+    *(("MODEL.USE_SSL", value, "True or False") for value in ("perhaps", 1, [True])),
+    ("MODEL.USE_SSL", None, "None is not"),
     *(("MODEL.NAME", value, "string") for value in (False, ["ViT-B-16"])),
     ("DATASETS.NAMES", ["market1501", 3], "several in a tuple"),
     *(("MODEL.STRIDE_SIZE", value, "integer") for value in ([12, 1.5], [[12, 12], 12])),
@@ -201,6 +203,7 @@ def test_what_may_change_on_resume_is_what_the_rows_say():
         ("STRIDE_SIZE", "; did you mean MODEL.STRIDE_SIZE?"),
         ("model.sie_coe", "; did you mean MODEL.SIE_COE?"),
         ("OUTPUT_DIRECTORY", "; did you mean OUTPUT_DIR?"),
+        ("SOLVER.STEPP", "; did you mean SOLVER.STAGE2.STEPS?"),
         ("MODEL", ": it is a block of keys (MODEL.DEVICE, …)"),
         ("SOLVER.STAGE1", ": it is a block of keys (SOLVER.STAGE1.IMS_PER_BATCH, …)"),
         *((wrong, "") for wrong in ("QQQQ", "MODEL.NECKS", "SOLVER.OPT", "MODEL.NAME.X")),
@@ -268,12 +271,12 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("BASE: settings.yml\n", "stands on itself through BASE"),
-        ("BASE: ./other.yml\n", "stands on itself through BASE"),
+        ("BASE: settings.yml\n", "is its own BASE"),
+        ("BASE: ./other.yml\n", "is its own BASE"),
         ("BASE: absent.yml\n", r"absent\.yml: No such file"),
-        ("BASE: .\n", "is no plain file"),
-        ("BASE: /dev/zero\n", "/dev/zero: is no plain file"),
-        ("BASE: pipe\n", "pipe: is no plain file"),
+        ("BASE: .\n", "is not a regular file"),
+        ("BASE: /dev/zero\n", "/dev/zero: is not a regular file"),
+        ("BASE: pipe\n", "pipe: is not a regular file"),
         ("a: [1", "is not YAML"),
         ("- 1\n- 2\n", "holds a list"),
         ("just words", "holds a str"),
@@ -290,7 +293,7 @@ def test_files_that_are_no_settings(tmp_path, text, what):
 @pytest.mark.parametrize("path", ["", "absent.yml", "pipe"])
 def test_only_plain_files_are_read(tmp_path, path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match=rf"config file {tmp_path / path}: (is no plain file|No such file)"):
+    with pytest.raises(ConfigError, match=rf"config file {tmp_path / path}: (is not a regular file|No such file)"):
         load(tmp_path / path)
 
 

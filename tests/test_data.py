@@ -639,7 +639,7 @@ def test_a_worker_that_is_killed_is_told_with_its_signal(samples, monkeypatch, c
     loader = make_loader(config("DATALOADER.NUM_WORKERS", "1"), samples, train=True)
     assert run_script(lambda: next(iter(loader))) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is killed by signal: Killed" in line and "memory" in line and "the same command goes on" in line
+    assert "is killed by signal: Killed" in line and "memory" in line and "the same command resumes" in line
 
 
 def test_without_workers_no_memory_is_shared(samples, monkeypatch):

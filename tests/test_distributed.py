@@ -552,7 +552,7 @@ def test_the_small_functions(several):
         rows = [[row + 100 * number, row] for number in range(1, world) for row in range(3 * number)]
         assert got["rows"].tolist() == rows
         assert got["gathered"].tolist() == [sign * number for number in range(world) for sign in (1, -1)]
-        assert got["apart"] == "the networks of processes 0 and 1 have come apart, first in running_mean"
+        assert got["apart"] == "the networks of processes 0 and 1 differ, first in running_mean"
         torch.testing.assert_close(got["mean"], torch.tensor([0.1, (world - 1) / 2]))
 
 
@@ -608,8 +608,8 @@ def test_only_torchrun_makes_several_processes(monkeypatch):
         *(("RANK", value, "from 0 to 1") for value in ("x", "2", "-1")),
         *(("LOCAL_RANK", value, "from 0 to 1") for value in ("x", "2", "-1")),
         *(("LOCAL_WORLD_SIZE", value, "from 1 to 2") for value in ("x", "0", "3")),
-        *(("MASTER_PORT", value, "processes do not meet at ") for value in ("x", "", "-1", "99999")),
-        ("MASTER_ADDR", "", "processes do not meet at "),
+        *(("MASTER_PORT", value, "the processes cannot be joined at ") for value in ("x", "", "-1", "99999")),
+        ("MASTER_ADDR", "", "the processes cannot be joined at "),
     ],
 )
 def test_what_the_environment_says_wrong_is_one_line(monkeypatch, capsys, name, value, right):

@@ -461,7 +461,7 @@ def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
 @pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt"])
 def test_a_named_pipe_is_no_file_of_a_run(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"OUTPUT_DIR .*{name}: it is no plain file"):
+    with pytest.raises(UserError, match=rf"OUTPUT_DIR .*{name}: not a regular file"):
         check_writable(tmp_path)
 
 
@@ -470,7 +470,7 @@ def test_a_named_pipe_is_no_csv_file(tmp_path):
     words = ["--quick", "DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]
     command = [sys.executable, "-m", "tools.check_dataset", *words]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "mine.csv: cannot be read (it is no plain file)" in done.stderr
+    assert done.returncode == 2 and "mine.csv: cannot be read (not a regular file)" in done.stderr
 
 
 def test_errors_become_one_line_and_an_exit_code(capsys):
@@ -494,7 +494,7 @@ LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
         (UserError("a.pth: cannot be written (is the disk full?)"), KILLED, "(pid 7) is killed by signal: Killed;"),
         (ConnectionResetError("Connection reset by peer"), None, "a process that reads images was ended;"),
         (BrokenProcessPool("terminated abruptly"), None, "a process that reads images was ended;"),
-        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): is a disk full, or memory? "),
+        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): "),
         (UserError("no shared memory: DATALOADER.NUM_WORKERS 0"), None, "error: no shared memory: "),
     ],
 )

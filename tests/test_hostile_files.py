@@ -167,11 +167,11 @@ PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Quota exceeded</title></head></ht
 # How to make the file, and what is said of it beside its name.
 NO_WEIGHTS = {
     "a page": (lambda path: path.write_bytes(PAGE), "is a web page; download the file itself"),
-    "a pointer": (lambda path: path.write_bytes(POINTER), "is a pointer of git-lfs.*git lfs pull"),
+    "a pointer": (lambda path: path.write_bytes(POINTER), "is a git-lfs pointer.*git lfs pull"),
     "a text": (lambda path: path.write_text("Zugriff verweigert für alle"), "is a text"),
     "JSON": (lambda path: path.write_text('{"message": "Not Found"}'), "is a text"),
     "nothing": (lambda path: path.write_bytes(b""), "is empty"),
-    **{how: (packed(how), "is packed .*; unpack it") for how in ("zip", "tar", "gzip")},
+    **{how: (packed(how), "is an archive .*; unpack it") for how in ("zip", "tar", "gzip")},
     "a pickle": (lambda path: path.write_bytes(pickle.dumps(np.ones(3))), "is a pickle that torch.save did not write"),
     "protocol 4": (
         lambda path: torch.save(WEIGHTS, path, pickle_protocol=4),

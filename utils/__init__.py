@@ -1,1 +1,1 @@
-"""Floor 0: records, files, devices, metrics; imports nothing else of this repository."""
+"""Floor 1: records, files, devices, metrics; imports only tables of `configs`."""

@@ -1,4 +1,4 @@
-"""Files of tensors: written under a temporary name and renamed, read without executing anything, loaded strictly."""
+"""Files of tensors: written atomically, read without executing code, loaded strictly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STORAGES = {
 
 
 def save_checkpoint(path: Path, contents: dict) -> None:
-    """Write a dictionary of tensors and plain types; `path` holds either all of it or what it held before.
+    """Write a dictionary of tensors and plain types atomically.
 
     Raises:
         WeightsError: a tensor of contents["model"] is not finite; nothing is written.
@@ -40,12 +40,12 @@ def save_checkpoint(path: Path, contents: dict) -> None:
     """
     for name, value in contents["model"].items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise WeightsError(f"{path}: not written, because {name} holds values that are not finite")
+            raise WeightsError(f"{path}: not written: {name} has values that are not finite")
     write_tensors(path, {"format": FORMAT, **contents})
 
 
 def write_tensors(path: Path, contents: dict) -> None:
-    """Write a dictionary; `path` holds either all of it or what it held before, after a power cut, too.
+    """Write a dictionary atomically and durably.
 
     Raises:
         OSError: the disk is read-only or full ...
@@ -56,7 +56,7 @@ def write_tensors(path: Path, contents: dict) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of this program as it was saved, on the CPU.
+    """Read a checkpoint of this program, on the CPU.
 
     Raises:
         WeightsError: no such file, damaged, would execute code, or not a checkpoint of this program.
@@ -67,16 +67,16 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def check_checkpoint(contents: dict, path: str | Path) -> None:
-    """Raise WeightsError if what was read from `path` is no whole checkpoint of this program."""
+    """Raise WeightsError if what was read from `path` is not a complete checkpoint of this program."""
     if contents.get("format") != FORMAT:
         raise WeightsError(f"{path}: is not a checkpoint of this program (no format {FORMAT!r} in it)")
     lacking = [part for part in PARTS if not isinstance(contents.get(part), dict)]
     if lacking:
-        raise WeightsError(f"{path}: is no whole checkpoint, it lacks {', '.join(lacking)}")
+        raise WeightsError(f"{path}: is not a complete checkpoint, {', '.join(lacking)} missing")
 
 
 def read_tensors(path: str | Path) -> dict:
-    """A dictionary of tensors and plain types, pickled or as safetensors, whatever the file's name ends in.
+    """Read a dictionary of tensors and plain types, pickled or safetensors, whatever the file's name ends in.
 
     Archives, the form of every pickled file since torch 1.6, are compared with their checksums. The older form has
     none.
@@ -107,15 +107,17 @@ def weights_file(path: str | Path) -> Path:
     """`path`, with ~ replaced by a home folder.
 
     Raises:
-        WeightsError: it is no plain file, or there is none.
+        WeightsError: there is no such file, or it is not a regular file.
         UserError: there is no such home folder.
     """
     path = expanded(path)
     if os.path.isdir(path):  # os.path's, because Path's raises for a name that is too long
         weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
-        raise WeightsError(f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'none of weights'})")
+        raise WeightsError(
+            f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'it has no weights'})"
+        )
     if not os.path.isfile(path):
-        raise WeightsError(f"{path}: {'is no plain file' if os.path.exists(path) else 'there is no such file'}")
+        raise WeightsError(f"{path}: {'is not a regular file' if os.path.exists(path) else 'there is no such file'}")
     return path
 
 
@@ -142,7 +144,7 @@ def check_archive(path: Path) -> None:
             wrong = archive.testzip() if any(record.CRC for record in records) else None
     except Exception as error:  # zipfile's, zlib's, struct's ...: whatever the broken field is for
         raise WeightsError(
-            f"{path}: damaged or cut off (the archive's structure: {type(error).__name__}); not loaded"
+            f"{path}: damaged or truncated (the archive's structure: {type(error).__name__}); not loaded"
         ) from error
     if wrong is not None:
         raise WeightsError(f"{path}: damaged (checksum of {wrong}); not loaded")
@@ -158,7 +160,7 @@ def is_torchscript(path: str | Path) -> bool:
             return False
         with zipfile.ZipFile(path) as file:
             return any(entry.endswith("/constants.pkl") for entry in file.namelist())
-    except Exception:  # read_tensors says what is wrong with it
+    except Exception:  # read_tensors reports what is wrong with it
         return False
 
 
@@ -233,7 +235,7 @@ class _TorchScript(pickle.Unpickler):
             return STORAGES[name]
         if module == "torch.jit._pickle":
             return _first  # lists of one type, which are pickled with a word on it
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")
 
     def persistent_load(self, pid) -> Tensor:
         _, dtype, key, *_ = pid
@@ -244,7 +246,7 @@ class _TorchScript(pickle.Unpickler):
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str) -> None:
-    """Copy `state` into `module`, which must have just these tensors in just these shapes.
+    """Copy `state` into `module`, which must have exactly these tensors in exactly these shapes.
 
     Raises:
         WeightsError: naming the first missing, unexpected and mis-shaped tensors, with `source` and `hint`.

@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Seconds of each part of a run, and peak memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 def duration(seconds: float) -> str:
-    """In the unit that people would use: 0.4 s, 95 s, 42 min, 3.2 h."""
+    """Seconds in a fitting unit: 0.4 s, 95 s, 42 min, 3.2 h."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -37,7 +37,7 @@ class Clock:
 
 
 def peak_memory() -> str:
-    """The most memory that this process, without a loader's workers, had at once, as far as the system tells."""
+    """Peak memory of this process, without its workers, if the system reports it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What both scripts' command lines have in common."""
+"""Command lines: parsing, early answers, exit codes and one-line errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from configs.help import help_keys, resolved
 from utils.errors import UserError, one_line
 from utils.logs import drop, screen, tell
 from utils.paths import expanded
-from utils.processes import ProcessFailed, lost_process, told_elsewhere
+from utils.processes import ProcessFailed, lost_process, reported_elsewhere
 from utils.workers import REMEDY, dead_worker
 
 REFUSED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EIO}
@@ -111,12 +111,14 @@ class Pairs(argparse.Action):
 def _local_rank(text: str) -> str:
     """The type of --local-rank, which torch.distributed.launch passes on beside the environment variable."""
     if "LOCAL_RANK" not in os.environ:
-        raise argparse.ArgumentTypeError("several processes are torchrun's: torchrun --nproc_per_node 4 ...")
+        raise argparse.ArgumentTypeError(
+            "is torchrun's option: start several processes with torchrun --nproc_per_node 4 ..."
+        )
     return text
 
 
 def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None:
-    """Exit if the command line asks for help or is wrong; `main` reads it again. `mendable` as in `run`."""
+    """Exit if the command line asks for help or is wrong; `main` reads it again. `mendable` as in `run_script`."""
     logging.disable()  # `main` logs it
     code = run_script(read, *mendable)
     logging.disable(logging.NOTSET)
@@ -125,16 +127,16 @@ def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None
 
 
 def check_there(path: str, what: str, advice: str = "") -> None:
-    """UserError if there is nothing at `path`; `advice` ends the message."""
+    """Raise UserError if `path` does not exist; `advice` ends the message."""
     if not os.path.exists(expanded(path, what)):
         raise UserError(f"{what} {path}: there is no such file or folder{advice}")
 
 
 def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
-    """Run a script -> exit code: what `main` returns if that is a number, else 0.
+    """Run a script and return its exit code: what `main` returns if that is an integer, else 0.
 
-    Errors that a user can mend become one line on stderr and in the log file, from one of several processes: UserError,
-    `mendable` (of the command line and the configuration), and what the operating system refuses.
+    Errors that a user can fix become one line on stderr and in the log file, of one process only: UserError, `mendable`
+    (of the command line and the configuration), and what the operating system refuses.
     """
     with screen():
         try:
@@ -143,7 +145,7 @@ def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
             return returned if isinstance(returned, int) else 0
         except KeyboardInterrupt as interrupt:
             words, code = f"interrupted {interrupt}".rstrip(), SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
-            quiet = told_elsewhere(interrupt)
+            quiet = reported_elsewhere(interrupt)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _unread():
                 drop(sys.stdout)
@@ -152,23 +154,23 @@ def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
             if message is None:
                 tell("".join(traceback.format_exception(error)), shown=False)
                 raise
-            words, code, quiet = f"error: {message}", FAILED, told_elsewhere(error)
+            words, code, quiet = f"error: {message}", FAILED, reported_elsewhere(error)
         if not quiet:
             tell(words)
         return code
 
 
 def _in_one_line(error: Exception, mendable: Sequence[type[Exception]]) -> str | None:
-    """The message of an error that a user can mend; None for a fault of the program."""
+    """The message of an error that a user can fix; None for a bug."""
     expected = isinstance(error, (UserError, ProcessFailed, *mendable))
     refused = (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error)  # torch's words
     if refused and not expected:
-        return f"the system refuses ({one_line(error)}): is a disk full, or memory? {REMEDY}"
+        return f"refused by the operating system ({one_line(error)}): out of disk space or memory? {REMEDY}"
     return dead_worker(error) or lost_process(error) or (one_line(error) if expected else None)
 
 
 def _unread() -> bool:
-    """Whether nobody reads standard output any more, as of `... | head -1`, which is no error."""
+    """Whether the reader of standard output has gone, as after `... | head -1`, which is not an error."""
     try:
         sys.stdout.flush()
         pipe = select.poll()

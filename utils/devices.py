@@ -14,7 +14,7 @@ def pick_device(name: str) -> torch.device:
     """MODEL.DEVICE -> device; "auto" takes CUDA, else MPS, else the CPU.
 
     Raises:
-        UserError: the device is not there.
+        UserError: there is no such device.
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in the patch convolution as elsewhere
     if name == "auto":
@@ -24,12 +24,12 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"MODEL.DEVICE {name}: there are {torch.cuda.device_count()} CUDA devices here; auto takes what is there"
+            f"MODEL.DEVICE {name}: this machine has {torch.cuda.device_count()} CUDA devices; auto picks another"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"MODEL.DEVICE {name}: there is no MPS device here; auto takes what is there")
+        raise UserError(f"MODEL.DEVICE {name}: this machine has no MPS device; auto picks another")
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # or the loader's pinning would open the first device, too
+        torch.cuda.set_device(device)  # otherwise the loader's pinning would open the first device, too
     return device
 
 
@@ -49,30 +49,30 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def make_deterministic() -> None:
-    """Have CUDA give the same bits every time, before it is first used; where it cannot, PyTorch warns."""
+    """Make CUDA deterministic, before it is first used; PyTorch warns where it cannot be."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in any order
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
 
 def updates_in_place(device: torch.device) -> bool:
-    """Whether PyTorch's fused optimisers can be told on this device, by it, that an update is not to be made."""
+    """Whether PyTorch's fused optimizers can skip an update on this device without a synchronisation."""
     return device.type in ("cpu", "cuda")
 
 
 def generator_states() -> list[torch.Tensor]:
-    """Where the devices' own random generators stand; none if no device was used."""
+    """States of the devices' random generators; none if no device was used."""
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 def restore_generator_states(states: Sequence[torch.Tensor]) -> None:
-    """Put them there again; a device that is no longer there is left out."""
+    """Restore them; devices that this machine lacks are skipped."""
     for index, state in enumerate(states[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, index)
 
 
 def describe(device: torch.device) -> str:
-    """The device for people: its name, or the CPU's number of threads."""
+    """The device with its name, or the CPU with its number of threads, for the log."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -1,16 +1,16 @@
-"""Several processes, started by torchrun, that train one network; with a single process everything here is trivial.
+"""Several processes, started by torchrun, that train one network; in a single process everything here is trivial.
 
     torchrun --nproc_per_node 4 train_svllreid.py --config_file ...
 
-No configuration key turns this on: torchrun's environment does. A GPU more in the machine changes nothing.
+No configuration key turns this on: torchrun's environment does.
 
-Every process has the whole network and reads its share of every batch. What the towers make of the shares is gathered
-(`gather`, `in_shares`), so that all processes compute the same losses, over the whole batch; gradients are then
-averaged (`average_gradients`). One process and many thus compute the same training.
+Every process has the whole network and reads its share of every batch. The towers' outputs are gathered (`gather`,
+`in_shares`), so that all processes compute the same losses over the whole batch; gradients are then averaged
+(`average_gradients`). One process and many thus compute the same training.
 
 All functions but `place`, `rank`, `world_size` and `is_main` are collectives: where one process calls one, all must, in
-the same order. What one process alone may fail at stands in `with collective():`, `on_main` or `main_first`; otherwise
-the others would wait for it.
+the same order. Where one process may fail alone, use `with collective():`, `on_main` or `main_first`; otherwise the
+others would wait for it.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ logger = logging.getLogger(__name__)
 
 
 def join_processes(device: torch.device, *, timeout: timedelta = TIMEOUT) -> torch.device:
-    """Meet the other processes, if torchrun started several -> this process's device. From now on one of them logs.
+    """Join the other processes, if torchrun started several, and return this process's device. Only the main one logs.
 
-    On GPUs that is the one of its number on this machine (LOCAL_RANK); else it is `device`.
+    With CUDA that is the GPU of its number on this machine (LOCAL_RANK); else it is `device`.
 
     Args:
         device: what all were asked to use, e.g. CUDA without a number.
-        timeout: of every collective, including what one process does while others wait.
+        timeout: of every collective, including the time that others wait for one process.
 
     Raises:
-        UserError: a device that several processes cannot share, more processes than GPUs, or no CPU or GPU; the others
-            are not where torchrun's variables say.
+        UserError: a device that several processes cannot share; more processes than GPUs; the others cannot be reached.
     """
     here = place()
     if here is None:
@@ -57,23 +56,25 @@ def join_processes(device: torch.device, *, timeout: timedelta = TIMEOUT) -> tor
     elif device.type == "cpu":
         backend = "gloo"
     else:
-        raise UserError(f"MODEL.DEVICE {device.type}: several processes run on CPUs or on CUDA devices only")
+        raise UserError(f"MODEL.DEVICE {device.type}: several processes need the CPU or CUDA devices")
     try:
         dist.init_process_group(backend, timeout=timeout)
     except (ValueError, RuntimeError) as error:
         address = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
-        raise UserError(f"the processes do not meet at {address}, which torchrun sets: {one_line(error)}") from error
+        raise UserError(
+            f"the processes cannot be joined at {address}, which torchrun sets: {one_line(error)}"
+        ) from error
     processes.met = True
     logger.info("process %d of %d, on %s", here.rank, here.world_size, device)
     if not is_main():
-        logging.getLogger().setLevel(logging.ERROR)  # what is said once is enough
+        logging.getLogger().setLevel(logging.ERROR)  # one process's lines are enough
     return device
 
 
 def _own_gpu(device: torch.device, here: Place) -> torch.device:
     if device.index is None:
         count = torch.cuda.device_count()
-        if here.local_world_size > count:  # said by all of them, not only by those without one
+        if here.local_world_size > count:  # raised by all of them, not only by those without one
             raise UserError(
                 f"torchrun started {here.local_world_size} processes on a machine with {count} CUDA devices, and each "
                 f"needs one: torchrun --nproc_per_node {count}"
@@ -89,7 +90,7 @@ def _own_gpu(device: torch.device, here: Place) -> torch.device:
 
 
 def leave_processes() -> None:
-    """Part from the others."""
+    """Leave the other processes."""
     if _several():
         dist.destroy_process_group()
 
@@ -99,17 +100,17 @@ def _several() -> bool:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if _several() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if _several() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes files and ranks."""
+    """Whether this process writes files and evaluates."""
     return rank() == 0
 
 
@@ -117,7 +118,7 @@ def is_main() -> bool:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is so on any process; over memory of the CPU, so that no GPU is waited for."""
+    """Whether `flag` is set in any process; by CPU memory, so that no GPU is waited for."""
     if not _several():
         return flag
     flags = torch.tensor([int(flag)])
@@ -126,7 +127,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def broadcast(value: T) -> T:
-    """What the main process has, a plain object; a tensor in it must be on the CPU."""
+    """The main process's `value`, a plain object; tensors in it must be on the CPU."""
     if not _several():
         return value
     holder: list[Any] = [value if is_main() else None]
@@ -135,7 +136,7 @@ def broadcast(value: T) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """What every process has, in the order of ranks."""
+    """Every process's `value`, in the order of ranks."""
     if not _several():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -144,10 +145,10 @@ def gather_objects(value: T) -> list[T]:
 
 
 class collective:
-    """`with collective():` what one process raises within, all raise at its end; a collective.
+    """`with collective():` what one process raises inside, all raise at its end.
 
-    A UserError, of the first process that has an error, is raised by all alike. Any other error is raised where it
-    happened, and ProcessFailed elsewhere. (Interrupts are for torchrun, which hands them to all.)
+    The first process's error is raised by all if it is a UserError. Any other error is raised where it happened, and
+    ProcessFailed elsewhere. (Interrupts are torchrun's, which passes them on to all.)
     """
 
     def __enter__(self) -> None:
@@ -166,13 +167,13 @@ class collective:
             return  # it is on its way. Kept here, it would keep its traceback, and that a loader with its workers
         if kind is not None:
             copy = kind(text)
-            copy.reported = True  # by the process that failed; once is enough
+            copy.reported = True  # by the process that failed
             raise copy
         raise ProcessFailed(f"process {first} failed: {text}")
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns, a plain object, or raises, on the main process, which does it alone, while others wait."""
+    """The result of `work()`, a plain object, which the main process alone does; what it raises, all raise."""
     result: Any = None
     with collective():
         if is_main():
@@ -181,7 +182,7 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def main_first(work: Callable[[], T]) -> T:
-    """`work()` by the main process and only then by all others, who find the files that it wrote."""
+    """`work()`, first in the main process, then in the others, which find the files that it wrote."""
     result: Any = None
     for turn in (True, False):
         with collective():
@@ -240,7 +241,7 @@ def in_shares(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 def gather_rows(x: Tensor | None, device: torch.device) -> Tensor:
     """[n, ...] of every process, n differing -> [sum of n, ...] in the order of ranks, without gradient.
 
-    A process without rows, which may not know their shape, hands over None; `device` is where all have theirs.
+    A process without rows passes None; `device` is where all have theirs.
     """
     facts = gather_objects(None if x is None else (len(x), tuple(x.shape[1:]), x.dtype))
     if not any(facts):
@@ -262,7 +263,7 @@ def gather_rows(x: Tensor | None, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over processes; parameters without one, the same on all, are passed over."""
+    """Replace every gradient by its mean over processes; parameters without one, the same in all, are skipped."""
     if _several():
         _average([parameter.grad for parameter in parameters if parameter.grad is not None])
 
@@ -303,7 +304,7 @@ def average_statistics(module: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_from_main(module: nn.Module) -> None:
-    """Make all parameters and buffers those of the main process (random starts differ between kinds of machines)."""
+    """Copy the main process's parameters and buffers (random weights differ between kinds of machines)."""
     if not _several():
         return
     for value in (*module.parameters(), *module.buffers()):
@@ -314,7 +315,7 @@ def copy_from_main(module: nn.Module) -> None:
 
 @torch.no_grad()
 def check_identical(module: nn.Module) -> None:
-    """Raise RuntimeError, on all processes, if their parameters and saved buffers are not the same bit for bit."""
+    """Raise RuntimeError, in all processes, if their parameters and saved buffers differ in any bit."""
     if not _several():
         return
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -327,11 +328,11 @@ def check_identical(module: nn.Module) -> None:
         if other != values[0]:
             pairs = zip(state, values[0], other, strict=False)
             name = next((name for name, a, b in pairs if a != b), "number of tensors")
-            raise RuntimeError(f"the networks of processes 0 and {number} have come apart, first in {name}")
+            raise RuntimeError(f"the networks of processes 0 and {number} differ, first in {name}")
 
 
 def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` with batch norms that see all processes' images, where each process has a GPU; else as it is.
+    """`module` with batch norms over all processes' images, if each process has a GPU; else unchanged.
 
     Only for what comes before `gather`, a ResNet tower: what comes after sees the whole batch anyway. Names in the
     state dict stay.
@@ -339,6 +340,6 @@ def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     if not _several():
         return module
     if device.type != "cuda":
-        logger.info("batch norm sees the images of one process at a time: PyTorch can change that on GPUs only")
+        logger.info("SOLVER.SYNC_BN: PyTorch synchronises batch norm on GPUs only; each process has its own")
         return module
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)

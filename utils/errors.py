@@ -1,26 +1,26 @@
-"""Errors that a user can mend: the scripts print them as one line and leave with exit code 2."""
+"""Errors that a user can fix: the scripts print them in one line and exit with code 2."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Says in one sentence what is wrong, where (config key or file), and what would be right."""
+    """Says in one line where something is wrong (key or file), what it is, and what is expected."""
 
-    told = False  # whether another of several processes says it
+    reported = False  # by another of several processes
 
 
 class DataError(UserError):
-    """A data set that is missing, misnamed, unreadable, or cannot be trained or evaluated on."""
+    """A data set that is missing, misnamed or unreadable, or that cannot be trained or tested on."""
 
 
 class WeightsError(UserError):
-    """Weights or checkpoints that are missing, of another network, or damaged."""
+    """Weights or checkpoints that are missing, damaged, or of another network."""
 
 
 def one_line(error: BaseException) -> str:
     """The message of `error` on one line.
 
-    A `DataLoader` worker hands its exception over as the text of a whole traceback; its last line is the message.
+    A `DataLoader` worker passes its exception on as the text of a traceback, whose last line is the message.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:

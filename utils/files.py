@@ -1,4 +1,4 @@
-"""Files: refuse what is no plain file, replace one as a whole or not at all, look at many at once."""
+"""Files: accept regular files only, replace them atomically, stat many at once."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 
 def plain_file(path: Path) -> Path:
-    """`path`, unless something other than a plain file is there: opening a named pipe could wait for ever.
+    """`path`, unless it exists and is not a regular file: opening a named pipe could wait for ever.
 
     Raises:
-        OSError: a folder, a pipe, a device ... is there.
+        OSError: it is a folder, a pipe, a device ...
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """`with replacing(path) as file:` what is written to `file` is at `path` afterwards, after a power cut, too.
+    """`with replacing(path) as file:` replaces `path` by what is written to `file`, atomically and durably.
 
-    If anything is raised, `path` is what it was. A process that is killed leaves `.NAME.NUMBER.tmp` beside it.
+    If anything is raised, `path` keeps its contents. A process that is killed leaves `.NAME.NUMBER.tmp` beside it.
 
     Raises:
         OSError: the disk is read-only or full.
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `text` the contents of a file.
+    """Replace the contents of a file by `text`.
 
     Raises:
         OSError: the disk is read-only or full.
@@ -58,7 +58,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
-    """What `look`, which must not raise, returns for every path, in order."""
+    """The result of `look`, which must not raise, for every path, in order."""
     found: list[Any] = [None] * len(paths)
     parts = [slice(start, None, THREADS) for start in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -68,10 +68,10 @@ def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk; without it, a power cut may undo the name of a file whose contents are there."""
+    """Flush a rename to the disk; without it, a power cut may undo it."""
     if os.name != "posix":
         return
-    with contextlib.suppress(OSError):  # some network file systems cannot; the file is whole all the same
+    with contextlib.suppress(OSError):  # some network file systems cannot; the file is complete anyway
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -62,7 +62,7 @@ def _size(path: str) -> int:
 
 
 class Watch:
-    """Warns of images that are replaced while a run uses them. Of several processes, the main one looks.
+    """Warns of images that are replaced while a run uses them. Only the main process checks.
 
     Args:
         what: "training images" or the like, for the warning.
@@ -76,15 +76,15 @@ class Watch:
         self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
 
     def look(self) -> list[str]:
-        """Notes for results.json: none, or the warning, which is logged when an image is first found replaced."""
+        """Notes for results.json: none, or the warning, which is logged once."""
         if not self.reported:
             now = look_at_all(list(self.before), _state)
             states = zip(self.before.items(), now, strict=True)
             replaced = [path for (path, old), new in states if new not in (None, old)]
             if replaced:
                 self.reported.append(
-                    f"{len(replaced)} of {len(now)} {self.what} were replaced since the start, by their sizes and times"
-                    f" of change (e.g. {replaced[0]}): nobody can repeat what was computed from both"
+                    f"{len(replaced)} of {len(now)} {self.what} were replaced since the start, judging by size and "
+                    f"modification time (e.g. {replaced[0]}): results computed from both cannot be reproduced"
                 )
                 logger.warning("%s", self.reported[0])
         return self.reported
@@ -93,7 +93,7 @@ class Watch:
 def _state(path: str) -> tuple[int, int] | None:
     try:
         entry = os.stat(path)
-    except OSError:  # whoever reads it will say so
+    except OSError:  # the reader reports it
         return None
     return entry.st_size, entry.st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""The screen, and the program's log: lines on it (above a progress bar, if there is one) and in a file."""
+"""The log: lines on the screen, above a progress bar if there is one, and in a file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tqdm import tqdm
 from utils.errors import UserError
 
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
-ESCAPE = "backslashreplace"  # for what an encoding lacks: letters of other countries, names of files that are no UTF-8
+ESCAPE = "backslashreplace"  # for characters that an encoding lacks, and file names that are not UTF-8
 
 
 @contextmanager
 def screen() -> Iterator[None]:
-    """For a script: stdout and stderr exist and take every text, and their failure changes no exit code."""
-    # Streams that were closed are opened as nothing: else the next file would be opened in their place.
+    """For a script: stdout and stderr exist and accept every text; their failure does not change the exit code."""
+    # Closed streams are opened on the null device: otherwise the next file would take their descriptor.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -45,18 +45,18 @@ def screen() -> Iterator[None]:
 
 
 def _ignored(what) -> None:
-    """What an object raises that is thrown away half made, as of a loader: it follows from an error that is told."""
+    """Exceptions of half-made objects, such as a loader's: they follow from an error that is reported."""
     tell(f"ignored in {what.object!r}: {what.exc_value!r}", shown=False)
 
 
 def drop(stream: TextIO) -> None:
-    """Discard what is and will be written to `stream`, which cannot show it any more, without an error."""
+    """Discard everything written to `stream`, which is broken, without an error."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def tell(words: str, *, shown: bool = True) -> None:
-    """Write a script's last message to the log file, if there is one, and to stderr if it is to be `shown` there."""
+    """Write a script's last message to the log file, if there is one, and to stderr if `shown`."""
     if shown:
         with suppress(OSError):
             sys.stderr.write(f"{words}\n")
@@ -71,7 +71,7 @@ class _AboveTheBar(logging.Handler):
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # the terminal is gone, the disk full, the reader too: the file has it
+        except OSError:  # the terminal or the reader is gone, or the disk is full: the file has it
             drop(sys.stdout)
 
 
@@ -82,7 +82,7 @@ class _File(logging.FileHandler):
 
 
 class _Early(logging.Handler):
-    """Keeps what is said before there is a file."""
+    """Keeps lines that are logged before there is a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _Early(logging.Handler):
 
 
 def log_to_screen() -> None:
-    """Once, at the start of a script."""
+    """Start logging to the screen; once, at the start of a script."""
     handler = _AboveTheBar()
     handler.setFormatter(FORMAT)
     root = logging.getLogger()
@@ -105,7 +105,7 @@ def log_to_screen() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Also there, from the first line of the script on, and no longer in an earlier run's file.
+    """Log to `path`, too, with all earlier lines of the script, and no longer to an earlier run's file.
 
     Raises:
         UserError: the file cannot be made.

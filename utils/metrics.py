@@ -1,4 +1,4 @@
-"""How well a gallery is ranked: CMC, mAP and mINP, exactly."""
+"""CMC, mAP and mINP, exactly."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PAIRS_AT_ONCE = 2**24  # of a chunk of the distance matrix; sorting it takes abo
 
 
 def same_camera(query: Labels, gallery: Labels) -> Tensor:
-    """Market-1501's rule: a query does not look for its own identity in its own camera. -> bool [Q, G]"""
+    """Market-1501's protocol: a query ignores its own identity in its own camera. -> bool [Q, G]"""
     return (query.pids[:, None] == gallery.pids) & (query.camids[:, None] == gallery.camids)
 
 
 def ignore_nothing(query: Labels, gallery: Labels) -> Tensor:
-    """The rule where cameras are not labelled, or do not matter: every pair counts. -> bool [Q, G]"""
+    """The protocol without cameras: every pair counts. -> bool [Q, G]"""
     return torch.zeros(len(query.pids), len(gallery.pids), dtype=torch.bool, device=query.pids.device)
 
 
@@ -72,7 +72,7 @@ def rank(
 ) -> Ranking:
     """The same for distances [Q, G] of any kind, e.g. re-ranked ones."""
     if torch.isnan(distances).any():
-        raise DataError("some distances are not numbers")
+        raise DataError("some distances are NaN")
     return _rank(lambda rows: distances[rows], query_labels, gallery_labels, ignored, top)
 
 

@@ -1,4 +1,4 @@
-"""Paths as people write them."""
+"""Paths with ~."""
 
 from __future__ import annotations
 
@@ -20,6 +20,4 @@ def expanded(path: str | Path, what: str = "") -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         key = f"{what} " if what else ""
-        raise UserError(
-            f"{key}{path}: ~NAME is a user's home folder, and there is no user of this name (~: no HOME)"
-        ) from error
+        raise UserError(f"{key}{path}: ~ stands for a home folder, and there is no such user (or no HOME)") from error

@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun's environment says it; without torch, which takes seconds to load."""
+"""Which of several processes this is, by torchrun's environment; without torch, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 from utils.errors import UserError
 
-met = False  # whether the processes know of each other (`utils.distributed.start`)
+met = False  # whether the processes have joined (`utils.distributed.join_processes`)
 _GONE = re.compile(r"gloo/transport|remote process|by peer")  # in errors of gloo and nccl if another process is gone
 
 
 class ProcessFailed(RuntimeError):
-    """Raised here because another process failed; the reason stands there."""
+    """Another process failed, and reports why."""
 
-    told = True  # by that process
+    reported = True
 
 
 class Place(NamedTuple):
-    """What torchrun says of a process."""
+    """A process's place among all, by torchrun."""
 
     rank: int  # among all, from 0
     world_size: int
@@ -28,10 +28,10 @@ class Place(NamedTuple):
 
 
 def place() -> Place | None:
-    """Which of several processes this is, before and after `start`; None without torchrun, or for its only one.
+    """Which of several processes this is, before and after `join_processes`; None if there is only one.
 
     Raises:
-        UserError: one of torchrun's variables means nothing.
+        UserError: one of torchrun's variables is invalid.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return None
@@ -47,19 +47,21 @@ def place() -> Place | None:
 def _variable(name: str, low: int, high: int) -> int:
     text = os.environ[name].strip()
     if not (re.fullmatch(r"\d{1,7}", text) and low <= int(text) <= high):
-        right = f"a whole number from {low} to {high}"
-        raise UserError(f"{name} {text!r} in the environment: right is {right}; torchrun sets it")
+        raise UserError(
+            f"{name} in the environment: invalid value {text!r}, expected an integer from {low} to {high}; torchrun "
+            "sets it"
+        )
     return int(text)
 
 
-def told_elsewhere(error: BaseException) -> bool:
-    """Whether another process tells the user of `error`: one is enough for what all have found out alike.
+def reported_elsewhere(error: BaseException) -> bool:
+    """Whether another process reports `error`: one report is enough for an error that all of them have.
 
-    Until they meet, all of them read the same command line and the same files.
+    Until they join, all of them read the same command line and the same files.
     """
     try:
         here = place()
-    except UserError:  # this one is yet to be told, if it is not `error` itself
+    except UserError:  # this one is not reported yet, unless it is `error` itself
         return False
     # After that, only settings and signals concern all alike.
     alike = not met or not isinstance(error, (UserError, RuntimeError, OSError))
@@ -71,6 +73,6 @@ def lost_process(error: BaseException) -> str | None:
     if not isinstance(error, RuntimeError) or not _GONE.search(str(error)) or place() is None:
         return None
     return (
-        "another process of this run does not answer any more: torchrun says which one, and by which signal it ended "
-        "(SIGKILL: usually memory was full); the same command goes on"
+        "another process of this run has ended: torchrun reports which one, and by which signal (SIGKILL: usually out "
+        "of memory); the same command resumes the run"
     )

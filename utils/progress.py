@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; elsewhere the log's lines are enough."""
+"""Progress bars, on a terminal only."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from utils.distributed import is_main
 
 
 def progress(items: Iterable, what: str) -> Iterable:
-    """`items`, with a bar named `what` if somebody watches."""
+    """`items`, with a progress bar named `what` on a terminal."""
     return tqdm(items, desc=what, leave=False, dynamic_ncols=True, disable=not (sys.stderr.isatty() and is_main()))

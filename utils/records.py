@@ -1,7 +1,6 @@
-"""The nouns of this repository: every record that crosses a folder border.
+"""Records that are passed between folders.
 
-NamedTuples, so that PyTorch's loader collates, pins and moves them field by field, nobody edits them in place and
-nobody counts positions.
+They are NamedTuples: PyTorch's loader collates and pins them field by field, and they are immutable.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ class Sample(NamedTuple):
     """One image on disk and what is known about it."""
 
     path: str
-    pid: int  # training: dense 0..P-1; query and gallery: the benchmark's own number
+    pid: int  # training: 0..P-1 without gaps; query and gallery: the benchmark's own number
     camid: int  # counted from 0
     viewid: int = 0  # viewpoint of a vehicle, counted from 0
 
 
 class Trial(NamedTuple):
-    """One evaluation: every query is looked for in the gallery."""
+    """One query set and its gallery."""
 
     query: tuple[Sample, ...]
     gallery: tuple[Sample, ...]
 
 
 class Labels(NamedTuple):
-    """What ranking may know about a list of images."""
+    """Identities and cameras of a list of images."""
 
     pids: Tensor  # [N] int64
     camids: Tensor  # [N] int64
@@ -43,11 +42,11 @@ class Labels(NamedTuple):
 
 
 class Omitted(NamedTuple):
-    """What a reader passed over though it lies where pictures belong; paths."""
+    """Paths that a reader skipped though they are where images belong."""
 
-    files: tuple[str, ...] = ()  # no pictures by their suffix
+    files: tuple[str, ...] = ()  # not images by their suffix
     folders: tuple[str, ...] = ()  # where only files belong
-    identities: tuple[str, ...] = ()  # folders of identities without a picture
+    identities: tuple[str, ...] = ()  # folders of identities without an image
 
 
 NOTHING = Omitted()
@@ -57,16 +56,15 @@ NOTHING = Omitted()
 class Benchmark:
     """A data set with its protocol.
 
-    `template` is the sentence of the prompt stage, with {} where the learnt tokens go. `ignored` is the rule for pairs
-    that leave the gallery of a query: (query labels [Q], gallery labels [G]) -> bool [Q, G]; it is called chunk by
-    chunk, because the whole mask of a large benchmark does not fit into memory. `train` is empty where only testing was
-    asked for. Several data sets trained on together have `parts`, which are evaluated one by one; the whole only says
-    what there is. `seen` are identities, by the labels that they had before training labels were numbered anew, which
-    are in training and test alike; a reader names them where its labels mean the same in both. `variant` is which of
-    several published forms it is, `first_camera` the number of its first camera, above 0 for all but the first of
-    several data sets trained on together. `unused` names columns of its list and folders beside its own that are not
-    read. `as_written` has, by an image's path, its identity and camera as its owner wrote them; it is empty where the
-    numbers are the data set's own (cameras less 1).
+    `template` is the prompt, with {} where the learned tokens go. `ignored` is the rule for pairs that leave the
+    gallery of a query: (query labels [Q], gallery labels [G]) -> bool [Q, G]; it is called chunk by chunk, because the
+    whole mask of a large benchmark does not fit into memory. `train` is empty where only testing was asked for. Several
+    data sets trained on together have `parts`, which are evaluated one by one. `seen` are identities, by the labels
+    that they had before training labels were numbered anew, which are in training and test alike; a reader names them
+    where its labels mean the same in both. `variant` is which of several published forms it is, `first_camera` the
+    number of its first camera, above 0 for all but the first of several data sets trained on together. `unused` names
+    columns of its list and folders beside its own that are not read. `as_written` has, by an image's path, its identity
+    and camera as its owner wrote them; it is empty where the numbers are the data set's own (cameras less 1).
     """
 
     name: str
@@ -87,7 +85,7 @@ class Benchmark:
         return self.parts or (self,)
 
     def counts(self) -> str:
-        """What there is, in words."""
+        """Its numbers of images, identities and cameras, for the log."""
         trial = self.trials[0]
         train = f"{len(self.train)} training images of {self.num_pids} identities, " if self.train else ""
         several = f", {len(self.trials)} trials" if len(self.trials) > 1 else ""
@@ -117,14 +115,14 @@ class Benchmark:
 
 
 class SideInfo(NamedTuple):
-    """What is known of a picture besides its identity; an id of -1 means "unknown"."""
+    """Camera and viewpoint of images; -1 means unknown."""
 
     camids: Tensor  # [B] int64
     viewids: Tensor  # [B] int64
 
 
 class Batch(NamedTuple):
-    """Images on their way into the network."""
+    """A batch of images."""
 
     images: Tensor  # [B, 3, H, W] float, normalised
     pids: Tensor  # [B] int64
@@ -141,7 +139,7 @@ class FeatureBatch(NamedTuple):
 
 
 class ImageFeatures(NamedTuple):
-    """What every image tower returns, one vector a picture and depth."""
+    """Output of an image tower, a vector per image at three depths."""
 
     penultimate: Tensor  # [B, Dp] one block before the end
     last: Tensor  # [B, D] at the end, normalised by the tower's last layer norm
@@ -149,9 +147,9 @@ class ImageFeatures(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a stage returns for a batch."""
+    """Losses of a batch."""
 
-    total: Tensor  # [] what is differentiated
+    total: Tensor  # [] to differentiate
     terms: dict[str, Tensor]  # name -> [] detached, unweighted, for the log
     accuracy: dict[str, Tensor] = {}  # noqa: RUF012 (never changed) term -> [], a fraction, by its own scores
 
@@ -160,15 +158,15 @@ class Reranking(NamedTuple):
     """The settings of k-reciprocal re-ranking (Zhong et al., 2017)."""
 
     k1: int  # neighbours that must be mutual
-    k2: int  # neighbours that a picture's neighbourhood is averaged over
-    lambda_value: float  # share of the original distance
+    k2: int  # neighbours that an image's neighbourhood is averaged over
+    lambda_value: float  # weight of the original distance
 
     def __str__(self) -> str:
         return f"k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_value:g}"
 
 
 class Ranking(NamedTuple):
-    """How well one trial's gallery was ranked; fractions, not per cent."""
+    """Figures of one trial, as fractions."""
 
     mAP: float
     mINP: float
@@ -181,8 +179,8 @@ class Evaluation(NamedTuple):
     """All trials of a benchmark."""
 
     trials: tuple[Ranking, ...]
-    reranking: Reranking | None = None  # how distances were changed before ranking; None: they were not
-    side: str = "none"  # side information: same (as in training), mean (over all that training knew) or none
+    reranking: Reranking | None = None  # None: not re-ranked
+    side: str = "none"  # side information: same (as in training), mean (of all in training) or none
 
     def values(self) -> list[dict[str, float]]:
         """The figures of every trial by name."""

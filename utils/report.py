@@ -1,4 +1,4 @@
-"""Figures for people: per cent, in a table."""
+"""Figures in per cent, as a line and as a table."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def figures(evaluation: Evaluation) -> str:
 
 
 def table(entries: Sequence[Mapping]) -> str:
-    """Entries of results.json, a line each, in per cent.
+    """A table of entries of results.json in per cent.
 
-    With the data set where there are several; with protocol and re-ranking where one is not the usual one.
+    It has the data set if there are several, and protocol and re-ranking if any is not the default.
     """
     reranked = any(entry.get("re_ranking") for entry in entries)
     protocols = [entry.get("protocol") or CROSS_CAMERA for entry in entries]  # which earlier versions did not write

@@ -20,7 +20,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_states(generators: Mapping[str, torch.Generator]) -> dict:
-    """Where all global generators stand, and those in `generators`, as plain types and tensors."""
+    """States of all global generators and of `generators`, as plain types and tensors."""
     state: Any = np.random.get_state()
     kind, keys, *rest = state
     return {
@@ -33,7 +33,7 @@ def random_states(generators: Mapping[str, torch.Generator]) -> dict:
 
 
 def restore_random_states(states: dict, generators: Mapping[str, torch.Generator]) -> None:
-    """Put all generators where `random_states` found them."""
+    """Restore what `random_states` returned."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = states["numpy"]

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP: while a stage trains, its step ends and its state is saved; elsewhere they act at once."""
+"""Ctrl-C, SIGTERM, SIGHUP: a training step is completed and its state saved; elsewhere they act at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _ECHO = 3.0  # seconds in which a second signal is the same request: a terminal and torchrun both tell every process
-_NOTICE = b"\nstopping: this step ends and is saved; once more leaves at once\n"
+_NOTICE = b"\nstopping after this step, whose state is saved; once more stops at once\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody stopped the program: `number` says by which signal. Exit codes are 128 + number, as shells have it."""
+    """The program was stopped by the signal `number`. Its exit code is 128 + number."""
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
@@ -24,12 +24,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopping:
-    """Catches Ctrl-C, SIGTERM (by which clusters announce that they take the machine back) and SIGHUP (the terminal is
-    closed) inside its `with`.
+    """Catches Ctrl-C, SIGTERM (which clusters send before they take a machine back) and SIGHUP (the terminal is closed)
+    inside its `with`.
 
-    Inside `waiting()`, the first signal is only remembered in `requested`; whoever waits looks at it. Another one later
-    on, and any signal elsewhere, raises Interrupted on the spot. Signals are the main thread's business: in other
-    threads nothing is caught.
+    Inside `waiting()`, the first signal is only kept in `requested`, which the caller checks. A later one, and any
+    signal elsewhere, raises Interrupted at once. Only the main thread catches signals.
     """
 
     SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
@@ -52,7 +51,7 @@ class Stopping:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Somebody looks at `requested` from time to time."""
+        """The caller checks `requested` regularly."""
         self._waiting = True
         try:
             yield
@@ -64,19 +63,19 @@ class Stopping:
             raise Interrupted(number)
         if self.requested is None:
             self.requested, self._since = number, time.monotonic()
-            with suppress(OSError):  # nobody may be there to read it
+            with suppress(OSError):  # the terminal may be gone
                 os.write(2, _NOTICE)  # the log may be in the middle of a line
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """In a process that reads images: signals reach it, too, but its parent decides when to stop."""
+    """In a worker: signals reach it, too, but its parent decides when to stop."""
     for number in Stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def _end_children() -> None:
-    """Python itself asks them by SIGTERM, which the above has them ignore, and would wait for ever."""
+    """Python itself sends SIGTERM, which workers ignore, and would wait for ever."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise an error that a worker died
     for child in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""What a file that cannot be read as tensors is instead, and what its owner can do about it."""
+"""What a file that cannot be read as tensors is instead, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 # How a file begins that holds something else -> what it is, and how to get what is wanted.
 BEGINNINGS = {
-    rb"\Z": "is empty; was it copied or downloaded to its end?",
-    rb"version https://git-lfs": "is a pointer of git-lfs, not the file that it stands for; fetch that (git lfs pull)",
-    rb"(?i)\s*(<!doctype|<html|<\?xml)": "is a web page; download the file itself, not the page that shows it",
+    rb"\Z": "is empty; was the download or copy complete?",
+    rb"version https://git-lfs": "is a git-lfs pointer; fetch the file itself (git lfs pull)",
+    rb"(?i)\s*(<!doctype|<html|<\?xml)": "is a web page; download the file itself",
     rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": (
-        "is packed (zip, tar, gzip ...); unpack it and name the file of weights that was in it"
+        "is an archive (zip, tar, gzip ...); unpack it and name the file of weights in it"
     ),
-    rb"\x80[\x03-\x05]": "is a pickle that torch.save did not write, which is not loaded; write its tensors with that",
-    rb"[^\x00-\x08\x0e-\x1f]{8,}\Z": "is a text, not weights",
+    rb"\x80[\x03-\x05]": "is a pickle that torch.save did not write, and is not loaded; save its tensors with that",
+    rb"[^\x00-\x08\x0e-\x1f]{8,}\Z": "is a text file, not weights",
 }
 
 
@@ -37,9 +37,9 @@ def why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and (saved or refused):
         what = refused[1] if refused else "a pickle of unusual instructions (of protocol 4 or later)"
         return (
-            f"holds {what}{'' if saved else ' (or is damaged)'}, and is not loaded, because what is more than "
-            "tensors and plain types can run code. If you trust who made it, save its tensors alone: python -c "
+            f"holds {what}{'' if saved else ' (or is damaged)'}, and is not loaded, because anything but "
+            "tensors and plain types can run code. If you trust its source, save its tensors alone: python -c "
             f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], "
             f"'{path.stem}_tensors.pth')\" (their key in place of ['state_dict'], .state_dict() of a whole module)"
         )
-    return f"cannot be read, the file is damaged or cut off ({type(error).__name__})"
+    return f"cannot be read: damaged or truncated ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Worker processes that read images: what they cannot hand over becomes an error, and how one of them ended is told."""
+"""Worker processes that read images: batches that they cannot pass on, and their deaths, become errors."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ REMEDY = "`docker run --shm-size 4g`, a higher `ulimit -n`, a shorter TMPDIR or 
 
 
 class _Batches(Queue):
-    """Numbered batches on their way from a worker, as names of shared memory that the reader asks for.
+    """Numbered batches from a worker, as names of shared memory.
 
-    A thread sends them. If that fails, Python would print a traceback there, and the reader would wait for ever.
+    A thread sends them. If that fails, Python prints a traceback there, and the reader would wait for ever.
     """
 
     def _on_queue_feeder_error(self, error: Exception, numbered: tuple[int, Any]) -> None:
         from torch._utils import ExceptionWrapper  # not above: torch takes seconds to load, and a worker has it
 
-        told = UserError(f"a process that reads images cannot hand them over ({one_line(error)}): {REMEDY}")
-        self.put((numbered[0], ExceptionWrapper((UserError, told, None), "in a process that reads images")))
+        failure = UserError(f"a process that reads images cannot pass them on ({one_line(error)}): {REMEDY}")
+        self.put((numbered[0], ExceptionWrapper((UserError, failure, None), "in a process that reads images")))
 
 
 def begin_worker(_number: int) -> None:
     """A DataLoader's worker_init_fn."""
     leave_signals_to_the_parent()
-    sys.excepthook = _not_served  # for the thread that hands out shared memory, which would go on for ever
+    sys.excepthook = _not_served  # for the thread that serves shared memory, which would never end
 
 
 def _not_served(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not isinstance(error, (ConnectionError, EOFError)):  # these only mean that the reader has left
+    if not isinstance(error, (ConnectionError, EOFError)):  # the reader has left
         sys.__excepthook__(kind, error, trace)
         os._exit(1)
 
 
 def worker_context() -> BaseContext:
-    """A DataLoader's multiprocessing_context: the default one, with queues that report what cannot be handed over."""
+    """A DataLoader's multiprocessing_context: the default one, with queues that report what cannot be passed on."""
     context: Any = copy.copy(multiprocessing.get_context())
     context.Queue = partial(_Batches, ctx=context)
     return context
 
 
 def dead_worker(error: BaseException | None) -> str | None:
-    """The message about a worker's end, if `error` or one of its causes is about that; else None.
+    """The message about a worker's death, if `error` or one of its causes is one; else None.
 
-    PyTorch raises such an error wherever the program is at that moment, where it may be taken for another fault.
+    PyTorch raises such an error wherever the program is at that moment, so that it may look like another one.
     """
     how = None
-    while error is not None:  # the first cause knows most
+    while error is not None:  # the first cause is the most precise
         if isinstance(error, (BrokenProcessPool, ConnectionError, EOFError)):  # the latter two: it did not answer
             how = how or "was ended"
         elif isinstance(error, RuntimeError) and DIED in str(error):
             how = str(error).partition("DataLoader worker ")[2].partition(". ")[0].rstrip(".")
         error = error.__cause__ or error.__context__
     return how and (
-        f"a process that reads images {how}; usually memory was full, and fewer processes need less "
-        "(DATALOADER.NUM_WORKERS), or, for Bus error, /dev/shm (docker run --shm-size 4g); the same command goes on"
+        f"a process that reads images {how}; usually out of memory: fewer of them need less (DATALOADER.NUM_WORKERS); "
+        "after a Bus error, enlarge /dev/shm (docker run --shm-size 4g); the same command resumes the run"
     )
