@@ -49,6 +49,7 @@ from model.weights import read_weights
 from processor.build import evaluate_model
 from processor.result import result_entry
 from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
+from tools.demo.render import render_missing
 from utils.devices import describe, pick_device
 from utils.distributed import join_processes, leave_processes, main_first, on_main
 from utils.fingerprint import Watch
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> Path:
         inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
         # All that can be wrong with any of them is found before the first is tested.
         ready = partial(prepare, cfg, architecture, weights, inherited)
+        on_main(partial(render_missing, cfg))
         tests = [main_first(partial(ready, name, homes.get(name))) for name in names]
         warnings = [on_main(partial(check, one.benchmark)) for one in tests]
         watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]

@@ -40,6 +40,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 from processor.build import evaluate_run, make_network, read_data, run_stage
 from processor.run import open_run
+from tools.demo.render import render_missing
 from utils.clock import peak_memory
 from utils.devices import describe
 from utils.logs import log_to_screen
@@ -68,7 +69,7 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
         if run.finished:
             logger.info("%s: this run is finished; another one needs another OUTPUT_DIR", path)
             return path
-        data = read_data(run)
+        data = read_data(run, render_missing)
         model = make_network(run, data, requested=requested)
         run.begin()
         benchmark, device = data.benchmark, describe(run.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -59,8 +59,11 @@ class Data(NamedTuple):
     test_watch: Watch
 
 
-def read_data(run: Run) -> Data:
-    """Read and check the data set; rendered images are written by the main process.
+def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> Data:
+    """Read and check the data set.
+
+    Args:
+        prepare: called by the main process before, e.g. to render what is to be read.
 
     Raises:
         DataError: what is wrong with the data set, or it is not the one that the run was started with.
@@ -69,6 +72,8 @@ def read_data(run: Run) -> Data:
     with run.clock("data"):
         drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
         identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
+        if prepare is not None:
+            on_main(lambda: prepare(cfg))
         benchmark = main_first(lambda: make_benchmark(cfg))
         check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
         warnings = on_main(lambda: check().heed(logger))

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from configs import ConfigError, load
-from datasets.build import make_benchmark, make_loader
+from datasets.build import make_loader
 from model.build import load_model, make_model
 from processor.build import Data, run_stage
 from processor.evaluate import embed_all
@@ -43,6 +43,7 @@ from processor.progress import NonFiniteLoss
 from processor.run import Run
 from processor.stage_run import StageRun
 from solver.build import make_optimizer
+from tools.demo.render import rendered_benchmark
 from utils.devices import describe, pick_device
 from utils.fingerprint import Watch
 from utils.logs import log_to_screen
@@ -102,7 +103,7 @@ def train(
     pairs = [word for pair in settings.items() for word in pair]
     cfg = load(ROOT / config, [*pairs, *overrides])
     seed_everything(cfg.SOLVER.SEED)
-    benchmark = make_benchmark(cfg)
+    benchmark = rendered_benchmark(cfg)
     model = make_model(cfg, benchmark).to(device)
     losses: dict[str, list[float]] = {}
     run = Run(cfg, temporary / f"{cfg.MODEL.NAME}-{precision}", device, Stopping())
