@@ -37,7 +37,7 @@ class ImageStage(nn.Module):
         ignore_same_identity: whether SimCLR leaves other images of the same identity out of the negatives.
     """
 
-    text_features: Tensor
+    text_features: Tensor | None
 
     def __init__(
         self,

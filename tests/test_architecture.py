@@ -17,6 +17,8 @@ FLOORS = {
     **{"train_svllreid": 4, "test_svllreid": 4, "tools": 4},
 }
 TOP = 4
+# Of a run: its settings, and what of them may change.
+OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer")}
 # Of the configuration's folder, but without its settings: any module may import them.
 TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.
@@ -58,7 +60,7 @@ def _name(node: ast.AST) -> str:
     return ""
 
 
-@pytest.mark.parametrize("module", ["train_svllreid", "tools.compare_methods"])
+@pytest.mark.parametrize("module", ["train_svllreid", "tools.demo.compare_methods"])
 def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
     code = (
         "import sys, builtins; real = builtins.__import__\n"
@@ -72,7 +74,11 @@ def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
 
 
 SCRIPTS = [["train_svllreid.py"], ["test_svllreid.py"]]
-TOOLS = [["-m", f"tools.{path.stem}"] for path in sorted((ROOT / "tools").glob("*.py")) if path.stem != "__init__"]
+TOOLS = [
+    ["-m", path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")]
+    for path in sorted((ROOT / "tools").rglob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+]
 CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "convert_checkpoint", "demo"))
 ANSWERED_EARLY = [
     *((command, ["--help"], 0, "usage: ") for command in (*SCRIPTS, *TOOLS)),
@@ -111,7 +117,7 @@ def climbing(path: str, source: str) -> list[str]:
 
 
 def opens_config(path: str, source: str) -> list[str]:
-    if owner(path) == "configs" or path.endswith("/build.py") or FLOORS[owner(path)] == TOP:
+    if owner(path) == "configs" or path.endswith("/build.py") or path in OPENS or FLOORS[owner(path)] == TOP:
         return []
     tree = ast.parse(source)
     lines = [

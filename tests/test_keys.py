@@ -20,20 +20,21 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import SMALL
+from builders import SMALL, data_of, new_run
 from yacs.config import CfgNode
 
 import test_svllreid
 import train_svllreid
-from configs import load, to_dict
+from configs import STAGES, load, to_dict
 from configs.defaults import defaults
-from datasets.build import make_benchmark, make_loader
+from datasets.build import make_loader
 from model.build import make_model
-from processor.build import evaluate_model, run_image_stage, run_prompt_stage
+from processor.build import evaluate_model, run_stage
+from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.records import Benchmark
-from utils.run_folder import LOG, METRICS, RESULTS, RunFolder
+from utils.run import LOG, METRICS, RESULTS
 
 CPU = torch.device("cpu")
 TINY = "ViT-Tiny-8"
@@ -251,7 +252,7 @@ class Trace:
     @cached_property
     def benchmark(self) -> Benchmark:
         """With two viewpoints, which no data set here has."""
-        benchmark = make_benchmark(self.cfg)
+        benchmark = rendered_benchmark(self.cfg)
 
         def seen_from(samples) -> tuple:
             return tuple(sample._replace(viewid=number % 2) for number, sample in enumerate(samples))
@@ -273,17 +274,21 @@ class Trace:
 
     @cached_property
     def prompt(self) -> Stage:
-        return self._run(run_prompt_stage)
+        return self._run("prompt")
 
     @cached_property
     def image(self) -> Stage:
-        return self._run(run_image_stage)
+        return self._run("image")
 
-    def _run(self, stage: Callable) -> Stage:
+    def _run(self, stage: str) -> Stage:
         folder, model, refusal = self.place.new(), deepcopy(self.start), None
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.PROCESSOR.STAGES = (stage,)
+        run = new_run(cfg, folder)
         torch.manual_seed(0)
         try:
-            stage(self.cfg, model, self.benchmark, RunFolder(folder, config={}, fingerprint={}), CPU)
+            run_stage(run, 0, model, data_of(self.benchmark))
         except UserError as error:
             refusal = str(error)
         state = model.state_dict()
@@ -442,7 +447,7 @@ def one_thread() -> Iterator[None]:
 def place(tmp_path_factory, small_architecture) -> Place:
     place = Place(tmp_path_factory.mktemp("keys"))
     # Market-1501's folders hold other pictures than the rendered set.
-    others = make_benchmark(load(None, place.words({"DATASETS.SYNTHETIC.SEED": "2"})))
+    others = rendered_benchmark(load(None, place.words({"DATASETS.SYNTHETIC.SEED": "2"})))
     shutil.copytree(Path(others.train[0].path).parents[1], place.root / "data" / "Market-1501")
     baseline = {**IMAGE_ONLY, "MODEL.I2T_LOSS_WEIGHT": "0.0"}
     for seed, (value, changes) in enumerate(((NOISY, {}), (OTHER, {}), (WORDLESS, baseline))):
@@ -454,7 +459,7 @@ def place(tmp_path_factory, small_architecture) -> Place:
 def noisy_checkpoint(path: Path, cfg: CfgNode, seed: int) -> Path:
     """A network whose every tensor differs from a fresh one's, its batch-norm statistics a lot."""
     torch.manual_seed(seed)
-    model = make_model(cfg, make_benchmark(cfg))
+    model = make_model(cfg, rendered_benchmark(cfg))
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -524,7 +529,7 @@ def pictures_are_there(place: Place, before: Run, after: Run) -> None:
     root = Path(after.cfg.DATASETS.ROOT_DIR)
     shutil.copytree(place.root / "data" / "Market-1501", root / "Market-1501")
     for name in ("synthetic", "market1501"):
-        samples = [make_benchmark(run.cfg, name).train for run in (before, after)]
+        samples = [rendered_benchmark(run.cfg, name).train for run in (before, after)]
         assert pictures(samples[0]) == pictures(samples[1])
         assert [all(Path(s.path).is_relative_to(root) for s in side) for side in samples] == [False, True]
 
@@ -537,7 +542,7 @@ def another_process_reads(place: Place, before: Run, after: Run) -> None:
 def processes(cfg: CfgNode, *, train: bool) -> int:
     """How many processes read images."""
     before = set(multiprocessing.active_children())
-    reading = iter(make_loader(cfg, make_benchmark(cfg).train, train=train))
+    reading = iter(make_loader(cfg, rendered_benchmark(cfg).train, train=train))
     next(reading)
     return len(set(multiprocessing.active_children()) - before)
 
@@ -560,17 +565,17 @@ def fewer_image_steps_are_logged(place: Place, before: Run, after: Run) -> None:
 
 def steps_are_logged(before: Run, after: Run, stage: str, other: str) -> None:
     assert [run.lines("train", stage) for run in (before, after)] == [[1, 2, 3, 4], [2, 4]]
-    assert [run.logged(f"{stage} stage  epoch") for run in (before, after)] == [4, 2]
+    assert [run.logged(f"{STAGES[stage].title}  epoch") for run in (before, after)] == [4, 2]
     assert before.lines("train", other) == after.lines("train", other)
 
 
 def an_epoch_is_evaluated(place: Place, before: Run, after: Run) -> None:
     assert [run.lines("evaluation", "image") for run in (before, after)] == [[], [1]]
-    assert [run.logged("image stage  epoch 1/2  mAP") for run in (before, after)] == [0, 1]
+    assert [run.logged("stage 2 (fine-tuning)  epoch 1/2\n  mAP") for run in (before, after)] == [0, 1]
 
 
 def features_come_in_more_batches(place: Place, before: Run, after: Run) -> None:
-    samples = make_benchmark(before.cfg).train
+    samples = rendered_benchmark(before.cfg).train
     assert [len(make_loader(run.cfg, samples, train=False)) for run in (before, after)] == [1, 7]
 
 

@@ -295,5 +295,5 @@ def test_features_that_are_not_finite(value):
 
 
 def test_distances_that_are_not_numbers():
-    with pytest.raises(DataError, match="not numbers"):
+    with pytest.raises(DataError, match="NaN"):
         rank(torch.tensor([[0.0, torch.nan]]), labels((1, 0)), labels((1, 1), (2, 1)))
