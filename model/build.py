@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
     _check_tower(cfg, text)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
     architecture = {
-        **{field: _plain(_get(cfg, key)) for field, key in SETTLED.items()},
+        **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
         "num_pids": benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
@@ -179,7 +180,7 @@ def settle_architecture(
     """
     architecture = dict(weights.architecture or {})
     if weights.architecture is None:
-        facts = {field: _plain(_get(cfg, key)) for field, key in SETTLED.items()}
+        facts = {field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()}
         facts |= {"template": template_of(cfg.DATASETS.NAMES), "ssl_hidden": cfg.MODEL.SSL_HIDDEN}
         architecture = describe(
             weights.tensors,
@@ -196,14 +197,14 @@ def settle_architecture(
     cfg, differences = cfg.clone(), []
     cfg.defrost()
     for name, key in SETTLED.items():
-        asked, settled = _plain(_get(cfg, key)), architecture[name]
+        asked, settled = _plain(attrgetter(key)(cfg)), architecture[name]
         if key in obeyed and asked != settled:
             differences.append(f"{key}: {asked} as asked for, trained with {settled}")
             architecture[name] = settled = asked
         elif asked not in (settled, AUTO):
             differences.append(f"{key}: the checkpoint has {settled}, the configuration {asked}, which is not used")
         *blocks, leaf = key.split(".")
-        _get(cfg, ".".join(blocks))[leaf] = tuple(settled) if isinstance(settled, list) else settled
+        attrgetter(".".join(blocks))(cfg)[leaf] = tuple(settled) if isinstance(settled, list) else settled
     cfg.freeze()
     return cfg, architecture, differences
 
@@ -277,12 +278,6 @@ def _empty_clip(architecture: dict) -> CLIP | None:
     """A CLIP to be filled from a file; None where the image tower is no CLIP's."""
     name = architecture["name"]
     return build_clip(name, architecture["activation"]) if find_tower(name).is_clip else None
-
-
-def _get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _plain(value):
