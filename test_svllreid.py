@@ -50,6 +50,7 @@ from datasets.several import names_of, shifted
 from model.build import RESIZING, model_from, settle_architecture
 from model.weights import Weights, read_weights
 from processor.build import evaluate_model, result_entry, settle_side
+from tools.demo.render import render_missing
 from utils.devices import describe, pick_device
 from utils.distributed import join_processes, leave_processes, main_first, on_main
 from utils.errors import WeightsError
@@ -116,6 +117,7 @@ def main(argv: list[str] | None = None) -> Path:
         inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
         # All that can be wrong with any of them is found before the first is tested.
         ready = partial(prepare, cfg, architecture, weights, inherited)
+        on_main(partial(render_missing, cfg))
         tests = [main_first(partial(ready, name, homes.get(name))) for name in names]
         warnings = [on_main(partial(check, one.benchmark)) for one in tests]
         watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]

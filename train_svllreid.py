@@ -48,6 +48,7 @@ from datasets.check import quick_check
 from datasets.several import names_of
 from model.build import make_model, resume_model
 from processor.build import RUN_STAGE, evaluate_model, result_entry
+from tools.demo.render import render_missing
 from utils.clock import Clock, peak_memory
 from utils.devices import describe, make_deterministic, pick_device
 from utils.distributed import (
@@ -188,7 +189,8 @@ def _train(
     seed_everything(cfg.SOLVER.SEED)
     identities = on_main(lambda: identities_per_batch(cfg)) if "image" in cfg.PROCESSOR.STAGES else None
     with clock("data"):
-        benchmark = main_first(lambda: make_benchmark(cfg))  # rendered pictures are written by one
+        on_main(lambda: render_missing(cfg))
+        benchmark = main_first(lambda: make_benchmark(cfg))
         facts = {"instances": cfg.DATALOADER.NUM_INSTANCE, "identities": identities}
         warnings = on_main(lambda: quick_check(benchmark, **facts).heed(logger))
     fingerprint = on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})

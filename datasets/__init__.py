@@ -1,1 +1,1 @@
-"""Readers of the re-identification data sets, the synthetic one, sampling and transforms."""
+"""Readers of the re-identification data sets, rendered ones among them, sampling and transforms."""

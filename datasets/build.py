@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ from datasets.dukemtmc import dukemtmc, occ_duke
 from datasets.folder import folder
 from datasets.hold_out import hold_out
 from datasets.images import Images
-from datasets.market1501 import market1501, read_market_folders
+from datasets.market1501 import market1501
 from datasets.msmt17 import msmt17, msmt17_version
 from datasets.sampler import IdentitySampler, OrderedSampler
 from datasets.several import SEVERAL, combine, names_of
-from datasets.synthetic import OCCLUDED, PEOPLE, VEHICLES, VIEWPOINT_FILES, Kind, write_synthetic
+from datasets.synthetic import READERS, Parameters, read_rendered
 from datasets.transforms import TestTransform, TrainTransform
 from datasets.vehicleid import vehicleid
 from datasets.veri import SOURCE as VIEWPOINT_SOURCE
@@ -34,7 +35,7 @@ from utils.records import Batch, Benchmark, Sample
 from utils.workers import begin_worker, worker_context
 
 logger = logging.getLogger(__name__)
-RENDERED = ("synthetic", "synthetic_occluded", "synthetic_vehicle")
+RENDERED = tuple(READERS)
 ONE_NAME_MANY_SETS = (*RENDERED, "folder")
 HOLD_OUT_SEED = 1234  # the split stays the same whatever SOLVER.SEED, so that no later test meets what was trained on
 
@@ -67,23 +68,13 @@ def _folder(cfg: CfgNode, train: bool) -> Benchmark:
     return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
 
 
-def _rendered(cfg: CfgNode, kind: Kind) -> Path:
-    options = {key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()}
-    return write_synthetic(_root(cfg), kind=kind, **options)
+def parameters_of(cfg: CfgNode) -> Parameters:
+    """What the rendered data sets of this configuration depend on."""
+    return Parameters(**{key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()})
 
 
-def _synthetic(cfg: CfgNode, train: bool) -> Benchmark:
-    return read_market_folders("synthetic", _rendered(cfg, PEOPLE), train=train)
-
-
-def _synthetic_occluded(cfg: CfgNode, train: bool) -> Benchmark:
-    return replace(occ_duke(_rendered(cfg, OCCLUDED), train=train), name="synthetic_occluded")
-
-
-def _synthetic_vehicle(cfg: CfgNode, train: bool) -> Benchmark:
-    made = _rendered(cfg, VEHICLES)
-    viewpoints = [made / name for name in VIEWPOINT_FILES]
-    return replace(veri(made, train=train, viewpoints=viewpoints), name="synthetic_vehicle")
+def _rendered(name: str, cfg: CfgNode, train: bool) -> Benchmark:
+    return read_rendered(name, _root(cfg), parameters_of(cfg), train=train)
 
 
 BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
@@ -94,9 +85,7 @@ BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
     "veri": _veri,
     "VehicleID": _vehicleid,
     "folder": _folder,
-    "synthetic": _synthetic,
-    "synthetic_occluded": _synthetic_occluded,
-    "synthetic_vehicle": _synthetic_vehicle,
+    **{name: partial(_rendered, name) for name in RENDERED},
 }
 
 

@@ -1,4 +1,4 @@
-"""A CLIP for laptops: 0.7 million parameters, trained on rendered people (see tools/pretrain_tiny_clip.py).
+"""A CLIP for laptops: 0.7 million parameters, trained on rendered people (see tools/demo/pretrain_tiny_clip.py).
 
 Built of the same parts as the large ones (open_clip's vision transformer, overlapping patches, causal text
 transformer, the real BPE vocabulary), so that everything that works with it works with them.

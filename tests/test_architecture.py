@@ -58,7 +58,7 @@ def _name(node: ast.AST) -> str:
     return ""
 
 
-@pytest.mark.parametrize("module", ["train_svllreid", "tools.compare_methods"])
+@pytest.mark.parametrize("module", ["train_svllreid", "tools.demo.compare_methods"])
 def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
     code = (
         "import sys, builtins; real = builtins.__import__\n"
@@ -72,7 +72,11 @@ def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
 
 
 SCRIPTS = [["train_svllreid.py"], ["test_svllreid.py"]]
-TOOLS = [["-m", f"tools.{path.stem}"] for path in sorted((ROOT / "tools").glob("*.py")) if path.stem != "__init__"]
+TOOLS = [
+    ["-m", path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")]
+    for path in sorted((ROOT / "tools").rglob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+]
 CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "convert_checkpoint", "demo"))
 ANSWERED_EARLY = [
     *((command, ["--help"], 0, "usage: ") for command in (*SCRIPTS, *TOOLS)),

@@ -24,11 +24,11 @@ from PIL import Image
 import train_svllreid
 from configs import ConfigError
 from datasets.market1501 import FOLDERS
-from datasets.synthetic import write_synthetic
 from model import tiny_clip
 from processor import build
 from processor.loop import NonFiniteLoss
-from tools import demo
+from tools.demo import __main__ as demo
+from tools.demo.render import write_synthetic
 from utils.checkpoint import read_checkpoint
 from utils.command import run_script
 from utils.errors import DataError, UserError

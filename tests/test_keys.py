@@ -27,9 +27,10 @@ import test_svllreid
 import train_svllreid
 from configs import load, to_dict
 from configs.defaults import defaults
-from datasets.build import make_benchmark, make_loader
+from datasets.build import make_loader
 from model.build import make_model
 from processor.build import evaluate_model, run_image_stage, run_prompt_stage
+from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.records import Benchmark
@@ -251,7 +252,7 @@ class Trace:
     @cached_property
     def benchmark(self) -> Benchmark:
         """With two viewpoints, which no data set here has."""
-        benchmark = make_benchmark(self.cfg)
+        benchmark = rendered_benchmark(self.cfg)
 
         def seen_from(samples) -> tuple:
             return tuple(sample._replace(viewid=number % 2) for number, sample in enumerate(samples))
@@ -442,7 +443,7 @@ def one_thread() -> Iterator[None]:
 def place(tmp_path_factory, small_architecture) -> Place:
     place = Place(tmp_path_factory.mktemp("keys"))
     # Market-1501's folders hold other pictures than the rendered set.
-    others = make_benchmark(load(None, place.words({"DATASETS.SYNTHETIC.SEED": "2"})))
+    others = rendered_benchmark(load(None, place.words({"DATASETS.SYNTHETIC.SEED": "2"})))
     shutil.copytree(Path(others.train[0].path).parents[1], place.root / "data" / "Market-1501")
     baseline = {**IMAGE_ONLY, "MODEL.I2T_LOSS_WEIGHT": "0.0"}
     for seed, (value, changes) in enumerate(((NOISY, {}), (OTHER, {}), (WORDLESS, baseline))):
@@ -454,7 +455,7 @@ def place(tmp_path_factory, small_architecture) -> Place:
 def noisy_checkpoint(path: Path, cfg: CfgNode, seed: int) -> Path:
     """A network whose every tensor differs from a fresh one's, its batch-norm statistics a lot."""
     torch.manual_seed(seed)
-    model = make_model(cfg, make_benchmark(cfg))
+    model = make_model(cfg, rendered_benchmark(cfg))
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -524,7 +525,7 @@ def pictures_are_there(place: Place, before: Run, after: Run) -> None:
     root = Path(after.cfg.DATASETS.ROOT_DIR)
     shutil.copytree(place.root / "data" / "Market-1501", root / "Market-1501")
     for name in ("synthetic", "market1501"):
-        samples = [make_benchmark(run.cfg, name).train for run in (before, after)]
+        samples = [rendered_benchmark(run.cfg, name).train for run in (before, after)]
         assert pictures(samples[0]) == pictures(samples[1])
         assert [all(Path(s.path).is_relative_to(root) for s in side) for side in samples] == [False, True]
 
@@ -537,7 +538,7 @@ def another_process_reads(place: Place, before: Run, after: Run) -> None:
 def processes(cfg: CfgNode, *, train: bool) -> int:
     """How many processes read images."""
     before = set(multiprocessing.active_children())
-    reading = iter(make_loader(cfg, make_benchmark(cfg).train, train=train))
+    reading = iter(make_loader(cfg, rendered_benchmark(cfg).train, train=train))
     next(reading)
     return len(set(multiprocessing.active_children()) - before)
 
@@ -570,7 +571,7 @@ def an_epoch_is_evaluated(place: Place, before: Run, after: Run) -> None:
 
 
 def features_come_in_more_batches(place: Place, before: Run, after: Run) -> None:
-    samples = make_benchmark(before.cfg).train
+    samples = rendered_benchmark(before.cfg).train
     assert [len(make_loader(run.cfg, samples, train=False)) for run in (before, after)] == [1, 7]
 
 

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 import test_svllreid
 import train_svllreid
 from configs import load, to_dict
-from datasets.build import make_benchmark
 from model import build
 from model.build import load_model, make_model, settle_architecture
 from model.pretrained import load_clip
 from model.published import GRIDS, describe, from_published, to_published
 from model.weights import plan_reuse, read_weights
 from tools import convert_checkpoint
+from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError, WeightsError
 from utils.fingerprint import data_fingerprint
@@ -48,7 +48,7 @@ def ours(data, tmp_path_factory) -> Path:
 def saved(path: Path, data: list[str], *overrides: str, config: str = DEMO) -> Path:
     cfg = load(config, [*data, *overrides])
     torch.manual_seed(1)
-    benchmark = make_benchmark(cfg)
+    benchmark = rendered_benchmark(cfg)
     model = make_model(cfg, benchmark)
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -133,7 +133,7 @@ def test_a_published_file_scores_as_ours(ours, published, data, tmp_path, capsys
 
 def test_testing_needs_neither_training_images_nor_what_only_training_uses(published, ours, data, tmp_path):
     cfg = load(DEMO, data)
-    folder = Path(make_benchmark(cfg).train[0].path).parents[1]
+    folder = Path(rendered_benchmark(cfg).train[0].path).parents[1]
     shutil.copytree(folder, tmp_path / "Market-1501", ignore=shutil.ignore_patterns("bounding_box_train"))
     words = ["DATASETS.NAMES", "market1501", "DATASETS.ROOT_DIR", str(tmp_path), "TEST.SIE", "same"]
     wanted = evaluated(tmp_path / "1", "TEST.WEIGHT", str(ours))["mAP"]
@@ -291,7 +291,7 @@ def test_the_whole_network_of_a_published_file(ours, published, data):
 def started(data, benchmark=None, *, config: str = DEMO, requested=(), **overrides):
     words = [word for key, value in overrides.items() for word in (key.replace("__", "."), value)]
     cfg = load(config, [*data, *words])
-    return make_model(cfg, benchmark or make_benchmark(cfg), requested=requested)
+    return make_model(cfg, benchmark or rendered_benchmark(cfg), requested=requested)
 
 
 @pytest.mark.parametrize("kind", ["ours", "published"])
@@ -306,7 +306,7 @@ def test_everything_is_taken_where_everything_fits(ours, published, data, kind, 
 
 
 def other_identities(data, count: int = 10):
-    benchmark = make_benchmark(load(DEMO, data))
+    benchmark = rendered_benchmark(load(DEMO, data))
     return replace(benchmark, train=tuple(sample for sample in benchmark.train if sample.pid < count))
 
 
@@ -334,7 +334,7 @@ def test_another_training_set_has_classifiers_and_prompts_of_its_own(ours, data,
         data, fewer, MODEL__INIT_FROM=str(ours), PROCESSOR__STAGES="image", PROCESSOR__UNTRAINED_PROMPTS="yes"
     )
     assert not model.prompts.trained
-    vehicles = replace(make_benchmark(load(DEMO, data)), template="A photo of a {} vehicle.")
+    vehicles = replace(rendered_benchmark(load(DEMO, data)), template="A photo of a {} vehicle.")
     plan = plan_reuse(read_weights(ours), {**read_checkpoint(ours)["architecture"], "template": vehicles.template})
     assert plan.prompts_anew and "'A photo of a {} person.'" in plan.spare["prompts"]
 
@@ -354,7 +354,7 @@ def test_a_baselines_file_takes_the_text_side_from_clip(data, tmp_path, caplog):
 
 
 def test_side_information_follows_the_cameras(ours, data, caplog):
-    more = make_benchmark(load(DEMO, data))
+    more = rendered_benchmark(load(DEMO, data))
     more = replace(more, train=(*more.train, more.train[0]._replace(camid=8)))
     with caplog.at_level(logging.INFO):
         model = started(data, more, MODEL__INIT_FROM=str(ours))
@@ -386,7 +386,7 @@ def with_changes(path: Path, to: Path, **changes) -> Path:
 
 
 def test_the_same_number_of_other_identities_is_another_training_set(ours, published, data, tmp_path, caplog):
-    here = data_fingerprint(make_benchmark(load(DEMO, data)))
+    here = data_fingerprint(rendered_benchmark(load(DEMO, data)))
     same_data = with_changes(ours, tmp_path / "same.pth", fingerprint={"data_fingerprint": here})
     other = with_changes(ours, tmp_path / "other.pth", fingerprint={"data_fingerprint": {**here, "train": "0" * 16}})
     only_images = {"PROCESSOR__STAGES": "image"}

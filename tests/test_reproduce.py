@@ -14,8 +14,8 @@ import yaml
 
 from configs import load, to_dict
 from datasets.market1501 import FOLDERS
-from datasets.synthetic import write_synthetic
 from tools import reproduce
+from tools.demo.render import write_synthetic
 from tools.reproduce import ROWS, Figures, Plan, Row, Tolerance
 from utils.command import parse
 from utils.errors import UserError

@@ -16,6 +16,7 @@ import train_svllreid
 from configs import ConfigError, load
 from datasets.build import make_benchmark
 from datasets.several import combine
+from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, WeightsError
 from utils.records import Sample, Trial
@@ -91,7 +92,7 @@ def settings(tmp_path_factory) -> list[str]:
         *("DATASETS.SYNTHETIC.TEST_IMAGES", "6"),
     ]
     other = load(DEMO, [*rendered, "DATASETS.SYNTHETIC.SEED", "5"])
-    folder = Path(make_benchmark(other).train[0].path).parents[1]
+    folder = Path(rendered_benchmark(other).train[0].path).parents[1]
     shutil.copytree(folder, root / "Market-1501")
     shutil.copytree(folder, root / "DukeMTMC-reID")
     return [
@@ -221,7 +222,7 @@ def test_the_protocol_of_other_pictures_of_ones_own(settings, tmp_path):
     root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
     shutil.copytree(root / "Market-1501", tmp_path / "one")
     others = load(DEMO, [*settings[2:], "DATASETS.ROOT_DIR", str(tmp_path / "data"), "DATASETS.SYNTHETIC.SEED", "6"])
-    Path(make_benchmark(others).train[0].path).parents[1].rename(tmp_path / "two")
+    Path(rendered_benchmark(others).train[0].path).parents[1].rename(tmp_path / "two")
     words = ["DATASETS.NAMES", "folder", "TEST.PROTOCOL", "all", "DATASETS.ROOT_DIR"]
     weight = trained(settings, tmp_path, *words, str(tmp_path / "one"))
     used = []

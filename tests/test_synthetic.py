@@ -1,237 +1,314 @@
-"""The rendered data set: reproducible, laid out as Market-1501, and careful with what it finds on disk."""
+"""The rendered data sets: reproducible, laid out as their benchmarks, read as those, careful with what is on disk."""
 
-import io
+from __future__ import annotations
+
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from datasets import synthetic
-from datasets.rendering.camera import BACKGROUNDS, sample_camera
-from datasets.rendering.caption import caption
-from datasets.rendering.person import Colour, Logo, sample_person
-from datasets.rendering.scene import photograph
-from datasets.synthetic import MANIFEST, write_synthetic
-from utils.errors import UserError
+import test_svllreid
+import train_svllreid
+from configs import load
+from datasets.build import make_benchmark
+from datasets.dukemtmc import occ_duke
+from datasets.market1501 import read_market_folders
+from datasets.synthetic import MANIFEST, VIEWPOINT_FILES
+from datasets.veri import veri
+from tools.demo import render, sets
+from tools.demo.render import write_synthetic
+from tools.demo.rendering.vehicle import Vehicle, viewpoint
+from tools.demo.sets import OCCLUDED, PEOPLE, VEHICLES, Kind, RenderedSet
+from utils.checkpoint import read_checkpoint
+from utils.errors import DataError, UserError
 
-SMALL = {
-    "train_identities": 3,
-    "train_images": 4,
-    "test_identities": 2,
-    "test_images": 6,
-    "progress": False,
-}
-FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-MARKET_NAME = re.compile(r"(\d{4})_c([1-6])s1_(\d{6})_00\.jpg")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.jpg"))}
-
-
-def labels(folder: Path) -> list[tuple[int, int]]:
-    """(person, camera) of every picture in a folder; fails on any other name."""
-    matches = [MARKET_NAME.fullmatch(path.name) for path in folder.iterdir()]
-    assert all(matches)
-    return [(int(match[1]), int(match[2])) for match in matches]
+SMALL = {"train_identities": 3, "train_images": 4, "test_identities": 2, "test_images": 6, "progress": False}
+FOLDER = "-3x4-2x6-d1.7-s0"
+ALL = pytest.mark.parametrize("kind", [PEOPLE, OCCLUDED, VEHICLES], ids=lambda kind: kind.name)
 
 
 @pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic(tmp_path_factory.mktemp("data"), **SMALL)
+def made(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("data")
+    return {kind.name: write_synthetic(root, kind=kind, **SMALL) for kind in (PEOPLE, OCCLUDED, VEHICLES)}
 
 
-def test_same_seed_gives_same_bytes_and_another_seed_does_not(data_set: Path, tmp_path: Path) -> None:
-    again = contents(write_synthetic(tmp_path, **SMALL))
-    assert again == contents(data_set)
-    other = contents(write_synthetic(tmp_path, **SMALL, seed=1))
-    assert not set(other.values()) & set(again.values())
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the manifest, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(files)}
 
 
-def test_a_picture_depends_on_nothing_drawn_before(
-    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_order = synthetic._tasks
-    monkeypatch.setattr(synthetic, "_tasks", lambda parameters: reversed(list(in_order(parameters))))
-    assert contents(write_synthetic(tmp_path, **SMALL)) == contents(data_set)
+def images(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
 
-def test_test_pictures_do_not_depend_on_the_number_of_training_people(data_set: Path, tmp_path: Path) -> None:
+def settings(root: Path, name: str, *more: str):
+    words = [(f"DATASETS.SYNTHETIC.{key.upper()}", str(value)) for key, value in SMALL.items() if key != "progress"]
+    pairs = [part for word in words for part in word]
+    return load(None, ["DATASETS.NAMES", name, "DATASETS.ROOT_DIR", str(root), *pairs, *more])
+
+
+# ------------------------------------------------------------------------------------------------------------ images
+
+
+@ALL
+def test_same_seed_gives_same_bytes_in_any_order_and_another_seed_does_not(made, tmp_path, monkeypatch, kind) -> None:
+    in_order = RenderedSet.tasks
+    monkeypatch.setattr(RenderedSet, "tasks", lambda data: reversed(list(in_order(data))))
+    again = contents(write_synthetic(tmp_path, kind=kind, **SMALL))
+    same = contents(made[kind.name])
+    jpegs = [{data for name, data in files.items() if name.endswith(".jpg")} for files in (again, same)]
+    assert again.keys() == same.keys() and all(again[name] == same[name] for name in again if name.endswith(".jpg"))
+    other = contents(write_synthetic(tmp_path, kind=kind, **SMALL, seed=1))
+    assert not jpegs[0] & set(other.values())
+
+
+def test_test_images_do_not_depend_on_the_number_of_training_people(made, tmp_path) -> None:
     larger = write_synthetic(tmp_path, **{**SMALL, "train_identities": 4})
     for name in ("query", "bounding_box_test"):
-        pictures = {path.read_bytes() for path in (data_set / name).iterdir()}
-        assert pictures == {path.read_bytes() for path in (larger / name).iterdir()}
+        assert set(images(made["synthetic"] / name)) == set(images(larger / name))
 
 
 def test_streams_are_disjoint_from_each_other_and_from_pretraining() -> None:
-    streams = [
-        synthetic.CAMERA_STREAM,
-        synthetic.IDENTITY_STREAM,
-        synthetic.IMAGE_STREAM,
-        synthetic.ASSIGNMENT_STREAM,
-        999,
-        31337,
-    ]
-    assert len(set(streams)) == len(streams)
+    named = [value for name, value in vars(sets).items() if name.endswith("_STREAM")]
+    assert len(named) == 6
+    assert len({*named, 999, 31337}) == len(named) + 2
+    assert VEHICLES.stream == sets.VEHICLE_STREAM != PEOPLE.stream == OCCLUDED.stream
 
 
-def test_layout_is_markets(data_set: Path) -> None:
-    assert data_set.name == "synthetic-3x4-2x6-d1.7-s0"
-    counts = {name: len(labels(data_set / name)) for name in FOLDERS}
-    assert counts == {"bounding_box_train": 12, "query": 8, "bounding_box_test": 4}
-    assert json.loads((data_set / MANIFEST).read_text())["files"] == counts
-    train, query, gallery = ({person for person, _ in labels(data_set / name)} for name in FOLDERS)
-    assert train == {1, 2, 3}
-    assert query == gallery == {4, 5}
+def test_only_the_queries_differ_from_the_usual_images(made) -> None:
+    usual, hidden = made["synthetic"], made["synthetic_occluded"] / "dukemtmcreid" / "Occluded_Duke"
+    for name in ("bounding_box_train", "bounding_box_test"):
+        assert images(usual / name) == images(hidden / name)
+    pairs = list(zip(images(usual / "query"), images(hidden / "query"), strict=True))
+    assert len(pairs) == 8 and all(one != other for one, other in pairs)
 
 
-def test_every_query_has_a_match_in_another_camera(data_set: Path) -> None:
-    gallery = labels(data_set / "bounding_box_test")
-    queries = labels(data_set / "query")
-    assert len(set(queries)) == len(queries), "one query per person and camera"
-    for person, camera in queries:
-        assert any(other == person and where != camera for other, where in gallery)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"train_identities": 0}, "train_identities"),
+        ({"test_images": 5}, "test_images"),
+        ({"cameras_per_identity": 7}, "cameras_per_identity"),
+        ({"cameras_per_identity": 1}, "cameras_per_identity"),
+        ({"difficulty": -1}, "difficulty"),
+        ({"difficulty": float("nan")}, "difficulty"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(tmp_path, change, named) -> None:
+    with pytest.raises(UserError, match=named):
+        write_synthetic(tmp_path, **{**SMALL, **change})
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_are_rgb_jpegs_of_the_right_size(data_set: Path) -> None:
-    for path in data_set.rglob("*.jpg"):
-        with Image.open(path) as image:
-            image.load()
-            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128))
+def test_the_viewpoint_in_the_file_is_the_side_that_was_painted(tmp_path, monkeypatch) -> None:
+    painted: list[tuple[Vehicle, float]] = []
+    expected: dict[tuple[str, int, int], int] = {}
+    paint, draw = Vehicle.paint, RenderedSet.draw
+
+    def watch(vehicle: Vehicle, image: Image.Image, **pose: float) -> None:
+        painted.append((vehicle, pose["yaw"]))
+        paint(vehicle, image, **pose)
+
+    def record(data, task, subjects, cameras):
+        painted.clear()
+        picture = draw(data, task, subjects, cameras)
+        (yaw,) = (yaw for vehicle, yaw in painted if vehicle == subjects[task.identity])
+        expected[task.split, task.identity, task.image] = viewpoint(yaw)
+        return picture
+
+    monkeypatch.setattr(Vehicle, "paint", watch)
+    monkeypatch.setattr(RenderedSet, "draw", record)
+    folder = write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
+    for split, name, first in (("train", VIEWPOINT_FILES[0], 1), ("test", VIEWPOINT_FILES[1], 4)):
+        lines = (folder / name).read_text().splitlines()
+        assert len(lines) == sum(key[0] == split for key in expected)
+        for line in lines:
+            identity, _, image, _ = Path(line.split()[0]).name.split("_")
+            assert int(line.split()[-1]) == expected[split, int(identity) - first, int(image) - 1]
+    assert len(set(expected.values())) > 3
 
 
-def test_a_complete_data_set_is_reused(data_set: Path) -> None:
-    manifest = data_set / MANIFEST
-    before = manifest.stat().st_mtime_ns
-    assert write_synthetic(data_set.parent, **SMALL) == data_set
-    assert manifest.stat().st_mtime_ns == before
-    assert [path.name for path in data_set.parent.iterdir()] == [data_set.name], "nothing temporary is left"
+# ----------------------------------------------------------------------------------------------------------- folders
 
 
-def test_an_incomplete_or_outdated_data_set_is_rendered_anew(data_set: Path, tmp_path: Path) -> None:
-    folder = write_synthetic(tmp_path, **SMALL)
-    next((folder / "query").iterdir()).unlink()
-    assert contents(write_synthetic(tmp_path, **SMALL)) == contents(data_set)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "renderer_version": -1}))
-    write_synthetic(tmp_path, **SMALL)
-    assert json.loads((folder / MANIFEST).read_text()) == manifest
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+@ALL
+def test_what_is_whole_is_reused_and_what_is_not_is_replaced(made, tmp_path, kind: Kind) -> None:
+    folder = write_synthetic(tmp_path, kind=kind, **SMALL)
+    assert folder.name == f"{kind.name.replace('_', '-')}{FOLDER}"
+    whole, manifest = contents(folder), folder / MANIFEST
+    written, text = manifest.stat().st_mtime_ns, manifest.read_text()
+    assert whole == contents(made[kind.name])
+    assert write_synthetic(tmp_path, kind=kind, **SMALL) == folder
+    assert manifest.stat().st_mtime_ns == written
+    lost = {Path(name).parent: name for name in whole}.values()  # of each folder one file
+    for name in {*lost, *(VIEWPOINT_FILES if kind.has_viewpoints else ())}:
+        (folder / name).unlink()
+        write_synthetic(tmp_path, kind=kind, **SMALL)
+        assert contents(folder) == whole, name
+    manifest.write_text(json.dumps({**json.loads(text), "renderer_version": -1}))
+    write_synthetic(tmp_path, kind=kind, **SMALL)
+    assert manifest.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing temporary is left
 
 
 @pytest.mark.skipif(os.name != "posix", reason="cannot ask whether a process runs")
-def test_what_a_killed_run_left_is_removed_but_not_what_a_running_one_writes(tmp_path: Path) -> None:
-    name = "synthetic-3x4-2x6-d1.7-s0"
+def test_what_a_killed_run_left_is_removed_but_not_what_a_running_one_writes(tmp_path) -> None:
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait()
-    abandoned = synthetic._make_workshop(tmp_path, name)
+    abandoned, running = (render._make_workshop(tmp_path, f"synthetic{FOLDER}") for _ in range(2))
     abandoned = abandoned.rename(str(abandoned).replace(f".{os.getpid()}.", f".{finished.pid}."))
     (abandoned / "data" / "query").mkdir(parents=True)
-    running = synthetic._make_workshop(tmp_path, name)
     write_synthetic(tmp_path, **SMALL)
-    assert not abandoned.exists()
-    assert running.exists()
+    assert running.exists() and not abandoned.exists()
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> bytes:
+def test_what_was_written_long_ago_on_another_machine_is_removed_but_not_what_is_being_written(tmp_path) -> None:
+    """A kind's images are several folders deep: what counts is the youngest of all."""
+    draft = tmp_path / ".synthetic-vehicle-1x1-1x6-d1-s0.partial.elsewhere.1.abc"
+    deep = draft / "data" / VEHICLES.train
+    deep.mkdir(parents=True)
+    for folder in (deep.parent, deep.parent.parent, draft):
+        os.utime(folder, (0, 0))
+    write_synthetic(tmp_path, **SMALL)
+    assert draft.exists()
+    os.utime(deep, (0, 0))
+    write_synthetic(tmp_path, **SMALL)
+    assert not draft.exists()
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch) -> None:
+    def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "_render_image", interrupt)
+    monkeypatch.setattr(RenderedSet, "draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_process_finishing_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = synthetic._write
+def test_another_process_finishing_first_wins(tmp_path, monkeypatch) -> None:
+    write, theirs = render._write, tmp_path / f"synthetic{FOLDER}"
 
-    def write_after_somebody_else(folder: Path, parameters: object, progress: bool) -> None:
-        write(tmp_path / "synthetic-3x4-2x6-d1.7-s0", parameters, progress)
-        (tmp_path / "synthetic-3x4-2x6-d1.7-s0" / "mark").touch()
-        write(folder, parameters, progress)
+    def write_after_somebody_else(folder: Path, data: RenderedSet, progress: bool) -> None:
+        write(theirs, data, progress)
+        (theirs / "mark").touch()
+        write(folder, data, progress)
 
-    monkeypatch.setattr(synthetic, "_write", write_after_somebody_else)
-    folder = write_synthetic(tmp_path, **SMALL)
-    assert (folder / "mark").exists()
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    monkeypatch.setattr(render, "_write", write_after_somebody_else)
+    assert (write_synthetic(tmp_path, **SMALL) / "mark").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [theirs.name]
 
 
-def test_a_foreign_folder_is_never_deleted(tmp_path: Path) -> None:
-    foreign = tmp_path / "synthetic-3x4-2x6-d1.7-s0"
+@pytest.mark.parametrize("manifest", [False, True])
+def test_a_foreign_folder_is_never_deleted(made, tmp_path, manifest) -> None:
+    foreign = tmp_path / f"synthetic-vehicle{FOLDER}"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="in the way"):
-        write_synthetic(tmp_path, **SMALL)
+    if manifest:  # of another kind
+        (foreign / MANIFEST).write_text((made["synthetic"] / MANIFEST).read_text())
+    with pytest.raises(UserError, match=re.escape(str(foreign))):
+        write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
     assert (foreign / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"train_identities": 0},
-        {"test_images": 5},
-        {"cameras_per_identity": 7},
-        {"cameras_per_identity": 1},
-        {"difficulty": -1},
-        {"difficulty": float("nan")},
-        {"seed": -1},
-    ],
-)
-def test_parameters_out_of_range_are_refused(tmp_path: Path, change: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="synthetic data"):
-        write_synthetic(tmp_path, **{**SMALL, **change})
+# ----------------------------------------------------------------------------------------------------------- readers
+
+
+@ALL
+def test_what_is_not_rendered_is_not_read_and_the_command_renders_it(made, tmp_path, capsys, kind) -> None:
+    cfg = settings(tmp_path, kind.name)
+    with pytest.raises(DataError, match=rf"python -m tools\.demo\.render DATASETS\.NAMES {kind.name} DATASETS"):
+        make_benchmark(cfg)
+    small = [part for key, value in SMALL.items() for part in (f"DATASETS.SYNTHETIC.{key.upper()}", str(value))][:8]
+    render.main(["DATASETS.NAMES", kind.name, "DATASETS.ROOT_DIR", str(tmp_path), *small])
+    folder = tmp_path / made[kind.name].name
+    assert capsys.readouterr().out.endswith(f"{folder}\n")
+    assert contents(folder) == contents(made[kind.name])
+    assert make_benchmark(cfg).name == kind.name
+
+
+def test_only_rendered_sets_are_rendered(tmp_path) -> None:
+    assert render.render_missing(settings(tmp_path, "market1501")) == []
+    with pytest.raises(UserError, match=r"DATASETS\.NAMES"):
+        render.main(["DATASETS.NAMES", "market1501", "DATASETS.ROOT_DIR", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_caption_names_the_top_and_never_the_fine_details() -> None:
-    for number in range(100):
-        person = sample_person(np.random.default_rng([7, number]))
-        sentence = caption(person, np.random.default_rng(number))
-        assert person.top.name in sentence
-        bare = replace(
-            person,
-            inner_shirt=(1, 2, 3),
-            scarf=None if person.scarf else (1, 2, 3),
-            belt=None if person.belt else (1, 2, 3),
-            side_stripe=None if person.side_stripe else (1, 2, 3),
-            cuffs=None if person.cuffs else (1, 2, 3),
-            logo=Logo(0, 0.3, 0.2, "disc"),
-            glasses=not person.glasses,
-        )
-        assert caption(bare, np.random.default_rng(number)) == sentence
-        words = set(re.findall(r"[a-z]+", sentence.lower()))
-        assert not words & {"scarf", "belt", "stripe", "cuff", "cuffs", "glasses", "inner"}
+def test_people_are_read_as_market1501(made) -> None:
+    read = make_benchmark(settings(made["synthetic"].parent, "synthetic"))
+    same = read_market_folders("synthetic", made["synthetic"])
+    assert (read.name, read.train, read.trials) == ("synthetic", same.train, same.trials)
+    query, gallery = read.trials[0]
+    assert [len(samples) for samples in (read.train, query, gallery)] == [12, 8, 4]
+    assert len({(sample.pid, sample.camid) for sample in query}) == 8  # one query per person and camera
+    for sample in query:
+        assert any(other.pid == sample.pid and other.camid != sample.camid for other in gallery)
+    for sample in (*read.train, *query, *gallery):
+        assert re.fullmatch(rf"000[1-5]_c{sample.camid + 1}s1_00000[1-6]_00\.jpg", Path(sample.path).name)
+        with Image.open(sample.path) as image:
+            image.load()
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128))
 
 
-def test_a_red_top_is_redder_than_a_blue_one() -> None:
-    camera = sample_camera(np.random.default_rng(3), difficulty=0.5, background="tiles")
-    person = replace(
-        sample_person(np.random.default_rng(1)), pattern="plain", open_jacket=False, sleeves="long", bag="none"
-    )
-    means = {}
-    for name, rgb in (("red", (190, 36, 40)), ("blue", (40, 70, 170))):
-        dressed = replace(person, top=Colour(name, rgb), bottom_kind="trousers")
-        picture = Image.open(io.BytesIO(photograph(dressed, camera, np.random.default_rng(2)).jpeg))
-        means[name] = np.asarray(picture, float).mean(axis=(0, 1))
-    assert means["red"][0] > means["blue"][0] + 3
-    assert means["blue"][2] > means["red"][2] + 3
+def test_the_hidden_set_is_read_as_occluded_duke(made) -> None:
+    usual, hidden = (make_benchmark(settings(made["synthetic"].parent, f"synthetic{end}")) for end in ("", "_occluded"))
+    read = occ_duke(made["synthetic_occluded"])
+    assert (hidden.name, hidden.template) == ("synthetic_occluded", "A photo of a {} person.")
+    assert (hidden.train, hidden.trials) == (read.train, read.trials)
+    for ours, theirs in ((hidden.train, usual.train), *zip(hidden.trials[0], usual.trials[0], strict=True)):
+        assert [sample[1:] for sample in ours] == [sample[1:] for sample in theirs]
+    for sample in (*hidden.train, *hidden.trials[0].query):
+        assert re.fullmatch(rf"000[1-5]_c{sample.camid + 1}_f000000[1-6]\.jpg", Path(sample.path).name)
 
 
-def test_every_background_and_other_sizes() -> None:
-    person = sample_person(np.random.default_rng(0))
-    for background in BACKGROUNDS:
-        camera = sample_camera(np.random.default_rng(0), background=background)
-        picture = Image.open(io.BytesIO(photograph(person, camera, np.random.default_rng(0), size=(256, 128)).jpeg))
-        assert picture.size == (128, 256)
-    with pytest.raises(ValueError, match="too wide"):
-        photograph(person, camera, np.random.default_rng(0), size=(64, 128))
-    with pytest.raises(ValueError, match="unknown background"):
-        sample_camera(np.random.default_rng(0), background="moon")
+def test_the_vehicles_are_read_as_veri(made) -> None:
+    folder = made["synthetic_vehicle"]
+    read = make_benchmark(settings(folder.parent, "synthetic_vehicle", "MODEL.SIE_VIEW", "True"))
+    same = veri(folder, viewpoints=[folder / name for name in VIEWPOINT_FILES])
+    assert (read.name, read.template) == ("synthetic_vehicle", "A photo of a {} vehicle.")
+    assert (read.train, read.trials) == (same.train, same.trials)
+    query, gallery = read.trials[0]
+    assert [len(samples) for samples in (read.train, query, gallery)] == [12, 8, 12]
+    for sample in (*read.train, *gallery):
+        assert re.fullmatch(rf"000[1-5]_c00{sample.camid + 1}_0000000[1-6]_0\.jpg", Path(sample.path).name)
+    in_gallery = {Path(sample.path).name: Path(sample.path).read_bytes() for sample in gallery}
+    assert all(in_gallery[Path(sample.path).name] == Path(sample.path).read_bytes() for sample in query)
+    for pid in {sample.pid for sample in gallery}:
+        assert len({sample.viewid for sample in gallery if sample.pid == pid}) > 1
+        assert len({sample.camid for sample in gallery if sample.pid == pid}) == 4
+    assert np.asarray(Image.open(read.train[0].path)).shape == (96, 96, 3)
+
+
+def test_both_stages_learn_vehicles_with_cameras_and_viewpoints(tmp_path) -> None:
+    words = {
+        **{f"DATASETS.SYNTHETIC.{name}": value for name, value in (("TRAIN_IDENTITIES", "8"), ("TRAIN_IMAGES", "4"))},
+        **{f"DATASETS.SYNTHETIC.{name}": value for name, value in (("TEST_IDENTITIES", "4"), ("TEST_IMAGES", "6"))},
+        **{f"SOLVER.STAGE{stage}.MAX_EPOCHS": "1" for stage in (1, 2)},
+        **{f"SOLVER.STAGE{stage}.IMS_PER_BATCH": "16" for stage in (1, 2)},
+        **{"DATASETS.ROOT_DIR": str(tmp_path / "data"), "OUTPUT_DIR": str(tmp_path / "run"), "MODEL.DEVICE": "cpu"},
+    }
+    config = str(Path(__file__).resolve().parent.parent / "configs/demo/vehicle_svllreid.yml")
+    train_svllreid.main(["--config_file", config, *(word for pair in words.items() for word in pair)])
+    file = tmp_path / "run" / "ViT-Tiny-8_1.pth"
+    contents = read_checkpoint(file)
+    assert contents["architecture"]["template"] == "A photo of a {} vehicle."
+    files = [tmp_path / "data" / "synthetic-vehicle-8x4-4x6-d0.5-s1" / name for name in VIEWPOINT_FILES]
+    views = 1 + max(int(line.split()[-1]) for file in files for line in file.read_text().splitlines())
+    (table,) = (value for name, value in contents["model"].items() if name.endswith("side.table"))
+    assert views > 4 and table.shape[0] == 6 * views
+    assert not torch.equal(table[0], table[1])
+    test_svllreid.main(["TEST.WEIGHT", str(file), "MODEL.DEVICE", "cpu", "DATASETS.ROOT_DIR", str(tmp_path / "anew")])
+    evaluations = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]
+    assert [entry["when"] for entry in evaluations] == ["start", "end", "test"]
+    assert evaluations[2]["data_set"] == "synthetic_vehicle"
+    assert evaluations[2]["mAP"] == pytest.approx(evaluations[1]["mAP"], abs=1e-9)

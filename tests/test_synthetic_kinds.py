@@ -1,164 +1,77 @@
-"""Rendered queries behind something, and rendered vehicles: layouts, viewpoints, what is hidden, and a training."""
+"""What is drawn: people and their captions, what hides them, and vehicles from all sides."""
 
 from __future__ import annotations
 
 import io
-import json
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import test_svllreid
-import train_svllreid
-from configs import load
-from datasets import synthetic
-from datasets.build import ONE_NAME_MANY_SETS, RENDERED, make_benchmark
-from datasets.dukemtmc import occ_duke
-from datasets.rendering import occluder, scene
-from datasets.rendering.camera import BACKGROUNDS, sample_camera
-from datasets.rendering.person import Person, sample_person
-from datasets.rendering.scene import photograph
-from datasets.rendering.vehicle import TYPE_WEIGHTS, VIEWPOINTS, Decal, Vehicle, sample_vehicle, viewpoint
-from datasets.synthetic import OCCLUDED, PEOPLE, VEHICLES, VIEWPOINT_FILES, Kind, write_synthetic
-from datasets.veri import veri
-from tools import demo
-from utils.checkpoint import read_checkpoint
-from utils.errors import UserError
+from tools.demo.rendering import occluder, scene
+from tools.demo.rendering.camera import BACKGROUNDS, sample_camera
+from tools.demo.rendering.caption import caption
+from tools.demo.rendering.person import Colour, Logo, Person, sample_person
+from tools.demo.rendering.scene import photograph
+from tools.demo.rendering.vehicle import TYPE_WEIGHTS, VIEWPOINTS, Decal, Vehicle, sample_vehicle, viewpoint
 
-SMALL = {"train_identities": 3, "train_images": 4, "test_identities": 2, "test_images": 6, "progress": False}
 # Going round a vehicle: sectors of 45 degrees from yaw 0 on.
 ROUND = ("front", "right front", "right", "right rear", "rear", "left rear", "left", "left front")
-KINDS = pytest.mark.parametrize("kind", [OCCLUDED, VEHICLES], ids=lambda kind: kind.prefix)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("data")
-    return {kind.prefix: write_synthetic(root, kind=kind, **SMALL) for kind in (PEOPLE, OCCLUDED, VEHICLES)}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the manifest, by its path."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != synthetic.MANIFEST)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(files)}
-
-
-def pictures(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
 
 def pixels(jpeg: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(jpeg)), float)
 
 
-# ----------------------------------------------------------------------------------------------------------- folders
+def test_caption_names_the_top_and_never_the_fine_details() -> None:
+    for number in range(100):
+        person = sample_person(np.random.default_rng([7, number]))
+        sentence = caption(person, np.random.default_rng(number))
+        assert person.top.name in sentence
+        bare = replace(
+            person,
+            inner_shirt=(1, 2, 3),
+            scarf=None if person.scarf else (1, 2, 3),
+            belt=None if person.belt else (1, 2, 3),
+            side_stripe=None if person.side_stripe else (1, 2, 3),
+            cuffs=None if person.cuffs else (1, 2, 3),
+            logo=Logo(0, 0.3, 0.2, "disc"),
+            glasses=not person.glasses,
+        )
+        assert caption(bare, np.random.default_rng(number)) == sentence
+        words = set(re.findall(r"[a-z]+", sentence.lower()))
+        assert not words & {"scarf", "belt", "stripe", "cuff", "cuffs", "glasses", "inner"}
 
 
-@KINDS
-def test_same_seed_gives_same_bytes_and_another_seed_does_not(made, tmp_path, kind: Kind) -> None:
-    again = contents(write_synthetic(tmp_path, kind=kind, **SMALL))
-    assert again == contents(made[kind.prefix])
-    other = contents(write_synthetic(tmp_path, kind=kind, **SMALL, seed=1))
-    jpegs = [{data for name, data in files.items() if name.endswith(".jpg")} for files in (again, other)]
-    assert not jpegs[0] & jpegs[1]
+def test_a_red_top_is_redder_than_a_blue_one() -> None:
+    camera = sample_camera(np.random.default_rng(3), difficulty=0.5, background="tiles")
+    person = replace(
+        sample_person(np.random.default_rng(1)), pattern="plain", open_jacket=False, sleeves="long", bag="none"
+    )
+    means = {}
+    for name, rgb in (("red", (190, 36, 40)), ("blue", (40, 70, 170))):
+        dressed = replace(person, top=Colour(name, rgb), bottom_kind="trousers")
+        picture = Image.open(io.BytesIO(photograph(dressed, camera, np.random.default_rng(2)).jpeg))
+        means[name] = np.asarray(picture, float).mean(axis=(0, 1))
+    assert means["red"][0] > means["blue"][0] + 3
+    assert means["blue"][2] > means["red"][2] + 3
 
 
-@KINDS
-def test_what_is_whole_is_reused_and_what_is_not_is_replaced(tmp_path, kind: Kind) -> None:
-    folder = write_synthetic(tmp_path, kind=kind, **SMALL)
-    assert folder.name == f"{kind.prefix}-3x4-2x6-d1.7-s0"
-    whole, written = contents(folder), (folder / synthetic.MANIFEST).stat().st_mtime_ns
-    assert write_synthetic(tmp_path, kind=kind, **SMALL) == folder
-    assert (folder / synthetic.MANIFEST).stat().st_mtime_ns == written
-    for lost in {Path(name).parent: name for name in whole}.values():  # of each folder one file
-        (folder / lost).unlink()
-        write_synthetic(tmp_path, kind=kind, **SMALL)
-        assert contents(folder) == whole, lost
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+def test_every_background_and_other_sizes() -> None:
+    person = sample_person(np.random.default_rng(0))
+    for background in BACKGROUNDS:
+        camera = sample_camera(np.random.default_rng(0), background=background)
+        picture = Image.open(io.BytesIO(photograph(person, camera, np.random.default_rng(0), size=(256, 128)).jpeg))
+        assert picture.size == (128, 256)
+    with pytest.raises(ValueError, match="too wide"):
+        photograph(person, camera, np.random.default_rng(0), size=(64, 128))
+    with pytest.raises(ValueError, match="unknown background"):
+        sample_camera(np.random.default_rng(0), background="moon")
 
 
-def test_lost_viewpoints_are_rendered_anew(tmp_path) -> None:
-    folder = write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
-    for name in VIEWPOINT_FILES:
-        before = (folder / name).read_text()
-        (folder / name).unlink()
-        write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
-        assert (folder / name).read_text() == before
-
-
-@KINDS
-def test_a_folder_of_another_kind_is_never_deleted(made, tmp_path, kind: Kind) -> None:
-    foreign = tmp_path / f"{kind.prefix}-3x4-2x6-d1.7-s0"
-    foreign.mkdir()
-    (foreign / synthetic.MANIFEST).write_text((made[PEOPLE.prefix] / synthetic.MANIFEST).read_text())
-    with pytest.raises(UserError, match="in the way"):
-        write_synthetic(tmp_path, kind=kind, **SMALL)
-    assert [path.name for path in foreign.iterdir()] == [synthetic.MANIFEST]
-
-
-def test_what_was_written_long_ago_on_another_machine_is_removed_but_not_what_is_being_written(tmp_path) -> None:
-    """A kind's pictures are several folders deep: what counts is the youngest of all."""
-    draft = tmp_path / ".synthetic-vehicle-1x1-1x6-d1-s0.partial.elsewhere.1.abc"
-    deep = draft / "data" / VEHICLES.train
-    deep.mkdir(parents=True)
-    for folder in (deep.parent, deep.parent.parent, draft):
-        os.utime(folder, (0, 0))
-    write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
-    assert draft.exists()
-    os.utime(deep, (0, 0))
-    write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
-    assert not draft.exists()
-
-
-def test_streams_are_disjoint() -> None:
-    named = [value for name, value in vars(synthetic).items() if name.endswith("_STREAM")]
-    assert len(named) == 6
-    assert len({*named, 999, 31337}) == len(named) + 2
-    assert VEHICLES.stream == synthetic.VEHICLE_STREAM != PEOPLE.stream == OCCLUDED.stream
-
-
-# --------------------------------------------------------------------------------------------------- hidden queries
-
-
-def test_only_the_queries_differ_from_the_usual_pictures(made) -> None:
-    usual, hidden = made[PEOPLE.prefix], made[OCCLUDED.prefix] / "dukemtmcreid" / "Occluded_Duke"
-    for name in ("bounding_box_train", "bounding_box_test"):
-        assert pictures(usual / name) == pictures(hidden / name)
-    pairs = list(zip(pictures(usual / "query"), pictures(hidden / "query"), strict=True))
-    assert len(pairs) == 8
-    assert all(one != other for one, other in pairs)
-
-
-def test_the_real_reader_takes_the_hidden_set_for_occluded_duke(made) -> None:
-    usual = make_benchmark(settings(made, "synthetic"))
-    hidden = make_benchmark(settings(made, "synthetic_occluded"))
-    read = occ_duke(made[OCCLUDED.prefix])
-    assert (hidden.name, hidden.template) == ("synthetic_occluded", "A photo of a {} person.")
-    assert (hidden.train, hidden.trials) == (read.train, read.trials)
-    for ours, theirs in (
-        (hidden.train, usual.train),
-        (hidden.trials[0].query, usual.trials[0].query),
-        (hidden.trials[0].gallery, usual.trials[0].gallery),
-    ):
-        assert [sample[1:] for sample in ours] == [sample[1:] for sample in theirs]
-    for sample in (*hidden.train, *hidden.trials[0].query):
-        assert re.fullmatch(rf"000[1-5]_c{sample.camid + 1}_f000000[1-6]\.jpg", Path(sample.path).name)
-
-
-def settings(made: dict[str, Path], name: str, *more: str):
-    words = [f"DATASETS.SYNTHETIC.{key.upper()}={value}" for key, value in SMALL.items() if key != "progress"]
-    pairs = [part for word in words for part in word.split("=")]
-    root = str(made[PEOPLE.prefix].parent)
-    return load(None, ["DATASETS.NAMES", name, "DATASETS.ROOT_DIR", root, *pairs, *more])
-
-
-@pytest.mark.parametrize("number", range(40))
+@pytest.mark.parametrize("number", range(0, 40, 4))
 def test_a_good_part_of_the_figure_is_hidden_and_nothing_else_changes(monkeypatch, number: int) -> None:
     sheets, poses = [], []
     hide, paint = occluder.paint_occluder, Person.paint
@@ -209,67 +122,6 @@ def test_there_are_five_ways_to_hide_and_each_its_own_share() -> None:
         occluder.paint_occluder(sheet, figure, np.random.default_rng(number))
         shares.append((np.asarray(sheet) != 255).any(axis=2)[figure].mean())
     assert 0.3 < min(shares) < 0.42 and 0.58 < max(shares) < 0.7
-
-
-# --------------------------------------------------------------------------------------------------------- vehicles
-
-
-def test_the_real_reader_takes_the_vehicles_for_veri(made) -> None:
-    read = make_benchmark(settings(made, "synthetic_vehicle", "MODEL.SIE_VIEW", "True"))
-    files = [made[VEHICLES.prefix] / name for name in VIEWPOINT_FILES]
-    same = veri(made[VEHICLES.prefix], viewpoints=files)
-    assert (read.name, read.template) == ("synthetic_vehicle", "A photo of a {} vehicle.")
-    assert (read.train, read.trials) == (same.train, same.trials)
-    query, gallery = read.trials[0]
-    assert [len(samples) for samples in (read.train, query, gallery)] == [12, 8, 12]
-    assert {sample.pid for sample in read.train} == {0, 1, 2}
-    assert {sample.pid for sample in query} == {sample.pid for sample in gallery} == {4, 5}
-    assert {sample.camid for sample in query} <= set(range(6))
-    for sample in (*read.train, *gallery):
-        assert re.fullmatch(rf"000[1-5]_c00{sample.camid + 1}_0000000[1-6]_0\.jpg", Path(sample.path).name)
-    in_gallery = {Path(sample.path).name: Path(sample.path).read_bytes() for sample in gallery}
-    assert all(in_gallery[Path(sample.path).name] == Path(sample.path).read_bytes() for sample in query)
-    for pid in (4, 5):
-        assert len({sample.viewid for sample in gallery if sample.pid == pid}) > 1
-        assert len({sample.camid for sample in gallery if sample.pid == pid}) == 4
-    for file, count in zip(files, (12, 12), strict=True):
-        lines = file.read_text().splitlines()
-        assert len(lines) == count and {len(line.split()) for line in lines} == {42}
-    jpeg = Image.open(read.train[0].path)
-    assert (jpeg.format, jpeg.mode, jpeg.size) == ("JPEG", "RGB", (96, 96))
-
-
-def test_the_viewpoint_in_the_file_is_the_side_that_was_painted(tmp_path, monkeypatch) -> None:
-    painted: list[tuple[Vehicle, float]] = []
-    paint = Vehicle.paint
-
-    def watch(vehicle: Vehicle, image: Image.Image, **pose: float) -> None:
-        painted.append((vehicle, pose["yaw"]))
-        paint(vehicle, image, **pose)
-
-    monkeypatch.setattr(Vehicle, "paint", watch)
-    whole = synthetic._render_image
-    expected: dict[tuple[str, int, int], int] = {}
-
-    def record(plan, subjects, cameras, split, identity, image):
-        painted.clear()
-        picture = whole(plan, subjects, cameras, split, identity, image)
-        stream = [synthetic.VEHICLE_STREAM, 0, ("train", "test").index(split), identity]
-        subject = sample_vehicle(np.random.default_rng(stream))
-        (yaw,) = (yaw for vehicle, yaw in painted if vehicle == subject)
-        name = ROUND[int((yaw % 360 + 22.5) // 45) % 8]
-        expected[split, identity, image] = VIEWPOINTS.index(name)
-        return picture
-
-    monkeypatch.setattr(synthetic, "_render_image", record)
-    folder = write_synthetic(tmp_path, kind=VEHICLES, **SMALL)
-    for split, name, first in (("train", VIEWPOINT_FILES[0], 1), ("test", VIEWPOINT_FILES[1], 4)):
-        lines = (folder / name).read_text().splitlines()
-        assert len(lines) == sum(key[0] == split for key in expected)
-        for line in lines:
-            identity, _, image, _ = Path(line.split()[0]).name.split("_")
-            assert int(line.split()[-1]) == expected[split, int(identity) - first, int(image) - 1]
-    assert len(set(expected.values())) > 3
 
 
 def test_viewpoints_are_numbered_as_veri_does() -> None:
@@ -362,41 +214,3 @@ def test_strangers_stand_on_the_same_road_at_their_own_size(monkeypatch) -> None
         assert poses["hatchback"]["height"] < 0.85 * poses["bus"]["height"]
         feet = [pose["top"] + pose["height"] for pose in (poses["hatchback"], poses["bus"])]
         assert abs(feet[0] - feet[1]) < 0.25 * 384
-
-
-# --------------------------------------------------------------------------------------------------------- training
-
-
-def test_both_stages_learn_vehicles_with_cameras_and_viewpoints(tmp_path) -> None:
-    words = {
-        **{f"DATASETS.SYNTHETIC.{name}": value for name, value in (("TRAIN_IDENTITIES", "8"), ("TRAIN_IMAGES", "4"))},
-        **{f"DATASETS.SYNTHETIC.{name}": value for name, value in (("TEST_IDENTITIES", "4"), ("TEST_IMAGES", "6"))},
-        **{f"SOLVER.STAGE{stage}.MAX_EPOCHS": "1" for stage in (1, 2)},
-        **{f"SOLVER.STAGE{stage}.IMS_PER_BATCH": "16" for stage in (1, 2)},
-        **{"DATASETS.ROOT_DIR": str(tmp_path / "data"), "OUTPUT_DIR": str(tmp_path / "run"), "MODEL.DEVICE": "cpu"},
-    }
-    config = str(Path(__file__).resolve().parent.parent / "configs/demo/vehicle_svllreid.yml")
-    train_svllreid.main(["--config_file", config, *(word for pair in words.items() for word in pair)])
-    file = tmp_path / "run" / "ViT-Tiny-8_1.pth"
-    contents = read_checkpoint(file)
-    assert contents["architecture"]["template"] == "A photo of a {} vehicle."
-    files = [tmp_path / "data" / "synthetic-vehicle-8x4-4x6-d0.5-s1" / name for name in VIEWPOINT_FILES]
-    views = 1 + max(int(line.split()[-1]) for file in files for line in file.read_text().splitlines())
-    (table,) = (value for name, value in contents["model"].items() if name.endswith("side.table"))
-    assert views > 4 and table.shape[0] == 6 * views
-    assert not torch.equal(table[0], table[1])
-    test_svllreid.main(["TEST.WEIGHT", str(file), "MODEL.DEVICE", "cpu"])
-    evaluations = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]
-    assert [entry["when"] for entry in evaluations] == ["start", "end", "test"]
-    assert evaluations[2]["data_set"] == "synthetic_vehicle"
-    assert evaluations[2]["mAP"] == pytest.approx(evaluations[1]["mAP"], abs=1e-9)
-
-
-@pytest.mark.parametrize("name", RENDERED)
-def test_the_demo_replaces_its_own_runs(tmp_path, name: str) -> None:
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(f"DATASETS: {{NAMES: {name}}}")
-    demo.empty(folder)
-    assert not folder.exists()
-    assert name in ONE_NAME_MANY_SETS

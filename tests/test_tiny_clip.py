@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from datasets.rendering.camera import sample_camera
-from datasets.rendering.caption import caption
-from datasets.rendering.person import sample_person
-from datasets.rendering.scene import photograph
 from datasets.transforms import TestTransform
 from model import tiny_clip
 from model.clip import TextTower
 from model.pretrained import load_clip
+from tools.demo.rendering.camera import sample_camera
+from tools.demo.rendering.caption import caption
+from tools.demo.rendering.person import sample_person
+from tools.demo.rendering.scene import photograph
 
 PEOPLE = 256
 PEOPLE_STREAM, CAMERA_STREAM = 555, 556  # neither the pre-training's nor the demo's

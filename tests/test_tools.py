@@ -13,7 +13,10 @@ from PIL import Image
 
 from configs import load, to_dict
 from model import tiny_clip
-from tools import benchmark, check_dataset, compare_methods, demo, pretrain_tiny_clip, verify_gpu
+from tools import benchmark, check_dataset, verify_gpu
+from tools.demo import __main__ as demo
+from tools.demo import compare_methods, pretrain_tiny_clip
+from tools.demo.render import render_missing
 from utils.errors import UserError
 
 
@@ -37,7 +40,7 @@ def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
     (tmp_path / "results.json").write_text(
         '{"evaluations": [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9}]}'
     )
-    monkeypatch.setattr(demo, "train", lambda cfg, folder: None)
+    monkeypatch.setattr(demo, "train", lambda cfg, folder: render_missing(cfg))
     words = [
         *("DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "3"),
         *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),

@@ -13,11 +13,11 @@ from builders import benchmark as toy
 
 import train_svllreid
 from configs import from_dict, load, to_dict
-from datasets.build import make_benchmark
 from datasets.check import quick_check
 from model.build import make_model, settle_architecture
 from model.weights import Weights
 from processor import build
+from tools.demo.render import rendered_benchmark
 from utils.errors import UserError, WeightsError
 from utils.metrics import ignore_nothing
 from utils.records import Omitted, Reranking
@@ -51,7 +51,7 @@ def cfg(tmp_path_factory):
 
 @pytest.fixture
 def parts(cfg, tmp_path):
-    benchmark = make_benchmark(cfg)
+    benchmark = rendered_benchmark(cfg)
     model = make_model(cfg, benchmark)
     model.prompts.trained = True  # so that each stage runs by itself
     return cfg, model, benchmark, RunFolder(tmp_path, config={}, fingerprint={"data": "x"}), CPU
@@ -229,7 +229,7 @@ def test_a_signal_between_epochs_ends_the_next_step(parts):
 
 
 def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):
-    benchmark = replace(make_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
+    benchmark = replace(rendered_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
     quick_check(benchmark, instances=4, identities=4).heed(train_svllreid.logger)
     (told,) = [record for record in caplog.records if record.name == "train"]
     assert told.levelname == "WARNING" and told.message.startswith("1 files passed over (.heic: 1) (e.g. train/a.heic)")

@@ -42,9 +42,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from skimage.util import montage
 
-from datasets.build import make_benchmark
 from datasets.check import full_check, quick_check
 from datasets.images import read_image
+from tools.demo.render import rendered_benchmark
 from utils.errors import DataError, UserError
 from utils.paths import expanded
 from utils.records import Benchmark, Sample
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sheet = expanded(sheet, "--sheet")
         check_sheet(sheet)
 
-    benchmark = make_benchmark(cfg)
+    benchmark = rendered_benchmark(cfg)
     if sheet is None and not options.quick:
         name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
         sheet = SHEETS / f"check_{name}.png"

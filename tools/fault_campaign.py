@@ -65,9 +65,9 @@ import torch
 import train_svllreid
 from configs import ConfigError
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
-from datasets.synthetic import write_synthetic
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
+from tools.demo.render import write_synthetic
 from utils.command import FAILED, run_script
 from utils.errors import UserError
 from utils.run_folder import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES

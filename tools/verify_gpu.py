@@ -33,12 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from configs import ConfigError, load
-from datasets.build import make_benchmark, make_loader
+from datasets.build import make_loader
 from model.build import load_model, make_model
 from processor.build import RUN_STAGE
 from processor.evaluate import embed_all
 from processor.loop import NonFiniteLoss, fit
 from solver.build import make_optimizer
+from tools.demo.render import rendered_benchmark
 from utils.devices import describe, pick_device
 from utils.logs import log_to_screen
 from utils.records import FeatureBatch, Losses
@@ -96,7 +97,7 @@ def train(
     pairs = [word for pair in settings.items() for word in pair]
     cfg = load(ROOT / config, [*pairs, *overrides])
     seed_everything(cfg.SOLVER.SEED)
-    benchmark = make_benchmark(cfg)
+    benchmark = rendered_benchmark(cfg)
     model = make_model(cfg, benchmark).to(device)
     losses: dict[str, list[float]] = {}
     folder = RunFolder(temporary / f"{cfg.MODEL.NAME}-{precision}", config={}, fingerprint={})

@@ -1,9 +1,9 @@
 """Pre-train the tiny CLIP on rendered people and their captions, and write its weights.
 
-    python -m tools.pretrain_tiny_clip                       # as the shipped file was made
-    python -m tools.pretrain_tiny_clip --steps 50 --identities 500 --out /tmp/tiny.safetensors
+    python -m tools.demo.pretrain_tiny_clip                       # as the shipped file was made
+    python -m tools.demo.pretrain_tiny_clip --steps 50 --identities 500 --out /tmp/tiny.safetensors
 
-Pictures and captions come from the renderer of the synthetic data set, but identities and cameras from other random
+Images and captions come from the renderer of the synthetic data set, but identities and cameras from other random
 streams: nobody of the demo's is seen here, nor any of its cameras. Contrastive training as CLIP's (Radford et al.,
 2021, figure 3); at the end the trained logit scale is folded into both projections (see model/tiny_clip.py).
 """
@@ -37,11 +37,11 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from datasets.rendering.camera import sample_camera
-from datasets.rendering.caption import caption
-from datasets.rendering.person import sample_person
-from datasets.rendering.scene import photograph
 from model import tiny_clip
+from tools.demo.rendering.camera import sample_camera
+from tools.demo.rendering.caption import caption
+from tools.demo.rendering.person import sample_person
+from tools.demo.rendering.scene import photograph
 
 logger = logging.getLogger("pretrain_tiny_clip")
 

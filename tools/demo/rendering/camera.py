@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from datasets.rendering.colours import NAMED_COLOURS
+from tools.demo.rendering.colours import NAMED_COLOURS
 
 BACKGROUNDS = ("road", "brick", "grass", "tiles", "corridor", "shop")
 CANVAS_SIZE = 480  # pixels; a picture is a crop of this square, taken before supersampling is reduced

@@ -1,9 +1,9 @@
 """Train the demo's three methods with several seeds and print the README's table.
 
-    python -m tools.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
+    python -m tools.demo.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
 
 A seed decides on everything: people, cameras, prompts, batches. Methods with the same seed see the same data set. Runs
-go to --folder, one folder each; what is there already is read, not run again, and what broke off is gone on with.
+go to --folder, one folder each; what is there already is read, not run again, and what was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ METHODS = {
     "SVLL-ReID": "configs/demo/vit_svllreid.yml",
 }
 PIXELS, FROZEN = "raw pixels", "tiny CLIP before training"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def score_pixels(cfg: CfgNode) -> dict:
-    """What comparing resized pictures pixel by pixel scores."""
+    """What comparing resized images pixel by pixel scores."""
     trial = make_benchmark(cfg).trials[0]
     pixels = (
         torch.cat([batch.images.flatten(1) for batch in make_loader(cfg, samples, train=False)]) for samples in trial
@@ -112,7 +112,7 @@ def finished(folder: Path, cfg: CfgNode) -> bool:
         return False
     if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) != to_dict(cfg):
         raise UserError(f"{folder}: holds a run with other settings; delete it or give another --folder")
-    return any(entry["when"] == "end" for entry in _entries(folder))  # else training goes on with it
+    return any(entry["when"] == "end" for entry in _entries(folder))  # else training resumes it
 
 
 def _entries(folder: Path) -> list[dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.rendering.person import Person
+from tools.demo.rendering.person import Person
 
 
 def caption(person: Person, rng: np.random.Generator) -> str:

@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from datasets.rendering.camera import CANVAS_SIZE, Camera
-from datasets.rendering.colours import shade
-from datasets.rendering.occluder import paint_occluder
+from tools.demo.rendering.camera import CANVAS_SIZE, Camera
+from tools.demo.rendering.colours import shade
+from tools.demo.rendering.occluder import paint_occluder
 
 # Raise it whenever the same arguments give another picture: data sets on disk are then rendered anew.
 RENDERER_VERSION = 1

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.rendering.colours import RGB, Colour, choose, contrasting_dye, dye, jitter, shade
+from tools.demo.rendering.colours import RGB, Colour, choose, contrasting_dye, dye, jitter, shade
 
 # Raise it whenever the same vehicle is painted or drawn in another way: data sets on disk are then rendered anew.
 VEHICLE_VERSION = 1

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.rendering.colours import shade
-from datasets.rendering.person import sample_person
-from datasets.rendering.vehicle import sample_vehicle
+from tools.demo.rendering.colours import shade
+from tools.demo.rendering.person import sample_person
+from tools.demo.rendering.vehicle import sample_vehicle
 
 # Raise it whenever the same arguments give another occluder: data sets on disk are then rendered anew.
 OCCLUDER_VERSION = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.rendering.colours import RGB, Colour, choose, contrasting_dye, dye, jitter, maybe_dye, shade
+from tools.demo.rendering.colours import RGB, Colour, choose, contrasting_dye, dye, jitter, maybe_dye, shade
 
 Point = tuple[float, float]
 

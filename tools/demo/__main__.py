@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 from configs import ConfigError, load
 from utils.command import answer_early, parse, run_script
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
 
 

@@ -1,0 +1,1 @@
+"""The demo, and all that draws its data sets and trains its CLIP."""

@@ -1,0 +1,250 @@
+"""Render the data sets that DATASETS.NAMES names and that are not there yet.
+
+    python -m tools.demo.render --config_file configs/demo/vehicle_svllreid.yml
+    python -m tools.demo.render DATASETS.NAMES synthetic DATASETS.ROOT_DIR data DATASETS.SYNTHETIC.SEED 1
+
+Training, testing and tools.check_dataset do it themselves: this is for programs that read the images otherwise. Each
+data set is a folder of JPEG files below DATASETS.ROOT_DIR. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from configs import ConfigError, load
+from utils.command import answer_early, parse, run_script
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> CfgNode:
+    """The settings."""
+    arguments = parse(__doc__, argv)
+    return load(arguments.config_file, arguments.overrides)
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+from tqdm import tqdm
+
+from datasets.build import make_benchmark, parameters_of
+from datasets.several import names_of
+from datasets.synthetic import MANIFEST, VIEWPOINT_FILES, Parameters
+from tools.demo.rendering.vehicle import viewpoint
+from tools.demo.sets import KINDS, PEOPLE, SPLITS, Kind, RenderedSet
+from utils.errors import UserError
+from utils.logs import log_to_screen
+from utils.paths import expanded
+from utils.records import Benchmark
+
+logger = logging.getLogger("render")
+_PARTIAL_NAME = re.compile(r"\.synthetic-.+\.partial\.(?P<host>.+)\.(?P<process>\d+)\.[a-z0-9_]+")
+_ABANDONED_AFTER = 3600.0  # seconds without a new file
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Render what the command line names."""
+    cfg = read_command_line(argv)
+    log_to_screen()
+    folders = render_missing(cfg)
+    if not folders:
+        raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one of {', '.join(KINDS)}")
+    sys.stdout.write("".join(f"{folder}\n" for folder in folders))
+
+
+def render_missing(cfg: CfgNode, names: str | None = None) -> list[Path]:
+    """Render what is missing of the rendered data sets in `names`, or DATASETS.NAMES -> the folders of all of them."""
+    names = [name for name in names_of(names or cfg.DATASETS.NAMES) if name in KINDS]
+    if not names:
+        return []
+    root = expanded(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR")
+    return [render(root, RenderedSet(KINDS[name], parameters_of(cfg))) for name in names]
+
+
+def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
+    """`make_benchmark`, of data sets that may have to be rendered first."""
+    render_missing(cfg, name)
+    return make_benchmark(cfg, name)
+
+
+def write_synthetic(root: Path, *, kind: Kind = PEOPLE, progress: bool | None = None, **parameters: float) -> Path:
+    """`render` with the fields of `Parameters` by name."""
+    return render(root, RenderedSet(kind, Parameters(**parameters)), progress=progress)
+
+
+def render(root: Path, data: RenderedSet, *, progress: bool | None = None) -> Path:
+    """Render the data set below `root`, or find it there -> its folder.
+
+    There are six cameras, one per background family. People's images are JPEG files of 128 x 64 pixels (height x
+    width) named as in Market-1501, `0002_c1s1_000451_00.jpg`: person (from 1, training people first), camera (1 to 6),
+    sequence, frame, box; other kinds are named as in their benchmarks. Each test identity has one query in each of its
+    cameras; its other images are the gallery. Those that pass by in an image are of the same split, so the test
+    identities are unknown in training altogether.
+
+    The folder appears under its name only when it is whole. A folder that is whole is reused; one of ours that lacks
+    files or was rendered by another version is replaced. Several processes may call this at the same time.
+
+    Args:
+        root: the folder that holds the data sets; made if absent.
+        progress: show a bar; by default if stderr is a terminal. Otherwise two lines go to the log.
+
+    Raises:
+        UserError: something that this function did not write is in the way, or the folder cannot be written to.
+    """
+    try:
+        return _find_or_write(Path(root), data, sys.stderr.isatty() if progress is None else progress)
+    except OSError as error:
+        raise UserError(f"{root}: cannot write the synthetic data set there ({error.strerror or error})") from error
+
+
+def _find_or_write(root: Path, data: RenderedSet, progress: bool) -> Path:
+    target = root / data.folder_name
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(root)
+    if _is_complete(target, data):
+        return target
+    _refuse_foreign(target, data.kind)
+    if target.exists():
+        logger.info("%s is incomplete or of another version of the renderer and is rendered anew", target)
+    workshop = _make_workshop(root, target.name)
+    try:
+        # A folder inside the temporary one: mkdtemp's own is closed to other users, and would stay so when renamed.
+        draft = workshop / "data"
+        _write(draft, data, progress)
+        _publish(draft, target, data, workshop)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    return target
+
+
+def _write(folder: Path, data: RenderedSet, progress: bool) -> None:
+    """All images and, where the kind has them, their viewpoints; then the manifest."""
+    started = time.perf_counter()
+    tasks = list(data.tasks())
+    if not progress:
+        logger.info("rendering %d images for %s", len(tasks), data.folder_name)
+    for name in data.counts():
+        (folder / name).mkdir(parents=True)
+    subjects = {split: data.subjects(split) for split in SPLITS}
+    cameras = data.cameras()
+    annotations: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for task in tqdm(tasks, desc="rendering", unit="image", disable=not progress):
+        picture = data.draw(task, subjects[task.split], cameras)
+        for path in task.paths:
+            (folder / path).write_bytes(picture.jpeg)
+        # VeRi's lines: 20 key points, of which none is marked here, and the viewpoint.
+        annotations[task.split].append(f"{task.paths[-1]} {' '.join(['-1'] * 40)} {viewpoint(picture.yaw)}\n")
+    if data.kind.has_viewpoints:
+        for name, lines in zip(VIEWPOINT_FILES, annotations.values(), strict=True):
+            (folder / name).write_text("".join(lines), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(data.manifest(), indent=2) + "\n", encoding="utf-8")
+    if not progress:
+        logger.info("rendered %d images in %.1f s", len(tasks), time.perf_counter() - started)
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+
+
+def _read_manifest(folder: Path, kind: Kind) -> dict[str, object] | None:
+    """The manifest of a folder of this kind that this module wrote, else None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("kind") == kind.title else None
+
+
+def _is_complete(folder: Path, data: RenderedSet) -> bool:
+    """Whether the folder was written with these parameters by this renderer and has all its files."""
+    if _read_manifest(folder, data.kind) != data.manifest():
+        return False
+    if data.kind.has_viewpoints and not all((folder / name).is_file() for name in VIEWPOINT_FILES):
+        return False
+    return all(len(list((folder / name).glob("*.jpg"))) == count for name, count in data.counts().items())
+
+
+def _refuse_foreign(folder: Path, kind: Kind) -> None:
+    """Raise UserError if there is something in the way that this module did not write."""
+    if os.path.lexists(folder) and (folder.is_symlink() or _read_manifest(folder, kind) is None):
+        raise UserError(
+            f"{folder} is in the way of the synthetic data set and was not written by it (no valid {MANIFEST}); "
+            "move or delete it, or choose another root"
+        )
+
+
+def _make_workshop(root: Path, name: str) -> Path:
+    """A temporary folder beside the target, named after the machine and process that work in it."""
+    return Path(tempfile.mkdtemp(prefix=f".{name}.partial.{socket.gethostname()}.{os.getpid()}.", dir=root))
+
+
+def _publish(draft: Path, target: Path, data: RenderedSet, workshop: Path) -> None:
+    """Give the finished draft its name, unless another process was faster."""
+    for attempt in range(10):
+        if _is_complete(target, data):
+            return
+        _refuse_foreign(target, data.kind)
+        if target.exists():
+            # Moving it away is one step; deleting it in place would show others a half-empty folder.
+            with contextlib.suppress(FileNotFoundError):  # another process moved it first
+                target.rename(workshop / f"replaced-{attempt}")
+        try:
+            draft.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+        else:
+            return
+    raise UserError(f"{target} keeps changing: other processes write it with another version; try again")
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Delete the temporary folders that killed runs left behind."""
+    for folder in root.glob(".synthetic-*.partial.*"):
+        match = _PARTIAL_NAME.fullmatch(folder.name)
+        if match and folder.is_dir() and not folder.is_symlink() and _is_abandoned(folder, match):
+            logger.info("removing %s, left behind by an interrupted run", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path, match: re.Match[str]) -> bool:
+    """Whether nobody writes into the folder any more.
+
+    Its process is gone, if it ran on this machine. Process numbers of other machines and containers say nothing here,
+    so for those the folder counts as abandoned when no file was added for an hour.
+    """
+    if match["host"] == socket.gethostname() and not _is_running(int(match["process"])):
+        return True
+    try:
+        newest = max(path.stat().st_mtime for path in (folder, *folder.glob("data/**/")))
+    except FileNotFoundError:
+        return False  # finished and renamed while we looked
+    return time.time() - newest > _ABANDONED_AFTER
+
+
+def _is_running(process: int) -> bool:
+    """Whether this machine has a process of that number; True where one cannot ask."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))

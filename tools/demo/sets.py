@@ -1,0 +1,223 @@
+"""What the rendered data sets show: identities, cameras and images, drawn from seeded streams.
+
+The same parameters give the same images everywhere (up to the version of the JPEG library).
+
+Every random stream starts with its own number, here and in `tools/demo/pretrain_tiny_clip.py`, which draws its people
+from stream 999 and its cameras from stream 31337: no identity or camera that was pre-trained on can turn up here. The
+number comes *first* because NumPy pads short seeds with zeros: [999, 5] and [999, 5, 0] are the same stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets import dukemtmc, market1501, veri
+from datasets.synthetic import Parameters
+from tools.demo.rendering.camera import BACKGROUNDS, Camera, sample_camera
+from tools.demo.rendering.occluder import OCCLUDER_VERSION
+from tools.demo.rendering.person import sample_person
+from tools.demo.rendering.scene import RENDERER_VERSION, Picture, Subject, photograph
+from tools.demo.rendering.vehicle import VEHICLE_VERSION, sample_vehicle
+from utils.errors import UserError
+
+CAMERA_STREAM = 77
+IDENTITY_STREAM = 2000
+IMAGE_STREAM = 3000
+ASSIGNMENT_STREAM = 4000  # which cameras an identity passes
+OCCLUDER_STREAM = 5000
+VEHICLE_STREAM = 6000
+
+# Part of the seeds: the test identities stay the same when the number of training identities changes.
+SPLITS = {"train": 0, "test": 1}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is rendered, and the form in which it is written.
+
+    Attributes:
+        name: in DATASETS.NAMES.
+        title: what the manifest calls it.
+        version: of all that paints its images; another one renders them anew.
+        train, query, gallery: folders inside the data set.
+        file_name: from identity, camera and image, all counted from 1.
+        sample: draws one identity.
+        stream: number of the random stream of identities.
+        size: height and width of an image, pixels.
+        hides_queries: something is in front of the subject of every query.
+        has_viewpoints: there are VIEWPOINT_FILES, and the gallery holds the queries, too, as VeRi's does.
+    """
+
+    name: str
+    title: str
+    version: int | list[int]
+    train: str
+    query: str
+    gallery: str
+    file_name: Callable[[int, int, int], str]
+    sample: Callable[[np.random.Generator], Subject]
+    stream: int
+    size: tuple[int, int]
+    hides_queries: bool = False
+    has_viewpoints: bool = False
+
+
+PEOPLE = Kind(
+    name="synthetic",
+    title="svll-reid synthetic person data set",
+    version=RENDERER_VERSION,
+    train=market1501.TRAIN,
+    query=market1501.QUERY,
+    gallery=market1501.GALLERY,
+    file_name=lambda identity, camera, image: f"{identity:04d}_c{camera}s1_{image:06d}_00.jpg",
+    sample=sample_person,
+    stream=IDENTITY_STREAM,
+    size=(128, 64),
+)
+OCCLUDED = replace(
+    PEOPLE,
+    name="synthetic_occluded",
+    title="svll-reid synthetic occluded person data set",
+    version=[RENDERER_VERSION, OCCLUDER_VERSION, VEHICLE_VERSION],  # a parked car hides people
+    train=f"{dukemtmc.OCCLUDED.folders[0]}/{market1501.TRAIN}",
+    query=f"{dukemtmc.OCCLUDED.folders[0]}/{market1501.QUERY}",
+    gallery=f"{dukemtmc.OCCLUDED.folders[0]}/{market1501.GALLERY}",
+    file_name=lambda identity, camera, image: f"{identity:04d}_c{camera}_f{image:07d}.jpg",
+    hides_queries=True,
+)
+VEHICLES = Kind(
+    name="synthetic_vehicle",
+    title="svll-reid synthetic vehicle data set",
+    version=[RENDERER_VERSION, VEHICLE_VERSION],
+    train=f"{veri.ORIGIN.folders[0]}/{veri.TRAIN}",
+    query=f"{veri.ORIGIN.folders[0]}/{veri.QUERY}",
+    gallery=f"{veri.ORIGIN.folders[0]}/{veri.GALLERY}",
+    file_name=lambda identity, camera, image: f"{identity:04d}_c{camera:03d}_{image:08d}_0.jpg",
+    sample=sample_vehicle,
+    stream=VEHICLE_STREAM,
+    size=(96, 96),
+    has_viewpoints=True,
+)
+KINDS = {kind.name: kind for kind in (PEOPLE, OCCLUDED, VEHICLES)}
+
+
+class Task(NamedTuple):
+    """One image to draw."""
+
+    split: str  # train or test
+    identity: int
+    image: int
+    paths: list[str]  # inside the data set
+
+
+@dataclass(frozen=True)
+class RenderedSet:
+    """One data set: its kind and its parameters.
+
+    Raises:
+        UserError: a parameter that is out of range.
+    """
+
+    kind: Kind
+    parameters: Parameters
+
+    def __post_init__(self) -> None:
+        of, cameras = self.parameters, self.parameters.cameras_per_identity
+        for name in ("train_identities", "train_images", "test_identities"):
+            if getattr(of, name) < 1:
+                raise UserError(f"synthetic data: {name}: expected at least 1, got {getattr(of, name)}")
+        if not 2 <= cameras <= len(BACKGROUNDS):
+            raise UserError(f"synthetic data: cameras_per_identity: expected 2 to {len(BACKGROUNDS)}, got {cameras}")
+        if of.test_images < cameras + 2:
+            raise UserError(
+                f"synthetic data: test_images: expected at least {cameras + 2} with {cameras} cameras per identity "
+                f"(one query in each, and a gallery that spans two), got {of.test_images}"
+            )
+        if not of.difficulty >= 0 or of.seed < 0:
+            raise UserError(
+                f"synthetic data: difficulty, seed: expected no negative number, got {of.difficulty} and {of.seed}"
+            )
+
+    @property
+    def folder_name(self) -> str:
+        return self.parameters.folder(self.kind.name)
+
+    def counts(self) -> dict[str, int]:
+        """How many images each folder holds."""
+        of, kind = self.parameters, self.kind
+        queries, tests = of.test_identities * of.cameras_per_identity, of.test_identities * of.test_images
+        return {
+            kind.train: of.train_identities * of.train_images,
+            kind.query: queries,
+            kind.gallery: tests if kind.has_viewpoints else tests - queries,
+        }
+
+    def manifest(self) -> dict[str, object]:
+        return {
+            "kind": self.kind.title,
+            "renderer_version": self.kind.version,
+            "parameters": asdict(self.parameters),
+            "files": self.counts(),
+        }
+
+    def tasks(self) -> Iterator[Task]:
+        """All images, each of which depends on nothing that was drawn before it."""
+        of, kind = self.parameters, self.kind
+        for identity in range(of.train_identities):
+            for image in range(of.train_images):
+                yield Task("train", identity, image, [f"{kind.train}/{self._file_name('train', identity, image)}"])
+        for identity in range(of.test_identities):
+            for image in range(of.test_images):
+                folders = [kind.query] if self._is_query("test", image) else [kind.gallery]
+                if kind.has_viewpoints and kind.gallery not in folders:
+                    folders.append(kind.gallery)
+                name = self._file_name("test", identity, image)
+                yield Task("test", identity, image, [f"{folder}/{name}" for folder in folders])
+
+    def subjects(self, split: str) -> list[Subject]:
+        """The identities of a split."""
+        of = self.parameters
+        count = of.train_identities if split == "train" else of.test_identities
+        return [
+            self.kind.sample(np.random.default_rng([self.kind.stream, of.seed, SPLITS[split], index]))
+            for index in range(count)
+        ]
+
+    def cameras(self) -> list[Camera]:
+        """One for every family of backgrounds."""
+        of = self.parameters
+        return [
+            sample_camera(
+                np.random.default_rng([CAMERA_STREAM, of.seed, index]), difficulty=of.difficulty, background=background
+            )
+            for index, background in enumerate(BACKGROUNDS)
+        ]
+
+    def draw(self, task: Task, subjects: list[Subject], cameras: list[Camera]) -> Picture:
+        """One image; those that pass by in it are other `subjects`, of the same split."""
+        number = [self.parameters.seed, SPLITS[task.split], task.identity, task.image]
+        hidden = self.kind.hides_queries and self._is_query(task.split, task.image)
+        return photograph(
+            subjects[task.identity],
+            cameras[self._camera(task.split, task.identity, task.image)],
+            np.random.default_rng([IMAGE_STREAM, *number]),
+            size=self.kind.size,
+            passers_by=[*subjects[: task.identity], *subjects[task.identity + 1 :]],
+            occluder=np.random.default_rng([OCCLUDER_STREAM, *number]) if hidden else None,
+        )
+
+    def _camera(self, split: str, identity: int, image: int) -> int:
+        """Which camera (from 0) takes this image: an identity's cameras take turns."""
+        rng = np.random.default_rng([ASSIGNMENT_STREAM, self.parameters.seed, SPLITS[split], identity])
+        return int(rng.permutation(len(BACKGROUNDS))[image % self.parameters.cameras_per_identity])
+
+    def _is_query(self, split: str, image: int) -> bool:
+        return split == "test" and image < self.parameters.cameras_per_identity
+
+    def _file_name(self, split: str, identity: int, image: int) -> str:
+        number = identity + 1 + (self.parameters.train_identities if split == "test" else 0)
+        return self.kind.file_name(number, self._camera(split, identity, image) + 1, image + 1)
