@@ -187,8 +187,10 @@ class _Findings:
         return " and ".join(f"{sample.path} (identity {_labels_of(sample, self.written)[0]})" for sample in samples)
 
     def report(self, benchmark: Benchmark) -> Report:
-        levels = [tuple(map(_merged, found.values())) for found in self.levels.values()]
-        return Report(benchmark.name, tuple(_splits(benchmark)), *levels, tuple(_labels_read(benchmark)))
+        problems, warnings, notes = (tuple(map(_merged, found.values())) for found in self.levels.values())
+        return Report(
+            benchmark.name, tuple(_splits(benchmark)), problems, warnings, notes, tuple(_labels_read(benchmark))
+        )
 
 
 def _merged(findings: list[Finding]) -> Finding:
