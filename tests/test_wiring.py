@@ -232,7 +232,7 @@ def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):
     benchmark = replace(rendered_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
     quick_check(benchmark, instances=4, identities=4).heed(train_svllreid.logger)
     (told,) = [record for record in caplog.records if record.name == "train"]
-    assert told.levelname == "WARNING" and told.message.startswith("1 files passed over (.heic: 1) (e.g. train/a.heic)")
+    assert told.levelname == "WARNING" and told.message.startswith("1 files skipped (.heic: 1) (e.g. train/a.heic)")
 
 
 def test_side_information_at_test(parts):
