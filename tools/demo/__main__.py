@@ -43,7 +43,7 @@ from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.paths import expanded
-from utils.run_folder import CONFIG, RESULTS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("demo")
 
