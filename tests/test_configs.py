@@ -133,11 +133,13 @@ def test_every_row_explains_its_key_and_allows_its_default():
     for row in ROWS:
         assert row.meaning.endswith((".", ".)"))
         check_value(row.name, row.default)
-        if row.rule is None:  # all numbers have one
-            assert isinstance(row.default, (bool, str))
+        if row.rule is None:  # switches and paths
+            assert type(row.default) is bool or re.search("_DIR|INIT_FROM|VIEWPOINTS|WEIGHT$", row.name)
         elif row.name != "SOLVER.STAGE2.STEPS":
-            with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
-                check_value(row.name, INVALID[type(row.default)])
+            highest = re.findall(r"^from 0 to (\d+)$", row.rule.expected)
+            for value in (INVALID[type(row.default)], *(type(row.default)(1 + int(number)) for number in highest)):
+                with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
+                    check_value(row.name, value)
 
 
 @pytest.mark.parametrize(("key", "valid", "invalid"), LIMITS)
