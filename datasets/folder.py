@@ -454,7 +454,8 @@ def _is_table(name: str) -> bool:
 
 def _list(path: Path) -> tuple[list[str], list[str]]:
     """Folders and files in a folder, without hidden ones and litter."""
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(path) as entries:
             for entry in entries:

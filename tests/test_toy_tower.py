@@ -14,7 +14,7 @@ from model import build
 from model.build import load_model, make_model
 from model.heads import SideEmbedding
 from model.towers import TOWERS, Tower, has_batch_norm
-from processor.image_stage import ImageStage
+from processor.image_stage import TERMS, ImageStage, Term
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError
 from utils.records import ImageFeatures
@@ -129,3 +129,14 @@ def test_the_losses_take_the_features_that_there_are():
     torch.testing.assert_close(
         terms["identity"], stage.identity(model.classify(ImageFeatures(None, last, None)), batch.pids)
     )
+
+
+def test_a_loss_is_a_row(monkeypatch):
+    row = Term(lambda stage, features, pids: (features.last.square().mean(), None), "MODEL.TRIPLET_LOSS_WEIGHT")
+    monkeypatch.setitem(TERMS, "small", row)
+    model = make_model(load(BASELINE, ["MODEL.NAME", "toy"]), benchmark()).eval()
+    stage = ImageStage(model, weights={"identity": 0.0, "small": 2.0}, text_features=None)
+    batch = image_batch([0, 1], views=False)
+    losses = stage(batch)
+    expected = model.encode_image(batch.images, batch.side).last.square().mean()
+    assert losses.terms.keys() == {"small"} and torch.equal(losses.total, 2 * expected)
