@@ -161,6 +161,8 @@ def make_loader(
     """
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     pixels = {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
+    transform: TrainTransform | TestTransform
+    batches: IdentitySampler | OrderedSampler
     if train:
         transform = TrainTransform(
             cfg.INPUT.SIZE_TRAIN,

@@ -170,7 +170,8 @@ def _others(folder: Path, files: Iterable[str]) -> list[str]:
 
 def list_folder(path: Path) -> tuple[list[str], list[str]]:
     """Folders and files in a folder, without hidden ones and litter."""
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(path) as entries:
             for entry in entries:

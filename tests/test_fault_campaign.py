@@ -16,11 +16,13 @@ from PIL import Image
 
 import train_svllreid
 from datasets import images
-from processor import build, loop
+from processor import loop, stage_run
 from tools import fault_campaign
 from tools.fault_campaign import KINDS, LOST, SURVIVED, WRONG, Operation, Plan, Reference, Trial, Verdict
-from utils import checkpoint, run_folder
+from utils import checkpoint
 from utils.command import FAILED
+from utils.run import folder as run_folder
+from utils.run import metrics
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the tool forks, and looks into /proc")
 TIMEOUT = 120.0
@@ -71,11 +73,11 @@ def forgets_the_optimiser() -> None:
 
 
 def forgets_random_draws() -> None:
-    build.restore_random_states = lambda states, generators: None
+    stage_run.restore_random_states = lambda states, generators: None
 
 
 def forgets_what_was_recorded() -> None:
-    run_folder.RunFolder._take_back = lambda *_: None
+    metrics.Metrics._take_back = lambda *_: True
 
 
 def forgets_the_second_state() -> None:
@@ -111,7 +113,7 @@ def steps_before_it_looks() -> None:
 
 
 def writes_what_it_can() -> None:
-    real = run_folder.write_tensors
+    real = checkpoint.write_tensors
 
     def write(path, contents):
         with contextlib.suppress(OSError, RuntimeError):

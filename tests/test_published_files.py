@@ -18,6 +18,7 @@ from model import build
 from model.build import load_model, make_model, settle_architecture
 from model.pretrained import load_clip
 from model.published import GRIDS, describe, from_published, to_published
+from model.towers import find_tower
 from model.weights import plan_reuse, read_weights
 from tools import convert_checkpoint
 from tools.demo.render import rendered_benchmark
@@ -441,7 +442,7 @@ def test_rows_of_side_information_and_what_they_stand_for(rows, camera, view, si
     def described():
         tensors = {"image.side.table": torch.zeros(rows, 4)}
         sizes = {"ssl_hidden": 1, "ssl_out": 1}
-        return describe(tensors, {**facts, **sizes}, resnet=False, side_refused=False, source="x.pth")
+        return describe(tensors, {**facts, **sizes}, tower=find_tower("ViT-B-16"), side_refused=False, source="x.pth")
 
     if sizes is None:
         with pytest.raises(WeightsError, match=rf"x\.pth: cv_embed has {rows} rows"):
@@ -523,7 +524,9 @@ def test_two_processes_are_one(data, tmp_path):
     assert "MODEL.INIT_FROM: loaded: image tower" in log and "12 prompts" in log
     assert "frozen: text, prompts, text projector" in log
     log = (one / "train_log.txt").read_text()
-    assert "prompt stage: 4,608 of" in log and "training: prompts 4,608" in log  # 12 identities, 4 tokens, 96 wide
+    assert (
+        "stage 1 (prompt learning): 4,608 of" in log and "training: prompts 4,608" in log
+    )  # 12 identities, 4 tokens, 96 wide
     assert "on its own training features (this is no test)" in log
 
 
@@ -532,7 +535,7 @@ def test_the_image_stage_refuses_sentences_that_nobody_trained(data, tmp_path):
         load(DEMO, [*data, "PROCESSOR.STAGES", "image"])
     words = ["--config_file", DEMO, *data, "OUTPUT_DIR", str(tmp_path / "run"), "PROCESSOR.STAGES", "image"]
     train_svllreid.main([*words, "PROCESSOR.UNTRAINED_PROMPTS", "True", "DATALOADER.NUM_WORKERS", "0"])
-    assert "the 12 sentences are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
+    assert "the 12 prompts are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

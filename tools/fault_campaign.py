@@ -64,13 +64,14 @@ import torch
 
 import train_svllreid
 from configs import ConfigError
+from configs.stages import IMAGE, PROMPT
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
 from tools.demo.render import write_synthetic
 from utils.command import FAILED, run_script
 from utils.errors import UserError
-from utils.run_folder import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
+from utils.run import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}
@@ -644,7 +645,7 @@ def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -
         return
     if count < len(files) or taken:
         raise Lost(f"does not go on, though a state is whole: {again.last}")
-    if f"none of the {count} states to go on from can be read" not in again.last:
+    if f"none of its {count} states can be read" not in again.last:
         raise Wrong(f"no state is whole, and what is said is: {again.last}")
     if [file for file in damaged if not file.exists()]:
         raise Wrong("what was refused was touched")
@@ -665,8 +666,9 @@ def recorded(trial: Trial, outcome: Outcome, damaged: Sequence[Path]) -> int:
     line = next((line for line in outcome.out.splitlines() if "resumed from " in line), "")
     if not line or any(str(file) in line for file in damaged):
         raise Wrong(f"a state is damaged, and what is said is: {line or 'nothing'}")
-    stage, epoch, step = (line.rpartition(": ")[2].split()[place] for place in (0, 3, 6))
-    return (EPOCHS * STEPS if stage == "image" else 0) + (int(epoch.rstrip(",")) - 1) * STEPS + int(step)
+    title, epoch, step = line.rpartition(": ")[2].split(", ")
+    done = (int(epoch.removeprefix("epoch ")) - 1) * STEPS + int(step.removeprefix("after step "))
+    return done + (EPOCHS * STEPS if title == IMAGE.title else 0)
 
 
 def a_truncation(trial: Trial, reference: Reference) -> None:
@@ -774,9 +776,9 @@ def a_nan(trial: Trial, reference: Reference) -> None:
     what = "gradient" if gradient else "loss"
     trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
     outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
-    stage, rest = ("prompt", number - 1) if number <= EPOCHS * STEPS else ("image", number - 1 - EPOCHS * STEPS)
+    stage, rest = (PROMPT, number - 1) if number <= EPOCHS * STEPS else (IMAGE, number - 1 - EPOCHS * STEPS)
     step = rest % STEPS + 1
-    name = f"{stage} stage, epoch {rest // STEPS + 1}, step {step}: the "
+    name = f"{stage.title}, epoch {rest // STEPS + 1}, step {step}: the "
     if outcome.code != FAILED or not outcome.last.startswith(f"error: {name}") or "not finite" not in outcome.last:
         raise Wrong(f"a {what} was no number, and what is said is: {outcome.last}")
     line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)

@@ -12,6 +12,7 @@ reported, not judged.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import sys
@@ -35,17 +36,22 @@ from torch import Tensor, nn
 from configs import ConfigError, load
 from datasets.build import make_loader
 from model.build import load_model, make_model
-from processor.build import RUN_STAGE
+from processor.build import Data, run_stage
 from processor.evaluate import embed_all
-from processor.loop import NonFiniteLoss, fit
+from processor.loop import fit
+from processor.progress import NonFiniteLoss
+from processor.run import Run
+from processor.stage_run import StageRun
 from solver.build import make_optimizer
 from tools.demo.render import rendered_benchmark
 from utils.devices import describe, pick_device
+from utils.fingerprint import Watch
 from utils.logs import log_to_screen
 from utils.records import FeatureBatch, Losses
 from utils.reranking import rerank
-from utils.run_folder import RunFolder
+from utils.run import METRICS
 from utils.seeds import seed_everything
+from utils.stopping import Stopping
 
 logger = logging.getLogger("verify_gpu")
 
@@ -100,28 +106,18 @@ def train(
     benchmark = rendered_benchmark(cfg)
     model = make_model(cfg, benchmark).to(device)
     losses: dict[str, list[float]] = {}
-    folder = RunFolder(temporary / f"{cfg.MODEL.NAME}-{precision}", config={}, fingerprint={})
-    write = folder.record
-
-    def record(kind: str, **values) -> None:
-        write(kind, **values)
-        if kind == "train":
-            losses.setdefault(values["stage"], []).append(values["loss"])
-
-    folder.record = record
+    run = Run(cfg, temporary / f"{cfg.MODEL.NAME}-{precision}", device, Stopping())
+    run.begin()
+    data = Data(benchmark, [], Watch("training images"), Watch("test images"))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for stage in cfg.PROCESSOR.STAGES:
+    for number, stage in enumerate(cfg.PROCESSOR.STAGES):
         started = time.perf_counter()
-        checkpoint = RUN_STAGE[stage](cfg, model, benchmark, folder, device)
-        logger.info(
-            "%s in %s, %s stage: %.1f s, %d steps",
-            cfg.MODEL.NAME,
-            precision,
-            stage,
-            time.perf_counter() - started,
-            len(losses[stage]),
-        )
+        checkpoint = run_stage(run, number, model, data)
+        lines = [json.loads(line) for line in (run.path / METRICS).read_text().splitlines()]
+        losses[stage] = [line["loss"] for line in lines if line["kind"] == "train" and line["stage"] == stage]
+        seconds, steps = time.perf_counter() - started, len(losses[stage])
+        logger.info("%s in %s, %s stage: %.1f s, %d steps", cfg.MODEL.NAME, precision, stage, seconds, steps)
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     query = benchmark.trials[0].query
     features = embed_all(model, make_loader(cfg, query, train=False), device=device)
@@ -183,7 +179,7 @@ def check_guard(device: torch.device) -> int:
         try:
             fit(
                 *(stage, lambda epoch, done: [batch] * 3, make_optimizer(block, stage), lambda epoch, lr: lr, 1),
-                device=device,
+                run=StageRun(device),
             )
         except NonFiniteLoss:
             first, second, third = stage.seen

@@ -29,8 +29,8 @@ DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllr
 
 def read_command_line(argv: list[str] | None = None) -> CfgNode:
     """The settings."""
-    arguments = parse(__doc__, argv)
-    return load(arguments.config_file or DEMO, arguments.overrides)
+    arguments = parse(__doc__, argv, config_file=str(DEMO))
+    return load(arguments.config_file, arguments.overrides)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -43,7 +43,7 @@ from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.paths import expanded
-from utils.run_folder import CONFIG, RESULTS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("demo")
 

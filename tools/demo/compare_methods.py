@@ -1,4 +1,4 @@
-"""Train the demo's three methods with several seeds and print the README's table.
+"""Train the demo's three methods with several seeds and print the table of docs/results.md.
 
     python -m tools.demo.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
 
@@ -36,7 +36,7 @@ from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
 from utils.records import Labels
-from utils.run_folder import CONFIG, RESULTS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("compare_methods")
 METHODS = {
