@@ -3,7 +3,7 @@
     python -m tools.reproduce                                        # every row; nothing is run
     python -m tools.reproduce --root /data --run market1501-vit_clipreid msmt17-vit_clipreid-sie-olp-re-ranking
     python -m tools.reproduce --root /data --run all -- MODEL.PRETRAIN /weights/ViT-B-16.pt
-    python -m tools.reproduce --markdown                             # the README's table
+    python -m tools.reproduce --markdown                             # the table of docs/results.md
 
 A row trains into a folder of its own below --output, named after row and seed; one that has ended is compared, not run
 again; one that broke off is gone on with; one with other settings is named and left alone. The verdict rests on every
@@ -62,7 +62,7 @@ PARSER = argparse.ArgumentParser(
 )
 USUAL = Tolerance()
 PARSER.add_argument("--run", nargs="+", default=[], metavar="ROW", help=f"rows by name, or {ALL}: run what is missing")
-PARSER.add_argument("--markdown", action="store_true", help="print the README's table of all rows")
+PARSER.add_argument("--markdown", action="store_true", help="print the table of docs/results.md")
 PARSER.add_argument("--root", default=DATA, help="DATASETS.ROOT_DIR: the folder that holds the data sets' folders")
 PARSER.add_argument("--output", type=Path, default=OUTPUT, help="the folder that holds the runs")
 PARSER.add_argument("--seed", type=int, help="SOLVER.SEED; the configuration's if it is not given")
@@ -686,7 +686,7 @@ def markdown(
     faults: Mapping[str, str],
     tolerance: Tolerance,
 ) -> str:
-    """The README's table."""
+    """The table of docs/results.md."""
     lines = ["| data set | method | published | ours | command |", "| --- | --- | --- | --- | --- |"]
     for row in shown:
         result = results[row.name]
