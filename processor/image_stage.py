@@ -1,4 +1,4 @@
-"""Stage 2: the image tower learns from identities, sentences and itself; the text side stands still."""
+"""Stage 2: the image tower learns from identities, text features and itself; text tower and prompts are frozen."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ImageStage(nn.Module):
     Args:
         model: its image tower, identity heads and image projector train; text tower, prompts and text projector do not.
         weights: "identity", "triplet", "image_text", "vision_ssl"; 0.0 is off.
-        text_features: the sentences of all identities [P, E]; None where "image_text" is off.
+        text_features: of all identities [P, E]; None where "image_text" is off.
         margin: of the triplet loss; None for its soft form.
         smoothing: of the labels, in the identity and image-text terms.
         self_supervision: "SIMCLR" or "SIMSIAM", for which the model's image projector must have been made.
         side_on_views: whether views get side information; as published they do not.
-        ignore_same_identity: whether SimCLR leaves other images of the same identity out of the strangers.
+        ignore_same_identity: whether SimCLR leaves other images of the same identity out of the negatives.
     """
 
     text_features: Tensor | None
@@ -100,8 +100,8 @@ def _accuracy(scores: Tensor, pids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sentence_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
-    """The features [P, E] of every identity's sentence."""
+def all_text_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
+    """The text features [P, E] of all identities."""
     model.eval()
     pids = torch.arange(model.num_pids, device=device)
     return torch.cat([model.encode_text(chunk) for chunk in pids.split(size)])
