@@ -38,6 +38,8 @@ from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
 from utils.run_folder import Onlooker, RunFolder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 WORLDS = (2, 3)

@@ -101,7 +101,7 @@ def understand_module(name: str, words: list[str]) -> None:
     if name in ("venv", "pytest", "tests.mutations"):
         assert all(not word.startswith("tests/") or (ROOT / word).is_file() for word in words)
         return
-    tool = importlib.import_module(name)
+    tool = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
     words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
     read = next(getattr(tool, each) for each in ("read_command_line", "_parse", "PARSER") if hasattr(tool, each))
     getattr(read, "parse_args", read)(words)
