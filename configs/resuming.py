@@ -13,13 +13,13 @@ from configs.stages import STAGES
 EPOCHS = {stage.name: stage.key("MAX_EPOCHS") for stage in STAGES.values()}
 
 
-def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, where: str, weights: bool) -> list[str]:
+def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, where: str, weights: bool) -> list[str]:
     """Compare the settings of a run that is resumed with those that it was started with.
 
     Args:
         earlier: the settings written in the run's folder.
         now: the settings asked for.
-        stage, epoch: where the run is.
+        number, epoch: where the run is; the stage's place in PROCESSOR.STAGES, from 0.
         where: the run's folder.
         weights: whether the run left any, for the advice.
 
@@ -30,8 +30,8 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
         ConfigError: naming every setting that may not change, with both values.
     """
     lines, faults = [], []
-    begun = earlier.PROCESSOR.STAGES[: earlier.PROCESSOR.STAGES.index(stage)]
-    over = {STAGES[name].block for name in begun}
+    stages = [STAGES[name].block for name in earlier.PROCESSOR.STAGES]
+    over = set(stages[:number])
     before = dict(flatten(earlier))
     for key, new in flatten(now):
         if before[key] == new:
@@ -44,7 +44,7 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, stage: str, epoch: int, whe
             faults.append(line)
         elif over.intersection(block):
             faults.append(f"{line} (that stage is over)")
-        elif block == [STAGES[stage].block] and new < epoch:
+        elif block == [stages[number]] and new < epoch:
             faults.append(f"{line} (epoch {epoch} has begun)")
         else:
             lines.append(line)

@@ -1,65 +1,183 @@
-"""From the config to stages that run, and to evaluations with all that changes their numbers."""
+"""From the config to a run's data, network and stages, and to evaluations."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from configs import to_dict
-from datasets.build import make_loader
-from model.build import SETTLED
+from configs.stages import IMAGE, PROMPT, STAGES, Stage
+from datasets.build import identities_per_batch, make_benchmark, make_loader
+from datasets.check import quick_check
+from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
-from processor.loop import Position, fit
+from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
-from solver.build import load_optimizer, make_optimizer, make_schedule
+from processor.result import reranking_settings, result_entry
+from processor.run import Run
+from processor.stage_run import Periods, SavedStageRun, StageParts, Training
+from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
-from utils.distributed import average_statistics, check_identical, collective, sync_batch_norm, world_size
-from utils.errors import WeightsError, one_line
-from utils.metrics import protocol_of
+from utils.distributed import (
+    check_identical,
+    collective,
+    copy_from_main,
+    main_first,
+    on_main,
+    sync_batch_norm,
+    world_size,
+)
+from utils.errors import WeightsError
+from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.records import Batch, Benchmark, Evaluation, Reranking
 from utils.report import figures
-from utils.run_folder import STATES, RunFolder
-from utils.seeds import random_states, restore_random_states
-from utils.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 SUMMED = {"identity": " (2 heads)", "triplet": " (3 depths)"}  # terms that are sums, for the log
 
 
-def run_prompt_stage(
-    cfg: CfgNode,
-    model: SvllReid,
-    benchmark: Benchmark,
-    folder: RunFolder,
-    device: torch.device,
-    *,
-    run: dict | None = None,
-    stopping: Stopping | None = None,
-    images_read: Callable[[], object] = lambda: None,
-) -> Path:
-    """Stage 1; the last checkpoint.
+# ------------------------------------------------------------------------------------------------- data and network
+
+
+class Data(NamedTuple):
+    """What a run trains on."""
+
+    benchmark: Benchmark
+    warnings: list[str]  # of the check before training, for results.json
+    train_watch: Watch  # of images that are replaced meanwhile
+    test_watch: Watch
+
+
+def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> Data:
+    """Read and check the data set.
 
     Args:
-        run: what `RunFolder.save_state` was given in this stage, to go on from; `model` has the weights of then.
-        stopping: says whether somebody wants to stop.
-        images_read: called between two passes over the training images.
+        prepare: called by the main process before, e.g. to render what is to be read.
+
+    Raises:
+        DataError: what is wrong with the data set, or it is not the one that the run was started with.
     """
-    block, seed = cfg.SOLVER.STAGE1, cfg.SOLVER.SEED
-    loader = make_loader(cfg, benchmark.train, train=False, pin_memory=device.type == "cuda")
-    cache = cache_features(model, loader, device)
-    images_read()
+    cfg = run.cfg
+    with run.clock("data"):
+        drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
+        identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
+        if prepare is not None:
+            on_main(lambda: prepare(cfg))
+        benchmark = main_first(lambda: make_benchmark(cfg))
+        check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
+        warnings = on_main(lambda: check().heed(logger))
+        run.check_fingerprint(
+            on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
+        )
+        watches = Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))
+    return Data(benchmark, warnings, *watches)
+
+
+def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> SvllReid:
+    """The network of a run: new, or where its state was saved.
+
+    Args:
+        requested: keys of the command line.
+    """
+    with run.clock("network"):
+        if run.state:
+            with collective():
+                return resume_model(run.state.contents, str(run.state.path)).to(run.device)
+        make = partial(make_model, run.cfg, data.benchmark, requested=requested)
+        model = main_first(make).to(run.device)  # weights are downloaded by one process
+        copy_from_main(model)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------------ stages
+
+
+def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
+    """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
+    cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
+    block = stage.settings(cfg)
+    with run.clock(stage.title):
+        parts = MAKE_STAGE[stage.name](run, model, data)
+        optimizer = make_optimizer(block, parts.module)
+        precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
+        scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
+        logger.info("%s: %s", stage.title, "\n  ".join(_what_trains(model, parts.weights, precision)))
+        prompts = model.prompts
+        stage_run = SavedStageRun(
+            run,
+            number,
+            parts,
+            Training(optimizer, precision, scaler),
+            _periods(cfg, stage),
+            name=stage.name,
+            title=stage.title,
+            file=_file(cfg, number),
+            facts={
+                "architecture": model.architecture,
+                "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
+            },
+        )
+        _warn_of_precision(stage_run, cfg.SOLVER.PRECISION, precision)
+        fit(
+            *(parts.module, parts.batches, optimizer, make_schedule(block), block.MAX_EPOCHS),
+            run=stage_run,
+            precision=precision,
+            scaler=scaler,
+            clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        )
+        check_identical(model)
+        if parts.ended is not None:
+            parts.ended()
+    for name, best in stage_run.best.items():
+        figure = f"{name} mAP {100 * best['mAP']:.1f} in epoch {best['epoch']}"
+        logger.info("%s  best before the end: %s", stage.title, figure)
+    return stage_run.checkpoint
+
+
+def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dtype) -> None:
+    """The setting is the same as when the run was begun; the device may be another."""
+    begun_in = (stage_run.saved or {}).get("precision") or str(precision)
+    if begun_in != str(precision):
+        logger.warning(
+            "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
+            *(each.removeprefix("torch.") for each in (asked, str(precision), begun_in)),
+        )
+
+
+def _periods(cfg: CfgNode, stage: Stage) -> Periods:
+    block = stage.settings(cfg)
+    return Periods(
+        block.MAX_EPOCHS,
+        log=block.LOG_PERIOD,
+        checkpoint=block.CHECKPOINT_PERIOD,
+        evaluation=block.get("EVAL_PERIOD", 0),
+        minutes=cfg.SOLVER.CHECKPOINT_MINUTES,
+    )
+
+
+def _file(cfg: CfgNode, number: int) -> str:
+    """What a stage's checkpoints are called, with {epoch}; a stage that occurs again keeps the first ones."""
+    name = cfg.PROCESSOR.STAGES[number]
+    again = cfg.PROCESSOR.STAGES[:number].count(name)
+    return (f"again{again}_" if again else "") + STAGES[name].file.replace("{model}", cfg.MODEL.NAME)
+
+
+def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
+    cfg, block, seed, device = run.cfg, PROMPT.settings(run.cfg), run.cfg.SOLVER.SEED, run.device
+    train = data.benchmark.train
+    cache = cache_features(model, make_loader(cfg, train, train=False, pin_memory=device.type == "cuda"), device)
+    data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)
     stage = PromptStage(
@@ -68,76 +186,46 @@ def run_prompt_stage(
         augment=words_only(augment, model.prompts.end) if block.PROMPT_AUG_TOKENS == "words" else augment,
         train_projector=block.TRAIN_PROJECTOR,
     )
-    examples = {sample.pid: sample.path for sample in reversed(benchmark.train)}
-    last = _fit(
-        cfg,
-        block,
+    examples = {sample.pid: sample.path for sample in reversed(train)}
+
+    def ended() -> None:
+        model.prompts.trained = True
+        accuracy = matching_accuracy(cache, sentence_features(model, device))
+        logger.info(
+            "%s  on its own training features (this is no test):\n"
+            "  %.1f %% of the images are nearest to their identity's text,\n"
+            "  %.1f %% of the texts to an image of their identity",
+            *(PROMPT.title, 100 * accuracy["image_to_text"], 100 * accuracy["text_to_image"]),
+        )
+        epochs = block.MAX_EPOCHS
+        run.record("training_features", step=epochs, stage=PROMPT.name, epoch=epochs, **accuracy)
+
+    return StageParts(
+        model,
         stage,
-        "prompt",
-        folder,
-        device,
-        batches=lambda epoch, done: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch, done=done),
-        paths=lambda pids: [examples[pid] for pid in pids.unique().tolist()],
-        file=f"{cfg.MODEL.NAME}_stage1_{{epoch}}.pth",
+        stage.weights,
+        lambda epoch, done: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch, done=done),
+        image_paths=lambda pids: [examples[pid] for pid in pids.unique().tolist()],
         generators={"prompts": generator},
-        run=run,
-        stopping=stopping,
+        ended=ended,
     )
-    model.prompts.trained = True
-    accuracy = matching_accuracy(cache, sentence_features(model, device))
-    logger.info(
-        "prompt stage  on its own training features (this is no test):\n"
-        "  %.1f %% of the images are nearest to their identity's sentence,\n"
-        "  %.1f %% of the sentences to an image of their identity",
-        100 * accuracy["image_to_text"],
-        100 * accuracy["text_to_image"],
-    )
-    folder.record("training_features", step=block.MAX_EPOCHS, stage="prompt", epoch=block.MAX_EPOCHS, **accuracy)
-    return last
 
 
-def run_image_stage(
-    cfg: CfgNode,
-    model: SvllReid,
-    benchmark: Benchmark,
-    folder: RunFolder,
-    device: torch.device,
-    *,
-    run: dict | None = None,
-    stopping: Stopping | None = None,
-    images_read: Callable[[], object] = lambda: None,
-) -> Path:
-    """Stage 2; the last checkpoint. `run`, `stopping` and `images_read` as in stage 1.
-
-    Raises:
-        WeightsError: images are to be compared with sentences that nobody trained.
-    """
-    block = cfg.SOLVER.STAGE2
+def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
+    cfg, device, benchmark = run.cfg, run.device, data.benchmark
+    block = IMAGE.settings(cfg)
     weights = {
         "identity": cfg.MODEL.ID_LOSS_WEIGHT,
         "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
         "image_text": cfg.MODEL.I2T_LOSS_WEIGHT,
         "vision_ssl": block.SSL_LOSS_WEIGHT,
     }
-    if weights["image_text"] > 0 and not model.prompts.trained:
-        with collective():
-            if not cfg.PROCESSOR.UNTRAINED_PROMPTS:
-                raise WeightsError(
-                    "the image stage compares images with sentences that nobody trained: run the prompt stage before "
-                    "it, load them with MODEL.INIT_FROM, or say PROCESSOR.UNTRAINED_PROMPTS True"
-                )
-        logger.warning(
-            "image stage: the %d sentences are untrained, as PROCESSOR.UNTRAINED_PROMPTS allows", model.num_pids
-        )
+    if weights["image_text"] > 0:
+        _check_prompts(model, allowed=cfg.PROCESSOR.UNTRAINED_PROMPTS)
     if cfg.SOLVER.SYNC_BN:
         model.image = sync_batch_norm(model.image, device)
-    loader = make_loader(
-        cfg,
-        benchmark.train,
-        train=True,
-        views=weights["vision_ssl"] > 0,
-        pin_memory=device.type == "cuda",
-    )
+    views = weights["vision_ssl"] > 0
+    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda")
     stage = ImageStage(
         model,
         weights=weights,
@@ -150,181 +238,69 @@ def run_image_stage(
     )
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
-        loader.dataset.set_epoch(epoch)
+        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
         loader.batch_sampler.set_epoch(epoch, done)
         return loader
 
-    def evaluates(epoch: int) -> bool:
-        return epoch % block.EVAL_PERIOD == 0 and epoch < block.MAX_EPOCHS  # the end has an evaluation of its own
+    def evaluate_epoch(epoch: int) -> dict[str, float]:
+        found = {}
+        for one in benchmark.evaluated():
+            evaluation = evaluate_model(cfg, model, one, device)
+            name = f"{one.name}  " if benchmark.parts else ""
+            logger.info("%s  epoch %d/%d\n  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
+            facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
+            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts, **evaluation.mean)
+            found[one.name] = evaluation.mean["mAP"]
+        return found
 
-    best: dict[str, dict] = run["best"] if run else {}
-
-    def after_epoch(epoch: int) -> None:
-        if evaluates(epoch):
-            for one in benchmark.evaluated():
-                evaluation = evaluate_model(cfg, model, one, device)
-                name = f"{one.name}  " if benchmark.parts else ""
-                logger.info("image stage  epoch %d/%d  %s%s", epoch, block.MAX_EPOCHS, name, figures(evaluation))
-                facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
-                folder.record("evaluation", step=epoch, stage="image", epoch=epoch, **facts, **evaluation.mean)
-                if evaluation.mean["mAP"] > best.get(one.name, {"mAP": -1.0})["mAP"]:
-                    best[one.name] = {"epoch": epoch, "mAP": evaluation.mean["mAP"]}
-        if epoch < block.MAX_EPOCHS:  # a signal is heeded at the next epoch's first step
-            with stopping.waiting() if stopping else nullcontext():
-                images_read()
-
-    last = _fit(
-        cfg,
-        block,
+    return StageParts(
+        model,
         stage,
-        "image",
-        folder,
-        device,
-        batches=batches,
-        paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
-        file=f"{cfg.MODEL.NAME}_{{epoch}}.pth",
-        shares=world_size(),
-        evaluates=evaluates,
-        after_epoch=after_epoch,
-        best=best,
-        run=run,
-        stopping=stopping,
-    )
-    for name, one in best.items():
-        logger.info("image stage  best before the end: %s mAP %.1f in epoch %d", name, 100 * one["mAP"], one["epoch"])
-    return last
-
-
-RUN_STAGE = {"prompt": run_prompt_stage, "image": run_image_stage}
-
-
-def _fit(
-    cfg: CfgNode,
-    block: CfgNode,
-    stage: nn.Module,
-    name: str,
-    folder: RunFolder,
-    device: torch.device,
-    *,
-    batches: Callable[[int, int], Iterable],
-    paths: Callable[[Tensor], Sequence[str]],
-    file: str,
-    shares: int = 1,
-    generators: dict[str, torch.Generator] = {},  # noqa: B006 (never changed)
-    evaluates: Callable[[int], bool] = lambda epoch: False,
-    after_epoch: Callable[[int], None] | None = None,
-    best: dict | None = None,
-    run: dict | None = None,
-    stopping: Stopping | None = None,
-) -> Path:
-    """What both stages have in common: optimiser, precision, the log, checkpoints, states to go on from."""
-    precision = pick_precision(cfg.SOLVER.PRECISION, device)
-    logger.info("%s stage: %s", name, "\n  ".join(_what_trains(stage, precision)))
-
-    optimizer = make_optimizer(block, stage)
-    scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
-    saved: list[Path] = []
-    kept_at = time.monotonic()
-
-    def contents(epoch: int) -> dict:
-        return {
-            "model": stage.model.state_dict(),
-            "stage": name,
-            "epoch": epoch,
-            "config": to_dict(cfg),
-            "architecture": stage.model.architecture,
-            "prompts_trained": name == "prompt" or bool(stage.model.prompts and stage.model.prompts.trained),
-        }
-
-    def to_go_on(position: Position) -> dict:
-        return {
-            "position": position._asdict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "random": random_states(generators),
-            "best": best or {},
-            "device": device.type,
-            "precision": str(precision),
-        }
-
-    def due(epoch: int, ended: bool) -> bool:
-        by_period = epoch % block.CHECKPOINT_PERIOD == 0 or epoch == block.MAX_EPOCHS or evaluates(epoch)
-        minutes = cfg.SOLVER.CHECKPOINT_MINUTES
-        return (ended and by_period) or (minutes > 0 and time.monotonic() - kept_at >= 60 * minutes)
-
-    def keep(position: Position) -> None:
-        nonlocal kept_at
-        average_statistics(stage.model)
-        where = f"{name}_epoch{position.epoch}_step{position.step}"
-        folder.save_state(where, contents(position.epoch), to_go_on(position))
-        kept_at = time.monotonic()
-
-    def save_and(epoch: int) -> None:
-        average_statistics(stage.model)
-        if epoch % block.CHECKPOINT_PERIOD == 0 or epoch == block.MAX_EPOCHS:
-            saved.append(folder.save(file.format(epoch=epoch), contents(epoch)))
-        if after_epoch is not None:
-            after_epoch(epoch)
-
-    start = None
-    if run is not None:
-        start = Position._make(map(run["position"].get, Position._fields))
-        begun_in = run.get("precision") or str(precision)
-        if begun_in != str(precision):  # the setting is the same: the device is another
-            logger.warning(
-                "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
-                *(each.removeprefix("torch.") for each in (cfg.SOLVER.PRECISION, str(precision), begun_in)),
-            )
-        with collective():
-            try:
-                load_optimizer(optimizer, run["optimizer"]["state"])
-                if scaler:
-                    scaler.load_state_dict(run["scaler"])
-                restore_random_states(run["random"], generators)
-            except Exception as error:  # of any type: these parts are PyTorch's, NumPy's and Python's own
-                told = f"does not fit its optimizer, scaler or random ({type(error).__name__}: {one_line(error)})"
-                raise WeightsError(f"{folder.path / STATES}: the state {told}") from error
-    fit(
-        stage,
+        stage.weights,
         batches,
-        optimizer,
-        make_schedule(block),
-        block.MAX_EPOCHS,
-        device=device,
-        precision=precision,
-        scaler=scaler,
-        clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        name=name,
-        log_period=block.LOG_PERIOD,
-        start=start,
-        after_epoch=save_and,
-        record=folder.record,
-        paths=paths,
-        due=due,
-        save=keep,
-        failed=lambda position, facts: folder.save_failure({**contents(position.epoch), **to_go_on(position), **facts}),
-        stopping=stopping,
-        shares=shares,
+        image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
+        shares=world_size(),
+        evaluate=evaluate_epoch,
+        epoch_ended=data.train_watch.look,
     )
-    check_identical(stage.model)
-    return saved[-1]
 
 
-def _what_trains(stage: nn.Module, precision: torch.dtype) -> list[str]:
+MAKE_STAGE = {PROMPT.name: _prompt_parts, IMAGE.name: _image_parts}
+
+
+def _check_prompts(model: SvllReid, *, allowed: bool) -> None:
+    """Raise WeightsError if images are to be compared with untrained prompts, unless that is `allowed`."""
+    if model.prompts.trained:
+        return
+    with collective():
+        if not allowed:
+            raise WeightsError(
+                f"{IMAGE.title} compares images with prompts that nobody trained: run {PROMPT.title} before it, load "
+                "them with MODEL.INIT_FROM, or set PROCESSOR.UNTRAINED_PROMPTS True"
+            )
+    logger.warning(
+        "%s: the %d prompts are untrained, as PROCESSOR.UNTRAINED_PROMPTS allows", IMAGE.title, model.num_pids
+    )
+
+
+def _what_trains(model: nn.Module, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
-    parts = {name.replace("_", " "): list(part.parameters()) for name, part in stage.model.named_children()}
+    parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
-    total = sum(p.numel() for p in stage.model.parameters())
+    total = sum(p.numel() for p in model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
-    weights = {term: weight for term, weight in stage.weights.items() if weight > 0}
-    terms = (f"{weight:g} {term}{SUMMED.get(term, '')}".removeprefix("1 ") for term, weight in weights.items())
+    on = ((term, weight) for term, weight in weights.items() if weight > 0)
+    terms = (f"{weight:g} {term}{SUMMED.get(term, '')}".removeprefix("1 ") for term, weight in on)
     return [
         f"{sum(training.values()):,} of {total:,} parameters train; towers in {str(precision).removeprefix('torch.')}",
         f"training: {trains}",
         f"frozen: {frozen or 'nothing'}",
         f"loss = {' + '.join(terms)}",
     ]
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
 
 
 def settle_side(asked: str, architecture: dict, benchmark: Benchmark, *, at_home: bool | None) -> str:
@@ -389,50 +365,26 @@ def _reranking(cfg: CfgNode) -> Reranking | None:
     return Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
 
 
-def reranking_settings(evaluation: Evaluation) -> dict | None:
-    """How an evaluation was re-ranked, as plain types."""
-    return evaluation.reranking._asdict() if evaluation.reranking else None
-
-
-def result_entry(
-    when: str,
-    cfg: CfgNode,
-    benchmark: Benchmark,
-    evaluation: Evaluation,
-    *,
-    architecture: dict,
-    seed: int | None,
-    fingerprint: dict,
-    checkpoint: Path | str | None,
-    notes: Sequence[str] = (),
-) -> dict:
-    """An entry of results.json: the figures as fractions, and everything that changes them.
+def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: Path | None = None) -> None:
+    """Evaluate on every data set of the run, and write it down.
 
     Args:
-        when: start, end or test.
-        architecture: the network's description.
-        seed: of the training, where it is known.
-        notes: what is not as it was in training, and what makes the figures doubtful.
+        when: START or END.
+        checkpoint: that holds the network's weights.
     """
-    first, trial = evaluation.trials[0], benchmark.trials[0]
-    return {
-        "when": when,
-        **evaluation.mean,
-        "valid_queries": first.num_valid,
-        "queries": first.num_queries,
-        "gallery_images": len(trial.gallery),
-        "trials": len(evaluation.trials),
-        "std": evaluation.std if len(evaluation.trials) > 1 else None,
-        "data_set": benchmark.name,
-        "feat_norm": cfg.TEST.FEAT_NORM,
-        "neck_feat": cfg.TEST.NECK_FEAT,
-        "protocol": protocol_of(benchmark.ignored),
-        "side_information": evaluation.side,
-        "network": {name: architecture[name] for name in SETTLED},
-        "notes": list(notes),
-        "re_ranking": reranking_settings(evaluation),
-        "precision": "fp32",
-        "seed": seed,
-        "checkpoint": str(checkpoint) if checkpoint else None,
-        **fingerprint,
-    }
+    for one in data.benchmark.evaluated():
+        evaluation = evaluate_model(run.cfg, model, one, run.device)
+        entry = result_entry(
+            when,
+            run.cfg,
+            one,
+            evaluation,
+            architecture=model.architecture,
+            seed=run.cfg.SOLVER.SEED,
+            fingerprint=run.fingerprint,
+            checkpoint=checkpoint,
+            notes=[*data.warnings, *data.train_watch.look(), *data.test_watch.look()],
+        )
+        facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
+        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts, **evaluation.mean)
+        run.add_result(entry)  # last: a run whose last entry is there is finished

@@ -36,10 +36,10 @@ def compute_features(
             indices.append(batch.indices)
     if distributed.world_size() == 1:
         return FeatureBatch(torch.cat(features), torch.cat(pids))
-    features, pids, indices = (
+    all_features, all_pids, all_indices = (
         distributed.gather_rows(torch.cat(parts) if parts else None, device) for parts in (features, pids, indices)
     )
-    order = indices.argsort()
-    if not torch.equal(indices[order], torch.arange(len(order), device=order.device)):
+    order = all_indices.argsort()
+    if not torch.equal(all_indices[order], torch.arange(len(order), device=order.device)):
         raise RuntimeError("the processes' batches together must hold every image once")
-    return FeatureBatch(features[order], pids[order])
+    return FeatureBatch(all_features[order], all_pids[order])

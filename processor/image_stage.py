@@ -31,6 +31,8 @@ class ImageStage(nn.Module):
         ignore_same_identity: whether SimCLR leaves other images of the same identity out of the strangers.
     """
 
+    text_features: Tensor | None
+
     def __init__(
         self,
         model: SvllReid,

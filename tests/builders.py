@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -14,8 +15,13 @@ from model.clip import ResNetTower, TextTower, ViTTower
 from model.heads import Projector, SideEmbedding
 from model.prompts import PromptLearner
 from model.svllreid import SvllReid
+from processor.build import Data
+from processor.run import Run
+from processor.stage_run import StageRun
+from utils.fingerprint import Watch
 from utils.metrics import same_camera
 from utils.records import Batch, Benchmark, Sample, SideInfo, Trial
+from utils.stopping import Stopping
 
 TEMPLATE = "A photo of a {} person."
 IMAGE, PATCH = (32, 16), 8
@@ -194,3 +200,25 @@ def with_strange(tree: Any, place: tuple, value: Any) -> Any:
     else:
         copy[key] = with_strange(copy[key], tuple(rest), value) if rest else value
     return tuple(copy) if isinstance(tree, tuple) else copy
+
+
+def stage_run(**options: Any) -> StageRun:
+    """A StageRun; options that are methods of it replace them."""
+    methods = {name: options.pop(name) for name in list(options) if callable(getattr(StageRun, name, None))}
+    run = StageRun(torch.device("cpu"), **options)
+    for name, method in methods.items():
+        setattr(run, name, method)
+    return run
+
+
+def new_run(cfg: Any, path: Path, *, stopping: Stopping | None = None) -> Run:
+    """A run that has begun to write to `path`."""
+    run = Run(cfg, path, torch.device("cpu"), stopping or Stopping())
+    run.fingerprint = {"data": "x"}
+    run.begin()
+    return run
+
+
+def data_of(benchmark: Benchmark) -> Data:
+    """What a run trains on, without warnings or watched files."""
+    return Data(benchmark, [], Watch("training images"), Watch("test images"))

@@ -298,7 +298,7 @@ MUTATIONS = (
         f"{RESUME}::test_the_best_evaluation_on_the_way_is_kept",
     ),
     mutation("an epoch begins anew", "fit", "batches(_1, _2.step)", "batches(_1, 0)", BROKEN_OFF),
-    mutation("a line of the log begins anew", "", "_Window(_1.sums)", "_Window({})", BROKEN_OFF),
+    mutation("a line of the log begins anew", "", "{_1: list(_2) for _1, _2 in _3.sums.items()}", "{}", BROKEN_OFF),
     mutation(
         "skipped updates are counted by epoch",
         "fit",
@@ -309,15 +309,15 @@ MUTATIONS = (
     mutation(
         "what comes once more stays",
         "",
-        "os.truncate(_1, metrics_bytes)",
+        "os.truncate(_1, size)",
         "None",
         BROKEN_OFF,
     ),
     mutation(
         "a damaged state is one of two",
         "RunFolder",
-        "self.whole = [_1.path] if _1 else []",
-        "self.whole = _states(path)",
+        "self.states = [_1.path] if _1 else []",
+        "self.states = state_files(path)",
         f"{RESUME}::test_a_damaged_state_is_not_one_of_the_two_that_are_kept",
     ),
     mutation(
@@ -329,9 +329,9 @@ MUTATIONS = (
     ),
     mutation(
         "everybody may write to a folder",
-        "",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "lock",
+        "held.acquire()",
+        "None",
         f"{RESUME}::test_of_two_runs_in_one_folder_the_second_is_refused",
     ),
     mutation(
@@ -358,7 +358,7 @@ MUTATIONS = (
     ),
     mutation(
         "one process's running statistics are saved",
-        "keep",
+        "SavedStageRun.save",
         "average_statistics(_1)",
         "None",
         f"{RESUME}::test_running_statistics_are_averaged_before_anything_is_saved",

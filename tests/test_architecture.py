@@ -17,6 +17,8 @@ FLOORS = {
     **{"train_svllreid": 4, "test_svllreid": 4, "tools": 4},
 }
 TOP = 4
+# Of a run: its settings, and what of them may change.
+OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer")}
 # Of the configuration's folder, but without its settings: any module may import them.
 TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.
@@ -114,7 +116,7 @@ def climbing(path: str, source: str) -> list[str]:
 
 
 def opens_config(path: str, source: str) -> list[str]:
-    if owner(path) == "configs" or path.endswith("/build.py") or FLOORS[owner(path)] == TOP:
+    if owner(path) == "configs" or path.endswith("/build.py") or path in OPENS or FLOORS[owner(path)] == TOP:
         return []
     tree = ast.parse(source)
     lines = [

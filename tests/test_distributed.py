@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import benchmark, image_batch, small_model, small_resnet_model
+from builders import benchmark, image_batch, new_run, small_model, small_resnet_model, stage_run
 from PIL import Image
 from torch import nn
 
@@ -36,7 +36,6 @@ from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
-from utils.run_folder import Onlooker, RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +152,7 @@ def training(folder: Path) -> dict:
         drawn.extend(batch.indices.tolist() for batch in made)
         return made
 
-    fit(stage, batches, torch.optim.SGD([group], momentum=0.9, fused=True), lambda _, lr: lr, 2, device=CPU)
+    fit(stage, batches, torch.optim.SGD([group], momentum=0.9, fused=True), lambda _, lr: lr, 2, run=stage_run())
     distributed.check_identical(stage.model)
     return {"state": stage.model.state_dict(), "drawn": drawn}
 
@@ -283,7 +282,7 @@ def fails_on_main(_) -> None:
 def cannot_be_written(folder: Path) -> None:
     """By the main process; the others are told, before they go on."""
     path = folder / f"run {distributed.world_size()}"
-    run = RunFolder(path, config={}, fingerprint={}) if distributed.is_main() else Onlooker(path)
+    run = new_run(config(), path)
     (path / "metrics.jsonl").mkdir(parents=True, exist_ok=True)
     run.record("train", step=1)
     distributed.any_rank(False)

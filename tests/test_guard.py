@@ -7,16 +7,17 @@ import math
 
 import pytest
 import torch
+from builders import stage_run
 from test_end_to_end import arguments, trained  # noqa: F401 (a fixture)
 from torch import nn
 
 import train_svllreid
 from model import tiny_clip
-from processor.loop import NonFiniteLoss, fit
+from processor.loop import fit
+from processor.progress import NonFiniteLoss
 from utils.checkpoint import read_tensors
 from utils.records import FeatureBatch, Losses
 
-CPU = torch.device("cpu")
 OPTIMIZERS = {
     "SGD": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, fused=True),
     "Adam": lambda groups: torch.optim.Adam(groups, lr=0.1, weight_decay=0.1, fused=True),
@@ -58,7 +59,8 @@ def batches(count: int):
 
 
 def train(stage, optimizer, count: int = 6, *, epochs: int = 1, **options) -> None:
-    fit(stage, batches(count), optimizer, lambda epoch, lr: lr, epochs, device=CPU, name="toy", **options)
+    how = {name: options.pop(name) for name in ("scaler", "clip_norm") if name in options}
+    fit(stage, batches(count), optimizer, lambda epoch, lr: lr, epochs, run=stage_run(name="toy", **options), **how)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -66,13 +68,13 @@ def train(stage, optimizer, count: int = 6, *, epochs: int = 1, **options) -> No
 def test_that_update_is_not_made_and_the_run_stops_at_the_next_line(name, spoil, what):
     stage, records, kept = Spoilt({3: spoil}), [], []
     optimizer = OPTIMIZERS[name](groups_of(stage))
-    message = rf"toy stage, epoch 1, step 3: the {what} is not finite .*learning rate 0\.1\).*images: 2\.jpg, 7\.jpg"
+    message = rf"toy, epoch 1, step 3: the {what} is not finite .*learning rate 0\.1\).*images: 2\.jpg, 7\.jpg"
     with pytest.raises(NonFiniteLoss, match=message):
         train(
             *(stage, optimizer),
             log_period=5,
             record=lambda kind, **values: records.append((kind, values)),
-            paths=lambda pids: [f"{pid}.jpg" for pid in pids.tolist()],
+            image_paths=lambda pids: [f"{pid}.jpg" for pid in pids.tolist()],
             failed=lambda position, facts: kept.append((position, facts)),
         )
     assert len(stage.values) == 5  # nobody looked before the line was due

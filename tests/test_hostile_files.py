@@ -29,13 +29,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from configs import ConfigError, from_dict, load, to_dict
-from datasets.check import Report, full_check
+from datasets.findings import Report
 from datasets.images import MOST_PIXELS, Images, read_image, shown
 from datasets.transforms import TestTransform
 from model.build import load_model, make_model, model_from, settle_architecture
 from model.pretrained import load_clip
 from model.weights import Weights, read_weights, weights_in
 from test_svllreid import homes_of
+from tools.check_dataset.full import full_check
+from tools.check_dataset.report import text
 from utils.checkpoint import FORMAT, is_torchscript, read_tensors, read_torchscript, save_checkpoint, write_tensors
 from utils.errors import DataError, UserError, WeightsError, one_line
 from utils.metrics import ignore_nothing
@@ -718,12 +720,19 @@ def read(path: Path | str) -> np.ndarray:
     return np.asarray(picture).astype(int)
 
 
-def checked(*paths: Path | str) -> Report:
-    """What the full data check says of training pictures."""
-    (first, *_) = samples = tuple(Sample(str(path), number % 2, 0) for number, path in enumerate(paths))
-    return full_check(
-        Benchmark("toy", TEMPLATE, samples, (Trial((first,), (first,)),), ignore_nothing), instances=1, identities=1
-    )
+def of_one(path: Path | str) -> Benchmark:
+    """A benchmark of one file."""
+    sample = Sample(str(path), 0, 0)
+    return Benchmark("toy", TEMPLATE, (sample,), (Trial((sample,), (sample,)),), ignore_nothing)
+
+
+def checked(path: Path | str) -> Report:
+    """What the full data check finds in a training image."""
+    return full_check(of_one(path), instances=1, identities=1)
+
+
+def report_of(path: Path | str) -> str:
+    return text(of_one(path), checked(path))
 
 
 def notes(path: Path | str) -> dict[str, str]:
@@ -923,7 +932,7 @@ def test_names_of_any_kind(tmp_path, name):
     path.write_bytes(b"no picture")
     message = refusal(path)
     assert message.startswith(f"{shown(str(path))}: cannot be read as an image (")
-    assert shown(str(path)) in checked(path).text()
+    assert shown(str(path)) in report_of(path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
@@ -933,7 +942,7 @@ def test_a_name_that_is_no_text(tmp_path):
     assert np.array_equal(read(path), array(scene()))
     Path(path).write_bytes(b"no picture")
     refusal(path).encode()  # can be written to a log
-    checked(path).text().encode()
+    report_of(path).encode()
 
 
 def test_a_long_path(tmp_path):

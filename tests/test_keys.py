@@ -20,21 +20,21 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import SMALL
+from builders import SMALL, data_of, new_run
 from yacs.config import CfgNode
 
 import test_svllreid
 import train_svllreid
-from configs import load, to_dict
+from configs import STAGES, load, to_dict
 from configs.defaults import defaults
 from datasets.build import make_loader
 from model.build import make_model
-from processor.build import evaluate_model, run_image_stage, run_prompt_stage
+from processor.build import evaluate_model, run_stage
 from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.records import Benchmark
-from utils.run_folder import LOG, METRICS, RESULTS, RunFolder
+from utils.run import LOG, METRICS, RESULTS
 
 CPU = torch.device("cpu")
 TINY = "ViT-Tiny-8"
@@ -274,17 +274,21 @@ class Trace:
 
     @cached_property
     def prompt(self) -> Stage:
-        return self._run(run_prompt_stage)
+        return self._run("prompt")
 
     @cached_property
     def image(self) -> Stage:
-        return self._run(run_image_stage)
+        return self._run("image")
 
-    def _run(self, stage: Callable) -> Stage:
+    def _run(self, stage: str) -> Stage:
         folder, model, refusal = self.place.new(), deepcopy(self.start), None
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.PROCESSOR.STAGES = (stage,)
+        run = new_run(cfg, folder)
         torch.manual_seed(0)
         try:
-            stage(self.cfg, model, self.benchmark, RunFolder(folder, config={}, fingerprint={}), CPU)
+            run_stage(run, 0, model, data_of(self.benchmark))
         except UserError as error:
             refusal = str(error)
         state = model.state_dict()
@@ -561,13 +565,13 @@ def fewer_image_steps_are_logged(place: Place, before: Run, after: Run) -> None:
 
 def steps_are_logged(before: Run, after: Run, stage: str, other: str) -> None:
     assert [run.lines("train", stage) for run in (before, after)] == [[1, 2, 3, 4], [2, 4]]
-    assert [run.logged(f"{stage} stage  epoch") for run in (before, after)] == [4, 2]
+    assert [run.logged(f"{STAGES[stage].title}  epoch") for run in (before, after)] == [4, 2]
     assert before.lines("train", other) == after.lines("train", other)
 
 
 def an_epoch_is_evaluated(place: Place, before: Run, after: Run) -> None:
     assert [run.lines("evaluation", "image") for run in (before, after)] == [[], [1]]
-    assert [run.logged("image stage  epoch 1/2  mAP") for run in (before, after)] == [0, 1]
+    assert [run.logged("stage 2 (fine-tuning)  epoch 1/2\n  mAP") for run in (before, after)] == [0, 1]
 
 
 def features_come_in_more_batches(place: Place, before: Run, after: Run) -> None:

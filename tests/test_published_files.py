@@ -523,7 +523,9 @@ def test_two_processes_are_one(data, tmp_path):
     assert "MODEL.INIT_FROM: loaded: image tower" in log and "12 prompts" in log
     assert "frozen: text, prompts, text projector" in log
     log = (one / "train_log.txt").read_text()
-    assert "prompt stage: 4,608 of" in log and "training: prompts 4,608" in log  # 12 identities, 4 tokens, 96 wide
+    assert (
+        "stage 1 (prompt learning): 4,608 of" in log and "training: prompts 4,608" in log
+    )  # 12 identities, 4 tokens, 96 wide
     assert "on its own training features (this is no test)" in log
 
 
@@ -532,7 +534,7 @@ def test_the_image_stage_refuses_sentences_that_nobody_trained(data, tmp_path):
         load(DEMO, [*data, "PROCESSOR.STAGES", "image"])
     words = ["--config_file", DEMO, *data, "OUTPUT_DIR", str(tmp_path / "run"), "PROCESSOR.STAGES", "image"]
     train_svllreid.main([*words, "PROCESSOR.UNTRAINED_PROMPTS", "True", "DATALOADER.NUM_WORKERS", "0"])
-    assert "the 12 sentences are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
+    assert "the 12 prompts are untrained" in (tmp_path / "run" / "train_log.txt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

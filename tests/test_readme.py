@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -96,12 +97,18 @@ def understand_settings(words: list[str]) -> None:
     assert set(cfg.DATASETS.NAMES.split(SEVERAL)) <= BENCHMARKS.keys()
 
 
+def program(name: str) -> ModuleType:
+    """What `python -m NAME` runs."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
 def understand_module(name: str, words: list[str]) -> None:
     """The words after python -m NAME."""
     if name in ("venv", "pytest", "tests.mutations"):
         assert all(not word.startswith("tests/") or (ROOT / word).is_file() for word in words)
         return
-    tool = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
+    tool = program(name)
     words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
     read = next(getattr(tool, each) for each in ("read_command_line", "_parse", "PARSER") if hasattr(tool, each))
     getattr(read, "parse_args", read)(words)
@@ -149,7 +156,7 @@ def test_own_images_are_split_and_checked_as_the_readme_says(tmp_path, monkeypat
     assert [words[2] for words in tools] == ["tools.split_dataset", "tools.check_dataset"]
     for _, _, name, *words in tools:
         words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
-        assert not importlib.import_module(name).main(words)
+        assert not program(name).main(words)
 
 
 def test_the_table_of_published_numbers_is_the_tools_own(tmp_path, capsys):

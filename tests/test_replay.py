@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import stage_run
 from test_equality import (  # the fixtures are used by being here
     HEADS,
     TEXT_HEADS,
@@ -88,9 +89,7 @@ def train(stage, batches: list[list], block) -> list[dict]:
         make_optimizer(block, stage),
         make_schedule(block),
         block.MAX_EPOCHS,
-        device=CPU,
-        log_period=1,
-        record=lambda event, **line: lines.append(line),
+        run=stage_run(log_period=1, record=lambda event, **line: lines.append(line)),
     )
     return lines
 

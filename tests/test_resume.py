@@ -23,13 +23,19 @@ from torch import Tensor
 
 import train_svllreid
 from configs import ConfigError
-from processor import build, loop
-from utils import run_folder
+from configs.stages import IMAGE, PROMPT
+from processor import build, loop, stage_run
+from processor import run as run_module
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.report import table
-from utils.run_folder import lock, newest_state
+from utils.run import folder as folder_module
+from utils.run.folder import RunFolder
+from utils.run.lock import lock
+from utils.run.metrics import Metrics
+from utils.run.results import append_result, count_ends, read_results
+from utils.run.state import newest_state
 from utils.schema import STATE, fault
 from utils.stopping import Interrupted, Stopping
 
@@ -87,7 +93,7 @@ def crash(monkeypatch):
 
 def crash_at_an_end(monkeypatch, number: int) -> list[str]:
     """The number-th evaluation of an end is made, but not written -> what evaluations were of."""
-    real, calls = train_svllreid.append_result, []
+    real, calls = run_module.append_result, []
 
     def append(folder, entry):
         calls.append(entry["when"])
@@ -95,7 +101,7 @@ def crash_at_an_end(monkeypatch, number: int) -> list[str]:
             raise Crash
         return real(folder, entry)
 
-    monkeypatch.setattr(train_svllreid, "append_result", append)
+    monkeypatch.setattr(run_module, "append_result", append)
     return calls
 
 
@@ -149,10 +155,55 @@ def test_a_run_that_broke_off_anywhere_ends_the_same(undisturbed, tmp_path, cras
         assert resumed == []
     else:
         (message,) = resumed
-        stage, before = ("prompt", step - 1) if step <= 11 else ("image", step - 1 - 2 * STEPS)
+        stage, before = (PROMPT, step - 1) if step <= 11 else (IMAGE, step - 1 - 2 * STEPS)
         epoch, within = (before - 1) // STEPS + 1, (before - 1) % STEPS + 1
-        assert message.endswith(f"{stage} stage, epoch {epoch}, after step {within}")
+        assert message.endswith(f"{stage.title}, epoch {epoch}, after step {within}")
     assert_the_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("step", [7, 13])
+def test_a_stage_may_occur_twice(undisturbed, tmp_path, crash, step):
+    """Each has files of its own, and is resumed as itself."""
+    stages = {"PROCESSOR__STAGES": "('prompt', 'image', 'prompt')", "SOLVER__STAGE2__MAX_EPOCHS": "1"}
+    stages["SOLVER__STAGE1__MAX_EPOCHS"] = "1"
+    for folder, at in ((tmp_path / "straight", None), (tmp_path / "broken", step)):
+        command = words(folder, undisturbed / "data", **stages)
+        crash(at)
+        with pytest.raises(Crash) if at else contextlib.nullcontext():
+            train_svllreid.main(command)
+    crash(None)
+    train_svllreid.main(command)
+    names = {"ViT-Tiny-8_stage1_1.pth", "ViT-Tiny-8_1.pth", "again1_ViT-Tiny-8_stage1_1.pth"}
+    assert {file.name for file in (tmp_path / "broken" / "run").glob("*.pth")} == names
+    assert_the_same(tmp_path / "broken", tmp_path / "straight")
+
+
+def test_what_an_epoch_begins_with_is_saved_and_handed_back(undisturbed, tmp_path, crash, monkeypatch):
+    """As clusters, which decide on the stage's parameters: the optimiser is restored after them."""
+    seen, real = [], build.MAKE_STAGE["image"]
+
+    def parts_of(run, model, data):
+        parts = real(run, model, data)
+
+        def before_epoch(epoch, epoch_state):
+            if epoch_state is None:
+                parts.module.model.heads[0].classifier.weight.data.mul_(0.5)
+            seen.append((epoch, epoch_state))
+            return {"drawn": torch.full((2,), float(epoch))}
+
+        return parts._replace(before_epoch=before_epoch)
+
+    monkeypatch.setitem(build.MAKE_STAGE, "image", parts_of)
+    for folder, at in ((tmp_path / "straight", None), (tmp_path / "broken", 13)):
+        command = words(folder, undisturbed / "data")
+        crash(at)
+        with pytest.raises(Crash) if at else contextlib.nullcontext():
+            train_svllreid.main(command)
+    crash(None)
+    train_svllreid.main(command)
+    epochs = [(epoch, state and state["drawn"].tolist()) for epoch, state in seen]
+    assert epochs == [(1, None), (2, None), (1, None), (1, [1.0, 1.0]), (2, None)]
+    assert_the_same(tmp_path / "broken", tmp_path / "straight")
 
 
 def test_the_scaler_of_fp16_goes_on_where_it_was(undisturbed, tmp_path, crash):
@@ -247,7 +298,7 @@ def test_a_signal_ends_the_step_and_saves(undisturbed, tmp_path, monkeypatch, ca
     newest = states(tmp_path)[-1]
     assert newest.name.endswith("_image_epoch1_step3.pth")
     error = capsys.readouterr().err
-    assert f"interrupted during the image stage; the same command goes on from {newest}" in error
+    assert f"interrupted during stage 2 (fine-tuning); the same command resumes from {newest}" in error
     train_svllreid.main(command)
     assert len(made) == 4 * STEPS
     assert_the_same(tmp_path, undisturbed)
@@ -298,7 +349,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(undisturbed, tmp_p
         write_tensors(newest, {"a": torch.zeros(2)})
     done = crash(None)
     train_svllreid.main(command)
-    (told,) = [line for line in log(tmp_path).splitlines() if "the state before it is taken" in line]
+    (told,) = [line for line in log(tmp_path).splitlines() if "resuming from the state before it" in line]
     assert str(newest) in told
     assert len(done) == 8
     assert_the_same(tmp_path, undisturbed)
@@ -321,7 +372,7 @@ def test_a_finished_run_needs_no_state(undisturbed, tmp_path, capsys):
         file.write_bytes(b"")
     train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert "this run is finished" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read"):
+    with pytest.raises(UserError, match=r"none of its 2 states"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
     for key, value in (("STAGE1", "5"), ("STAGE2", "1")):  # what is over is over all the same
         with pytest.raises(ConfigError, match=rf"SOLVER\.{key}\.MAX_EPOCHS: 2 before, {value} now"):
@@ -357,12 +408,12 @@ def test_a_run_of_several_data_sets_has_ended_with_the_last(undisturbed, tmp_pat
     train_svllreid.main(command)  # it is finished
     path = tmp_path / "run" / "results.json"
     path.write_text(json.dumps({"evaluations": json.loads(path.read_text())["evaluations"][:-1]}))
-    with pytest.raises(UserError, match=r"none of the 2 states"):
+    with pytest.raises(UserError, match=r"none of its 2 states"):
         train_svllreid.main(command)
     shutil.rmtree(tmp_path / "run" / "resume")
     for file in (tmp_path / "run").glob("*.pth"):
         file.unlink()
-    with pytest.raises(UserError, match=r"no state to go on from"):
+    with pytest.raises(UserError, match=r"no state to resume from"):
         train_svllreid.main(command)
 
 
@@ -401,7 +452,7 @@ def test_a_first_state_that_cannot_be_written_leaves_nothing(undisturbed, tmp_pa
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "_put_on_disk", full)
+    monkeypatch.setattr(Metrics, "put_on_disk", full)
     with pytest.raises(UserError, match=r"00001_prompt_epoch1_step1\.pth: the checkpoint cannot be written \(No space"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert list(tmp_path.iterdir()) == []
@@ -409,7 +460,7 @@ def test_a_first_state_that_cannot_be_written_leaves_nothing(undisturbed, tmp_pa
 
 def test_a_signal_at_the_very_end_of_an_epoch_is_not_forgotten(undisturbed, tmp_path, monkeypatch):
     """After the last step has looked for one, in an epoch that is not kept by itself."""
-    real, made, asked = loop.any_rank, [], []
+    real, made, asked = stage_run.any_rank, [], []
 
     def any_rank(flag):
         answer = real(flag)
@@ -421,7 +472,7 @@ def test_a_signal_at_the_very_end_of_an_epoch_is_not_forgotten(undisturbed, tmp_
 
     update = loop._update
     monkeypatch.setattr(loop, "_update", lambda *rest: (made.append(1), update(*rest))[1])
-    monkeypatch.setattr(loop, "any_rank", any_rank)
+    monkeypatch.setattr(stage_run, "any_rank", any_rank)
     command = words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0")
     with pytest.raises(Interrupted):
         train_svllreid.main(command)
@@ -450,14 +501,14 @@ def test_running_statistics_are_averaged_before_anything_is_saved(undisturbed, t
     """Those of a ResNet in several processes."""
     done = []
     for name in ("save", "save_state"):
-        real = getattr(run_folder.RunFolder, name)
+        real = getattr(RunFolder, name)
 
         def saved(*rest, name=name, real=real):
             done.append(name)
             return real(*rest)
 
-        monkeypatch.setattr(run_folder.RunFolder, name, saved)
-    monkeypatch.setattr(build, "average_statistics", lambda model: done.append("average"))
+        monkeypatch.setattr(RunFolder, name, saved)
+    monkeypatch.setattr(stage_run, "average_statistics", lambda model: done.append("average"))
     train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__CHECKPOINT_MINUTES="0"))
     both = ["average", "save_state", "average", "save"]
     assert done == ["average", *both, "average", "save_state", "average", *both]  # epochs 1 and 2 of both stages
@@ -468,7 +519,7 @@ def test_without_any_whole_state_nothing_is_begun_anew_in_silence(undisturbed, t
     for file in states(tmp_path):
         file.write_bytes(b"")
     before = everything(tmp_path)
-    with pytest.raises(UserError, match=r"none of the 2 states to go on from can be read; .*MODEL\.INIT_FROM"):
+    with pytest.raises(UserError, match=r"none of its 2 states can be read; .*MODEL\.INIT_FROM"):
         train_svllreid.main(command)
     assert everything(tmp_path) == before
 
@@ -480,7 +531,17 @@ def test_the_newest_two_states_are_kept_and_periods_have_files_of_their_own(undi
     ]
     assert newest_state(undisturbed / "run").path == states(undisturbed)[1]
     contents = read_tensors(states(undisturbed)[1])
-    needed = {"optimizer", "scaler", "random", "position", "best", "metrics_bytes", "device", "precision"}
+    needed = {
+        "optimizer",
+        "scaler",
+        "random",
+        "position",
+        "best",
+        "metrics_bytes",
+        "device",
+        "precision",
+        "stage_number",
+    }
     assert needed == contents["run"].keys()
     assert "run" not in read_tensors(undisturbed / "run" / LAST)  # what is passed on is small
 
@@ -534,7 +595,7 @@ def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed,
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which this run has not"),
+        ("run.position.epoch", 3, r"is of epoch 3 of the image stage, which has 2"),
         ("run.position.sums", {"loss": [1.0, 0]}, r"sums\['loss'\]\[1\] is 0; expected an integer from 1"),
         ("run.best", {"synthetic": {"epoch": 1}}, r"run\.best\['synthetic'\]\.mAP is missing; expected a fraction"),
         ("run.random.numpy", ["MT19937", torch.zeros(624), 625, 0, 0.0], r"\[2\] is 625; expected .* from 0 to 624"),
@@ -544,7 +605,9 @@ def test_whatever_is_done_to_a_state_training_goes_on_or_refuses_it(undisturbed,
         ("run.metrics_bytes", None, r"run\.metrics_bytes is missing; expected an integer"),
         ("run.precision", GONE, None),  # earlier versions did not write it
         ("run", GONE, r"run is missing; expected a dictionary"),
-        ("stage", "prompt", r"does not fit its optimizer, scaler or random"),
+        ("stage", "prompt", r"is of the prompt stage, which this run has not"),
+        ("run.stage_number", 0, r"is of the image stage, which this run has not"),
+        ("run.stage_number", GONE, None),  # earlier versions did not write it
     ],
 )
 def test_the_field_of_a_state_is_named(undisturbed, tmp_path, capsys, place, value, message):
@@ -564,13 +627,13 @@ def test_whatever_is_done_to_results_they_are_shown_or_refused(undisturbed, tmp_
     for case in rng.sample(cases, 400):
         path.write_text(json.dumps(with_strange(whole, *case)))
         try:
-            entries = run_folder.read_results(path)["evaluations"]
+            entries = read_results(path)["evaluations"]
         except UserError as error:
             refused += 1
             assert str(error).startswith(f"{path}: is not a results file of this program; move it away (evaluations")
             continue
-        run_folder.append_result(tmp_path, entry)
-        run_folder.count_ends(entries)
+        append_result(tmp_path, entry)
+        count_ends(entries)
         assert len(table([*entries, entry]).splitlines()) == 3 + len(entries)
     assert refused > 40
 
@@ -680,7 +743,7 @@ def test_checkpoints_without_a_state_are_not_trained_over(undisturbed, tmp_path)
     shutil.rmtree(tmp_path / "run" / "resume")
     before = everything(tmp_path)
     train_svllreid.main(words(tmp_path, undisturbed / "data"))
-    with pytest.raises(UserError, match=r"checkpoints, but no state to go on from \(resume/\); .*MODEL\.INIT_FROM"):
+    with pytest.raises(UserError, match=r"checkpoints, but no state to resume from \(resume/\); .*MODEL\.INIT_FROM"):
         train_svllreid.main(words(tmp_path, undisturbed / "data", SOLVER__STAGE2__MAX_EPOCHS="3"))
     assert everything(tmp_path) == before
 
@@ -729,7 +792,7 @@ def test_a_state_needs_no_other_file(undisturbed, tmp_path, crash, name, damage)
     if damage != "nested":
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
             json.loads(line)
-    assert ("bytes are gone since the state was kept" in log(tmp_path)) == (
+    assert ("bytes are gone since the state was saved" in log(tmp_path)) == (
         name == "metrics.jsonl" and damage != "nested"
     )
 
@@ -802,7 +865,7 @@ def test_nothing_is_left_of_a_run_whose_log_cannot_be_made(undisturbed, tmp_path
     def refuse(path):
         raise UserError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(train_svllreid, "log_to_file", refuse)
+    monkeypatch.setattr(run_module, "log_to_file", refuse)
     with pytest.raises(UserError, match="No space left"):
         train_svllreid.main(words(tmp_path, undisturbed / "data"))
     assert not (tmp_path / "run").exists()
@@ -814,9 +877,9 @@ def test_nothing_is_left_of_a_run_whose_first_files_cannot_be_written(tmp_path, 
             raise OSError(28, "No space left on device")
         path.write_text(text)
 
-    monkeypatch.setattr(run_folder, "replace_text", half)
+    monkeypatch.setattr(folder_module, "replace_text", half)
     with pytest.raises(UserError, match="No space left"):
-        run_folder.RunFolder(tmp_path / "run", config={}, fingerprint={})
+        RunFolder(tmp_path / "run", config={}, fingerprint={})
     assert not (tmp_path / "run").exists()
 
 
@@ -852,7 +915,7 @@ def test_a_signal_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkey
             self.file.flush()
 
     monkeypatch.setattr(torch, "save", lambda contents, file: real(contents, Signalled(file)))
-    folder = run_folder.RunFolder(tmp_path / "run", config={}, fingerprint={})
+    folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
     with pytest.raises(Interrupted) as caught:
         folder.save("x.pth", {"model": {"a": torch.zeros(10000)}})
     assert caught.value.number == signal.SIGTERM
@@ -870,15 +933,15 @@ def test_a_state_knows_its_pictures_though_the_folder_forgot_them(undisturbed, t
 
 
 def test_a_signal_while_the_last_state_is_kept_is_not_swallowed(undisturbed, tmp_path, monkeypatch):
-    real = run_folder.RunFolder.save_state
+    real = RunFolder.save_state
 
     def save_state(self, name, *rest):
         real(self, name, *rest)
         if name == "image_epoch2_step5":
-            monkeypatch.setattr(run_folder.RunFolder, "save_state", real)
+            monkeypatch.setattr(RunFolder, "save_state", real)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run_folder.RunFolder, "save_state", save_state)
+    monkeypatch.setattr(RunFolder, "save_state", save_state)
     command = words(tmp_path, undisturbed / "data")
     with pytest.raises(Interrupted):
         train_svllreid.main(command)
@@ -900,22 +963,21 @@ def test_half_of_the_last_evaluations_are_made_anew(undisturbed, tmp_path, monke
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_lock_does_not_live_on_in_a_process_that_reads_images(tmp_path):
-    ready, child_ready = os.pipe()
-    descriptor = run_folder._locked(tmp_path / ".lock")
-    run_folder._held.add(descriptor)
-    child = os.fork()
-    if child == 0:
-        os.write(child_ready, b"x")
-        time.sleep(60)
-        os._exit(0)
-    os.read(ready, 1)
-    run_folder._held.discard(descriptor)
-    os.close(descriptor)  # as when the parent is killed: the file stays
+    code = (
+        "import os, sys, time, signal, pathlib\n"
+        "from utils.run.lock import lock\n"
+        "with lock(pathlib.Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(60)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    os.kill(int(killed.stdout), 0)  # the child is there
     try:
-        os.close(run_folder._locked(tmp_path / ".lock"))
+        with lock(tmp_path):
+            pass
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        os.kill(int(killed.stdout), signal.SIGKILL)
 
 
 def test_a_folder_with_something_else_is_no_run(undisturbed, tmp_path):
@@ -947,4 +1009,4 @@ def test_the_best_evaluation_on_the_way_is_kept(undisturbed, tmp_path, crash, mo
     monkeypatch.setattr(build, "evaluate_model", lambda *rest: worst(real(*rest)))
     crash(None)
     train_svllreid.main(command)
-    assert f"image stage  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
+    assert f"stage 2 (fine-tuning)  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from builders import benchmark, changed, copied, image_batch, small_model, small_resnet_model
+from builders import benchmark, changed, copied, image_batch, small_model, small_resnet_model, stage_run
 from torch import nn
 
 from loss.contrast import ImageTextContrast, ImageToText
@@ -16,7 +16,8 @@ from model.heads import Predictor
 from model.prompts import mask
 from processor.evaluate import evaluate
 from processor.image_stage import ImageStage, sentence_features
-from processor.loop import NonFiniteLoss, fit
+from processor.loop import fit
+from processor.progress import NonFiniteLoss
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from utils.errors import DataError
 from utils.records import Batch, FeatureBatch, Losses, Sample, SideInfo, Trial
@@ -423,7 +424,7 @@ def sgd(stage: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
 
 def test_fit_is_gradient_descent_with_the_epochs_own_rate():
     stage = Pull()
-    fit(stage, toy_batches(3), sgd(stage), lambda epoch, lr: lr / epoch, 2, device=CPU)
+    fit(stage, toy_batches(3), sgd(stage), lambda epoch, lr: lr / epoch, 2, run=stage_run())
     value = 1.0
     for rate in (0.1, 0.1, 0.1, 0.05, 0.05, 0.05):
         value -= rate * (2 * value + 3)
@@ -454,7 +455,7 @@ def test_the_order_of_an_epoch():
         events.append(("after", epoch, len(stage.seen)))
         stage.eval()
 
-    fit(stage, batches, optimizer, lr_at, 2, device=CPU, before_epoch=before, after_epoch=after)
+    fit(stage, batches, optimizer, lr_at, 2, run=stage_run(before_epoch=before, after_epoch=after))
     order = [(what, epoch) for what, epoch, _ in events]
     for epoch in (1, 2):
         own = [what for what, e in order if e == epoch]
@@ -471,8 +472,7 @@ def test_every_epoch_trains_in_training_mode():
     stage = Pull()
     fit(
         *(stage, toy_batches(2), sgd(stage), lambda epoch, lr: lr, 3),
-        device=CPU,
-        after_epoch=lambda epoch: stage.eval(),
+        run=stage_run(after_epoch=lambda epoch: stage.eval()),
     )
     assert [training for _, training in stage.seen] == [True] * 6
 
@@ -482,10 +482,7 @@ def test_every_term_is_recorded_and_logged_by_name(caplog):
     records, stage = [], Pull()
     fit(
         *(stage, toy_batches(5), sgd(stage), lambda epoch, lr: lr / epoch, 2),
-        device=CPU,
-        name="toy",
-        log_period=2,
-        record=lambda kind, **values: records.append({"kind": kind, **values}),
+        run=stage_run(name="toy", log_period=2, record=lambda kind, **values: records.append({"kind": kind, **values})),
     )
     assert [record["step"] for record in records] == [2, 4, 5, 7, 9, 10]
     assert [record["epoch"] for record in records] == [1, 1, 1, 2, 2, 2]
@@ -499,9 +496,7 @@ def test_every_term_is_recorded_and_logged_by_name(caplog):
         assert record["line"] == pytest.approx(line, rel=1e-5)
         assert record["loss"] == pytest.approx(square + line, rel=1e-5, abs=1e-6)
     assert len(caplog.messages) == 6
-    assert all(
-        word in caplog.messages[1] for word in ("toy stage", "epoch 1/2", "step 4/5", "square", "line", "lr 0.1")
-    )
+    assert all(word in caplog.messages[1] for word in ("toy", "epoch 1/2", "step 4/5", "square", "line", "lr 0.1"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -512,15 +507,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value):
     with pytest.raises(NonFiniteLoss) as caught:
         fit(
             *(stage, toy_batches(4), sgd(stage), lambda epoch, lr: lr, 5),
-            device=CPU,
-            name="toy",
-            log_period=1,
-            after_epoch=saved.append,
-            record=lambda kind, **values: records.append({"kind": kind, **values}),
-            paths=lambda pids: paths,
+            run=stage_run(
+                name="toy",
+                log_period=1,
+                after_epoch=saved.append,
+                record=lambda kind, **values: records.append({"kind": kind, **values}),
+                image_paths=lambda pids: paths,
+            ),
         )
     message = str(caught.value)
-    for word in ("toy stage, epoch 2, step 3", "not finite", f"line {value:g}", "square", "loss", "image0.jpg"):
+    for word in ("toy, epoch 2, step 3", "not finite", f"line {value:g}", "square", "loss", "image0.jpg"):
         assert word in message
     assert "image3.jpg and 2 more" in message and "image4" not in message and "\n" not in message
     assert stage.value.item() == stage.seen[-1][0] and torch.isfinite(stage.value)  # no update since that loss
@@ -534,7 +530,7 @@ def test_a_loss_that_is_not_finite_without_anybody_to_tell():
     stage = Pull()
     stage.spoilt = {0: float("nan")}
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, step 1.*images: unknown"):
-        fit(stage, toy_batches(1), sgd(stage), lambda epoch, lr: lr, 1, device=CPU)
+        fit(stage, toy_batches(1), sgd(stage), lambda epoch, lr: lr, 1, run=stage_run())
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -546,7 +542,7 @@ def test_towers_run_in_the_precision_asked_for(precision):
 
     products: list[torch.dtype] = []
     stage = Probe()
-    fit(stage, toy_batches(1), sgd(stage), lambda epoch, lr: lr, 1, device=CPU, precision=precision)
+    fit(stage, toy_batches(1), sgd(stage), lambda epoch, lr: lr, 1, run=stage_run(), precision=precision)
     assert products == [precision] and stage.value.dtype == torch.float32
 
 
@@ -560,8 +556,7 @@ def test_a_stage_learns_its_batch(kind):
     optimizer = torch.optim.Adam([{"params": [p for p in stage.parameters() if p.requires_grad], "initial_lr": 3e-3}])
     fit(
         *(stage, lambda epoch, done: [batch], optimizer, lambda epoch, lr: lr, 12),
-        device=CPU,
-        record=lambda kind, **values: losses.append(values["loss"]),
+        run=stage_run(record=lambda kind, **values: losses.append(values["loss"])),
     )
     assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from configs import load, to_dict
 from model import tiny_clip
-from tools import benchmark, check_dataset
+from tools import benchmark
+from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
 from tools.demo import compare_methods, pretrain_tiny_clip
 from tools.demo.render import render_missing
@@ -47,7 +48,7 @@ def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
     assert demo.main([*words, "OUTPUT_DIR", str(tmp_path), "INPUT.SIZE_TRAIN", "[80, 40]"]) == 0
     sheet = Image.open(tmp_path / demo.SHEET)
     assert 3 * 128 < sheet.height < 4 * 128
-    assert (np.asarray(sheet.convert("RGB"))[40:, check_dataset.MARGIN :] < 200).any(axis=(0, 2)).sum() > 3 * 64
+    assert (np.asarray(sheet.convert("RGB"))[40:, MARGIN:] < 200).any(axis=(0, 2)).sum() > 3 * 64
 
 
 def test_the_demo_lists_what_differs_from_the_recipe():

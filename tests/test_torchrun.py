@@ -132,7 +132,7 @@ def test_what_keeps_a_run_from_going_on_is_told_once(alone, tmp_path):
     results.write_text(json.dumps({"evaluations": json.loads(results.read_text())["evaluations"][:1]}))
     picture = min(tmp_path.glob("data/*/bounding_box_train/*.jpg"))
     picture.write_bytes(picture.read_bytes() + b"x")
-    for message in ("the training images are not those", "no state to go on from"):
+    for message in ("the training images are not those", "no state to resume from"):
         output, _ = torchrun(words(tmp_path, tmp_path / "data")).communicate(timeout=MINUTE)
         (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert message in told

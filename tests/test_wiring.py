@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import benchmark as toy
+from builders import data_of, new_run
 
 import train_svllreid
 from configs import from_dict, load, to_dict
@@ -17,13 +18,14 @@ from datasets.check import quick_check
 from model.build import make_model, settle_architecture
 from model.weights import Weights
 from processor import build
+from processor.result import result_entry
 from tools.demo.render import rendered_benchmark
 from utils.errors import UserError, WeightsError
 from utils.metrics import ignore_nothing
 from utils.records import Omitted, Reranking
 from utils.report import figures, table
-from utils.run_folder import RunFolder, check_unused
-from utils.stopping import Interrupted, Stopping
+from utils.run.folder import RunFolder, check_unused
+from utils.stopping import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -54,7 +56,7 @@ def parts(cfg, tmp_path):
     benchmark = rendered_benchmark(cfg)
     model = make_model(cfg, benchmark)
     model.prompts.trained = True  # so that each stage runs by itself
-    return cfg, model, benchmark, RunFolder(tmp_path, config={}, fingerprint={"data": "x"}), CPU
+    return new_run(cfg, tmp_path), model, data_of(benchmark)
 
 
 @pytest.fixture
@@ -65,14 +67,19 @@ def fitted(monkeypatch):
     def fit(stage, batches, optimizer, lr_at, epochs, **rest):
         given.update(rest, stage=stage, batches=batches, optimizer=optimizer, lr_at=lr_at, epochs=epochs)
         for epoch in range(1, epochs + 1):
-            rest["after_epoch"](epoch)
+            rest["run"].after_epoch(epoch)
 
     monkeypatch.setattr(build, "fit", fit)
     return given
 
 
+def train_stage(name: str, run, model, data):
+    """Its last checkpoint."""
+    return build.run_stage(run, run.cfg.PROCESSOR.STAGES.index(name), model, data)
+
+
 def test_every_epoch_of_the_image_stage_draws_batches_and_augmentations_anew(parts, fitted):
-    build.run_image_stage(*parts)
+    train_stage("image", *parts)
     seen = []
     for epoch in (1, 2, 1):
         loader = fitted["batches"](epoch, 0)
@@ -91,8 +98,8 @@ def test_the_prompt_stage_sees_every_image_once_as_it_is_tested(parts, fitted, m
 
     real = build.make_loader
     monkeypatch.setattr(build, "make_loader", make_loader)
-    benchmark = parts[2]
-    build.run_prompt_stage(*parts)
+    benchmark = parts[2].benchmark
+    train_stage("prompt", *parts)
     assert asked == [(benchmark.train, False)]
     batches = list(fitted["batches"](1, 0))
     assert sum(len(batch.pids) for batch in batches) == len(benchmark.train)
@@ -102,17 +109,17 @@ def test_the_prompt_stage_sees_every_image_once_as_it_is_tested(parts, fitted, m
 
 @pytest.mark.parametrize(("stage", "name"), [("prompt", "ViT-Tiny-8_stage1_{}.pth"), ("image", "ViT-Tiny-8_{}.pth")])
 def test_checkpoints_come_by_their_period_and_always_at_the_end(parts, fitted, stage, name):
-    cfg, _, _, folder, _ = parts
-    last = build.RUN_STAGE[stage](*parts)
-    assert {path.name for path in folder.path.glob("*.pth")} == {name.format(epoch) for epoch in (2, 4, 5)}
-    assert last == folder.path / name.format(5)
+    run = parts[0]
+    last = train_stage(stage, *parts)
+    assert {path.name for path in run.path.glob("*.pth")} == {name.format(epoch) for epoch in (2, 4, 5)}
+    assert last == run.path / name.format(5)
     contents = torch.load(last, weights_only=True)
     assert (contents["stage"], contents["epoch"], contents["fingerprint"]) == (stage, 5, {"data": "x"})
-    assert contents["config"] == to_dict(cfg)
+    assert contents["config"] == to_dict(run.cfg)
 
 
-def test_weights_and_switches_reach_the_image_stage(parts, fitted):
-    cfg, *rest = parts
+def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path):
+    run, *rest = parts
     changed = load(
         "configs/demo/vit_svllreid.yml",
         [
@@ -121,17 +128,18 @@ def test_weights_and_switches_reach_the_image_stage(parts, fitted):
             *("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.25", "MODEL.NO_MARGIN", "True", "MODEL.IF_LABELSMOOTH", "off"),
         ],
     )
-    build.run_image_stage(changed, *rest)
+    train_stage("image", new_run(changed, tmp_path / "changed"), *rest)
     stage = fitted["stage"]
     assert stage.weights == {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
     assert stage.triplet.margin is None and stage.identity.smoothing == stage.image_text.smoothing == 0.0
-    build.run_image_stage(cfg, *rest)
+    train_stage("image", run, *rest)
     stage = fitted["stage"]
     assert stage.triplet.margin == 0.3 and stage.identity.smoothing == stage.image_text.smoothing == 0.1
 
 
-def test_what_is_re_ranked_says_so_everywhere(parts, fitted, caplog):
-    cfg, model, benchmark, folder, _ = parts
+def test_what_is_re_ranked_says_so_everywhere(cfg, parts, fitted, caplog, tmp_path):
+    _, model, data = parts
+    benchmark = data.benchmark
     words = [*("TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3")]
     reranked = from_dict(to_dict(cfg), [*words, "TEST.RE_RANKING_LAMBDA", "0.2"], where="here")
     plain = build.evaluate_model(cfg, model, benchmark, CPU)
@@ -141,7 +149,7 @@ def test_what_is_re_ranked_says_so_everywhere(parts, fitted, caplog):
     assert figures(evaluation).endswith("re-ranked (k1 6, k2 3, lambda 0.2)") and "re-ranked" not in figures(plain)
 
     facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
-    entries = [build.result_entry("test", cfg, benchmark, one, **facts) for one in (plain, evaluation)]
+    entries = [result_entry("test", cfg, benchmark, one, **facts) for one in (plain, evaluation)]
     assert [entry["re_ranking"] for entry in entries] == [None, {"k1": 6, "k2": 3, "lambda_value": 0.2}]
     header, _, first, second = table(entries).splitlines()
     assert header.endswith("re-ranking") and first.endswith("none") and second.endswith("k1 6, k2 3, lambda 0.2")
@@ -149,8 +157,8 @@ def test_what_is_re_ranked_says_so_everywhere(parts, fitted, caplog):
 
     every_epoch = from_dict(to_dict(reranked), ["SOLVER.STAGE2.EVAL_PERIOD", "3"], where="here")
     with caplog.at_level("INFO"):
-        build.run_image_stage(every_epoch, *parts[1:])
-    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+        train_stage("image", new_run(every_epoch, tmp_path / "reranked"), model, data)
+    lines = [json.loads(line) for line in (tmp_path / "reranked" / "metrics.jsonl").read_text().splitlines()]
     assert [line["re_ranking"] for line in lines if line["kind"] == "evaluation"] == [entries[1]["re_ranking"]]
     assert any("re-ranked (k1 6, k2 3, lambda 0.2)" in message for message in caplog.messages)
 
@@ -187,21 +195,21 @@ def test_side_information_that_knows_too_few_cameras():
     assert build.settle_side("mean", facts, toy(cams=6), at_home=True) == "mean"
 
 
-def test_the_protocol_that_was_followed_is_told(parts):
+def test_the_protocol_that_was_followed_is_told(cfg, parts):
     """Of the data set, whatever the configuration says: VehicleID leaves nothing out."""
-    cfg, model, benchmark, _, _ = parts
+    model, benchmark = parts[1], parts[2].benchmark
     facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
     entries = []
     for one in (benchmark, replace(benchmark, ignored=ignore_nothing)):
-        entries.append(build.result_entry("test", cfg, one, build.evaluate_model(cfg, model, one, CPU), **facts))
+        entries.append(result_entry("test", cfg, one, build.evaluate_model(cfg, model, one, CPU), **facts))
     assert [entry["protocol"] for entry in entries] == ["cross-camera", "all"]
     header, _, first, second = table(entries).splitlines()
     assert header.endswith("protocol") and first.endswith("cross-camera") and second.endswith("all")
     assert "protocol" not in table(entries[:1])
 
 
-def test_several_data_sets_are_evaluated_one_by_one_on_the_way(parts, fitted, monkeypatch, caplog):
-    cfg, model, benchmark, folder, _ = parts
+def test_several_data_sets_are_evaluated_one_by_one_on_the_way(cfg, parts, fitted, monkeypatch, caplog, tmp_path):
+    model, benchmark = parts[1], parts[2].benchmark
     (trial,) = benchmark.trials
     few = replace(benchmark, name="few", trials=(trial._replace(query=trial.query[:2]),))
     both = replace(benchmark, name="synthetic+few", parts=(benchmark, few))
@@ -209,34 +217,31 @@ def test_several_data_sets_are_evaluated_one_by_one_on_the_way(parts, fitted, mo
     asked, evaluate = [], build.evaluate_model
     monkeypatch.setattr(build, "evaluate_model", lambda *all: (asked.append(all[2]), evaluate(*all))[1])
     with caplog.at_level("INFO"):
-        build.run_image_stage(every_epoch, model, both, folder, CPU)
+        train_stage("image", new_run(every_epoch, tmp_path / "both"), model, data_of(both))
     assert asked == [benchmark, few]
-    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
     assert [line["data_set"] for line in lines if line["kind"] == "evaluation"] == ["synthetic", "few"]
-    assert any("epoch 3/5  few  mAP" in message for message in caplog.messages)
+    assert any("epoch 3/5\n  few  mAP" in message for message in caplog.messages)
 
 
 def test_a_signal_between_epochs_ends_the_next_step(parts):
     """While files are looked at, which may take a slow file system seconds: what was trained is not thrown away."""
-    cfg, model, benchmark, folder, _ = parts
-    with Stopping() as stopping, pytest.raises(Interrupted):
-        build.run_image_stage(
-            *(cfg, model, benchmark, folder, CPU),
-            stopping=stopping,
-            images_read=lambda: os.kill(os.getpid(), signal.SIGTERM),
-        )
-    assert folder.whole[-1].name.endswith("image_epoch2_step1.pth")
+    run, model, data = parts
+    data.train_watch.look = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with run.stopping, pytest.raises(Interrupted):
+        train_stage("image", run, model, data)
+    assert run.folder.states[-1].name.endswith("image_epoch2_step1.pth")
 
 
 def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):
     benchmark = replace(rendered_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
     quick_check(benchmark, instances=4, identities=4).heed(train_svllreid.logger)
     (told,) = [record for record in caplog.records if record.name == "train"]
-    assert told.levelname == "WARNING" and told.message.startswith("1 files passed over (.heic: 1) (e.g. train/a.heic)")
+    assert told.levelname == "WARNING" and told.message.startswith("1 files skipped (.heic: 1) (e.g. train/a.heic)")
 
 
-def test_side_information_at_test(parts):
-    cfg, model, benchmark, _, _ = parts
+def test_side_information_at_test(cfg, parts):
+    model, benchmark = parts[1], parts[2].benchmark
     table = model.image.side.table
     with torch.no_grad():
         table.normal_(std=5, generator=torch.Generator().manual_seed(0))
@@ -254,20 +259,20 @@ def test_side_information_at_test(parts):
     assert again.side == "same" and again.mean["mINP"] == pytest.approx(scores["mean"])
 
 
-def test_several_trials_are_shown_with_their_spread(parts):
-    cfg, model, benchmark, _, _ = parts
+def test_several_trials_are_shown_with_their_spread(cfg, parts):
+    model, benchmark = parts[1], parts[2].benchmark
     (trial,) = benchmark.trials
     twice = replace(benchmark, trials=(trial, trial._replace(query=trial.query[:2])))
     evaluation = build.evaluate_model(cfg, model, twice, CPU)
     facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
-    entry = build.result_entry("test", cfg, twice, evaluation, **facts)
+    entry = result_entry("test", cfg, twice, evaluation, **facts)
     assert entry["trials"] == 2 and entry["std"]["mAP"] == evaluation.std["mAP"] > 0
     shown = f"{100 * evaluation.mean['mAP']:.1f} ± {100 * evaluation.std['mAP']:.1f}"
     assert shown in table([entry]) and "±" not in table([{**entry, "std": None}])
 
 
 def test_projection_heads_start_as_published(parts):
-    _, model, _, _, _ = parts
+    model = parts[1]
     gains = model.image_projector[1].weight
     assert gains.min() >= 0 and gains.max() < 1 and len(gains.unique()) > len(gains) / 2
     assert (model.text_projector[1].weight == 1).all()
@@ -321,8 +326,8 @@ def test_the_log_says_what_the_tower_sees(cfg, caplog):
     ]
 
 
-def test_more_cameras_than_the_table_has_are_refused(parts):
-    cfg, model, benchmark, _, _ = parts
+def test_more_cameras_than_the_table_has_are_refused(cfg, parts):
+    model, benchmark = parts[1], parts[2].benchmark
     (trial,) = benchmark.trials
     elsewhere = replace(benchmark, trials=(trial._replace(query=(trial.query[0]._replace(camid=6),)),))
     with pytest.raises(WeightsError, match=r"knows 6 cameras, synthetic has 7"):

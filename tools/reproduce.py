@@ -92,7 +92,7 @@ from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
 from utils.records import Reranking
 from utils.report import COLUMNS
-from utils.run_folder import CONFIG, RESULTS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("reproduce")
 ROOT = Path(__file__).resolve().parent.parent

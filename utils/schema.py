@@ -191,6 +191,7 @@ class RunState(TypedDict):
     optimizer: OptimizerState
     scaler: NotRequired[dict[str, float]]
     random: RandomStates
+    stage_number: NotRequired[Count]  # in PROCESSOR.STAGES
     best: dict[str, Best]  # by data set
     device: str
     precision: NotRequired[str]

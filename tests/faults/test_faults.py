@@ -20,8 +20,10 @@ from PIL import Image
 
 import train_svllreid
 from datasets import images
-from processor import build, loop
-from utils import checkpoint, run_folder
+from processor import loop, stage_run
+from utils import checkpoint
+from utils.run import folder as run_folder
+from utils.run import metrics
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,11 +82,11 @@ def forgets_the_optimiser() -> None:
 
 
 def forgets_random_draws() -> None:
-    build.restore_random_states = lambda states, generators: None
+    stage_run.restore_random_states = lambda states, generators: None
 
 
 def forgets_what_was_recorded() -> None:
-    run_folder.RunFolder._take_back = lambda *_: None
+    metrics.Metrics._take_back = lambda *_: True
 
 
 def forgets_the_second_state() -> None:
@@ -120,7 +122,7 @@ def steps_before_it_looks() -> None:
 
 
 def writes_what_it_can() -> None:
-    real = run_folder.write_tensors
+    real = checkpoint.write_tensors
 
     def write(path, contents):
         with contextlib.suppress(OSError, RuntimeError):

@@ -37,13 +37,13 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
 from datasets.build import RENDERED, make_benchmark
-from tools.check_dataset import write_sheet
+from tools.check_dataset.sheet import write_sheet
 from train_svllreid import train
 from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.paths import expanded
-from utils.run_folder import CONFIG, RESULTS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("demo")
 

@@ -36,7 +36,7 @@ from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
 from utils.records import Labels
-from utils.run_folder import CONFIG, RESULTS
+from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("compare_methods")
 METHODS = {

@@ -1,0 +1,1 @@
+"""Check of a data set before hours are spent on it."""

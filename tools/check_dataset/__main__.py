@@ -1,0 +1,76 @@
+"""Check a data set before hours are spent on it: what there is, and whether it can be trained on and evaluated.
+
+    python -m tools.check_dataset --config_file configs/person/vit_svllreid.yml DATASETS.ROOT_DIR /data
+    python -m tools.check_dataset --quick DATASETS.NAMES msmt17 DATASETS.ROOT_DIR /data
+
+    --quick          labels and files only, a few seconds; else every image is decoded, with all cores
+    --sheet FILE.png contact sheet of training identities (rows) in their cameras (columns);
+                     without --quick, runs/check_NAME.png if it is not given
+
+Exit code 1 if training or evaluation could not work, 2 if there is nothing to check (a wrong folder or setting).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+import utils.threads  # noqa: F401
+from configs import ConfigError, load
+from utils.command import answer_early, parse, run_script
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
+    """The settings, and this tool's own options."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--quick", action="store_true")
+    flags.add_argument("--sheet", type=Path)
+    options, others = flags.parse_known_args(argv)
+    arguments = parse(__doc__, others)
+    return load(arguments.config_file, arguments.overrides), options
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+from datasets.check import quick_check
+from tools.check_dataset.full import full_check
+from tools.check_dataset.report import text
+from tools.check_dataset.sheet import check_place, check_sheet, write_sheet
+from tools.demo.render import rendered_benchmark
+from utils.paths import expanded
+
+SHEETS = Path("runs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check what the command line names; 0 if it can be used, 1 if not."""
+    cfg, options = read_command_line(argv)
+    sheet = options.sheet
+    if sheet is not None:
+        sheet = expanded(sheet, "--sheet")
+        check_sheet(sheet)
+
+    benchmark = rendered_benchmark(cfg)
+    if sheet is None and not options.quick:
+        name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
+        sheet = SHEETS / f"check_{name}.png"
+        check_place(sheet)
+    instances = cfg.DATALOADER.NUM_INSTANCE
+    identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if "image" in cfg.PROCESSOR.STAGES else None
+    check = quick_check if options.quick else full_check
+    report = check(benchmark, instances=instances, identities=identities)
+    sys.stdout.write(text(benchmark, report) + "\n")
+
+    if sheet is not None and benchmark.train:
+        write_sheet(benchmark, sheet, size=cfg.INPUT.SIZE_TRAIN)
+        sys.stdout.write(f"{sheet}: training identities (rows) in their cameras (columns)\n")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))

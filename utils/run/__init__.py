@@ -1,0 +1,6 @@
+"""The files of a run: their names, and a module for each kind."""
+
+CONFIG, LOG, METRICS, RESULTS = "config.yaml", "train_log.txt", "metrics.jsonl", "results.json"
+VERSIONS, TENSORBOARD, STATES, LOCK = "versions.json", "tensorboard", "resume", ".lock"
+NON_FINITE = "non_finite.pt"  # no checkpoint, and not called like one
+WRITTEN = (METRICS, RESULTS, LOG, VERSIONS)
