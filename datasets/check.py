@@ -81,7 +81,8 @@ def _compare_some(benchmark: Benchmark, files: Mapping[str, _File], found: Findi
     read = suspects[:MOST_READ]
     contents = dict(zip(read, look_at_all([paths[key] for key in read], _digest_file), strict=True))
     counts = Counter(contents.values())
-    alike = [key for key, content in contents.items() if counts[content] > 1 and files[paths[key]].size > FIRST_BYTES]
+    large = {key for key in read if (files[paths[key]].size or 0) > FIRST_BYTES}
+    alike = [key for key, content in contents.items() if counts[content] > 1 and key in large]
     wholes = look_at_all([paths[key] for key in alike], partial(_digest_file, most=-1))
     contents.update(zip(alike, wholes, strict=True))
     if len(read) < len(suspects):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from datasets.findings import Findings, cameras_of, few
-from datasets.folder import natural
+from datasets.labels import natural
 from datasets.published_counts import published_counts
 from utils.metrics import Ignored, ignore_nothing
 from utils.records import Benchmark, Labels, Sample, Trial
@@ -203,7 +203,7 @@ def _check_repeats(samples: Sequence[Sample], name: str, contents: Contents, fou
         message = f"{more} of {len(samples)} {name} images repeat another (the same {same})"
         remedy = "they count more than once: leave one of each"
         found.add("warning", f"{name} repeats", message, remedy, map(_pair, repeated), where=where)
-    torn = [[group[0], _other_identity(group)] for group in repeated if _other_identity(group)]
+    torn = [[group[0], other] for group in repeated if (other := _other_identity(group))]
     if torn:
         message = f"{len(torn)} {name} images are there under two identities (the same {same})"
         remedy = "one of the labels is wrong: correct it, or take the images out"

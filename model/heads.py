@@ -25,6 +25,7 @@ class BNNeckHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, dim] -> identity scores [B, num_pids]."""
+        assert self.classifier is not None
         return self.classifier(self.neck(features))
 
 

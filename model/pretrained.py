@@ -62,18 +62,12 @@ def clip_config(name: str) -> dict:
     return config
 
 
-def is_resnet(name: str) -> bool:
-    """Whether the image tower of this architecture is a ResNet."""
-    return isinstance(clip_config(name)["vision_cfg"]["layers"], (list, tuple))
-
-
-def patch_size(name: str) -> int:
-    """Side of a patch in pixels; of a ResNet, of the square that a feature stands for."""
-    return 16 if is_resnet(name) else clip_config(name)["vision_cfg"]["patch_size"]
-
-
 def build_clip(name: str, activation: str) -> open_clip.CLIP:
     """A CLIP without trained weights; `activation` is "quick_gelu" or "gelu" (the tiny one has the former)."""
+    if activation not in (QUICK_GELU, GELU):
+        raise WeightsError(
+            f"MODEL.ACTIVATION: invalid value {activation!r} for {name}; expected {QUICK_GELU} or {GELU}"
+        )
     if name == tiny_clip.NAME:
         if activation != QUICK_GELU:
             raise WeightsError(f"MODEL.ACTIVATION: {name} has {QUICK_GELU}, not {activation}")

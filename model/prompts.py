@@ -29,6 +29,9 @@ class PromptLearner(nn.Module):
             embedding table does not know.
     """
 
+    prefix: Tensor
+    suffix: Tensor
+
     def __init__(self, num_pids: int, template: str, token_embedding: nn.Embedding, tokenizer: Callable):
         super().__init__()
         if template.count("{}") != 1:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from processor.evaluate import evaluate
-from processor.image_stage import ImageStage, sentence_features
+from processor.image_stage import TERMS, ImageStage, sentence_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from processor.result import reranking_settings, result_entry
@@ -214,12 +215,7 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
 def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
-    weights = {
-        "identity": cfg.MODEL.ID_LOSS_WEIGHT,
-        "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
-        "image_text": cfg.MODEL.I2T_LOSS_WEIGHT,
-        "vision_ssl": block.SSL_LOSS_WEIGHT,
-    }
+    weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
     if weights["image_text"] > 0:
         _check_prompts(model, allowed=cfg.PROCESSOR.UNTRAINED_PROMPTS)
     if cfg.SOLVER.SYNC_BN:

@@ -17,7 +17,7 @@ from configs.help import help_keys, resolved
 from configs.keys import ALWAYS
 from configs.loading import flatten
 from configs.resuming import check_changes
-from configs.stages import IMAGE, PROMPT, STAGES
+from configs.stages import STAGES
 from utils.command import parse
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -133,11 +133,13 @@ def test_every_row_explains_its_key_and_allows_its_default():
     for row in ROWS:
         assert row.meaning.endswith((".", ".)"))
         check_value(row.name, row.default)
-        if row.rule is None:  # all numbers have one
-            assert isinstance(row.default, (bool, str))
+        if row.rule is None:  # switches and paths
+            assert type(row.default) is bool or re.search("_DIR|INIT_FROM|VIEWPOINTS|WEIGHT$", row.name)
         elif row.name != "SOLVER.STAGE2.STEPS":
-            with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
-                check_value(row.name, INVALID[type(row.default)])
+            highest = re.findall(r"^from 0 to (\d+)$", row.rule.expected)
+            for value in (INVALID[type(row.default)], *(type(row.default)(1 + int(number)) for number in highest)):
+                with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
+                    check_value(row.name, value)
 
 
 @pytest.mark.parametrize(("key", "valid", "invalid"), LIMITS)
@@ -173,13 +175,13 @@ def test_the_resolved_configuration_is_a_file_that_means_the_same(tmp_path, caps
 def test_what_may_change_on_resume_is_what_the_rows_say():
     earlier = load()
 
-    def outcome(key: str, value, stage=PROMPT.name, epoch=1) -> list[str] | None:
+    def outcome(key: str, value, number=0, epoch=1) -> list[str] | None:
         now = earlier.clone()
         now.defrost()
         *blocks, leaf = key.split(".")
         reduce(getitem, blocks, now)[leaf] = value
         try:
-            return check_changes(earlier, now, stage=stage, epoch=epoch, where="here", weights=True)
+            return check_changes(earlier, now, number=number, epoch=epoch, where="here", weights=True)
         except ConfigError as error:
             assert key in str(error) and "here" in str(error)
             return None
@@ -189,8 +191,8 @@ def test_what_may_change_on_resume_is_what_the_rows_say():
         assert (outcome(row.name, other) is not None) == (row.on_resume == ALWAYS or row.name.endswith("MAX_EPOCHS"))
     first, second = (stage.key("MAX_EPOCHS") for stage in STAGES.values())
     assert outcome(first, 99, epoch=99) and outcome(first, 99, epoch=100) is None  # has begun
-    assert outcome(first, 200, stage=IMAGE.name) is None  # is over
-    assert outcome(second, 1) and outcome(second, 1, stage=IMAGE.name, epoch=2) is None
+    assert outcome(first, 200, number=1) is None  # is over
+    assert outcome(second, 1) and outcome(second, 1, number=1, epoch=2) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- keys

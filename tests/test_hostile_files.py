@@ -32,7 +32,7 @@ from configs import ConfigError, from_dict, load, to_dict
 from datasets.findings import Report
 from datasets.images import MOST_PIXELS, Images, read_image, shown
 from datasets.transforms import TestTransform
-from model.build import load_model, make_model, model_from, settle_architecture
+from model.build import load_model, make_model, rebuild, settle_architecture
 from model.pretrained import load_clip
 from model.weights import Weights, read_weights, weights_in
 from test_svllreid import homes_of
@@ -531,7 +531,7 @@ def described(contents: dict, source: Path) -> tuple[Weights, dict]:
 def take(contents: dict, path: Path) -> None:
     """Write a checkpoint and do with it all that comes before pictures are looked at."""
     torch.save(contents, path)
-    model_from(*described(read_tensors(path), path), testing=True)
+    rebuild(*described(read_tensors(path), path), testing=True)
     load_model(path)
 
 

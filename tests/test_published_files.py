@@ -18,6 +18,7 @@ from model import build
 from model.build import load_model, make_model, settle_architecture
 from model.pretrained import load_clip
 from model.published import GRIDS, describe, from_published, to_published
+from model.towers import find_tower
 from model.weights import plan_reuse, read_weights
 from tools import convert_checkpoint
 from tools.demo.render import rendered_benchmark
@@ -441,7 +442,7 @@ def test_rows_of_side_information_and_what_they_stand_for(rows, camera, view, si
     def described():
         tensors = {"image.side.table": torch.zeros(rows, 4)}
         sizes = {"ssl_hidden": 1, "ssl_out": 1}
-        return describe(tensors, {**facts, **sizes}, resnet=False, side_refused=False, source="x.pth")
+        return describe(tensors, {**facts, **sizes}, tower=find_tower("ViT-B-16"), side_refused=False, source="x.pth")
 
     if sizes is None:
         with pytest.raises(WeightsError, match=rf"x\.pth: cv_embed has {rows} rows"):

@@ -62,7 +62,7 @@ def test_names_may_be_a_tuple():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("market1501+", "DATASETS.NAMES 'market1501+': one of the names is empty; right is, e.g., market1501 or "),
+        ("market1501+", "DATASETS.NAMES 'market1501+': one of the names is empty; expected, e.g., market1501 or "),
         ("('market1501', '')", "DATASETS.NAMES 'market1501+': one of the names is empty"),
         ("+", "DATASETS.NAMES '+': one of the names is empty"),
         ("('market1501', 'market1501')", "DATASETS.NAMES 'market1501+market1501': market1501 is there twice"),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.clip import ResNetTower, TextTower, ViTTower, patch_grid, resize_positions
 from model.heads import SideEmbedding
 from model.prompts import AUGMENTATIONS, PromptLearner
+from model.towers import has_batch_norm
 from utils.records import SideInfo
 
 OPENAI = (14, 14)  # the grid of OpenAI's position table: 224 / 16
@@ -259,7 +260,7 @@ def test_the_resnets_last_stage_keeps_its_size():
     clip = small_resnet()
     size = (64, 32)
     image = ResNetTower(copy.deepcopy(clip.visual), size).eval()
-    assert image.grid == (4, 2) and image.dims == (128, 256, 24) and image.batch_statistics
+    assert image.grid == (4, 2) and image.dims == (128, 256, 24) and has_batch_norm(image)
     penultimate, last, projected = resnet_written_out(image.visual, pictures(size=size))
     assert penultimate.shape[2:] == last.shape[2:] == (4, 2)
     features = image(pictures(size=size), SideInfo(torch.zeros(3), torch.zeros(3)))  # which it has no place for

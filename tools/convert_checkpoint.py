@@ -31,7 +31,7 @@ def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
-from model.build import SETTLED, model_from, settle_architecture
+from model.build import SETTLED, rebuild, settle_architecture
 from model.pretrained import QUICK_GELU
 from model.published import to_published
 from model.weights import Weights, read_weights
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:
     cfg, architecture, _ = settle_architecture(cfg, weights, requested=requested)
-    _, verdict = model_from(weights, architecture)  # does it fit?
+    _, verdict = rebuild(weights, architecture)  # does it fit?
     contents = {
         "model": weights.tensors,
         "stage": None,

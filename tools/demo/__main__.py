@@ -29,8 +29,8 @@ DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllr
 
 def read_command_line(argv: list[str] | None = None) -> CfgNode:
     """The settings."""
-    arguments = parse(__doc__, argv)
-    return load(arguments.config_file or DEMO, arguments.overrides)
+    arguments = parse(__doc__, argv, config_file=str(DEMO))
+    return load(arguments.config_file, arguments.overrides)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -1,4 +1,4 @@
-"""Train the demo's three methods with several seeds and print the README's table.
+"""Train the demo's three methods with several seeds and print the table of docs/results.md.
 
     python -m tools.demo.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
 
