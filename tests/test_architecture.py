@@ -25,7 +25,6 @@ TABLES = ("configs.stages", "configs.help")
 DEVICES_NAMED = {
     "utils/devices.py": {"cpu", "cuda", "mps"},  # the one place that knows them
     "datasets/transforms.py": {"cpu"},  # pictures are transformed where they are decoded
-    "tools/verify_gpu.py": {"cuda"},  # what it verifies
 }
 
 
