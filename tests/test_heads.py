@@ -133,7 +133,7 @@ def test_the_table_starts_small_and_cut_off():
     assert table.mean().abs() < 0.001
 
 
-def test_every_row_learns_from_its_own_pictures():
+def test_every_row_learns_from_its_own_images():
     table = SideEmbedding(3, 1, 5, camera=True, view=False, scale=1.0)
     table(side([0, 2, 2], [0, 0, 0])).sum().backward()
     assert table.table.grad.tolist() == [[1.0] * 5, [0.0] * 5, [2.0] * 5]

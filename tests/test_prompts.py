@@ -1,4 +1,4 @@
-"""Prompts with CLIP's real tokenizer, and the three ways of disturbing them."""
+"""Prompts with CLIP's real tokenizer, and the three ways of augmenting them."""
 
 import math
 from functools import partial
@@ -46,7 +46,7 @@ def test_the_sentence_word_by_word(table, noun, word):
     sentence = prompts(torch.tensor([2]))
     assert sentence.shape == (1, 77, WIDTH)
     assert sentence[0, [0, 1, 2, 3, 4, 9, 10, 11, 12, 76], 0].tolist() == [*ids[:5], *ids[9:], 0, 0]
-    assert torch.equal(sentence[0, 5:9], prompts.context[2])  # learnt positions 5..8
+    assert torch.equal(sentence[0, 5:9], prompts.context[2])  # learned positions 5..8
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_tiny_clip_knows_people_and_vehicles_and_says_what_it_does_not_know(
         learner(table, "A photo of a {} giraffe.")
 
 
-def test_learnt_tokens_belong_to_one_identity_each(table):
+def test_learned_tokens_belong_to_one_identity_each(table):
     prompts = learner(table, pids=200)
     assert prompts.context.shape == (200, CONTEXT, WIDTH)
     assert prompts.context.std().item() == pytest.approx(0.02, rel=0.1)
@@ -98,7 +98,7 @@ def test_learnt_tokens_belong_to_one_identity_each(table):
     assert touched.tolist() == [1]
 
 
-def test_only_the_learnt_tokens_are_parameters(table):
+def test_only_the_learned_tokens_are_parameters(table):
     prompts = learner(table)
     assert [name for name, _ in prompts.named_parameters()] == ["context"]
     assert {name: tuple(value.shape) for name, value in prompts.named_buffers()} == {
@@ -108,7 +108,7 @@ def test_only_the_learnt_tokens_are_parameters(table):
     assert prompts.state_dict().keys() == {"context", "prefix", "suffix"}  # saved; the embedding table is not
 
 
-# ---------------------------------------------------------------------------------------------------------- disturbing
+# ---------------------------------------------------------------------------------------------------------- augmenting
 
 
 def prompts_of(n: int = 5, length: int = 77, width: int = 16) -> torch.Tensor:
@@ -136,8 +136,8 @@ def test_strength_0_changes_nothing(method):
 def test_everything_stays_on_the_tensors_own_device(method):
     # On a device without memory, anything made elsewhere could not be combined with the prompts.
     prompts = torch.empty(3, 77, 4, device="meta")
-    disturbed = method(prompts, 0.5)
-    assert disturbed.device == prompts.device and disturbed.shape == prompts.shape
+    augmented = method(prompts, 0.5)
+    assert augmented.device == prompts.device and augmented.shape == prompts.shape
 
 
 @pytest.mark.parametrize("method", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
@@ -206,11 +206,11 @@ def test_mix_of_a_single_prompt_has_no_partner():
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_only_words_are_disturbed_on_request(name):
+def test_only_words_are_augmented_on_request(name):
     prompts = prompts_of(n=40)
     augment = partial(AUGMENTATIONS[name], strength=0.6, generator=generator())
-    disturbed = (words_only(augment, 11)(prompts) != prompts).any(dim=2)
-    assert disturbed[:, 1:11].any(dim=0).all()
-    assert not disturbed[:, 0].any() and not disturbed[:, 11:].any()
+    augmented = (words_only(augment, 11)(prompts) != prompts).any(dim=2)
+    assert augmented[:, 1:11].any(dim=0).all()
+    assert not augmented[:, 0].any() and not augmented[:, 11:].any()
     whole = (augment(prompts) != prompts).any(dim=2)
     assert whole[:, 0].any() and whole[:, 11].any()

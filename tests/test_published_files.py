@@ -259,9 +259,7 @@ def test_the_grids_of_published_tables_are_known(size, stride, grid):
 def test_a_grid_that_nobody_knows_is_not_guessed(published, data, tmp_path):
     words = ["--config_file", DEMO, *data]
     for key, value in (("MODEL.STRIDE_SIZE", "[8, 8]"), ("INPUT.SIZE_TRAIN", "[32, 64]")):  # 33 positions, 50 positions
-        with pytest.raises(
-            WeightsError, match=r"has 50 positions, and nobody knows in how many rows: convert the file"
-        ):
+        with pytest.raises(WeightsError, match=r"has 50 positions in an unknown number of rows: convert the file"):
             evaluated(tmp_path, *words, "TEST.WEIGHT", str(published), key, value)
     convert_checkpoint.main([str(published), str(tmp_path / "copy.pth"), *words])
     found = evaluated(tmp_path, "TEST.WEIGHT", str(tmp_path / "copy.pth"), "INPUT.SIZE_TRAIN", "[32, 64]")
@@ -530,7 +528,7 @@ def test_two_processes_are_one(data, tmp_path):
     assert "on its own training features (this is no test)" in log
 
 
-def test_the_image_stage_refuses_sentences_that_nobody_trained(data, tmp_path):
+def test_the_image_stage_refuses_untrained_prompts(data, tmp_path):
     with pytest.raises(ValueError, match=r"MODEL\.INIT_FROM"):
         load(DEMO, [*data, "PROCESSOR.STAGES", "image"])
     words = ["--config_file", DEMO, *data, "OUTPUT_DIR", str(tmp_path / "run"), "PROCESSOR.STAGES", "image"]
