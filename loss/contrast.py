@@ -9,7 +9,7 @@ from loss.precision import in_fp32
 
 
 class ImageTextContrast(nn.Module):
-    """Supervised contrast between images and texts, both ways, summed (CLIP-ReID eqs. 3, 4; Khosla et al., 2020).
+    """Supervised contrast of image and text features, both ways, summed (CLIP-ReID eqs. 3, 4; Khosla et al., 2020).
 
     Inner products of features as they are, at temperature 1: CLIP's logit scale is in the features' length.
     """
@@ -20,7 +20,7 @@ class ImageTextContrast(nn.Module):
 
     @in_fp32
     def forward(self, images: Tensor, texts: Tensor, pids: Tensor) -> Tensor:
-        """Images [B, E], the text of each image's identity [B, E], identities [B] -> []."""
+        """Images [B, E], the text feature of each image's identity [B, E], identities [B] -> []."""
         scores = images @ texts.T / self.temperature
         same = (pids[:, None] == pids[None]).to(scores.dtype)
         target = same / same.sum(dim=1, keepdim=True)
@@ -39,5 +39,5 @@ class ImageToText(nn.Module):
 
     @in_fp32
     def forward(self, images: Tensor, texts: Tensor, pids: Tensor) -> Tensor:
-        """Images [B, E], texts of all identities [P, E], identities [B] -> []."""
+        """Images [B, E], text features of all identities [P, E], identities [B] -> []."""
         return F.cross_entropy(images @ texts.T, pids, label_smoothing=self.smoothing)

@@ -101,7 +101,7 @@ def test_duke_in_its_usual_places_or_given_itself(root, name, place):
 def test_duke_and_occluded_duke_are_told_apart(root):
     """They stand beside each other, and neither is taken for the other when it is alone."""
     occluded = fake_duke(root / "dukemtmcreid" / "Occluded_Duke", ("0009_c1_f1.jpg",))
-    assert "no DukeMTMC-reID here; right is the folder that holds dukemtmcreid/DukeMTMC-reID/" in message_of(
+    assert "no DukeMTMC-reID here; expected the folder that holds dukemtmcreid/DukeMTMC-reID/" in message_of(
         dukemtmc, root
     )
     fake_duke(root / "dukemtmcreid" / "DukeMTMC-reID")
@@ -109,15 +109,15 @@ def test_duke_and_occluded_duke_are_told_apart(root):
     assert len(dukemtmc(root).trials[0].query) == 2
     shutil.rmtree(occluded)
     message = message_of(occ_duke, root)
-    assert "no Occluded-Duke here; right is the folder that holds dukemtmcreid/Occluded_Duke/" in message
+    assert "no Occluded-Duke here; expected the folder that holds dukemtmcreid/Occluded_Duke/" in message
 
 
 @pytest.mark.parametrize("name", DUKES)
 def test_duke_messages_have_its_own_name(root, name):
     message = message_of(DUKES[name], root / "nowhere")
-    assert message.startswith(f"DATASETS.ROOT_DIR {root}/nowhere: there is no such folder; right is the folder that")
+    assert message.startswith(f"DATASETS.ROOT_DIR {root}/nowhere: there is no such folder; expected the folder that")
     assert "withdr" in message and "never downloaded" in message and not (root / "nowhere").exists()
-    assert message_of(DUKES[name], root).startswith(f"DATASETS.ROOT_DIR {root}: no {TITLES[name]} here; right is")
+    assert message_of(DUKES[name], root).startswith(f"DATASETS.ROOT_DIR {root}: no {TITLES[name]} here; expected")
     folder = fake_duke(root / PLACES[name][0])
     touch(folder / "query", "person7.jpg")
     assert message_of(DUKES[name], root) == (
@@ -142,7 +142,7 @@ def test_market_form_without_its_training_folder(root, reader):
 
 def test_market_says_where_it_comes_from(root):
     for folder in (root, root / "nowhere"):
-        assert message_of(market1501, folder).endswith("asked for from its authors and is never downloaded here")
+        assert message_of(market1501, folder).endswith("ask its authors for it; it is never downloaded here")
 
 
 # --------------------------------------------------------------------------------------------------------------- MSMT17
@@ -259,8 +259,8 @@ def test_msmt17_missing(root):
     (root / "test").mkdir()  # of something else
     for read in (msmt17, msmt17_version):
         message = message_of(read, root)
-        assert message.startswith(f"DATASETS.ROOT_DIR {root}: no MSMT17 here; right is the folder that holds MSMT17/")
-        assert message.endswith("asked for from its authors and is never downloaded here")
+        assert message.startswith(f"DATASETS.ROOT_DIR {root}: no MSMT17 here; expected the folder that holds MSMT17/")
+        assert message.endswith("ask its authors for it; it is never downloaded here")
         assert "there is no such folder" in message_of(read, root / "nowhere")
 
 
@@ -288,18 +288,18 @@ def test_msmt17_lists_name_images_that_are_not_there(root, msmt):
 @pytest.mark.parametrize(
     ("line", "reported"),
     [
-        ("0000/0000_001_14_0303morning_0001_1.jpg", "line 2 is '0000/0000_001_14_0303morning_0001_1.jpg'; right is"),
+        ("0000/0000_001_14_0303morning_0001_1.jpg", "line 2 is '0000/0000_001_14_0303morning_0001_1.jpg'; expected"),
         ("0000/0000_001_14_0303morning_0001_1.jpg zero", "line 2 is"),
         ("0000/0000_001_14_0303morning_0001_1.jpg -1", "line 2 is"),
         ("0000/0000_morning.jpg 0", "line 2 names 0000/0000_morning.jpg, which is not named as MSMT17's images are"),
         ("0000/0000_001_00_a.jpg 0", "line 2 names 0000/0000_001_00_a.jpg, which is not named as"),
     ],
 )
-def test_msmt17_wrong_lines(root, msmt, line, told):
+def test_msmt17_wrong_lines(root, msmt, line, reported):
     touch(msmt / "test", line.split()[0])
     path = msmt / "list_query.txt"
     path.write_text(f"{LISTS['query'][0]}\n{line}\n")
-    assert message_of(msmt17, root).startswith(f"{path}: {told}")
+    assert message_of(msmt17, root).startswith(f"{path}: {reported}")
 
 
 def test_msmt17_image_in_two_lines(root, msmt):
@@ -415,7 +415,7 @@ def test_veri_damaged_annotation(root, cars, tmp_path, line):
     path.write_text(annotation("0002_c002_00030600_0.jpg", 3) + "\n" + line)
     message = message_of(veri, root, viewpoints=(path,))
     assert message.startswith(f"{path}: line 3 is '")
-    assert f"({len(line.split())} fields); right are 42: an image, 40 coordinates, a viewpoint from 0 to 7" in message
+    assert f"({len(line.split())} fields); expected 42: an image, 40 coordinates, a viewpoint from 0 to 7" in message
 
 
 @pytest.mark.parametrize("viewpoint", ["9", "front", "-2"])
@@ -425,7 +425,7 @@ def test_veri_viewpoint_that_there_is_not(root, cars, tmp_path, viewpoint):
     message = message_of(veri, root, viewpoints=(path,))
     assert message.startswith(f"{path}: line 1 gives ")
     assert message.endswith(
-        f"0003_c003_00085300_0.jpg the viewpoint {viewpoint!r}; right is 0 to 7, or -1 where it is not known"
+        f"0003_c003_00085300_0.jpg the viewpoint {viewpoint!r}; expected 0 to 7, or -1 where it is not known"
     )
 
 
@@ -594,14 +594,12 @@ def test_vehicleid_without_training_images(root, listed):
 
 
 def test_vehicleid_missing_or_wrong(root, listed):
-    assert message_of(vehicleid, root, size="huge") == (
-        "VehicleID has no test list of size 'huge'; there are: small, medium, large"
-    )
-    assert message_of(vehicleid, root, trials=0) == "VehicleID: 0 trials; right is 1 or more, 10 by protocol"
+    assert message_of(vehicleid, root, size="huge") == ("VehicleID: invalid size 'huge'; expected small, medium, large")
+    assert message_of(vehicleid, root, trials=0) == "VehicleID: 0 trials; expected 1 or more, 10 by protocol"
     path = listed / "train_test_split" / "test_list_800.txt"
     path.write_text("0000200\n")
     assert message_of(vehicleid, root) == (
-        f"{path}: line 1 is '0000200'; right is an image and its identity: 0000001 1401"
+        f"{path}: line 1 is '0000200'; expected an image and its identity: 0000001 1401"
     )
     path.write_bytes(b"\xff\xd8\xff\xe0")
     assert message_of(vehicleid, root).startswith(f"{path}: line 1 is ")
@@ -614,9 +612,9 @@ def test_vehicleid_missing_or_wrong(root, listed):
     shutil.rmtree(listed)
     message = message_of(vehicleid, root)
     assert message.startswith(
-        f"DATASETS.ROOT_DIR {root}: no VehicleID here; right is the folder that holds VehicleID_V1"
+        f"DATASETS.ROOT_DIR {root}: no VehicleID here; expected the folder that holds VehicleID_V1"
     )
-    assert message.endswith("asked for from its authors and is never downloaded here")
+    assert message.endswith("ask its authors for it; it is never downloaded here")
     assert "there is no such folder" in message_of(vehicleid, root / "nowhere")
 
 

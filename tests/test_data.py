@@ -141,7 +141,7 @@ def test_market_root_missing_or_of_something_else(market):
     with pytest.raises(DataError, match=r"^DATASETS\.ROOT_DIR .*/nowhere: there is no such folder"):
         market1501(market / "nowhere")
     (market / "holiday").mkdir()
-    with pytest.raises(DataError, match=r"^DATASETS\.ROOT_DIR .*/holiday: no Market-1501 here; right is"):
+    with pytest.raises(DataError, match=r"^DATASETS\.ROOT_DIR .*/holiday: no Market-1501 here; expected"):
         market1501(market / "holiday")
 
 
@@ -150,7 +150,7 @@ def test_make_benchmark(market, monkeypatch):
     assert make_benchmark(cfg) == market1501(market)
     monkeypatch.setenv("HOME", str(market.parent))
     assert make_benchmark(load(None, ["DATASETS.ROOT_DIR", "~/data"])) == market1501(market)
-    with pytest.raises(DataError, match=r"no data set 'market151'; did you mean market1501\?.*synthetic"):
+    with pytest.raises(DataError, match=r"invalid value 'market151'; did you mean market1501\?.*synthetic"):
         make_benchmark(cfg, "market151")
 
 

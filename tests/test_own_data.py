@@ -1,4 +1,4 @@
-"""Users' own pictures: the three forms of `folder`, their messages, and the splits that `split_dataset` draws."""
+"""Users' own images: the three forms of `folder`, their messages, and the splits that `split_dataset` draws."""
 
 import csv
 import os
@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from datasets.check import quick_check
-from datasets.folder import camera_of, folder, natural, read_splits
+from datasets.folder import folder, read_splits
 from datasets.images import Images
+from datasets.labels import camera_of, natural
 from datasets.market1501 import market1501
 from datasets.sampler import IdentitySampler
 from datasets.several import combine
@@ -45,14 +46,14 @@ def write(root: Path, *names: str) -> Path:
 
 
 def table(root: Path, text: str | bytes, name: str = "pictures.csv") -> Path:
-    """A CSV file, and the pictures it may name."""
+    """A CSV file, and the images it may name."""
     write(root, *(f"{letter}.jpg" for letter in "abcdef"))
     (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
     return root
 
 
 def rows(*lines: str) -> str:
-    """A table with a picture in every split, and then `lines`."""
+    """A table with an image in every split, and then `lines`."""
     return HEADER + "a.jpg,1,1,,train\nb.jpg,2,1,,query\nc.jpg,2,2,,gallery\n" + "".join(f"{line}\n" for line in lines)
 
 
@@ -100,7 +101,7 @@ def test_camera_of_a_name(name, camera):
 @pytest.fixture
 def people(tmp_path) -> Path:
     return write(
-        tmp_path / "x_c9" / "data",  # the folders above a picture say nothing about it
+        tmp_path / "x_c9" / "data",  # the folders above an image say nothing about it
         *("train/10/c1_1.jpg", "train/2/c10_b.jpg", "train/2/c2_10.jpg", "train/2/c2_2.JPG", "train/anna/c2_1.png"),
         *("query/20/c1_1.jpg", "query/3/c2_1.jpg", "gallery/3/c1_1.webp", "gallery/100/c3_1.tif"),
         *("gallery/20/c2_1.bmp", "gallery/20/Thumbs.db", "gallery/20/._c2_1.jpg", "gallery/.git/c1_1.jpg"),
@@ -136,15 +137,13 @@ def test_a_folder_per_identity(people):
 def test_protocols(people):
     assert folder(people, protocol="all").ignored is ignore_nothing
     assert labels(folder(people, protocol="all")) == labels(folder(people))  # cameras that are there are kept
-    assert message(people, protocol="any") == (
-        "TEST.PROTOCOL: there is no protocol 'any'; there are: cross-camera, all"
-    )
+    assert message(people, protocol="any") == ("TEST.PROTOCOL: invalid value 'any'; expected cross-camera or all")
 
 
 def test_without_cameras_the_protocol_is_chosen_explicitly(tmp_path):
     root = write(tmp_path, "train/a/1.jpg", "query/b/1.jpg", "gallery/b/10.jpg", "gallery/b/2.jpg")
     assert message(root) == (
-        f"{root}: 4 of 4 pictures have no camera (e.g. {root}/gallery/b/2.jpg). Name it in the file's name "
+        f"{root}: 4 of 4 images have no camera (e.g. {root}/gallery/b/2.jpg). Name it in the file's name "
         "(c3_0001.jpg); or choose TEST.PROTOCOL all, by which every query is compared with the whole gallery"
     )
     benchmark = folder(root, protocol="all")
@@ -156,7 +155,7 @@ def test_without_cameras_the_protocol_is_chosen_explicitly(tmp_path):
 def test_some_cameras_unknown(tmp_path):
     """An unknown camera is -1 and comes first; what is not asked for need not have one."""
     root = write(tmp_path, "train/a/x.jpg", "train/a/c7_1.jpg", "query/b/c5_1.jpg", "gallery/b/c6_1.jpg")
-    assert f"1 of 4 pictures have no camera (e.g. {root}/train/a/x.jpg)" in message(root)
+    assert f"1 of 4 images have no camera (e.g. {root}/train/a/x.jpg)" in message(root)
     assert labels(folder(root, protocol="all")) == [[(0, -1, 0), (0, 2, 0)], [(0, 0, 0)], [(0, 1, 0)]]
     assert labels(folder(root, train=False)) == [[], [(0, 0, 0)], [(0, 1, 0)]]
 
@@ -170,7 +169,7 @@ def test_testing_needs_no_training_part_but_numbers_its_cameras_where_it_is_ther
     assert folder(people, train=False).trials[0].query[0].camid == 1
     (people / "train").mkdir()
     assert folder(people, train=False).train == ()
-    assert message(people).startswith(f"{people / 'train'}: holds no picture (.jpg, .jpeg, .png,")
+    assert message(people).startswith(f"{people / 'train'}: holds no image (.jpg, .jpeg, .png,")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_a_split_missing_or_empty(people, split, missing):
     if split != "train":
         assert message(people, train=False) == message(people)
     write(people / split, "-1/c1_1.jpg", "5/notes.txt")  # junk and texts do not count
-    assert message(people).startswith(f"{people / split}: holds no picture (.jpg, ")
+    assert message(people).startswith(f"{people / split}: holds no image (.jpg, ")
     if split != "train":
         assert message(people, train=False) == message(people)
 
@@ -192,18 +191,18 @@ def test_a_split_missing_or_empty(people, split, missing):
 def test_two_folders_for_a_split(people):
     write(people, "bounding_box_test/0002_c1_1.jpg")
     assert message(people) == (
-        f"DATASETS.ROOT_DIR {people}: holds both gallery and bounding_box_test; right is one of them"
+        f"DATASETS.ROOT_DIR {people}: holds both gallery and bounding_box_test; expected one of them"
     )
 
 
-def test_pictures_beside_and_folders_below_identities(people):
+def test_images_beside_and_folders_below_identities(people):
     write(people, "query/c1_5.jpg")
     assert message(people) == (
-        f"{people}/query: holds pictures (c1_5.jpg) that are in no folder of their identity, beside such folders (3)"
+        f"{people}/query: holds images (c1_5.jpg) that are in no folder of their identity, beside such folders (3)"
     )
     (people / "query" / "c1_5.jpg").unlink()
     write(people, "query/3/old/c1_5.jpg")
-    assert message(people).startswith(f"{people}/query/3/old: is a folder in an identity's folder; the pictures of an")
+    assert message(people).startswith(f"{people}/query/3/old: is a folder in an identity's folder; the images of an")
 
 
 def test_not_split(tmp_path):
@@ -218,25 +217,25 @@ def test_nothing_of_the_kind(tmp_path):
     assert message(tmp_path / "x") == f"DATASETS.ROOT_DIR {tmp_path / 'x'}: there is no such folder or file"
     write(tmp_path, "docs/readme.txt", "1.jpg")
     assert message(tmp_path).startswith(f"DATASETS.ROOT_DIR {tmp_path}: holds neither the folders train, query and")
-    picture = tmp_path / "1.jpg"
-    assert message(picture) == f"DATASETS.ROOT_DIR {picture}: is neither a folder nor a CSV file"
+    image = tmp_path / "1.jpg"
+    assert message(image) == f"DATASETS.ROOT_DIR {image}: is neither a folder nor a CSV file"
 
 
 def test_labels_that_differ_in_leading_zeros_alone(people):
     write(people, "gallery/003/c1_1.jpg")
     assert message(people) == (
         f"identities '003' ({people}/gallery/003/c1_1.jpg) and '3' ({people}/gallery/3/c1_1.webp) differ in leading "
-        "zeros alone; right is one way to write it"
+        "zeros alone; expected one spelling"
     )
 
 
 def test_names_in_capital_letters(tmp_path):
     root = write(tmp_path, "Train/1/c1_1.jpg", "Query/2/c1_1.jpg", "Gallery/2/c2_1.jpg")
-    expected = "there is no folder train, query or gallery; Train is there, and right is train, in small letters"
+    expected = "there is no folder train, query or gallery; found Train, expected train, in small letters"
     assert message(root) == f"DATASETS.ROOT_DIR {root}: {expected}"
     for name in ("Train", "Gallery"):
         (root / name).rename(root / name.lower())
-    expected = "there is no folder query beside train, gallery; Query is there, and right is query, in small letters"
+    expected = "there is no folder query beside train, gallery; found Query, expected query, in small letters"
     assert message(root) == f"DATASETS.ROOT_DIR {root}: {expected}"
 
 
@@ -248,7 +247,7 @@ def test_blanks_around_labels_are_no_part_of_them(tmp_path):
     write(root, "train/anna/c2_1.jpg")
     assert labels(folder(root)) == [[(0, 0, 0), (0, 1, 0), (1, 0, 0)], [(0, 0, 0)], [(0, 1, 0)]]
     write(root, "train/  /c1_1.jpg")
-    assert message(root) == f"{root}/train: holds a folder whose name is blank ('  '); right is an identity"
+    assert message(root) == f"{root}/train: holds a folder whose name is blank ('  '); expected an identity"
     people = crowd(tmp_path / "people")
     (people / "anna").rename(people / " anna ")
     write(people, "anna/c7_99.jpg")
@@ -259,7 +258,7 @@ def test_blanks_around_labels_are_no_part_of_them(tmp_path):
 
 
 def test_what_is_passed_over_is_remembered(people):
-    """Files that are no pictures by their names, and identities without any; not what systems leave behind."""
+    """Files that are no images by their names, and identities without any; not what systems leave behind."""
     write(
         people, "train/2/a.heic", "train/new/a.HEIC", "train/none/.hidden", "train/-1/x.txt", "gallery/__MACOSX/3/1.jpg"
     )
@@ -287,7 +286,7 @@ def test_names_of_any_language(tmp_path):
 
 
 def test_links(people, tmp_path):
-    """To pictures, to identities and to the whole; a link to nothing is named, never passed over."""
+    """To images, to identities and to the whole; a link to nothing is named, never passed over."""
     expected = labels(folder(people))
     linked = tmp_path / "linked"
     (linked / "train").mkdir(parents=True)
@@ -319,7 +318,7 @@ def test_a_folder_that_cannot_be_listed(people, monkeypatch):
 
 
 def test_market_names(tmp_path):
-    """The identity is what stands before the camera; its own reader finds the same pictures in the same places."""
+    """The identity is what stands before the camera; its own reader finds the same images in the same places."""
     root = write(
         tmp_path,
         *("bounding_box_train/0010_c1s1_000451_03.jpg", "bounding_box_train/0002_c6s1_000451_03.jpg"),
@@ -342,7 +341,7 @@ def test_market_names_of_other_labels_and_without_cameras(tmp_path):
     assert [row.identity for split in read_splits(root).splits.values() for row in split] == ["anna_b", "2", "10"]
     root = write(tmp_path / "two", "train/0001_a.jpg", "query/0002_b.jpg", "gallery/0002_c.jpg", "gallery/-1_c.jpg")
     assert labels(folder(root, protocol="all")) == [[(0, 0, 0)]] * 3
-    assert "3 of 3 pictures have no camera" in message(root)
+    assert "3 of 3 images have no camera" in message(root)
 
 
 @pytest.mark.parametrize("name", ["IMG_0001.jpg", "c1_0001.jpg", "0001.jpg", "_c1_1.jpg"])
@@ -399,7 +398,7 @@ def test_folders_of_cameras_are_no_identities(tmp_path, one, other):
     with pytest.raises(DataError) as error:
         split_dataset.main([str(source), str(tmp_path / "x")])
     seen = ", ".join(sorted(({one, other, "c3"}) - {"-1"}, key=natural))
-    assert f"{source}: holds folders of cameras, by their names ({seen}); right is a folder per" in str(error.value)
+    assert f"{source}: holds folders of cameras, by their names ({seen}); expected a folder per" in str(error.value)
     assert "CSV file" in str(error.value) and not (tmp_path / "x").exists()
     for side in ("train", "query", "gallery"):
         shutil.copytree(source, tmp_path / "own" / side)
@@ -425,7 +424,7 @@ def test_csv(tmp_path):
     """Labels of any type, quoted fields, a byte order mark, Windows' line ends, blank lines, own columns."""
     text = (
         "\ufeffSplit,path,pid,camid,viewid,weather\r\n"
-        'query,"pictures, 1/q ""1"".jpg",2,hall,rear,sun\r\n'
+        'query,"images, 1/q ""1"".jpg",2,hall,rear,sun\r\n'
         "\r\n"
         ",,,,,\r\n"
         "gallery,b.jpg, 2 ,gate 10,front,\r\n"
@@ -434,7 +433,7 @@ def test_csv(tmp_path):
         "train,a.jpg,10,hall,rear,\r\n"
         "train,e.jpg,9,gate 2,front,\r\n"
     )
-    root = write(table(tmp_path, text), 'pictures, 1/q "1".jpg')
+    root = write(table(tmp_path, text), 'images, 1/q "1".jpg')
     benchmark = folder(root)
     (trial,) = benchmark.trials
     assert seen(benchmark.train) == [("e.jpg", 0, 0, 0), ("a.jpg", 1, 2, 1)]
@@ -446,7 +445,7 @@ def test_csv(tmp_path):
 
 def test_csv_without_optional_columns(tmp_path):
     root = table(tmp_path, "path,pid,split\na.jpg,1,train\nb.jpg,1,query\nc.jpg,1,gallery")
-    assert "3 of 3 pictures have no camera" in message(root)
+    assert "3 of 3 images have no camera" in message(root)
     assert labels(folder(root, protocol="all")) == [[(0, 0, 0)]] * 3
 
 
@@ -455,7 +454,7 @@ def test_csv_and_folders(tmp_path):
     root = write(table(tmp_path, rows()), "train/1/c1_1.jpg", "._pictures.csv")
     assert seen(folder(root).train) == [("a.jpg", 0, 0, 0)]
     table(root, rows("d.jpg,9,5,,train"), "more.CSV")
-    assert message(root).startswith(f"DATASETS.ROOT_DIR {root}: holds 2 CSV files (more.CSV, pictures.csv); right is")
+    assert message(root).startswith(f"DATASETS.ROOT_DIR {root}: holds 2 CSV files (more.CSV, pictures.csv); expected")
     assert len(folder(root / "more.CSV").train) == 2
 
 
@@ -474,12 +473,12 @@ def test_a_csv_file_that_may_not_be_meant(tmp_path):
 
 
 def test_csv_without_cameras(tmp_path):
-    """Names of pictures do not count there, so the column is spoken of."""
+    """Names of images do not count there, so the column is spoken of."""
     root = table(tmp_path, "path,pid,split\nc1_x.jpg,1,train\nb.jpg,2,query\nc.jpg,2,gallery\n")
     write(root, "c1_x.jpg")
     assert message(root) == (
-        f"{root}/pictures.csv: 3 of 3 pictures have no camera (e.g. {root}/b.jpg). Write it into column camid (in a "
-        "CSV file, names of pictures do not say it); or choose TEST.PROTOCOL all, by which every query is compared "
+        f"{root}/pictures.csv: 3 of 3 images have no camera (e.g. {root}/b.jpg). Write it into column camid (in a "
+        "CSV file, names of images do not say it); or choose TEST.PROTOCOL all, by which every query is compared "
         "with the whole gallery"
     )
 
@@ -506,15 +505,15 @@ def test_csv_paths_through_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("d.jpg,2,1,,test", "there is no split 'test'; right is train, query, gallery"),
-        ("d.jpg,2,1,,", "there is no split ''; right is train, query, gallery"),
+        ("d.jpg,2,1,,test", "invalid split 'test'; expected train, query, gallery"),
+        ("d.jpg,2,1,,", "invalid split ''; expected train, query, gallery"),
         ("d.jpg,,1,,query", "pid is empty"),
         (",2,1,,query", "path is empty"),
         ("a.jpg,2,1,,query", "a.jpg is in line 2 already"),
         ("./b.jpg,2,1,,query", "./b.jpg is in line 3 already"),
         ("z.jpg,2,1,,query", "there is no file {root}/z.jpg"),
         (".,2,1,,query", "there is no file {root}/."),
-        ("x\\z.jpg,2,1,,query", "there is no file {root}/x\\z.jpg (folders are parted by /, not by \\)"),
+        ("x\\z.jpg,2,1,,query", "there is no file {root}/x\\z.jpg (expected / between folders, not \\)"),
         ("d.jpg,2,1,query", "has 4 fields, the header 5"),
         ("d.jpg,2,1,,query,", "has 6 fields, the header 5"),
         ('"d.jpg,2,1,,query', "cannot be read as CSV (unexpected end of data)"),
@@ -528,22 +527,22 @@ def test_csv_line_that_is_wrong(tmp_path, line, expected):
 
 def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
     root = write(table(tmp_path, rows("", '"new\nline.jpg",2,1,,query', "d.jpg,2,1,,tset")), "new\nline.jpg")
-    assert "pictures.csv line 8: there is no split 'tset'" in message(root)
+    assert "pictures.csv line 8: invalid split 'tset'" in message(root)
     write(table(root, rows('"two\r\nlines.jpg",2,1,,query')), "two\r\nlines.jpg")
     assert len(folder(root).trials[0].query) == 2  # a name is what it is
     table(root, rows('"new\nline.jpg",2,1,,tset'))
-    assert "pictures.csv line 5: there is no split 'tset'" in message(root)  # where it begins
+    assert "pictures.csv line 5: invalid split 'tset'" in message(root)  # where it begins
 
 
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("pid,camid", "the header has no path, split (found: pid, camid); right is path,pid,camid,viewid,split"),
-        ("", "the header has no path, pid, split (found: nothing); right is path,pid,camid,viewid,split"),
+        ("pid,camid", "the header has no path, split (found: pid, camid); expected path,pid,camid,viewid,split"),
+        ("", "the header has no path, pid, split (found: nothing); expected path,pid,camid,viewid,split"),
         (
             "path;pid;split",
-            "the header has no path, pid, split (found: path;pid;split); right is path,pid,camid,viewid,split; columns "
-            "are parted by commas",
+            "the header has no path, pid, split (found: path;pid;split); expected path,pid,camid,viewid,split; "
+            "expected commas between columns",
         ),
         ("path,pid,split,pid", "the header has pid twice"),
         ("path,pid,split,cam_id", "the header has cam_id; did you mean camid?"),
@@ -555,7 +554,7 @@ def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
         *((f"path,pid,split,camid,{name}", f"the header has {name}; did you mean viewid?") for name in ("viewpoint",)),
         (
             "Filename,Identity,camera,set",
-            "the header has no path, pid, split (found: filename, identity, camera, set); right is "
+            "the header has no path, pid, split (found: filename, identity, camera, set); expected "
             "path,pid,camid,viewid,split; did you mean path by filename, pid by identity, split by set?",
         ),
     ],
@@ -575,8 +574,8 @@ def test_csv_columns_of_ones_own(tmp_path, columns):
 @pytest.mark.parametrize(
     ("columns", "right"),
     [
-        *((name, "cut them out") for name in ("x1", "X_min", "bbox", "bbox_left", "Box", "top", "roi")),
-        *((name, "in column split (train,") for name in ("is_query", "isQuery", "junk", "Ignore", "is_distractor")),
+        *((name, "cut the parts out") for name in ("x1", "X_min", "bbox", "bbox_left", "Box", "top", "roi")),
+        *((name, "into column split (train,") for name in ("is_query", "isQuery", "junk", "Ignore", "is_distractor")),
     ],
 )
 def test_csv_columns_by_which_a_row_means_something_else(tmp_path, columns, right):
@@ -604,14 +603,14 @@ def test_csv_columns_that_are_not_used_are_named(tmp_path, capsys):
 def test_csv_with_an_empty_split(tmp_path, split):
     lines = [line for line in rows().splitlines() if not line.endswith(f",{split}")]
     root = table(tmp_path, "\n".join([*lines, f"d.jpg,-1,1,,{split}"]))
-    assert message(root) == f"{root}/pictures.csv: has no picture of split {split} (of an identity other than -1)"
+    assert message(root) == f"{root}/pictures.csv: has no image of split {split} (of an identity other than -1)"
     if split == "train":
         assert folder(root, train=False).train == ()
     else:
         assert message(root, train=False) == message(root)
 
 
-def test_csv_for_testing_needs_no_training_pictures(tmp_path):
+def test_csv_for_testing_needs_no_training_images(tmp_path):
     root = table(tmp_path, rows("d.jpg,5,0,,train"))
     expected = folder(root).trials
     for name in "ad":
@@ -623,7 +622,7 @@ def test_csv_for_testing_needs_no_training_pictures(tmp_path):
 def test_csv_of_another_encoding(tmp_path):
     for mark in ("", "\ufeff"):
         root = table(tmp_path, mark.encode() + rows().encode() + "ü.jpg,2,1,,query\n".encode("latin-1"))
-        expected = f"{root}/pictures.csv line 5: is not UTF-8 text; right is to save it as CSV UTF-8"
+        expected = f"{root}/pictures.csv line 5: is not UTF-8 text; save it as CSV UTF-8"
         assert message(root) == expected
     assert "line 1: is not UTF-8" in message(table(tmp_path, rows().encode("utf-16")))
 
@@ -654,7 +653,7 @@ def test_csv_two_spellings_of_one_label(tmp_path, what, one, other, difference):
     """Each would be a label of its own: a query's own camera would not be left out, an identity would not be found."""
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
     said = message(root)
-    assert said.startswith(f"{what} ") and f"differ in {difference} alone; right is one way to write it" in said
+    assert said.startswith(f"{what} ") and f"differ in {difference} alone; expected one spelling" in said
     assert f"{one!r} ({root}/d.jpg)" in said
     assert f"{other!r} ({root}/e.jpg)" in said
     table(root, rows(LABEL[what].format(other, other)))
@@ -695,22 +694,22 @@ def test_csv_words_for_no_label(tmp_path, word):
     expected = labels(folder(table(tmp_path, rows(*empty)), protocol="all"))
     root = table(tmp_path, rows(*named))
     assert labels(folder(root, protocol="all")) == expected and expected[0][0] == (0, -1, -1)
-    assert f"1 of 5 pictures have no camera (e.g. {root}/d.jpg)" in message(root)
+    assert f"1 of 5 images have no camera (e.g. {root}/d.jpg)" in message(root)
     table(root, rows(f"d.jpg,{word},1,,gallery"))
     if word.startswith("-1"):
         assert len(folder(root).trials[0].gallery) == 1
     else:
-        assert message(root).startswith(f"{root}/pictures.csv line 5: the identity is {word!r}, which is nobody's; ")
+        assert message(root).startswith(f"{root}/pictures.csv line 5: the identity is {word!r}; expected ")
 
 
 def test_names_that_say_that_there_is_no_identity(tmp_path):
     root = write(tmp_path, "train/1/c1_1.jpg", "query/2/c1_1.jpg", "gallery/2/c2_1.jpg", "gallery/NaN/c2_1.jpg")
-    assert message(root).startswith(f"{root}/gallery/NaN: the identity is 'NaN', which is nobody's; right is a label")
+    assert message(root).startswith(f"{root}/gallery/NaN: the identity is 'NaN'; expected a label")
     root = write(tmp_path / "x", "train/1_c1_1.jpg", "query/2_c1_1.jpg", "gallery/2_c2_1.jpg", "gallery/null_c2_1.jpg")
-    assert message(root).startswith(f"{root}/gallery/null_c2_1.jpg: the identity is 'null', which is nobody's")
+    assert message(root).startswith(f"{root}/gallery/null_c2_1.jpg: the identity is 'null'; expected")
 
 
-def test_csv_pictures_of_one_name_come_in_the_order_of_their_folders(tmp_path):
+def test_csv_images_of_one_name_come_in_the_order_of_their_folders(tmp_path):
     lines = [f"{place}/1.jpg,7,1,,train" for place in ("p10", "p9")]
     root = write(table(tmp_path, rows(*lines)), "p9/1.jpg", "p10/1.jpg")
     one = folder(root).train
@@ -722,7 +721,7 @@ def test_csv_pictures_of_one_name_come_in_the_order_of_their_folders(tmp_path):
 
 
 def halls(root: Path, query: tuple[str, str], gallery: tuple[str, str]) -> Path:
-    """Two queries and two gallery pictures, each in another camera; training in two."""
+    """Two queries and two gallery images, each in another camera; training in two."""
     cameras = [("train", "anna", "hall"), ("train", "bob", "yard")]
     cameras += [("query", f"q{n}", camera) for n, camera in enumerate(query)]
     cameras += [("gallery", f"q{n}", camera) for n, camera in enumerate(gallery)]
@@ -731,7 +730,7 @@ def halls(root: Path, query: tuple[str, str], gallery: tuple[str, str]) -> Path:
 
 
 def test_the_check_shows_labels_as_they_were_read(tmp_path):
-    """Cameras of all splits together, and identities with a picture of each."""
+    """Cameras of all splits together, and identities with an image of each."""
     root = halls(tmp_path, ("hall", "N"), ("yard", "hall"))
     benchmark = folder(root)
     shown = text(benchmark, quick_check(benchmark, **BATCH))
@@ -744,7 +743,7 @@ def test_the_check_shows_labels_as_they_were_read(tmp_path):
 
 
 def test_findings_name_labels_as_they_were_written(tmp_path):
-    """Not by the numbers that stand for them; of one's own pictures trained on with others, too."""
+    """Not by the numbers that stand for them; of one's own images trained on with others, too."""
     root = halls(tmp_path / "own", ("hall", "yard"), ("hall", "hall"))
     expected = f"{root}/c.jpg (identity q0, camera hall)"
     for benchmark in (folder(root), combine([folder(root), replace(folder(root), name="other")])):
@@ -776,14 +775,14 @@ CROWD = ("2", "10", "001", "anna", "Jürgen M", "李明", "x_c2", "bob 3", "b-4"
 
 
 def crowd(root: Path, *, cameras: bool = True, backwards: bool = False) -> Path:
-    """Ten people of four to six pictures, each its own colour, in two or three cameras."""
+    """Ten people of four to six images, each its own colour, in two or three cameras."""
     rng = np.random.default_rng(0)
     files = []
     for number, identity in enumerate(CROWD):
-        for picture in range(4 + number % 3):
-            camera = f"c{(number + picture) % 3 + 9}_" if cameras and (number % 2 or picture % 3) else ""
+        for image in range(4 + number % 3):
+            camera = f"c{(number + image) % 3 + 9}_" if cameras and (number % 2 or image % 3) else ""
             camera = camera or ("c1s2_" if cameras else "")
-            files.append((f"{identity}/{camera}{picture + 8} ü.png", rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)))
+            files.append((f"{identity}/{camera}{image + 8} ü.png", rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)))
     for name, pixels in reversed(files) if backwards else files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / name)
@@ -841,7 +840,7 @@ def test_three_forms_are_one(tmp_path, cameras, link):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
 @pytest.mark.parametrize("queries", [1, 2])
-def test_no_picture_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
+def test_no_image_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
     source = crowd(tmp_path / "source", cameras=cameras)
     write(source, "lone/c1_1.jpg" if cameras else "lone/1.jpg", "still/c1_1.jpg", "still/c1_2.jpg")
     words = ("--seed", str(seed), "--train", "0.3", "--query-per-camera", str(queries))
@@ -853,7 +852,7 @@ def test_no_picture_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
     assert not owners["train"] & owners["gallery"]
     assert owners["query"] == owners["gallery"]  # every query has its identity in the gallery
     assert len(owners["train"]) + len(owners["gallery"]) == len(CROWD) + 2
-    # Every camera keeps a picture and gives what was asked for, if it can.
+    # Every camera keeps an image and gives what was asked for, if it can.
     asked, kept = (Counter((p.identity, p.camera) for p in splits[split]) for split in ("query", "gallery"))
     for place in asked | kept:
         total = asked[place] + kept[place]
@@ -867,7 +866,7 @@ def test_no_picture_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
 def test_every_query_has_a_match_in_another_camera(tmp_path, seed):
     source = crowd(tmp_path / "source")
     write(source, *(f"pair{number}/c{camera}_1.jpg" for number in range(6) for camera in (1, 2)))
-    write(source, *(f"alone{number}/c1_{picture}.jpg" for number in range(6) for picture in range(3)))
+    write(source, *(f"alone{number}/c1_{image}.jpg" for number in range(6) for image in range(3)))
     (trial,) = folder(split(source, tmp_path / "target", "--seed", str(seed))).trials
     distances = torch.rand(len(trial.query), len(trial.gallery))
     ranking = rank(distances, Labels.of(trial.query), Labels.of(trial.gallery), ignored=same_camera)
@@ -890,7 +889,7 @@ def test_the_split_depends_on_the_seed_alone(tmp_path, monkeypatch):
     trained, others = (
         {name.split("/")[0] for name in places if places[name] == "train"} for places in (expected, other)
     )
-    assert trained != others  # other people, not only other pictures of them
+    assert trained != others  # other people, not only other images of them
     again = crowd(tmp_path / "two", backwards=True)
     scandir = os.scandir
 
@@ -923,7 +922,7 @@ def test_the_share_of_training_identities(tmp_path):
 
 
 def test_queries_are_drawn(tmp_path):
-    """Not always the first picture of a camera, and as many as asked for."""
+    """Not always the first image of a camera, and as many as asked for."""
     source = write(tmp_path / "source", *(f"{i}/c{c}_{n}.jpg" for i in range(20) for c in (1, 2) for n in range(6)))
     drawn = Counter()
     for queries in (1, 4):
@@ -949,7 +948,7 @@ def test_the_report(tmp_path, capsys):
         assert words[3] == str(len({pid for pid, *_ in samples})) and words[6] == "cameras"
     moved = said[4]
     assert moved.endswith(", ...") and "'lone" in moved
-    assert " of the identities drawn for testing are trained on, being seen by one camera: " in moved
+    assert " of the identities drawn for testing are trained on, seen by one camera: " in moved
     assert 8 <= int(moved.split()[0]) <= 12
     assert said[5:] == [
         "train with:",
@@ -962,14 +961,14 @@ def test_the_report_without_cameras(tmp_path, capsys):
     source = crowd(tmp_path / "none", cameras=False)
     split(source, tmp_path / "one")
     said = capsys.readouterr().out
-    assert "no cameras" in said and "being" not in said
-    assert f"cameras are not looked at, as {len(contents(source))} pictures have none in their names" in said
+    assert "no cameras" in said and "trained on" not in said
+    assert f"cameras are not looked at, as {len(contents(source))} images have none in their names" in said
     command = shlex.split(said.splitlines()[-1])
     assert command[-4:] == ["DATASETS.ROOT_DIR", str(tmp_path / "one"), "TEST.PROTOCOL", "all"]
     write(source, *(f"{CROWD[0]}/c{camera}_1.jpg" for camera in (1, 2)))
     split(source, tmp_path / "some")
     said = capsys.readouterr().out
-    assert f"as {len(contents(source)) - 2} pictures have none in their names" in said
+    assert f"as {len(contents(source)) - 2} images have none in their names" in said
     assert said.endswith("TEST.PROTOCOL all\n")
     source = write(tmp_path / "still", *(f"{i}/c{i}_{n}.jpg" for i in range(4) for n in range(2)), "9/c9_1.jpg")
     for seed in range(20):
@@ -979,7 +978,7 @@ def test_the_report_without_cameras(tmp_path, capsys):
         assert said.endswith("TEST.PROTOCOL all\n") and folder(root, protocol="all").num_cams == 5
         if "trained on" in said:
             break
-    assert "1 of the identities drawn for testing are trained on, being with one picture: '9'\n" in said
+    assert "1 of the identities drawn for testing are trained on, with one image: '9'\n" in said
 
 
 def test_market_form_says_who_is_who(tmp_path):
@@ -1017,7 +1016,7 @@ def test_csv_form(tmp_path):
     assert "there is no file" in message(tmp_path / "b" / "x.csv")
 
 
-def test_links_lead_to_the_pictures(tmp_path, monkeypatch):
+def test_links_lead_to_the_images(tmp_path, monkeypatch):
     """Absolute, so that a relative SOURCE and a moved TARGET do not break them; a copy is a file of its own."""
     source = crowd(tmp_path / "source")
     monkeypatch.chdir(tmp_path)
@@ -1032,7 +1031,7 @@ def test_links_lead_to_the_pictures(tmp_path, monkeypatch):
     assert "is a link to nothing" in message(tmp_path / "elsewhere")
 
 
-def test_copies_of_linked_and_read_only_pictures(tmp_path):
+def test_copies_of_linked_and_read_only_images(tmp_path):
     source = crowd(tmp_path / "source")
     for path in source.rglob("*.png"):
         path.chmod(0o444)
@@ -1051,8 +1050,8 @@ def test_what_is_left_out_is_told(tmp_path, capsys):
     split(source, tmp_path / "target")
     shown = capsys.readouterr().out
     files = f"{source}/2/notes.txt, {source}/anna/a.gif, {source}/nobody/1.heic"
-    assert f"3 files are no pictures by their names, and left out: {files}\n" in shown
-    assert f"1 folders hold no picture, and are left out: {source}/nobody\n" in shown
+    assert f"3 files are not named as images, and left out: {files}\n" in shown
+    assert f"1 folders hold no image, and are left out: {source}/nobody\n" in shown
 
 
 def test_places_that_are_no_paths(tmp_path):
@@ -1096,15 +1095,14 @@ def test_refuses(tmp_path):
     (tmp_path / "new.part").rmdir()
     write(tmp_path / "flat", "1.jpg")
     assert refused(tmp_path / "flat", tmp_path / "new") == (
-        f"{tmp_path}/flat: holds pictures (1.jpg) that are in no folder of their identity"
+        f"{tmp_path}/flat: holds images (1.jpg) that are in no folder of their identity"
     )
     write(tmp_path / "empty", "a/notes.txt")
-    expected = "SOURCE has no pictures in folders of their identities"
+    expected = "SOURCE has no images in folders of their identities"
     assert refused(tmp_path / "empty", tmp_path / "new") == expected
     write(tmp_path / "poor", *(f"{number}/1.jpg" for number in range(4)))
     assert refused(tmp_path / "poor", tmp_path / "new") == (
-        "--train 0.5 of 4 identities leaves none for testing; the others have too few pictures for a query and a "
-        "gallery"
+        "--train 0.5 of 4 identities leaves none for testing; the others have too few images for a query and a gallery"
     )
     write(tmp_path / "zeros", "01/c1_1.jpg", "1/c1_1.jpg")
     expected = f"identities '01' ({tmp_path}/zeros/01/c1_1.jpg) and '1' ({tmp_path}/zeros/1/c1_1.jpg) differ in leading"
@@ -1120,13 +1118,13 @@ def test_refuses(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--train", "1"), "'1': right is a share between 0 and 1, both excluded"),
-        (("--train", "half"), "'half': right is a share between 0 and 1, both excluded"),
-        (("--train", "nan"), "'nan': right is a share between 0 and 1, both excluded"),
-        (("--query-per-camera", "0"), "'0': right is a whole number from 1"),
-        (("--seed", "-1"), "'-1': right is a whole number from 0"),
+        (("--train", "1"), "invalid value '1'; expected a share between 0 and 1, both excluded"),
+        (("--train", "half"), "invalid value 'half'; expected a share between 0 and 1, both excluded"),
+        (("--train", "nan"), "invalid value 'nan'; expected a share between 0 and 1, both excluded"),
+        (("--query-per-camera", "0"), "invalid value '0'; expected a whole number from 1"),
+        (("--seed", "-1"), "invalid value '-1'; expected a whole number from 0"),
         (("--form", "voc"), "invalid choice: 'voc'"),
-        (("--form", "csv", "--link"), "--link: a CSV file names the pictures where they are; there is nothing to link"),
+        (("--form", "csv", "--link"), "--link: a CSV file names the images where they are; there is nothing to link"),
     ],
 )
 def test_a_command_line_that_is_wrong(tmp_path, capsys, words, expected):
@@ -1170,7 +1168,7 @@ def test_a_target_that_comes_while_it_is_written(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"] and not any(target.iterdir())
 
 
-def test_pictures_that_would_have_one_name(tmp_path):
+def test_images_that_would_have_one_name(tmp_path):
     """ü as one character and as two are one identity, of two folders."""
     one, two = "J\u00fcrgen", "Ju\u0308rgen"
     source = write(crowd(tmp_path / "source"), f"{one}/c1_1.jpg", f"{two}/c1_1.jpg", f"{two}/c2_2.jpg")
@@ -1181,7 +1179,7 @@ def test_pictures_that_would_have_one_name(tmp_path):
             assert " would both be " in str(error) and str(error).endswith("_c1_c1_1.jpg")
             break
     else:
-        pytest.fail("two pictures of one name")
+        pytest.fail("two images of one name")
 
 
 def test_a_name_that_no_csv_file_can_hold(tmp_path):

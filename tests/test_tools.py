@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from configs import load, to_dict
 from model import tiny_clip
-from tools import benchmark, verify_gpu
+from tools import benchmark
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
 from tools.demo import compare_methods, pretrain_tiny_clip
@@ -75,48 +74,6 @@ def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
     assert lines[0] == "| | seed 0 | seed 1 | mean mAP | mean rank-1 |"
     assert lines[3].endswith("| 40.0 | 50.0 | 45.0 ± 7.1 | 55.0 |")
     assert lines[-1] == "| SVLL-ReID − CLIP-ReID | -5.0 | +2.0 | -1.5 |  |"
-
-
-@pytest.fixture
-def outcome() -> dict:
-    features = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    losses = {"prompt": [4.0, 3.0, 2.0, 1.0], "image": [9.0, 8.0, 7.0, 6.0]}
-    return {"losses": losses, "features": features, "again": features.clone(), "memory": 0.0}
-
-
-def test_the_gpu_check_accepts_the_same_story(outcome):
-    assert verify_gpu.compare(outcome, copy.deepcopy(outcome)) == 0
-
-
-@pytest.mark.parametrize("fault", ["losses", "rising", "features", "again"])
-def test_the_gpu_check_refuses_another_story(outcome, fault):
-    half = copy.deepcopy(outcome)
-    if fault == "losses":
-        half["losses"]["image"] = [value * 1.2 for value in half["losses"]["image"]]
-    elif fault == "rising":
-        for result in (outcome, half):
-            result["losses"]["prompt"].reverse()
-    elif fault == "features":
-        half["features"] = half["again"] = half["features"].flip(0)
-    else:
-        half["again"] = half["again"] + 0.01
-    assert verify_gpu.compare(outcome, half) == 1
-
-
-def test_the_gpu_check_compares_re_ranking(monkeypatch):
-    cpu = torch.device("cpu")
-    assert verify_gpu.compare_reranking(cpu, images=60) == 0
-    shifts = iter([0.0, 0.01])
-    monkeypatch.setattr(verify_gpu, "rerank", lambda query, gallery, *_: torch.ones(2, 3) + next(shifts))
-    assert verify_gpu.compare_reranking(cpu, images=60) == 1
-
-
-def test_the_gpu_check_sees_an_update_that_should_not_be_made(monkeypatch, capsys):
-    cpu = torch.device("cpu")
-    assert verify_gpu.check_guard(cpu) == 0
-    monkeypatch.setattr(torch, "isfinite", lambda value: torch.ones_like(value, dtype=torch.bool))
-    assert verify_gpu.check_guard(cpu) == 1
-    assert "Adam does not keep its hands off" in capsys.readouterr().err
 
 
 def test_the_benchmark_compares_three_ways(monkeypatch, capsys):

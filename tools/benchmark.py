@@ -10,12 +10,13 @@ identity of the batch.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 
-PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+from utils.command import new_parser, run_script
+
+PARSER = new_parser(__doc__)
 PARSER.add_argument("--name", default="ViT-Tiny-8", help="architecture")
 PARSER.add_argument("--device", default="auto")
 PARSER.add_argument("--batch", type=int, default=64, help="images")
@@ -31,7 +32,6 @@ import torch
 from model.clip import TextTower
 from model.pretrained import QUICK_GELU, build_clip
 from model.prompts import PromptLearner
-from utils.command import run_script
 from utils.devices import describe, pick_device
 
 TEMPLATE = "A photo of a {} person."

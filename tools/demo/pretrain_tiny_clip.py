@@ -10,15 +10,17 @@ streams: nobody of the demo's is seen here, nor any of its cameras. Contrastive 
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import math
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+from utils.command import new_parser, run_script
+
+PARSER = new_parser(__doc__)
 PARSER.add_argument("--identities", type=int, default=24000)
 PARSER.add_argument("--steps", type=int, default=3600)
 PARSER.add_argument("--batch", type=int, default=192)
@@ -221,4 +223,4 @@ def held_out(clip: open_clip.CLIP, pictures: np.ndarray, tokens: Tensor) -> tupl
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))
