@@ -12,7 +12,7 @@ from loss.precision import in_fp32
 class NTXent(nn.Module):
     """SimCLR's loss (Chen et al., 2020, eq. 1): each of 2N views finds its partner among the other 2N - 1.
 
-    Cosine similarity over a temperature. Other images of the same identity count as strangers, as published, unless
+    Cosine similarity over a temperature. Other images of the same identity count as negatives, as published, unless
     identities are given.
     """
 
@@ -24,7 +24,7 @@ class NTXent(nn.Module):
     def forward(self, a: Tensor, b: Tensor, pids: Tensor | None = None) -> Tensor:
         """Views [N, D] and [N, D], row i of one being the partner of row i of the other -> []; 0 for N = 1.
 
-        With identities [N], other images of an image's own identity are neither partners nor strangers.
+        With identities [N], other images of an image's own identity are neither positives nor negatives.
         """
         views = F.normalize(torch.cat([a, b]), dim=1)  # [2N, D]
         scores = views @ views.T / self.temperature

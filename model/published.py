@@ -109,29 +109,9 @@ def describe(
     if not tower.is_clip or resnet != (tower.side_width is None):
         holds, expected = ("ResNet", "RN50") if resnet else ("vision transformer", "ViT-B-16")
         raise WeightsError(f"{source}: holds a {holds} of CLIP; MODEL.NAME {name} is none; expected e.g. {expected}")
-    camera, view = architecture["sie_camera"], architecture["sie_view"]
     rows = len(tensors.get("image.side.table", ()))
-    if resnet:  # published ResNets make room for a table and never use it
-        camera = view = False
-    elif rows and not (camera or view or side_refused):
-        raise WeightsError(
-            f"{source}: cv_embed, of {rows} rows, is a table of side information: set MODEL.SIE_CAMERA or "
-            "MODEL.SIE_VIEW True and MODEL.SIE_COE as in its training, or MODEL.SIE_CAMERA False on the command line "
-            "to do without"
-        )
-    elif not rows and (camera or view):
-        raise WeightsError(
-            f"{source}: has no cv_embed, so it was trained without side information; MODEL.SIE_CAMERA and "
-            "MODEL.SIE_VIEW must be False"
-        )
+    camera, view = _side(architecture, rows, resnet=resnet, refused=side_refused, source=source)
     views = VIEWPOINTS if camera and view else rows
-    fits = rows % views == 0 if camera and view else rows != PAIRS if camera else rows <= VIEWPOINTS
-    if (camera or view) and not fits:
-        raise WeightsError(
-            f"{source}: cv_embed has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
-            f"and viewpoints a multiple of that (VeRi: {PAIRS}). Set MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its "
-            "training, or both False on the command line to do without"
-        )
     image = [tensors.get(f"image_projector.{layer}.weight") for layer in (0, 6)]
     text = [tensors.get(f"text_projector.{layer}.weight") for layer in (0, 6)]
     hidden, out = image if image[1] is not None else text  # SimSiam's head has another hidden layer
@@ -155,6 +135,33 @@ def describe(
         "ssl_hidden": architecture["ssl_hidden"] if hidden is None else len(hidden),
         "ssl_out": architecture["ssl_out"] if out is None else len(out),
     }
+
+
+def _side(architecture: dict, rows: int, *, resnet: bool, refused: bool, source: str) -> tuple[bool, bool]:
+    """Whether a table of side information of so many rows is of cameras, and of viewpoints."""
+    camera, view = architecture["sie_camera"], architecture["sie_view"]
+    if resnet:  # published ResNets make room for a table and never use it
+        return False, False
+    if rows and not (camera or view or refused):
+        raise WeightsError(
+            f"{source}: cv_embed, of {rows} rows, is a table of side information: set MODEL.SIE_CAMERA or "
+            "MODEL.SIE_VIEW True and MODEL.SIE_COE as in its training, or MODEL.SIE_CAMERA False on the command line "
+            "to do without"
+        )
+    if not rows and (camera or view):
+        raise WeightsError(
+            f"{source}: has no cv_embed, so it was trained without side information; MODEL.SIE_CAMERA and "
+            "MODEL.SIE_VIEW must be False"
+        )
+    views = VIEWPOINTS if camera and view else rows
+    fits = rows % views == 0 if camera and view else rows != PAIRS if camera else rows <= VIEWPOINTS
+    if (camera or view) and not fits:
+        raise WeightsError(
+            f"{source}: cv_embed has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
+            f"and viewpoints a multiple of that (VeRi: {PAIRS}). Set MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its "
+            "training, or both False on the command line to do without"
+        )
+    return camera, view
 
 
 def _ours(key: str, *, simsiam: bool) -> str | None:

@@ -137,7 +137,7 @@ def _accuracy(scores: Tensor, pids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sentence_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
+def all_text_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
     """The text features [P, E] of every identity's prompt."""
     model.eval()
     pids = torch.arange(model.num_pids, device=device)

@@ -46,7 +46,7 @@ def test_the_sentence_word_by_word(table, noun, word):
     sentence = prompts(torch.tensor([2]))
     assert sentence.shape == (1, 77, WIDTH)
     assert sentence[0, [0, 1, 2, 3, 4, 9, 10, 11, 12, 76], 0].tolist() == [*ids[:5], *ids[9:], 0, 0]
-    assert torch.equal(sentence[0, 5:9], prompts.context[2])  # learnt positions 5..8
+    assert torch.equal(sentence[0, 5:9], prompts.context[2])  # learned positions 5..8
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_tiny_clip_knows_people_and_vehicles_and_says_what_it_does_not_know(
         learner(table, "A photo of a {} giraffe.")
 
 
-def test_learnt_tokens_belong_to_one_identity_each(table):
+def test_learned_tokens_belong_to_one_identity_each(table):
     prompts = learner(table, pids=200)
     assert prompts.context.shape == (200, CONTEXT, WIDTH)
     assert prompts.context.std().item() == pytest.approx(0.02, rel=0.1)
@@ -98,7 +98,7 @@ def test_learnt_tokens_belong_to_one_identity_each(table):
     assert touched.tolist() == [1]
 
 
-def test_only_the_learnt_tokens_are_parameters(table):
+def test_only_the_learned_tokens_are_parameters(table):
     prompts = learner(table)
     assert [name for name, _ in prompts.named_parameters()] == ["context"]
     assert {name: tuple(value.shape) for name, value in prompts.named_buffers()} == {

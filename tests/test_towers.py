@@ -355,7 +355,7 @@ def test_only_tokens_up_to_the_end_are_computed(language):
     assert lengths == [prompts.end + 1] == [12]
 
 
-def test_text_gradients_reach_the_learnt_tokens(language):
+def test_text_gradients_reach_the_learned_tokens(language):
     _, text, prompts = language
     text(prompts(torch.tensor([0, 2])), prompts.end).square().sum().backward()
     reached = prompts.context.grad.abs().sum(dim=(1, 2)) > 0
