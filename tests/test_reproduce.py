@@ -192,7 +192,7 @@ def test_missing_files_are_listed_with_their_places(plan, capsys, monkeypatch):
     assert "holds VeRi; it is to be asked for" in paragraph(text, "veri-vit_clipreid")
 
 
-def test_viewpoints_are_looked_for_beside_the_pictures_or_where_they_are_said_to_be(plan, capsys):
+def test_viewpoints_are_looked_for_beside_the_images_or_where_they_are_said_to_be(plan, capsys):
     """VeRi's are in files that do not come with it."""
     row = ROWS["veri-vit_svllreid"]
     for split in ("image_train", "image_query", "image_test"):
