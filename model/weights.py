@@ -16,7 +16,7 @@ from model.pretrained import clip_config
 from model.svllreid import SvllReid
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
-from utils.schema import CHECKPOINT, check
+from utils.schema import Checkpoint, check
 
 # Parts of a network by the start of their tensors' names, and the settings that decide on them.
 PARTS = {
@@ -85,7 +85,7 @@ def weights_in(contents: dict, source: str) -> Weights:
         WeightsError: it lacks a part, its description is damaged, or something else is where a tensor belongs.
     """
     check_checkpoint(contents, source)
-    check(contents, CHECKPOINT, source)
+    check(contents, Checkpoint, source)
     try:
         clip_config(contents["architecture"]["name"])
     except WeightsError as error:
