@@ -1,49 +1,72 @@
 # make demo: train and evaluate on this machine, without data or downloads of weights
-# make test: all tests          make test-gpu: ViT-B/16 on a CUDA device
-# make env:  what both need; a .venv here, from requirements.txt
+# make test: lint and the fast tests            make test-all: all tests that need no GPU
+# make faults FAULTS=120: trainings that are killed and damaged, so many times
+# make test-gpu: ViT-B/16 on a CUDA device
+# make env:  what all need; a .venv here, from requirements.txt, by uv where that is installed
 # make test-lowest: all tests with the lowest versions that requirements.txt allows, in a .venv-lowest
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+FAULTS ?= 120
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# Without an NVIDIA driver, torch's CUDA libraries are gigabytes for nothing: its CPU build, where that index answers.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+INDEX = if [ "$$(uname)" = Linux ] && ! [ -e /dev/nvidia0 ] && ! command -v nvidia-smi > /dev/null \
+	&& $(PYTHON) -c 'import urllib.request as r; r.urlopen("$(CPU_INDEX)/torch/", timeout=5)' 2> /dev/null; \
+	then echo "--extra-index-url $(CPU_INDEX)"; fi
+# make a virtual environment $(1) from the requirements $(2)
+INSTALL = set -e; index=$$($(INDEX)); \
+	size="3 GB are fetched once (torch with CUDA is most of it), 6 GB on disk"; \
+	if [ "$$index" ]; then size="without CUDA, 1.5 GB on disk"; fi; \
+	echo "installing into $(1): $$size"; \
+	if command -v uv > /dev/null; then \
+		uv venv --allow-existing --python $(PYTHON) $(1); \
+		uv pip install --python $(1)/bin/python --index-strategy unsafe-best-match $$index -r $(2); \
+	else \
+		$(PYTHON) -m venv $(1); \
+		$(1)/bin/python -m pip install --disable-pip-version-check $$index -r $(2); \
+	fi; \
+	$(1)/bin/python -c 'import torch, torchvision'
 
-.PHONY: env demo test test-lowest test-gpu lint clean
+.PHONY: env demo test test-all test-lowest faults test-gpu lint clean
 
 env: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...")'
-	@echo "installing into $(VENV): 3 GB are fetched once (torch with CUDA is most of it), 6 GB on disk"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -c 'import torch, torchvision'
+	@$(call INSTALL,$(VENV),requirements-dev.txt)
 	touch $@
 
 $(LOWEST)/ready: requirements.txt requirements-dev.txt
-	$(PYTHON) -m venv $(LOWEST)
+	@mkdir -p $(LOWEST)
 	sed -n 's/>=/==/p' requirements.txt requirements-dev.txt > $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -r $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/python -c 'import torch, torchvision'
+	@$(call INSTALL,$(LOWEST),$(LOWEST)/requirements.txt)
 	touch $@
 
 demo: env
 	$(BIN)/python -m tools.demo
 
 test: env lint
+	$(PYTEST) -m "not slow"
+
+test-all: env lint
 	$(PYTEST)
 
 test-lowest: BIN := $(LOWEST)/bin
 test-lowest: $(LOWEST)/ready
 	$(PYTEST)
 
+faults: env
+	$(PYTEST) --dist load tests/faults --faults $(FAULTS)
+
+test-gpu: env
+	$(BIN)/python -m pytest -s tests/gpu
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-test-gpu: env
-	$(BIN)/python -m tools.verify_gpu
 
 clean:
 	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache .mypy_cache

@@ -44,7 +44,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 from datasets.check import quick_check
 from datasets.several import names_of
-from model.build import RESIZING, model_from, settle_architecture
+from model.build import RESIZING, rebuild, settle_architecture
 from model.weights import read_weights
 from processor.build import evaluate_model
 from processor.result import result_entry
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> Path:
     check_writable(folder)
     read_results(folder / RESULTS)  # refused now if nothing can be added to it
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
-    model, verdict = model_from(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
+    model, verdict = rebuild(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
 
     entries: list[dict] = []
     device = join_processes(pick_device(cfg.MODEL.DEVICE))

@@ -25,7 +25,7 @@ def read_command_line(argv: list[str] | None = None) -> tuple[CfgNode, Path, lis
     cfg = load(arguments.config_file, arguments.overrides)
     folder = expanded(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file), "OUTPUT_DIR")
     if not os.path.lexists(folder) and "synthetic" not in cfg.DATASETS.NAMES:  # which is rendered
-        advice = "; right is the folder that holds the data sets, as the README has it; none is ever downloaded"
+        advice = "; expected the folder that holds the data sets (docs/data.md); none is ever downloaded"
         check_there(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR", advice)
     return cfg, folder, arguments.overrides[::2]
 

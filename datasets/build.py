@@ -105,7 +105,7 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"DATASETS.NAMES: there is no data set {name!r}; {meant}there are: {', '.join(BENCHMARKS)}")
+        raise DataError(f"DATASETS.NAMES: invalid value {name!r}; {meant}expected one of {', '.join(BENCHMARKS)}")
     try:
         benchmark = BENCHMARKS[name](cfg, train or cfg.DATASETS.HOLD_OUT > 0)
     except OSError as error:  # wherever a reader met it: no rights, a name that is too long, a disk that fails
@@ -114,7 +114,7 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
     except DataError as error:
         if name == "folder" and SEVERAL in cfg.DATASETS.NAMES:
             raise DataError(
-                f"{error}. All of DATASETS.NAMES {cfg.DATASETS.NAMES!r} share DATASETS.ROOT_DIR: the pictures of "
+                f"{error}. All of DATASETS.NAMES {cfg.DATASETS.NAMES!r} share DATASETS.ROOT_DIR: the images of "
                 "folder lie right in it (train, query, gallery, or one CSV file), beside the folders of the others"
             ) from error
         raise
@@ -143,7 +143,7 @@ def identities_per_batch(cfg: CfgNode) -> int:
         fitting = " or ".join(str(count * instances) for count in (fewer, fewer + processes) if count)
         raise UserError(
             f"SOLVER.STAGE2.IMS_PER_BATCH {images} with DATALOADER.NUM_INSTANCE {instances} takes {identities} "
-            f"identities a batch, which {processes} processes cannot share evenly; IMS_PER_BATCH {fitting} would do"
+            f"identities a batch, which {processes} processes cannot share evenly; expected IMS_PER_BATCH {fitting}"
         )
     return identities
 

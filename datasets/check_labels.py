@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from datasets.findings import Findings, cameras_of, few
-from datasets.folder import natural
+from datasets.labels import natural
 from datasets.published_counts import published_counts
 from utils.metrics import Ignored, ignore_nothing
 from utils.records import Benchmark, Labels, Sample, Trial

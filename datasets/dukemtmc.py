@@ -2,7 +2,7 @@
 
 ROOT_DIR/dukemtmcreid/
     DukeMTMC-reID/        bounding_box_train, query, bounding_box_test: 0001_c2_f0046182.jpg ...   identity 1, camera 2
-    Occluded_Duke/        the same three, of the same pictures: queries are all occluded
+    Occluded_Duke/        the same three, of the same images: queries are all occluded
 
 There is no junk, and one viewpoint: 0.
 """

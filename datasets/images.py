@@ -19,13 +19,13 @@ from utils.records import Batch, Sample, SideInfo
 from utils.seeds import derive
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")  # for others Pillow may start programs (EPS)
-MOST_PIXELS = 2**30 // 12  # of a picture, 256 MB of RGB; from here on Pillow warns of a decompression bomb
-PAGE = (255, 255, 255)  # what transparent pictures lie on
+MOST_PIXELS = 2**30 // 12  # of an image, 256 MB of RGB; from here on Pillow warns of a decompression bomb
+PAGE = (255, 255, 255)  # what transparent images lie on
 ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")  # modes
 # What Pillow calls a grey value of 16 bits; until version 11 it read such PNG files as "I", of 32 bits.
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
-UPRIGHT = {  # EXIF orientation -> how to turn the picture; 1 is upright
+UPRIGHT = {  # EXIF orientation -> how to turn the image; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,7 +47,7 @@ class Images(Dataset):
 
     Args:
         samples: what to read.
-        transform: (picture, views=...) -> image [3, H, W], views [2, 3, H, W] or None.
+        transform: (decoded, views=...) -> image [3, H, W], views [2, 3, H, W] or None.
         views: whether to make two more augmentations of every image.
         seed: of all draws.
     """
@@ -74,13 +74,13 @@ class Images(Dataset):
         return [self._draw(index, repeat=indices[:place].count(index)) for place, index in enumerate(indices)]
 
     def _draw(self, index: int, repeat: int) -> tuple[int, Tensor, Tensor | None]:
-        picture = read_image(self.samples[index].path)
+        decoded = read_image(self.samples[index].path)
         seed = derive(self.seed, int(self.epoch), index, repeat)
         state = random.getstate()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
             random.seed(seed)
-            image, views = self.transform(picture, views=self.views)
+            image, views = self.transform(decoded, views=self.views)
         random.setstate(state)
         return index, image, views
 
@@ -100,12 +100,12 @@ class Images(Dataset):
 
 
 def read_image(path: str) -> Image.Image:
-    """A picture in RGB, 8 bits a channel, upright; of several in a file (animations, pages, MPO), the first.
+    """An image in RGB, 8 bits a channel, upright; of several in a file (animations, pages, MPO), the first.
 
-    Pictures of published benchmarks are RGB in JPEG without EXIF: they are decoded, and nothing is done to them. Else
+    Images of published benchmarks are RGB in JPEG without EXIF: they are decoded, and nothing is done to them. Else
 
-    - an EXIF orientation is applied, as every viewer does; without that, a phone's pictures would lie on their side;
-    - what is transparent shows a white page; the colours under it are arbitrary, and nobody has seen them;
+    - an EXIF orientation is applied, as every viewer does; without that, a phone's images would lie on their side;
+    - what is transparent shows a white page; the colours under it are arbitrary, and were never shown;
     - grey values of 16 bits keep the upper 8, as Pillow does with colours of 16 bits;
     - one bit, 8 bits of grey, palettes, CMYK and the like become the RGB that Pillow makes of them.
 
@@ -118,11 +118,11 @@ def read_image(path: str) -> Image.Image:
         # Stat first: who opens a pipe waits until somebody writes to it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError("it is not a plain file")
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise DataError(f"{picture.width} x {picture.height} are more than {MOST_PIXELS:,} pixels")
-            colours = _rgb(picture)
-            turn = UPRIGHT.get(orientation(picture))  # after decoding: PNG files may have it at their end
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
+            colours = _rgb(image)
+            turn = UPRIGHT.get(orientation(image))  # after decoding: PNG files may have it at their end
             return colours if turn is None else colours.transpose(turn)
     except Exception as error:  # of any type: decoders have faults of their own
         raise DataError(f"{shown(path)}: cannot be read as an image ({one_line(error)})") from error
@@ -133,30 +133,30 @@ def shown(path: str) -> str:
     return path if path.isprintable() else repr(path)
 
 
-def orientation(picture: Image.Image) -> int:
-    """A picture's EXIF orientation, 1 (upright) to 8; 1 if it has none, a damaged one, or Pillow applies it."""
-    if METADATA.isdisjoint(picture.info) or picture.format == "TIFF":
+def orientation(image: Image.Image) -> int:
+    """An image's EXIF orientation, 1 (upright) to 8; 1 if it has none, a damaged one, or Pillow applies it."""
+    if METADATA.isdisjoint(image.info) or image.format == "TIFF":
         return 1
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # of any type: the block may hold anything
         return 1
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.format == "JPEG" and picture.mode == "RGB":
-        picture.load()  # and no copy, which would cost more than all that is looked at here
-        return picture
-    if picture.mode == "F":
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.format == "JPEG" and image.mode == "RGB":
+        image.load()  # and no copy, which would cost more than all that is looked at here
+        return image
+    if image.mode == "F":
         raise DataError("grey values with fractions have no agreed range; save it with 8 bits")
-    if picture.mode in DEEP:
-        values = np.asarray(picture)
+    if image.mode in DEEP:
+        values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
             raise DataError(f"grey values up to {values.max()}, and from {values.min()} on, are not of 16 bits")
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode in ALPHA or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+    if image.mode in ALPHA or "transparency" in image.info:
+        layer = image.convert("RGBA")
         page = Image.new("RGB", layer.size, PAGE)
         page.paste(layer, mask=layer.getchannel("A"))
         return page
-    return picture.convert("RGB")
+    return image.convert("RGB")

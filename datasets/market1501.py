@@ -27,7 +27,7 @@ from utils.records import Benchmark, Trial
 FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501", "market1501/Market-1501-v15.09.15")
 TRAIN, QUERY, GALLERY = MARKET_FORM
 NAMING = Naming("Market-1501", "0002_c1s1_000451_03.jpg")
-ORIGIN = Origin("Market-1501", FOLDERS, "it is to be asked for from its authors and is never downloaded here")
+ORIGIN = Origin("Market-1501", FOLDERS, "ask its authors for it; it is never downloaded here")
 
 
 def market1501(root: Path, *, train: bool = True) -> Benchmark:

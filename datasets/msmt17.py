@@ -1,6 +1,6 @@
 """MSMT17 (Wei et al., 2018): lists, the folders of its versions, protocol.
 
-ROOT_DIR/MSMT17/             or MSMT17_V1/; MSMT17_V2/ has mask_train_v2 and mask_test_v2: the same pictures with
+ROOT_DIR/MSMT17/             or MSMT17_V1/; MSMT17_V2/ has mask_train_v2 and mask_test_v2: the same images with
     train/                   blurred faces, which score lower
     test/
     list_train.txt           0000/0000_000_01_0303morning_0008_0.jpg 0     camera 1, identity 0 of this split
@@ -24,7 +24,7 @@ from utils.records import Benchmark, Sample, Trial
 ORIGIN = Origin(
     "MSMT17",
     tuple(f"{parent}{name}" for parent in ("", "msmt17/") for name in ("MSMT17", "MSMT17_V1", "MSMT17_V2", "msmt17")),
-    "it is to be asked for from its authors and is never downloaded here",
+    "ask its authors for it; it is never downloaded here",
 )
 SPLITS = {"train": "test", "mask_train_v2": "mask_test_v2"}  # training folder -> test folder
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
@@ -55,7 +55,7 @@ def msmt17(root: Path, *, train: bool = True, val: bool = True) -> Benchmark:
 
 
 def msmt17_version(root: Path) -> str:
-    """Which version is there, by the names of the folders: V1, V2, or unknown version. Pictures' names are the same.
+    """Which version is there, by the names of the folders: V1, V2, or unknown version. Image names are the same.
 
     Raises:
         DataError: the data set is not there, or in several versions.
@@ -75,7 +75,7 @@ def _version(test_folder: Path) -> str:
 
 def _find(root: Path) -> tuple[Path, str, str]:
     """The folder of the lists, and the names of its training and its test folder."""
-    found: dict[Path, tuple[Path, str, str]] = {}  # by their pictures: one version may be there under two names
+    found: dict[Path, tuple[Path, str, str]] = {}  # by their images: one version may be there under two names
     for folders in places(root, ORIGIN):
         for folder, (train_folder, test_folder) in product(folders, SPLITS.items()):
             if folder == root and not any((root / name).is_file() for name in LISTS):
@@ -89,7 +89,7 @@ def _find(root: Path) -> tuple[Path, str, str]:
     if len(found) > 1:
         versions = ", ".join(f"{folder / test} ({_version(folder / test)})" for folder, _, test in found.values())
         raise DataError(
-            f"DATASETS.ROOT_DIR {root}: several versions of MSMT17 are there: {versions}; right is the folder of one "
+            f"DATASETS.ROOT_DIR {root}: several versions of MSMT17 are there: {versions}; expected the folder of one "
             "of them, or only one of them"
         )
     return next(iter(found.values()))
@@ -112,6 +112,6 @@ def _read(folder: Path, lists: tuple[str, ...], images: Path) -> list[Sample]:
     if len(paths) < len(samples):
         raise DataError(
             f"{folder}: {' and '.join(lists)} share {len(samples) - len(paths)} images, e.g. "
-            f"{paths.most_common(1)[0][0]}; right are lists that share none"
+            f"{paths.most_common(1)[0][0]}; expected lists that share none"
         )
     return sorted(samples)

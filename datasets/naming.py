@@ -26,7 +26,7 @@ _SHOWN = 3  # examples in a message
 
 
 class Origin(NamedTuple):
-    """What messages tell about a data set that is not where it was looked for."""
+    """A data set's name and places, for messages about one that is not there."""
 
     title: str  # as its authors call it
     folders: tuple[str, ...]  # usual places below ROOT_DIR; messages recommend the first
@@ -76,7 +76,7 @@ def usual_folder(root: Path, origin: Origin, holding: Sequence[str]) -> Path:
 
 
 def not_found(root: Path, origin: Origin, holding: str) -> str:
-    """Says that a data set is not below `root`, and what would be right."""
+    """The message about a data set that is not below `root`."""
     if not root.is_dir():
         what, where = "there is no such folder", origin.folders[0]
     else:
@@ -85,7 +85,7 @@ def not_found(root: Path, origin: Origin, holding: str) -> str:
             if all((folder / name).is_dir() for name in MARKET_FORM):
                 what += f" (DATASETS.NAMES folder DATASETS.ROOT_DIR {folder} reads what is in Market-1501's form)"
                 break
-    return f"DATASETS.ROOT_DIR {root}: {what}; right is the folder that holds {where}; {origin.terms}"
+    return f"DATASETS.ROOT_DIR {root}: {what}; expected the folder that holds {where}; {origin.terms}"
 
 
 def too_deep(folder: Path) -> str:
@@ -95,7 +95,7 @@ def too_deep(folder: Path) -> str:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden, or is left from a system or an archive: nobody needs to hear of it."""
+    """Whether a file or folder is hidden, or left by a system or an archive: not worth reporting."""
     return name.startswith(".") or name.lower() in LITTER
 
 
@@ -112,7 +112,7 @@ def image_names(folder: Path) -> tuple[list[str], Omitted]:
 
 
 def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tuple[Sample, ...], Omitted]:
-    """The images of one folder in the order of their names, without junk, cameras from 0; and what was passed over.
+    """The images of one folder in the order of their names, without junk, cameras from 0; and what was skipped.
 
     Args:
         missing: ends the message if there is no such folder.
@@ -138,18 +138,18 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tu
 
 
 def all_omitted(some: Iterable[Omitted]) -> Omitted:
-    """What was passed over in several folders."""
+    """What was skipped in several folders."""
     return Omitted(*(tuple(path for paths in kind for path in paths) for kind in zip(*some, strict=True)))
 
 
 def read_list(path: Path, folder: Path, *, suffix: str = "", example: str, missing: str) -> list[Line]:
-    """The lines "image identity" of a list of images in `folder`; blank ones, and repeated ones, are passed over.
+    """The lines "image identity" of a list of images in `folder`; blank ones, and repeated ones, are skipped.
 
     An image may be written with \\ for /, and with the path down to `folder` before it.
 
     Args:
         suffix: of the images' names, which the list may leave out.
-        example: a right line, for the message about a wrong one.
+        example: a valid line, for the message about an invalid one.
         missing: ends the message if there is no such file.
 
     Raises:
@@ -160,7 +160,7 @@ def read_list(path: Path, folder: Path, *, suffix: str = "", example: str, missi
     for number, text in text_lines(path, missing=missing):
         image, _, pid = text.rpartition(" ")
         if not image or not (pid.isascii() and pid.isdigit()):
-            raise DataError(f"{path}: line {number} is {text[:80]!r}; right is an image and its identity: {example}")
+            raise DataError(f"{path}: line {number} is {text[:80]!r}; expected an image and its identity: {example}")
         image = f"/{image}".replace("\\", "/").rpartition(f"/{folder.name}/")[2].removeprefix("/")
         image = image.removesuffix(suffix) + suffix
         line = lines.setdefault(image, Line(number, image, int(pid)))

@@ -1,6 +1,6 @@
-"""How many images and identities the benchmarks are published with, so that a copy can be told to be incomplete.
+"""How many images and identities the benchmarks are published with, so that an incomplete copy is noticed.
 
-Copies differ (some lost pictures, some got new ones), so a difference is something to know, not an error. None: not
+Copies differ (some lost images, some got new ones), so a difference is something to know, not an error. None: not
 stated, or stated differently in different places.
 """
 

@@ -20,7 +20,7 @@ def names_of(names: str) -> list[str]:
     several = names.split(SEVERAL)
     if not all(several):
         raise DataError(
-            f"DATASETS.NAMES {names!r}: one of the names is empty; right is, e.g., market1501 or "
+            f"DATASETS.NAMES {names!r}: one of the names is empty; expected, e.g., market1501 or "
             "\"('market1501', 'msmt17')\""
         )
     twice = sorted({name for name in several if several.count(name) > 1})
@@ -32,17 +32,17 @@ def names_of(names: str) -> list[str]:
 def combine(benchmarks: Sequence[Benchmark]) -> Benchmark:
     """One training set of all of them; each is evaluated by itself, as one of the result's `parts`.
 
-    Training identities and cameras are numbered on from one data set to the next, in queries and galleries, too, so
+    Training identities and cameras continue from one data set to the next, in queries and galleries, too, so
     that side information has a row for every camera of every set. Viewpoints mean the same everywhere and keep theirs.
 
     Raises:
-        DataError: sets of people and of vehicles, which no one sentence describes.
+        DataError: sets of people and of vehicles, which have no prompt in common.
     """
     templates = {benchmark.template: benchmark.name for benchmark in benchmarks}
     if len(templates) > 1:
         (one, first), (other, second), *_ = templates.items()
         raise DataError(
-            f"DATASETS.NAMES: {first} says {one!r} and {second} {other!r}; one training has one sentence for all"
+            f"DATASETS.NAMES: {first} says {one!r} and {second} {other!r}; one training has one prompt for all"
         )
     parts, pids, cams = [], 0, 0
     for benchmark in benchmarks:

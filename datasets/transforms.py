@@ -1,4 +1,4 @@
-"""From a decoded picture to what the network sees."""
+"""From a decoded image to what the network sees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-ERASED = (0.02, 1 / 3)  # smallest and largest share of a training picture that is erased ...
+ERASED = (0.02, 1 / 3)  # smallest and largest share of a training image that is erased ...
 VIEW_ERASED = (0.33, 1 / 3)  # ... and, as published, of a view
 
 
@@ -18,7 +18,7 @@ class TrainTransform:
 
     Bicubic resize; then, drawn anew for the image and for each view: horizontal flip, zero padding and random crop,
     normalisation, random erasing with normal noise. Views differ in the erased area alone: as published it is always a
-    third of the picture, if anything.
+    third of the image, if anything.
 
     Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
     """
@@ -36,13 +36,13 @@ class TrainTransform:
         self.erase = _erasing(erase, ERASED)
         self.erase_view = _erasing(erase, erase_view)
 
-    def __call__(self, picture: Image.Image, *, views: bool) -> tuple[Tensor, Tensor | None]:
-        """A picture -> image [3, H, W] and, if asked for, views [2, 3, H, W]; the resize is shared."""
-        picture = self.resize(picture)
-        image = self.erase(self.augment(picture))
+    def __call__(self, image: Image.Image, *, views: bool) -> tuple[Tensor, Tensor | None]:
+        """An image -> tensor [3, H, W] and, if asked for, views [2, 3, H, W]; the resize is shared."""
+        image = self.resize(image)
+        augmented = self.erase(self.augment(image))
         if not views:
-            return image, None
-        return image, torch.stack([self.erase_view(self.augment(picture)) for _ in range(2)])
+            return augmented, None
+        return augmented, torch.stack([self.erase_view(self.augment(image)) for _ in range(2)])
 
 
 class TestTransform:
@@ -53,9 +53,9 @@ class TestTransform:
     def __init__(self, size, *, mean, std):
         self.steps = v2.Compose([v2.Resize(list(size), InterpolationMode.BILINEAR), _to_tensor(mean, std)])
 
-    def __call__(self, picture: Image.Image, *, views: bool = False) -> tuple[Tensor, None]:
-        """A picture -> image [3, H, W]; there are no views."""
-        return self.steps(picture), None
+    def __call__(self, image: Image.Image, *, views: bool = False) -> tuple[Tensor, None]:
+        """An image -> tensor [3, H, W]; there are no views."""
+        return self.steps(image), None
 
 
 def _to_tensor(mean, std) -> v2.Compose:

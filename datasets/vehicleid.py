@@ -31,7 +31,7 @@ EXAMPLE = "0000001 1401"
 ORIGIN = Origin(
     "VehicleID",
     ("VehicleID_V1.0", "VehicleID", "PKU-VehicleID", "vehicleid", "VehicleID/VehicleID_V1.0"),
-    "it is to be asked for from its authors and is never downloaded here",
+    "ask its authors for it; it is never downloaded here",
 )
 
 
@@ -50,9 +50,9 @@ def vehicleid(
             not there.
     """
     if size not in SIZES:
-        raise DataError(f"VehicleID has no test list of size {size!r}; there are: {', '.join(SIZES)}")
+        raise DataError(f"VehicleID: invalid size {size!r}; expected {', '.join(SIZES)}")
     if trials < 1:
-        raise DataError(f"VehicleID: {trials} trials; right is 1 or more, {TRIALS} by protocol")
+        raise DataError(f"VehicleID: {trials} trials; expected 1 or more, {TRIALS} by protocol")
     folder = usual_folder(root, ORIGIN, (LISTS, IMAGES))
     samples = _read(folder, TRAIN) if train else ()
     test = _read(folder, SIZES[size])

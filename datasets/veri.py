@@ -37,7 +37,7 @@ NAMING = Naming("VeRi", "0001_c001_00016450_0.jpg")
 ORIGIN = Origin(
     "VeRi",
     ("VeRi", "VeRi-776", "VeRi776", "VeRi_with_plate", "veri"),
-    "it is to be asked for from its authors and is never downloaded here",
+    "ask its authors for it; it is never downloaded here",
 )
 UNKNOWN = -1
 # The base name, 40 coordinates (-1: the key point is not to be seen), the viewpoint.
@@ -101,11 +101,11 @@ def read_viewpoints(paths: Sequence[Path]) -> dict[str, int]:
                 image, *_, viewpoint = text.split(" ")
                 if ANNOTATION.fullmatch(f"{text.rpartition(' ')[0]} {UNKNOWN}"):
                     raise DataError(
-                        f"{path}: line {number} gives {image[:60]} the viewpoint {viewpoint[:20]!r}; right is 0 to 7, "
+                        f"{path}: line {number} gives {image[:60]} the viewpoint {viewpoint[:20]!r}; expected 0 to 7, "
                         f"or {UNKNOWN} where it is not known"
                     )
                 raise DataError(
-                    f"{path}: line {number} is {text[:60]!r} ({text.count(' ') + 1} fields); right are 42: an image, "
+                    f"{path}: line {number} is {text[:60]!r} ({text.count(' ') + 1} fields); expected 42: an image, "
                     "40 coordinates, a viewpoint from 0 to 7"
                 )
             known.setdefault(match[1], int(match[2]))

@@ -1,4 +1,4 @@
-"""Images against sentences."""
+"""Images against texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loss.precision import in_fp32
 
 
 class ImageTextContrast(nn.Module):
-    """Supervised contrast between images and sentences, both ways, summed (CLIP-ReID eqs. 3, 4; Khosla et al., 2020).
+    """Supervised contrast of image and text features, both ways, summed (CLIP-ReID eqs. 3, 4; Khosla et al., 2020).
 
     Inner products of features as they are, at temperature 1: CLIP's logit scale is in the features' length.
     """
@@ -20,7 +20,7 @@ class ImageTextContrast(nn.Module):
 
     @in_fp32
     def forward(self, images: Tensor, texts: Tensor, pids: Tensor) -> Tensor:
-        """Images [B, E], the sentence of each image's identity [B, E], identities [B] -> []."""
+        """Images [B, E], the text feature of each image's identity [B, E], identities [B] -> []."""
         scores = images @ texts.T / self.temperature
         same = (pids[:, None] == pids[None]).to(scores.dtype)
         target = same / same.sum(dim=1, keepdim=True)
@@ -28,7 +28,7 @@ class ImageTextContrast(nn.Module):
 
 
 class ImageToText(nn.Module):
-    """Cross-entropy of an image against the sentences of all identities (CLIP-ReID eq. 8).
+    """Cross-entropy of an image against the texts of all identities (CLIP-ReID eq. 8).
 
     Un-normalised at temperature 1, with the same label smoothing as the identity loss.
     """
@@ -38,6 +38,6 @@ class ImageToText(nn.Module):
         self.smoothing = smoothing
 
     @in_fp32
-    def forward(self, images: Tensor, sentences: Tensor, pids: Tensor) -> Tensor:
-        """Images [B, E], sentences of all identities [P, E], identities [B] -> []."""
-        return F.cross_entropy(images @ sentences.T, pids, label_smoothing=self.smoothing)
+    def forward(self, images: Tensor, texts: Tensor, pids: Tensor) -> Tensor:
+        """Images [B, E], text features of all identities [P, E], identities [B] -> []."""
+        return F.cross_entropy(images @ texts.T, pids, label_smoothing=self.smoothing)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
-import open_clip
 import torch
+from open_clip import CLIP
 from yacs.config import CfgNode
 
-from model.clip import AUTO, QUICK_GELU, ResNetTower, TextTower, ViTTower
-from model.heads import Predictor, Projector, SideEmbedding
-from model.pretrained import build_clip, is_resnet, load_clip, patch_size
-from model.prompts import PromptLearner
-from model.published import describe
-from model.svllreid import SvllReid
+from model.clip import AUTO, QUICK_GELU
+from model.pretrained import build_clip, load_clip
+from model.published import describe, template_of
+from model.svllreid import SvllReid, build_network
+from model.towers import find_tower
 from model.weights import Weights, load_weights, plan_reuse, read_weights, side_rows, weights_in
 from utils.errors import WeightsError, one_line
 from utils.fingerprint import data_fingerprint
@@ -41,7 +41,6 @@ RESIZING = {"INPUT.SIZE_TRAIN", "MODEL.STRIDE_SIZE"}
 SIDE = {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
 # Parts that only training needs.
 FOR_TRAINING = ("identity classifiers", "text tower", "prompts", "image projector", "text projector")
-VEHICLES = ("veri", "VehicleID")  # data sets of the published files whose sentence speaks of a vehicle
 
 
 def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str] = ()) -> SvllReid:
@@ -51,20 +50,21 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         requested: keys given on the command line; a position table is resized only for them.
 
     Raises:
-        WeightsError: sizes, strides or side information that the architecture does not take; weights that are missing
-            or do not fit.
+        WeightsError: sizes, strides, side information or text that the image tower does not take; weights that are
+            missing or do not fit.
     """
-    _check_sizes(cfg)
-    sentences = "prompt" in cfg.PROCESSOR.STAGES or cfg.MODEL.I2T_LOSS_WEIGHT > 0
+    text = "prompt" in cfg.PROCESSOR.STAGES or cfg.MODEL.I2T_LOSS_WEIGHT > 0
+    _check_tower(cfg, text)
+    name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
     architecture = {
-        **{name: _plain(_get(cfg, key)) for name, key in SETTLED.items()},
+        **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
         "num_pids": benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
         "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
         "template": benchmark.template,
-        "sentences": sentences,
-        "language_ssl": sentences and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
+        "sentences": text,
+        "language_ssl": text and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
         "vision_ssl": cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
         "ssl_type": cfg.MODEL.SSL_TYPE,
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
@@ -75,45 +75,47 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         ("SIE_VIEW", benchmark.num_views, "viewpoint"),
     ):
         if cfg.MODEL[key] and count <= 1:
-            logger.warning(
-                "MODEL.%s True: %s tells no %ss apart; all images get one and the same vector",
-                key,
-                benchmark.name,
-                noun,
-            )
-    if is_resnet(cfg.MODEL.NAME) and tuple(cfg.MODEL.STRIDE_SIZE) != ResNetTower.STRIDE:
-        logger.warning("MODEL.STRIDE_SIZE %s: not used, a ResNet's stride is 16", cfg.MODEL.STRIDE_SIZE)
-        architecture["stride"] = list(ResNetTower.STRIDE)
+            message = "MODEL.%s True: %s tells no %ss apart; all images get one and the same vector"
+            logger.warning(message, key, benchmark.name, noun)
+    if tower.stride and tuple(cfg.MODEL.STRIDE_SIZE) != tower.stride:
+        logger.warning(
+            "MODEL.STRIDE_SIZE %s: not used, the stride of %s is %s", cfg.MODEL.STRIDE_SIZE, name, tower.stride
+        )
+        architecture["stride"] = list(tower.stride)
     if cfg.MODEL.INIT_FROM:
         model = _make_from_file(cfg, architecture, benchmark, resize=bool(RESIZING & set(requested)))
+    elif tower.is_clip:
+        clip, architecture["activation"] = load_clip(name, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
+        model = build_network(architecture, clip)
     else:
-        clip, architecture["activation"] = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
-        model = _assemble(architecture, clip)
-    patch, stride = patch_size(cfg.MODEL.NAME), architecture["stride"]
-    how = "overlapping " if min(stride) < patch else ""
-    rows, columns = model.image.grid
-    logger.info("%s: %d x %d %spatches of %d pixels at stride %s", cfg.MODEL.NAME, rows, columns, how, patch, stride)
+        model = build_network({**architecture, "activation": AUTO}, None)
+    if grid := getattr(model.image, "grid", None):
+        how = "overlapping " if min(architecture["stride"]) < tower.patch else ""
+        facts = (name, *grid, how, tower.patch, architecture["stride"])
+        logger.info("%s: %d x %d %spatches of %d pixels at stride %s", *facts)
     return model
 
 
-def _check_sizes(cfg: CfgNode) -> None:
-    name = cfg.MODEL.NAME
-    patch, resnet = patch_size(name), is_resnet(name)
+def _check_tower(cfg: CfgNode, text: bool) -> None:
+    name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
     _check_covers(name, {f"INPUT.{key}": cfg.INPUT[key] for key in ("SIZE_TRAIN", "SIZE_TEST")})
-    if not resnet and max(cfg.MODEL.STRIDE_SIZE) > patch:
+    if not tower.stride and max(cfg.MODEL.STRIDE_SIZE) > tower.patch:
         raise WeightsError(
-            f"MODEL.STRIDE_SIZE {cfg.MODEL.STRIDE_SIZE}: passes over pixels between patches of {name}, which have "
-            f"{patch}; right is at most ({patch}, {patch})"
+            f"MODEL.STRIDE_SIZE: invalid value {cfg.MODEL.STRIDE_SIZE}, which skips pixels between the patches of "
+            f"{name}; expected at most ({tower.patch}, {tower.patch})"
         )
     for key in ("SIE_CAMERA", "SIE_VIEW"):
-        if resnet and cfg.MODEL[key]:
-            raise WeightsError(
-                f"MODEL.{key} True: side information is added to the class token, which {name} has not; set it to False"
-            )
+        if not tower.side_width and cfg.MODEL[key]:
+            raise WeightsError(f"MODEL.{key}: invalid value True, {name} takes no side information; expected False")
+    if text and not tower.is_clip:
+        raise WeightsError(
+            f"MODEL.NAME {name}: has no text tower, which prompts and the image-to-text loss need; expected "
+            "PROCESSOR.STAGES \"('image',)\" and MODEL.I2T_LOSS_WEIGHT 0.0, or a CLIP, e.g. ViT-B-16"
+        )
 
 
 def _check_covers(name: str, sizes: Mapping[str, Sequence[int]]) -> None:
-    patch = patch_size(name)
+    patch = find_tower(name).patch
     for key, size in sizes.items():
         if min(size) < patch:
             raise WeightsError(f"{key} {size}: is smaller than a patch of {name}, {patch} pixels")
@@ -134,7 +136,7 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
             logger.warning(
                 "MODEL.INIT_FROM: trained with %s %s, here %s", SETTLED[name], there[name], architecture[name]
             )
-    reuse = plan_reuse(weights, architecture, data_fingerprint(benchmark)["train"] if weights.trained_on else None)
+    reuse = plan_reuse(weights, architecture, str(data_fingerprint(benchmark)["train"]) if weights.trained_on else None)
     if reuse.prompts_anew and "prompt" not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
         raise WeightsError(
             f"MODEL.INIT_FROM {weights.source}: has no prompts for these {architecture['num_pids']} identities "
@@ -142,11 +144,11 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
             "them first (PROCESSOR.STAGES \"('prompt', 'image')\") or set MODEL.I2T_LOSS_WEIGHT 0.0"
         )
     if architecture["sentences"] and (reuse.prompts_anew or not weights.part("text tower")):
-        # The words around the learnt tokens, or the text tower, are in no part of the file.
+        # The words around the learned tokens, or the text tower, are in no part of the file.
         clip, _ = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, architecture["activation"])
     else:
-        clip = build_clip(cfg.MODEL.NAME, architecture["activation"])
-    model = _assemble(architecture, clip)
+        clip = _empty_clip(architecture)
+    model = build_network(architecture, clip)
     verdict = load_weights(
         model,
         weights,
@@ -176,42 +178,35 @@ def settle_architecture(
     Raises:
         WeightsError: a published file that the configuration does not fit.
     """
-    architecture = dict(weights.architecture or _published_architecture(weights, cfg, requested))
+    architecture = dict(weights.architecture or {})
+    if weights.architecture is None:
+        facts = {field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()}
+        facts |= {"template": template_of(cfg.DATASETS.NAMES), "ssl_hidden": cfg.MODEL.SSL_HIDDEN}
+        architecture = describe(
+            weights.tensors,
+            {**facts, "ssl_out": cfg.MODEL.SSL_OUT},
+            tower=find_tower(cfg.MODEL.NAME),
+            side_refused=not SIDE.isdisjoint(requested),
+            source=weights.source,
+        )
     obeyed = {"INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "MODEL.STRIDE_SIZE"} & set(requested)
-    if is_resnet(architecture["name"]):
-        obeyed.discard("MODEL.STRIDE_SIZE")  # it has only one
+    if find_tower(architecture["name"]).stride:
+        obeyed.discard("MODEL.STRIDE_SIZE")  # there is only one
     if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW) and SIDE & set(requested):
         obeyed |= SIDE  # a table can be left out, but not halved
     cfg, differences = cfg.clone(), []
     cfg.defrost()
     for name, key in SETTLED.items():
-        asked, settled = _plain(_get(cfg, key)), architecture[name]
+        asked, settled = _plain(attrgetter(key)(cfg)), architecture[name]
         if key in obeyed and asked != settled:
             differences.append(f"{key}: {asked} as asked for, trained with {settled}")
             architecture[name] = settled = asked
         elif asked not in (settled, AUTO):
             differences.append(f"{key}: the checkpoint has {settled}, the configuration {asked}, which is not used")
         *blocks, leaf = key.split(".")
-        _get(cfg, ".".join(blocks))[leaf] = tuple(settled) if isinstance(settled, list) else settled
+        attrgetter(".".join(blocks))(cfg)[leaf] = tuple(settled) if isinstance(settled, list) else settled
     cfg.freeze()
     return cfg, architecture, differences
-
-
-def _published_architecture(weights: Weights, cfg: CfgNode, requested: Collection[str]) -> dict:
-    settled = {name: _plain(_get(cfg, key)) for name, key in SETTLED.items()}
-    noun = "vehicle" if cfg.DATASETS.NAMES in VEHICLES else "person"
-    return describe(
-        weights.tensors,
-        {
-            **settled,
-            "template": f"A photo of a {{}} {noun}.",
-            "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
-            "ssl_out": cfg.MODEL.SSL_OUT,
-        },
-        resnet=is_resnet(cfg.MODEL.NAME),
-        side_refused=not SIDE.isdisjoint(requested),
-        source=weights.source,
-    )
 
 
 def load_model(path: str | Path, cfg: CfgNode | None = None) -> SvllReid:
@@ -228,7 +223,7 @@ def load_model(path: str | Path, cfg: CfgNode | None = None) -> SvllReid:
     if weights.architecture is None and cfg is None:
         raise WeightsError(f"{path}: is a published file, which does not say its image size and stride; give cfg, too")
     architecture = weights.architecture or settle_architecture(cfg, weights)[1]
-    return model_from(weights, architecture)[0]
+    return rebuild(weights, architecture)[0]
 
 
 def resume_model(contents: dict, source: str) -> SvllReid:
@@ -238,10 +233,11 @@ def resume_model(contents: dict, source: str) -> SvllReid:
         WeightsError: the tensors are not what its description says.
     """
     weights = weights_in(contents, source)
-    return model_from(weights, weights.architecture)[0]
+    assert weights.architecture is not None
+    return rebuild(weights, weights.architecture)[0]
 
 
-def model_from(
+def rebuild(
     weights: Weights, architecture: dict, *, testing: bool = False, resize: bool = False
 ) -> tuple[SvllReid, list[str]]:
     """The network of `architecture` with a file's weights, and what became of each part of the file.
@@ -257,65 +253,31 @@ def model_from(
         architecture = {**architecture, **unused, "num_pids": 0}
     if side_rows(architecture) is None and weights.part("side information"):
         spare["side information"] = "off, or the tower has no use for it"
-    name, activation, source = architecture["name"], architecture["activation"], f"{weights.source}: "
-    _check_covers(name, {source + SETTLED[size]: architecture[size] for size in ("image_size", "test_size")})
+    source = f"{weights.source}: "
+    _check_covers(
+        architecture["name"], {source + SETTLED[size]: architecture[size] for size in ("image_size", "test_size")}
+    )
     try:
         with torch.device("meta"):  # first without memory: a damaged description may be of a network of any size
-            skeleton = _assemble({**architecture, "sentences": False}, build_clip(name, activation))
-            sentences = dict.fromkeys(("text tower", "prompts"), "compared below")
-            load_weights(skeleton, weights, spare={**spare, **sentences}, resize=resize)
-        model = _assemble(architecture, build_clip(name, activation))
+            skeleton = build_network({**architecture, "sentences": False}, _empty_clip(architecture))
+            text = dict.fromkeys(("text tower", "prompts"), "compared below")
+            load_weights(skeleton, weights, spare={**spare, **text}, resize=resize)
+        model = build_network(architecture, _empty_clip(architecture))
         verdict = load_weights(model, weights, spare=spare, resize=resize)
     except (WeightsError, ValueError) as error:
         if weights.architecture is None:
             raise
-        told = one_line(error).removeprefix(source)
-        raise WeightsError(f"{source}{told}; the file contradicts its own description") from error
+        fault = one_line(error).removeprefix(source)
+        raise WeightsError(f"{source}{fault}; the file contradicts its own description") from error
     if model.prompts is not None:
         model.prompts.trained = weights.prompts_trained
     return model, verdict
 
 
-def _assemble(architecture: dict, clip: open_clip.CLIP) -> SvllReid:
-    """The one place where the parts of the network meet."""
-    a = architecture
-    side = None
-    if a["sie_camera"] or a["sie_view"]:
-        width = clip.visual.conv1.out_channels
-        side = SideEmbedding(
-            a["num_cams"], a["num_views"], width, camera=a["sie_camera"], view=a["sie_view"], scale=a["sie_scale"]
-        )
-    if is_resnet(a["name"]):
-        image = ResNetTower(clip.visual, tuple(a["image_size"]))
-    else:
-        image = ViTTower(clip.visual, tuple(a["image_size"]), tuple(a["stride"]), side)
-    _, width, joint = image.dims
-    text = prompts = image_projector = text_projector = None
-    if a["sentences"]:
-        text = TextTower(clip)
-        prompts = PromptLearner(a["num_pids"], a["template"], clip.token_embedding, open_clip.tokenize)
-    if a["vision_ssl"]:
-        simsiam = a.get("ssl_type") == "SIMSIAM"  # older descriptions know one type
-        image_projector = (
-            Predictor(width) if simsiam else Projector(width, a["ssl_hidden"], a["ssl_out"]).reset_as_published()
-        )
-    if a["language_ssl"]:
-        text_projector = Projector(joint, a["ssl_hidden"], a["ssl_out"])
-    return SvllReid(
-        image,
-        a["num_pids"],
-        text=text,
-        prompts=prompts,
-        image_projector=image_projector,
-        text_projector=text_projector,
-        architecture=a,
-    )
-
-
-def _get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+def _empty_clip(architecture: dict) -> CLIP | None:
+    """A CLIP to be filled from a file; None where the image tower is no CLIP's."""
+    name = architecture["name"]
+    return build_clip(name, architecture["activation"]) if find_tower(name).is_clip else None
 
 
 def _plain(value):

@@ -30,11 +30,9 @@ class ViTTower(nn.Module):
         dims: widths (Dp, D, E) of the three features.
         grid: rows and columns of the position table.
         positions: the table's name in the state dict.
-        batch_statistics: whether images of a batch touch each other through batch norm in training.
     """
 
     positions = "visual.positional_embedding"
-    batch_statistics = False
 
     def __init__(
         self,
@@ -84,11 +82,10 @@ class ResNetTower(nn.Module):
     """
 
     positions = "visual.attnpool.positional_embedding"
-    batch_statistics = True
     side = None
     STRIDE = (16, 16)
 
-    def __init__(self, visual: ModifiedResNet, image_size: tuple[int, int]):
+    def __init__(self, visual: ModifiedResNet, image_size: tuple[int, int], stride=STRIDE, side: None = None):
         super().__init__()
         first, pool = visual.layer4[0], visual.attnpool
         first.avgpool = first.downsample[0] = nn.Identity()  # the two average pools that halve the size
@@ -103,7 +100,8 @@ class ResNetTower(nn.Module):
 
     def grid_for(self, image_size: tuple[int, int], stride: tuple[int, int] = STRIDE) -> tuple[int, int]:
         """Rows and columns of positions for images [H, W]: a convolution of stride 2, then three pools of 2."""
-        return tuple((size + 1) // 2 // 8 for size in image_size)
+        rows, columns = ((size + 1) // 2 // 8 for size in image_size)
+        return rows, columns
 
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> means over the last two stages, and what the attention pool makes of the last."""
@@ -122,6 +120,8 @@ def _mean(maps: Tensor) -> Tensor:
 
 class TextTower(nn.Module):
     """CLIP's text transformer, entered after the token embedding."""
+
+    attn_mask: Tensor
 
     def __init__(self, clip: open_clip.CLIP):
         super().__init__()
@@ -144,7 +144,8 @@ class TextTower(nn.Module):
 
 def patch_grid(image_size, patch, stride) -> tuple[int, int]:
     """Rows and columns of patches, ((H - p) // s + 1, (W - p) // s + 1)."""
-    return tuple((size - p) // s + 1 for size, p, s in zip(image_size, patch, stride, strict=True))
+    rows, columns = ((size - p) // s + 1 for size, p, s in zip(image_size, patch, stride, strict=True))
+    return rows, columns
 
 
 def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -25,11 +25,12 @@ class BNNeckHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, dim] -> identity scores [B, num_pids]."""
+        assert self.classifier is not None
         return self.classifier(self.neck(features))
 
 
 class SideEmbedding(nn.Module):
-    """A learnt vector for every camera and/or viewpoint, added to the class token (SIE; CLIP-ReID, §3.4).
+    """A learned vector for every camera and/or viewpoint, added to the class token (SIE; CLIP-ReID, §3.4).
 
     The table has a row for every camera, every viewpoint, or every pair (row = camera * viewpoints + viewpoint), as in
     published checkpoints. An id of -1 stands for "unknown" and takes the mean over the rows it could have been.

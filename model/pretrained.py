@@ -62,18 +62,12 @@ def clip_config(name: str) -> dict:
     return config
 
 
-def is_resnet(name: str) -> bool:
-    """Whether the image tower of this architecture is a ResNet."""
-    return isinstance(clip_config(name)["vision_cfg"]["layers"], (list, tuple))
-
-
-def patch_size(name: str) -> int:
-    """Side of a patch in pixels; of a ResNet, of the square that a feature stands for."""
-    return 16 if is_resnet(name) else clip_config(name)["vision_cfg"]["patch_size"]
-
-
 def build_clip(name: str, activation: str) -> open_clip.CLIP:
     """A CLIP without trained weights; `activation` is "quick_gelu" or "gelu" (the tiny one has the former)."""
+    if activation not in (QUICK_GELU, GELU):
+        raise WeightsError(
+            f"MODEL.ACTIVATION: invalid value {activation!r} for {name}; expected {QUICK_GELU} or {GELU}"
+        )
     if name == tiny_clip.NAME:
         if activation != QUICK_GELU:
             raise WeightsError(f"MODEL.ACTIVATION: {name} has {QUICK_GELU}, not {activation}")
@@ -151,7 +145,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
     if not any(name.startswith("visual.") for name in state):
         raise WeightsError(
-            f"MODEL.PRETRAIN: {path} is {layout(state)}; right is a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
+            f"MODEL.PRETRAIN: {path} is {layout(state)}; expected a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
             "whole CLIP by open_clip's names (open_clip_model.safetensors, open_clip_pytorch_model.bin)"
         )
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.clip import GELU, QUICK_GELU, ResNetTower, patch_grid
+from model.clip import GELU, QUICK_GELU, patch_grid
 from utils.errors import WeightsError
+
+if TYPE_CHECKING:
+    from model.towers import Tower
 
 # Ours -> theirs, by the longest prefix, in the order of their files.
 PREFIXES = {
@@ -32,6 +36,7 @@ SIMSIAM_LAYERS = {"0": "linear1", "1": "bn1", "3": "layer2"}
 IN_TOWER = ("class_embedding", "positional_embedding", "text_projection", "proj", "conv", "ln_pre", "transformer")
 # VeRi, the only data set whose files have viewpoints: 8 of them, and 20 cameras.
 VIEWPOINTS, PAIRS = 8, 160
+VEHICLES = ("veri", "VehicleID")  # data sets of files whose prompt is of a vehicle
 IN_BLOCK = ("attn", "ln_1", "mlp", "ln_2")
 
 
@@ -56,11 +61,13 @@ def from_published(state: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
         WeightsError: a name that these files do not have.
     """
     simsiam = "image_mlp.linear1.weight" in state
-    names = {key: _ours(key, simsiam=simsiam) for key in state}
-    strange = [key for key, name in names.items() if name is None]
-    if strange:
-        raise WeightsError(f"{source}: {strange[0]} is no tensor of a CLIP-ReID or SVLL-ReID file")
-    return {names[key]: value for key, value in state.items()}
+    ours = {}
+    for key, value in state.items():
+        name = _ours(key, simsiam=simsiam)
+        if name is None:
+            raise WeightsError(f"{source}: {key} is no tensor of a CLIP-ReID or SVLL-ReID file")
+        ours[name] = value
+    return ours
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,47 +85,33 @@ def published_name(name: str, state: Mapping[str, Tensor]) -> str:
     return _theirs(name, simsiam=simsiam)
 
 
+def template_of(data_set: str) -> str:
+    """The prompt of a data set's files, which do not say it."""
+    return f"A photo of a {{}} {'vehicle' if data_set in VEHICLES else 'person'}."
+
+
 def describe(
-    tensors: Mapping[str, Tensor], architecture: dict, *, resnet: bool, side_refused: bool, source: str
+    tensors: Mapping[str, Tensor], architecture: dict, *, tower: Tower, side_refused: bool, source: str
 ) -> dict:
     """The network of a published file: what its tensors tell on top of `architecture`, which has what they do not.
 
     Args:
         tensors: under this program's names.
         architecture: from the configuration: name, sizes, stride, switches and scale of side information, template.
-        resnet: whether that name is a ResNet's.
+        tower: the row of that name.
         side_refused: whether a table of side information in the file may be left out.
 
     Raises:
         WeightsError: naming the key that contradicts the file.
     """
     name = architecture["name"]
-    if resnet != ("image.visual.layer1.0.conv1.weight" in tensors):
-        holds, right = ("vision transformer", "ViT-B-16") if resnet else ("ResNet", "RN50")
-        raise WeightsError(f"{source}: holds a {holds}; MODEL.NAME {name} is none, {right}, for example, is")
-    camera, view = architecture["sie_camera"], architecture["sie_view"]
+    resnet = "image.visual.layer1.0.conv1.weight" in tensors
+    if not tower.is_clip or resnet != (tower.side_width is None):
+        holds, expected = ("ResNet", "RN50") if resnet else ("vision transformer", "ViT-B-16")
+        raise WeightsError(f"{source}: holds a {holds} of CLIP; MODEL.NAME {name} is none; expected e.g. {expected}")
     rows = len(tensors.get("image.side.table", ()))
-    if resnet:  # published ResNets make room for a table and never use it
-        camera = view = False
-    elif rows and not (camera or view or side_refused):
-        raise WeightsError(
-            f"{source}: cv_embed, of {rows} rows, is a table of side information: set MODEL.SIE_CAMERA or "
-            "MODEL.SIE_VIEW True and MODEL.SIE_COE as in its training, or MODEL.SIE_CAMERA False on the command line "
-            "to do without"
-        )
-    elif not rows and (camera or view):
-        raise WeightsError(
-            f"{source}: has no cv_embed, so it was trained without side information; MODEL.SIE_CAMERA and "
-            "MODEL.SIE_VIEW must be False"
-        )
+    camera, view = _side(architecture, rows, resnet=resnet, refused=side_refused, source=source)
     views = VIEWPOINTS if camera and view else rows
-    fits = rows % views == 0 if camera and view else rows != PAIRS if camera else rows <= VIEWPOINTS
-    if (camera or view) and not fits:
-        raise WeightsError(
-            f"{source}: cv_embed has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
-            f"and viewpoints a multiple of that (VeRi: {PAIRS}). Set MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its "
-            "training, or both False on the command line to do without"
-        )
     image = [tensors.get(f"image_projector.{layer}.weight") for layer in (0, 6)]
     text = [tensors.get(f"text_projector.{layer}.weight") for layer in (0, 6)]
     hidden, out = image if image[1] is not None else text  # SimSiam's head has another hidden layer
@@ -128,7 +121,7 @@ def describe(
     return {
         **architecture,
         "activation": QUICK_GELU,
-        "stride": list(ResNetTower.STRIDE) if resnet else architecture["stride"],
+        "stride": list(tower.stride or architecture["stride"]),
         "sie_camera": camera,
         "sie_view": view,
         "num_pids": len(tensors.get("heads.0.classifier.weight", tensors.get("prompts.context", ()))),
@@ -142,6 +135,33 @@ def describe(
         "ssl_hidden": architecture["ssl_hidden"] if hidden is None else len(hidden),
         "ssl_out": architecture["ssl_out"] if out is None else len(out),
     }
+
+
+def _side(architecture: dict, rows: int, *, resnet: bool, refused: bool, source: str) -> tuple[bool, bool]:
+    """Whether a table of side information of so many rows is of cameras, and of viewpoints."""
+    camera, view = architecture["sie_camera"], architecture["sie_view"]
+    if resnet:  # published ResNets make room for a table and never use it
+        return False, False
+    if rows and not (camera or view or refused):
+        raise WeightsError(
+            f"{source}: cv_embed, of {rows} rows, is a table of side information: set MODEL.SIE_CAMERA or "
+            "MODEL.SIE_VIEW True and MODEL.SIE_COE as in its training, or MODEL.SIE_CAMERA False on the command line "
+            "to do without"
+        )
+    if not rows and (camera or view):
+        raise WeightsError(
+            f"{source}: has no cv_embed, so it was trained without side information; MODEL.SIE_CAMERA and "
+            "MODEL.SIE_VIEW must be False"
+        )
+    views = VIEWPOINTS if camera and view else rows
+    fits = rows % views == 0 if camera and view else rows != PAIRS if camera else rows <= VIEWPOINTS
+    if (camera or view) and not fits:
+        raise WeightsError(
+            f"{source}: cv_embed has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
+            f"and viewpoints a multiple of that (VeRi: {PAIRS}). Set MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its "
+            "training, or both False on the command line to do without"
+        )
+    return camera, view
 
 
 def _ours(key: str, *, simsiam: bool) -> str | None:

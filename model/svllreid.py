@@ -1,13 +1,18 @@
-"""The network: an image tower with two identity heads and, where sentences are used, a text tower with prompts."""
+"""The network: an image tower with its identity heads and, where text is used, a text tower with prompts."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import open_clip
 import torch
 from torch import Tensor, nn
 
 from model.clip import TextTower
-from model.heads import BNNeckHead
+from model.heads import BNNeckHead, Predictor, Projector, SideEmbedding
 from model.prompts import PromptLearner
+from model.towers import make_tower
 from utils.records import ImageFeatures, SideInfo
 
 
@@ -15,12 +20,15 @@ class SvllReid(nn.Module):
     """SVLL-ReID's network; CLIP-ReID's and its baseline's are the same with parts left out (None).
 
     Args:
-        image: an image tower: `dims` (Dp, D, E) and forward(images, side=None) -> ImageFeatures.
+        image: an image tower (see `model.towers`) with `dims` (Dp, D, E); E is 0 without a projected feature.
         num_pids: training identities.
-        text, prompts: the text tower and a sentence for every identity.
+        text, prompts: the text tower and a prompt for every identity.
         image_projector, text_projector: heads of the self-supervised losses, on `last` [D] and on text features [E].
-        architecture: plain facts from which `model.build` makes the same network again; saved in checkpoints.
+        architecture: plain facts from which `build_network` makes the same network again; saved in checkpoints.
     """
+
+    image: Any
+    heads: Any  # of the last and of the projected feature
 
     def __init__(
         self,
@@ -35,7 +43,7 @@ class SvllReid(nn.Module):
     ):
         super().__init__()
         self.image = image
-        self.heads = nn.ModuleList(BNNeckHead(dim, num_pids) for dim in image.dims[1:])
+        self.heads = nn.ModuleList(BNNeckHead(dim, num_pids) for dim in self.image.dims[1:] if dim)
         self.text = text
         self.prompts = prompts
         self.image_projector = image_projector
@@ -47,20 +55,56 @@ class SvllReid(nn.Module):
         """Images [B, 3, H, W] -> features; side information counts where the tower has a table for it."""
         return self.image(images, side)
 
-    def classify(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+    def classify(self, features: ImageFeatures) -> tuple[Tensor, ...]:
         """Identity scores [B, P] of the last and of the projected feature."""
-        last, projected = self.heads
-        return last(features.last), projected(features.projected)
+        return tuple(head(feature) for head, feature in zip(self.heads, _compared(features), strict=True))
 
     def encode_text(self, pids: Tensor) -> Tensor:
-        """Identities [N] -> the features [N, E] of their sentences; each identity is computed once."""
+        """Identities [N] -> the features [N, E] of their prompts; each identity is computed once."""
+        assert self.text is not None and self.prompts is not None
         unique, rows = pids.unique(return_inverse=True)
         return self.text(self.prompts(unique), self.prompts.end)[rows]
 
     def embed(self, images: Tensor, side: SideInfo | None = None, *, neck: bool = False) -> Tensor:
         """Images -> the vectors [B, D + E] that retrieval compares, before or (`neck`) after the batch-norm necks."""
-        features = self.encode_image(images, side)
-        parts = (features.last, features.projected)
+        parts = _compared(self.encode_image(images, side))
         if neck:
-            parts = tuple(head.neck(part) for head, part in zip(self.heads, parts, strict=True))
+            parts = [head.neck(part) for head, part in zip(self.heads, parts, strict=True)]
         return torch.cat(parts, dim=1)
+
+
+def _compared(features: ImageFeatures) -> list[Tensor]:
+    return [feature for feature in (features.last, features.projected) if feature is not None]
+
+
+def build_network(architecture: dict, clip: open_clip.CLIP | None) -> SvllReid:
+    """The network of `architecture`: the one place where its parts meet.
+
+    Args:
+        clip: with the weights that its towers start from; None for an image tower that is no CLIP's.
+    """
+    a, side, text, prompts = architecture, None, None, None
+    if a["sie_camera"] or a["sie_view"]:
+        switches = {"camera": a["sie_camera"], "view": a["sie_view"], "scale": a["sie_scale"]}
+        side = partial(SideEmbedding, a["num_cams"], a["num_views"], **switches)
+    visual = clip.visual if clip else None
+    image: Any = make_tower(a["name"], tuple(a["image_size"]), tuple(a["stride"]), side=side, visual=visual)
+    _, width, joint = image.dims
+    if a["sentences"] and clip:
+        text = TextTower(clip)
+        prompts = PromptLearner(a["num_pids"], a["template"], clip.token_embedding, open_clip.tokenize)
+    image_projector: nn.Module | None = None
+    if a["vision_ssl"]:
+        simsiam = a.get("ssl_type") == "SIMSIAM"  # older descriptions know one type
+        image_projector = (
+            Predictor(width) if simsiam else Projector(width, a["ssl_hidden"], a["ssl_out"]).reset_as_published()
+        )
+    return SvllReid(
+        image,
+        a["num_pids"],
+        text=text,
+        prompts=prompts,
+        image_projector=image_projector,
+        text_projector=Projector(joint, a["ssl_hidden"], a["ssl_out"]) if a["language_ssl"] else None,
+        architecture=a,
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,28 +13,25 @@ from torch import Tensor
 from model import published
 from model.clip import resize_positions
 from model.files import check_tensors, layout, state_in
-from model.pretrained import clip_config
 from model.svllreid import SvllReid
+from model.towers import find_tower
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
 from utils.schema import Checkpoint, check
 
-# Parts of a network by the start of their tensors' names, and the settings that decide on them.
+# Parts of a network: how their tensors' names begin, and the settings that decide on them.
 PARTS = {
-    "image tower": (("image.visual.",), "MODEL.NAME"),
-    "side information": (("image.side.",), "MODEL.SIE_CAMERA and MODEL.SIE_VIEW"),
-    "batch-norm necks": (("heads.0.neck.", "heads.1.neck."), "MODEL.NAME"),
-    "identity classifiers": (("heads.0.classifier.", "heads.1.classifier."), "DATASETS.NAMES"),
-    "text tower": (("text.",), "MODEL.NAME"),
-    "prompts": (("prompts.",), "MODEL.NAME and DATASETS.NAMES"),
-    "image projector": (("image_projector.",), "MODEL.SSL_TYPE, MODEL.SSL_HIDDEN and MODEL.SSL_OUT"),
-    "text projector": (("text_projector.",), "MODEL.SSL_HIDDEN and MODEL.SSL_OUT"),
+    "image tower": (r"image\.(?!side\.)", "MODEL.NAME"),
+    "side information": (r"image\.side\.", "MODEL.SIE_CAMERA and MODEL.SIE_VIEW"),
+    "batch-norm necks": (r"heads\.[01]\.neck\.", "MODEL.NAME"),
+    "identity classifiers": (r"heads\.[01]\.classifier\.", "DATASETS.NAMES"),
+    "text tower": (r"text\.", "MODEL.NAME"),
+    "prompts": (r"prompts\.", "MODEL.NAME and DATASETS.NAMES"),
+    "image projector": (r"image_projector\.", "MODEL.SSL_TYPE, MODEL.SSL_HIDDEN and MODEL.SSL_OUT"),
+    "text projector": (r"text_projector\.", "MODEL.SSL_HIDDEN and MODEL.SSL_OUT"),
 }
 SIZES = "INPUT.SIZE_TRAIN and MODEL.STRIDE_SIZE"
 SHOWN = 3  # names in a message
-
-
-KINDS = tuple(prefix for prefixes, _ in PARTS.values() for prefix in prefixes)
 
 
 class Weights(NamedTuple):
@@ -45,11 +43,11 @@ class Weights(NamedTuple):
     config: dict | None  # what it was trained with; None in published files
     trained_on: str | None = None  # fingerprint of its training images, where the file says it
     tested_on: tuple[str, ...] = ()  # the same of the queries and galleries of each of its data sets
-    prompts_trained: bool = True  # whether the sentences were ever trained
+    prompts_trained: bool = True  # whether the prompts were ever trained
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of PARTS."""
-        return {key: value for key, value in self.tensors.items() if key.startswith(PARTS[name][0])}
+        return {key: value for key, value in self.tensors.items() if re.match(PARTS[name][0], key)}
 
     def shown(self, key: str) -> str:
         """A tensor's name as it stands in the file."""
@@ -87,7 +85,7 @@ def weights_in(contents: dict, source: str) -> Weights:
     check_checkpoint(contents, source)
     check(contents, Checkpoint, source)
     try:
-        clip_config(contents["architecture"]["name"])
+        find_tower(contents["architecture"]["name"])
     except WeightsError as error:
         raise WeightsError(f"{source}: architecture.name: {error}") from None
     check_tensors(contents["model"], source)
@@ -109,7 +107,7 @@ class Reuse(NamedTuple):
 
     spare: dict[str, str]  # parts of the file that are not taken -> why
     fresh: dict[str, str]  # parts that it may lack as a whole -> what happens then
-    prompts_anew: bool  # whether sentences are wanted that the file does not have
+    prompts_anew: bool  # whether prompts are wanted that the file does not have
 
 
 def plan_reuse(weights: Weights, architecture: dict, trained_on: str | None = None) -> Reuse:
@@ -174,7 +172,7 @@ def load_weights(
     fresh: Mapping[str, str] | None = None,
     resize: bool = False,
 ) -> list[str]:
-    """Copy a file's tensors into `model`, all or nothing -> the verdict, a line for all parts with one outcome.
+    """Copy a file's tensors into `model`, all or nothing -> what became of its parts, a line for each outcome.
 
     A model on the meta device, which has shapes but no values, is compared with the file and not changed.
 
@@ -184,51 +182,33 @@ def load_weights(
         resize: whether a position table of another grid is resized, or refused.
 
     Raises:
-        WeightsError: tensors that are missing, unexpected, of another shape or no longer numbers with a fraction, with
-            the setting to change; a position table whose grid nobody knows, if it is to be resized.
+        WeightsError: tensors that are missing, unexpected, of another shape or not of the same kind of number, with
+            the setting to change; a position table of unknown grid, if it is to be resized.
     """
     spare, fresh, wanted = spare or {}, fresh or {}, model.state_dict()
-    taken, verdict = {}, defaultdict(list)
-    strange = [name for name in weights.tensors if not name.startswith(KINDS)]
+    verdict = defaultdict(list)
+    strange = [name for name in weights.tensors if not any(re.match(start, name) for start, _ in PARTS.values())]
     faults = [f"{len(strange)} unexpected ({', '.join(strange[:SHOWN])})"] if strange else []
-    table, old, new = f"image.{model.image.positions}", _grid(model, weights), model.image.grid
-    for part, (prefixes, setting) in PARTS.items():
-        mine = {name for name in wanted if name.startswith(prefixes)}
-        theirs = weights.part(part)
+    tensors, table = dict(weights.tensors), _PositionTable.of(model, weights)
+    if table and (outcome := table.fit(tensors, wanted, faults, resize=resize)):
+        verdict[outcome].append("position table")
+    taken: dict[str, Tensor] = {}
+    for part, (start, setting) in PARTS.items():
+        mine = {name for name in wanted if re.match(start, name)}
+        theirs = {name: value for name, value in tensors.items() if re.match(start, name)}
         if part in spare:
             if theirs:
                 verdict[f"not needed ({spare[part]})"].append(part)
-            continue
-        if mine and not theirs and part in fresh:
+        elif mine and not theirs and part in fresh:
             verdict[f"not in the file, {fresh[part]}"].append(part)
-            continue
-        for word, names in (("missing", mine - theirs.keys()), ("unexpected", theirs.keys() - mine)):
-            if names:
-                shown = ", ".join(weights.shown(name) for name in sorted(names)[:SHOWN])
-                more = ", …" if len(names) > SHOWN else ""
-                faults.append(f"{part}: {len(names)} {word} ({shown}{more}); {setting} decide on it")
-        for name in sorted(mine & theirs.keys()):
-            value, place = theirs[name], wanted[name]
-            if name == table and value.shape[1:] == place.shape[1:]:
-                if resize and old is None:
-                    faults.append(
-                        f"{weights.shown(name)} has {len(value) - 1} positions, and nobody knows in how many rows: "
-                        "convert the file with its own settings first (tools.convert_checkpoint); the copy says it"
-                    )
-                elif resize and old != new:
-                    theirs[name] = resize_positions(value, old, new)
-                    verdict[f"resized from {_times(old)} to {_times(new)}"].append("position table")
-                elif value.shape != place.shape or (weights.architecture and old != new):
-                    faults.append(_unlike_positions(weights, name, old, new))
-            elif value.shape != place.shape:
-                shapes = f"{list(value.shape)}, not {list(place.shape)}"
-                faults.append(f"{weights.shown(name)} is {shapes}; {setting} decide on it")
-            elif value.is_floating_point() != place.is_floating_point():
-                faults.append(f"{weights.shown(name)} is of {value.dtype}, not {place.dtype}; the file is damaged")
-        taken.update(theirs)
-        if theirs:
-            count = f"{len(theirs.get('prompts.context', ()))} " if part == "prompts" else ""
-            verdict["loaded"].append(count + part)
+        else:
+            faults += _missing_or_unexpected(weights, part, mine, theirs.keys())
+            places = {name: wanted[name] for name in sorted(mine & theirs.keys()) if not (table and name == table.name)}
+            faults += filter(None, (_misfit(weights, name, theirs[name], places[name], setting) for name in places))
+            taken.update(theirs)
+            if theirs:
+                count = f"{len(theirs.get('prompts.context', ()))} " if part == "prompts" else ""
+                verdict["loaded"].append(count + part)
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise WeightsError(f"{weights.source}: does not fit the network: {'; '.join(faults[:SHOWN])}{more}")
@@ -237,26 +217,71 @@ def load_weights(
     return [f"{outcome}: {', '.join(parts)}" for outcome, parts in verdict.items()]
 
 
-def _grid(model: SvllReid, weights: Weights) -> tuple[int, int] | None:
-    """Rows and columns of a file's position table; of published files, those of the sizes that are trained at."""
-    positions = len(weights.tensors.get(f"image.{model.image.positions}", [None])) - 1
-    if weights.architecture is None:
-        return published.GRIDS[positions][0] if positions in published.GRIDS else None
-    sizes = (tuple(weights.architecture[name]) for name in ("image_size", "stride"))
-    grid = model.image.grid_for(*sizes)
-    return grid if grid[0] * grid[1] == positions else None  # else the file contradicts itself
+def _missing_or_unexpected(weights: Weights, part: str, mine: Set[str], theirs: Set[str]) -> Iterator[str]:
+    for word, names in (("missing", mine - theirs), ("unexpected", theirs - mine)):
+        if names:
+            shown = ", ".join(weights.shown(name) for name in sorted(names)[:SHOWN])
+            more = ", …" if len(names) > SHOWN else ""
+            yield f"{part}: {len(names)} {word} ({shown}{more}); {PARTS[part][1]} decide on it"
 
 
-def _unlike_positions(weights: Weights, name: str, old: tuple[int, int] | None, new: tuple[int, int]) -> str:
-    positions, width = weights.tensors[name].shape
-    grid = f" ({_times(old)} positions)" if old else ""
-    origin = published.GRIDS.get(positions - 1) if weights.architecture is None else None
-    hint = f" such as {origin[1]} give," if origin else ""
-    return (
-        f"{weights.shown(name)} is [{positions}, {width}]{grid},{hint} not [{new[0] * new[1] + 1}, {width}] "
-        f"({_times(new)}); {SIZES} decide on it: set them as in its training, or name the one to change on the command "
-        "line of train_svllreid.py or test_svllreid.py, and it is resized"
-    )
+def _misfit(weights: Weights, name: str, value: Tensor, place: Tensor, setting: str) -> str | None:
+    if value.shape != place.shape:
+        return f"{weights.shown(name)} is {list(value.shape)}, not {list(place.shape)}; {setting} decide on it"
+    if value.is_floating_point() != place.is_floating_point():
+        return f"{weights.shown(name)} is of {value.dtype}, not {place.dtype}; the file is damaged"
+    return None
+
+
+class _PositionTable(NamedTuple):
+    """An image tower's position table, whose grid follows image size and stride."""
+
+    weights: Weights
+    name: str  # in the network's state dict
+    old: tuple[int, int] | None  # rows and columns in the file; None: unknown
+    new: tuple[int, int]  # in the network
+
+    @staticmethod
+    def of(model: SvllReid, weights: Weights) -> _PositionTable | None:
+        """The table of a network's tower, if it has one that the file has, too, in the same width."""
+        name = f"image.{getattr(model.image, 'positions', None)}"
+        wanted, there = model.state_dict().get(name), weights.tensors.get(name)
+        if wanted is None or there is None or there.shape[1:] != wanted.shape[1:]:
+            return None
+        if weights.architecture is None:  # of published files: the sizes that they are trained at
+            return _PositionTable(weights, name, published.GRIDS.get(len(there) - 1, (None,))[0], model.image.grid)
+        rows, columns = model.image.grid_for(*(tuple(weights.architecture[size]) for size in ("image_size", "stride")))
+        known = rows * columns == len(there) - 1  # else the file contradicts itself
+        return _PositionTable(weights, name, (rows, columns) if known else None, model.image.grid)
+
+    def fit(self, tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], faults: list[str], *, resize: bool) -> str:
+        """Resize the table among `tensors`, or add to `faults` why it does not fit -> the outcome, if resized."""
+        value, place, shown = tensors[self.name], wanted[self.name], self.weights.shown(self.name)
+        if resize and self.old is None:
+            faults.append(
+                f"{shown} has {len(value) - 1} positions in an unknown number of rows: "
+                "convert the file with its own settings first (tools.convert_checkpoint); the copy says it"
+            )
+        elif resize and self.old and self.old != self.new:
+            tensors[self.name] = resize_positions(value, self.old, self.new)
+            return f"resized from {_times(self.old)} to {_times(self.new)}"
+        elif value.shape != place.shape or (self.weights.architecture and self.old != self.new):
+            faults.append(self._unlike(value))
+        elif misfit := _misfit(self.weights, self.name, value, place, SIZES):
+            faults.append(misfit)
+        return ""
+
+    def _unlike(self, value: Tensor) -> str:
+        positions, width = value.shape
+        grid = f" ({_times(self.old)} positions)" if self.old else ""
+        origin = published.GRIDS.get(positions - 1) if self.weights.architecture is None else None
+        hint = f" such as {origin[1]} give," if origin else ""
+        return (
+            f"{self.weights.shown(self.name)} is [{positions}, {width}]{grid},{hint} not "
+            f"[{self.new[0] * self.new[1] + 1}, {width}] ({_times(self.new)}); {SIZES} decide on it: set them as in "
+            "its training, or name the one to change on the command line of train_svllreid.py or test_svllreid.py, and "
+            "it is resized"
+        )
 
 
 def _times(grid: tuple[int, int]) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from processor.evaluate import evaluate
-from processor.image_stage import ImageStage, sentence_features
+from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from processor.result import reranking_settings, result_entry
@@ -191,7 +192,7 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
 
     def ended() -> None:
         model.prompts.trained = True
-        accuracy = matching_accuracy(cache, sentence_features(model, device))
+        accuracy = matching_accuracy(cache, all_text_features(model, device))
         logger.info(
             "%s  on its own training features (this is no test):\n"
             "  %.1f %% of the images are nearest to their identity's text,\n"
@@ -215,12 +216,7 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
 def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
-    weights = {
-        "identity": cfg.MODEL.ID_LOSS_WEIGHT,
-        "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
-        "image_text": cfg.MODEL.I2T_LOSS_WEIGHT,
-        "vision_ssl": block.SSL_LOSS_WEIGHT,
-    }
+    weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
     if weights["image_text"] > 0:
         _check_prompts(model, allowed=cfg.PROCESSOR.UNTRAINED_PROMPTS)
     if cfg.SOLVER.SYNC_BN:
@@ -230,7 +226,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     stage = ImageStage(
         model,
         weights=weights,
-        text_features=sentence_features(model, device) if weights["image_text"] > 0 else None,
+        text_features=all_text_features(model, device) if weights["image_text"] > 0 else None,
         margin=None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
         smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
         self_supervision=cfg.MODEL.SSL_TYPE,
@@ -308,7 +304,7 @@ def settle_side(asked: str, architecture: dict, benchmark: Benchmark, *, at_home
     """TEST.SIE for one data set: "same", "mean" or "none", which is all there is without a table.
 
     Args:
-        asked: what the configuration says; "auto" is "same" at home, else "mean": the rows that were learnt for other
+        asked: what the configuration says; "auto" is "same" at home, else "mean": the rows that were learned for other
             cameras mean nothing here, their mean is what the tower is used to.
         at_home: whether the network was trained on this data set; None where nobody knows: then "auto" goes by the
             numbers of cameras and viewpoints.

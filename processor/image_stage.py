@@ -1,6 +1,9 @@
-"""Stage 2: the image tower learns from identities, sentences and itself; the text side stands still."""
+"""Stage 2 (fine-tuning): the image tower learns from identities, texts and itself; the text side is frozen."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +14,11 @@ from loss.self_supervised import NegativeCosine, NTXent
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
+from model.towers import has_batch_norm
 from utils.distributed import gather
 from utils.records import Batch, ImageFeatures, Losses, SideInfo
+
+Outcome = tuple[Tensor, Tensor | None]  # the loss [], and scores [B, P] for its accuracy
 
 
 class ImageStage(nn.Module):
@@ -22,13 +28,13 @@ class ImageStage(nn.Module):
 
     Args:
         model: its image tower, identity heads and image projector train; text tower, prompts and text projector do not.
-        weights: "identity", "triplet", "image_text", "vision_ssl"; 0.0 is off.
-        text_features: the sentences of all identities [P, E]; None where "image_text" is off.
+        weights: of TERMS, by name; 0.0 is off.
+        text_features: of the prompts of all identities [P, E]; None where "image_text" is off.
         margin: of the triplet loss; None for its soft form.
         smoothing: of the labels, in the identity and image-text terms.
         self_supervision: "SIMCLR" or "SIMSIAM", for which the model's image projector must have been made.
         side_on_views: whether views get side information; as published they do not.
-        ignore_same_identity: whether SimCLR leaves other images of the same identity out of the strangers.
+        ignore_same_identity: whether SimCLR leaves other images of the same identity out of the negatives.
     """
 
     text_features: Tensor | None
@@ -59,39 +65,70 @@ class ImageStage(nn.Module):
         self.triplet = BatchHardTriplet(margin)
         self.image_text = ImageToText(smoothing)
         self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else NTXent()
+        self.one_view_at_a_time = has_batch_norm(model.image)  # as published
 
     def forward(self, batch: Batch) -> Losses:
         """The batch, or this process's share of it -> losses of the whole; terms of weight 0 are not computed."""
-        model, on = self.model, {name for name, weight in self.weights.items() if weight > 0}
+        on = {name: term for name, term in TERMS.items() if self.weights.get(name, 0.0) > 0}
         pids, terms, accuracy = gather(batch.pids), {}, {}
-        if on & {"identity", "triplet", "image_text"}:
-            features = ImageFeatures(*map(gather, model.encode_image(batch.images, batch.side)))
-            if "identity" in on:
-                scores = model.classify(features)
-                terms["identity"] = self.identity(scores, pids)
-                accuracy["identity"] = _accuracy(scores[0], pids)
-            if "triplet" in on:
-                terms["triplet"] = sum(self.triplet(depth, pids) for depth in features)
-            if "image_text" in on:
-                terms["image_text"] = self.image_text(features.projected, self.text_features, pids)
-                accuracy["image_text"] = _accuracy(features.projected.detach() @ self.text_features.T, pids)
-        if "vision_ssl" in on:
-            terms["vision_ssl"] = self._recognise([gather(view) for view in self._view_features(batch)], pids)
+        if any(not term.of_views for term in on.values()):
+            features = _gathered(self.model.encode_image(batch.images, batch.side))
+        for name, term in on.items():
+            seen = [gather(view) for view in self._view_features(batch)] if term.of_views else features
+            terms[name], scores = term.compute(self, seen, pids)
+            if scores is not None:
+                accuracy[name] = _accuracy(scores, pids)
         return weigh(terms, self.weights)._replace(accuracy=accuracy)
 
-    def _view_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _view_features(self, batch: Batch) -> tuple[Tensor, ...]:
         """The two views of every image of this process, each [B, D]."""
+        assert batch.views is not None
         tower, side = self.model.image, batch.side if self.side_on_views else None
-        if tower.batch_statistics:  # of one view at a time, as published
+        if self.one_view_at_a_time:
             return tuple(tower(view, side).last for view in batch.views)
         both = SideInfo(*(field.repeat(2) for field in side)) if side else None
         return tower(batch.views.flatten(0, 1), both).last.chunk(2)
 
-    def _recognise(self, views: list[Tensor], pids: Tensor) -> Tensor:
+    # The terms, each of the features and identities of the whole batch.
+
+    def _identity(self, features: ImageFeatures, pids: Tensor) -> Outcome:
+        scores = self.model.classify(features)
+        return self.identity(scores, pids), scores[0]
+
+    def _triplet(self, features: ImageFeatures, pids: Tensor) -> Outcome:
+        return sum(self.triplet(depth, pids) for depth in features if depth is not None), None
+
+    def _image_text(self, features: ImageFeatures, pids: Tensor) -> Outcome:
+        assert features.projected is not None
+        scores = features.projected.detach() @ self.text_features.T
+        return self.image_text(features.projected, self.text_features, pids), scores
+
+    def _vision_ssl(self, views: list[Tensor], pids: Tensor) -> Outcome:
+        assert self.model.image_projector is not None
         first, second = (self.model.image_projector(view) for view in views)  # batch norm sees one view at a time
         if isinstance(self.self_supervised, NegativeCosine):
-            return self.self_supervised(first, views[1], second, views[0])
-        return self.self_supervised(first, second, pids if self.ignore_same_identity else None)
+            return self.self_supervised(first, views[1], second, views[0]), None
+        return self.self_supervised(first, second, pids if self.ignore_same_identity else None), None
+
+
+class Term(NamedTuple):
+    """A term of the loss."""
+
+    compute: Callable[..., Outcome]  # of the stage, features and identities [B]
+    weight: str  # the key of its weight in the configuration
+    of_views: bool = False  # whether it is given the two views [B, D] instead of the image's features
+
+
+TERMS = {
+    "identity": Term(ImageStage._identity, "MODEL.ID_LOSS_WEIGHT"),
+    "triplet": Term(ImageStage._triplet, "MODEL.TRIPLET_LOSS_WEIGHT"),
+    "image_text": Term(ImageStage._image_text, "MODEL.I2T_LOSS_WEIGHT"),
+    "vision_ssl": Term(ImageStage._vision_ssl, "SOLVER.STAGE2.SSL_LOSS_WEIGHT", of_views=True),
+}
+
+
+def _gathered(features: ImageFeatures) -> ImageFeatures:
+    return ImageFeatures._make(depth if depth is None else gather(depth) for depth in features)
 
 
 def _accuracy(scores: Tensor, pids: Tensor) -> Tensor:
@@ -100,8 +137,8 @@ def _accuracy(scores: Tensor, pids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sentence_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
-    """The features [P, E] of every identity's sentence."""
+def all_text_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
+    """The text features [P, E] of every identity's prompt."""
     model.eval()
     pids = torch.arange(model.num_pids, device=device)
     return torch.cat([model.encode_text(chunk) for chunk in pids.split(size)])

@@ -1,4 +1,4 @@
-"""Stage 1: a sentence for every identity; both towers stand still."""
+"""Stage 1: a prompt for every identity; both towers are frozen."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from utils.seeds import derive
 
 
 class PromptStage(nn.Module):
-    """Only the prompts' learnt tokens train (CLIP-ReID §3.2; SVLL-ReID for the language self-supervision).
+    """Only the prompts' learned tokens train (CLIP-ReID §3.2; SVLL-ReID for the language self-supervision).
 
-    Several processes are given the same batches and draw the same disturbances; each has a share of the sentences go
+    Several processes are given the same batches and draw the same augmentations; each puts a share of the prompts
     through the text tower.
 
     Args:
-        model: with text tower and prompts; everything but the learnt tokens is frozen here.
+        model: with text tower and prompts; everything but the learned tokens is frozen here.
         weights: "image_text" (both directions), which is always there, and "language_ssl"; 0.0 is off.
-        augment: prompts [U, L, W] -> one disturbed copy; called twice.
+        augment: prompts [U, L, W] -> one augmented view; called twice.
         train_projector: whether the text projector trains, too. As published it does not: it stays at its random start
             and keeps to batch statistics, so that language self-supervision acts through a fixed random network.
     """
@@ -50,12 +50,12 @@ class PromptStage(nn.Module):
         self.self_contrast = NTXent()
 
     def forward(self, batch: FeatureBatch) -> Losses:
-        """The tower runs once, over each identity of the batch and its two disturbed copies."""
+        """The tower runs once, over each identity of the batch and its two augmented views."""
         model = self.model
         pids, rows = batch.pids.unique(return_inverse=True)
         prompts = model.prompts(pids)  # [U, L, W]
         copies = [prompts]
-        # A single identity has nobody to be told apart from, and batch norm no statistics.
+        # A single identity has no negatives, and batch norm no statistics.
         if self.weights["language_ssl"] > 0 and len(pids) > 1:
             copies += [self.augment(prompts), self.augment(prompts)]
         encoded = in_shares(lambda share: model.text(share, model.prompts.end), torch.cat(copies))
@@ -82,29 +82,29 @@ def cache_features(model: SvllReid, batches: Iterable[Batch], device: torch.devi
 
 
 @torch.no_grad()
-def matching_accuracy(cache: FeatureBatch, sentences: Tensor, size: int = 4096) -> dict[str, float]:
-    """How often an image's best sentence, and a sentence's best image, is of its own identity; fractions.
+def matching_accuracy(cache: FeatureBatch, texts: Tensor, size: int = 4096) -> dict[str, float]:
+    """How often an image's best text, and a text's best image, is of its own identity; fractions.
 
     On the features that the prompts were trained with: it shows that training worked, not how well people are found.
 
     Args:
         cache: features [N, E] of all images and their identities.
-        sentences: [P, E], of all identities.
+        texts: [P, E], features of all identities.
         size: images at once.
     """
-    best_score = torch.full((len(sentences),), -torch.inf, device=sentences.device)
+    best_score = torch.full((len(texts),), -torch.inf, device=texts.device)
     best_pid = torch.full_like(best_score, -1, dtype=torch.long)
     right = 0
     for features, pids in zip(cache.features.split(size), cache.pids.split(size), strict=True):
-        scores = features @ sentences.T  # [B, P], as the loss sees them: not of length 1
+        scores = features @ texts.T  # [B, P], as the loss sees them: not of length 1
         right += int((scores.argmax(dim=1) == pids).sum())
         score, row = scores.max(dim=0)
         better = score > best_score
         best_score, best_pid = torch.where(better, score, best_score), torch.where(better, pids[row], best_pid)
-    wanted = torch.arange(len(sentences), device=sentences.device)
+    wanted = torch.arange(len(texts), device=texts.device)
     return {
         "image_to_text": right / len(cache.pids),
-        "text_to_image": int((best_pid == wanted).sum()) / len(sentences),
+        "text_to_image": int((best_pid == wanted).sum()) / len(texts),
     }
 
 

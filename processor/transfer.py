@@ -125,8 +125,8 @@ def _in_words(side: str, at_home: bool | None, name: str) -> str:
     if at_home:
         return "cameras and viewpoints as in training"
     if at_home is None:
-        return f"rows by their numbers; whether they were learnt for {name}, the file does not say"
-    return f"rows by their numbers, which were learnt on other data sets than {name}: its cameras may be others"
+        return f"rows by their numbers; whether they were learned for {name}, the file does not say"
+    return f"rows by their numbers, which were learned on other data sets than {name}: its cameras may be others"
 
 
 def _value(cfg: CfgNode, key: str) -> object:

@@ -9,6 +9,13 @@ import torch
 from builders import SMALL, small_config
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/faults and tests/gpu."""
+    parser.addoption("--faults", type=int, default=10, help="how many faults `make faults` makes")
+    parser.addoption("--fault-seed", type=int, default=11, help="another one draws other faults")
+    parser.addoption("--device", default="cuda", help="what `make test-gpu` runs on")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same draws whichever tests run, and in whichever order."""

@@ -190,8 +190,8 @@ MUTATIONS = (
     ),
     mutation(
         "triplets at two of three depths",
-        "ImageStage.forward",
-        "sum(self.triplet(_1, _2) for _1 in _3)",
+        "ImageStage._triplet",
+        "sum(self.triplet(_1, _2) for _1 in _3 if _1 is not None)",
         "sum(self.triplet(_1, _2) for _1 in _3[1:])",
         *(IMAGE, TRAINING),
     ),
@@ -216,7 +216,14 @@ MUTATIONS = (
         "_1.image_projector(torch.cat(_3)).chunk(2)",
         *(IMAGE, TRAINING),
     ),
-    mutation("resnet's batch norms over both views", "ImageStage", "_1.batch_statistics", "False", IMAGE, TRAINING),
+    mutation(
+        "resnet's batch norms over both views",
+        "ImageStage._view_features",
+        "self.one_view_at_a_time",
+        "False",
+        IMAGE,
+        TRAINING,
+    ),
     mutation(
         "side information on views",
         "ImageStage",

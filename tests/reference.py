@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d, conv2d
 
-LEARNT = 4  # learnt prompt vectors per identity
+LEARNT = 4  # learned prompt vectors per identity
 PREFIX = 5  # fixed tokens before them: start of text, "A photo of a"
 END = 11  # position of the end-of-text token in "A photo of a X X X X person."
 EPS = 1e-5  # of layer and batch normalisation
@@ -391,12 +391,12 @@ def tower(state, images, *, heads=None, stride=16, side_row=None, training=False
 
 
 def prompts(state, pids):
-    """Prompt embeddings [N, L, W] of the identities: fixed prefix, the identity's learnt vectors, fixed suffix."""
+    """Prompt embeddings [N, L, W] of the identities: fixed prefix, the identity's learned vectors, fixed suffix."""
     parts = []
     for pid in pids:
-        learnt = state["prompt_learner.cls_ctx"][int(pid)]
+        learned = state["prompt_learner.cls_ctx"][int(pid)]
         parts.append(
-            torch.cat([state["prompt_learner.token_prefix"][0], learnt, state["prompt_learner.token_suffix"][0]])
+            torch.cat([state["prompt_learner.token_prefix"][0], learned, state["prompt_learner.token_suffix"][0]])
         )
     return torch.stack(parts)
 

@@ -25,7 +25,6 @@ TABLES = ("configs.stages", "configs.help")
 DEVICES_NAMED = {
     "utils/devices.py": {"cpu", "cuda", "mps"},  # the one place that knows them
     "datasets/transforms.py": {"cpu"},  # pictures are transformed where they are decoded
-    "tools/verify_gpu.py": {"cuda"},  # what it verifies
 }
 
 
@@ -137,6 +136,18 @@ def prints(path: str, source: str) -> list[str]:
     return [f"{path}:{call.lineno}: print" for call in calls if _name(call.func) == "print"]
 
 
+def too_long(path: str, source: str) -> list[str]:
+    """Functions of more than 60 lines or 10 parameters (without self)."""
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            lines, rest = node.end_lineno - node.lineno + 1, node.args
+            count = len([a for a in (*rest.posonlyargs, *rest.args, *rest.kwonlyargs) if a.arg not in ("self", "cls")])
+            if lines > 60 or count > 10:
+                faults.append(f"{path}:{node.lineno}: {node.name} has {lines} lines and {count} parameters")
+    return faults
+
+
 def names_device(path: str, source: str) -> list[str]:
     tree, harmless = ast.parse(source), set()
     for node in ast.walk(tree):
@@ -175,6 +186,7 @@ CHECKS = {
     "config": opens_config,
     "print": prints,
     "device": names_device,
+    "length": too_long,
     "unpickling": unpickles,
 }
 
@@ -218,6 +230,7 @@ def test_every_module_has_a_floor():
         ("device", "datasets/images.py", "torch.device('cpu')"),
         ("device", "datasets/transforms.py", "torch.device('mps')"),
         ("device", "train_svllreid.py", "pick('cuda' if x else 'cpu')"),
+        ("length", "model/x.py", "def f(a, b, c, d, e, f, g, h, i, j, *, k): ..."),
         ("unpickling", "model/x.py", "torch.load(path)"),
         ("unpickling", "model/x.py", "torch.load(path, weights_only=False)"),
         ("unpickling", "utils/x.py", "import pickle\npickle.load(file)"),
@@ -239,6 +252,7 @@ def test_a_fault_is_found_and_its_line_named(check, path, source):
         ("utils/x.py", "torch.load(path, map_location='cpu', weights_only=True)"),
         ("configs/x.py", "DEVICES = 'auto, cpu, cuda'"),
         ("utils/x.py", "from configs.stages import STAGES"),
+        ("model/x.py", "def f(a):" + "\n    a += 1" * 59),
     ],
 )
 def test_what_is_right_is_left_alone(path, source):

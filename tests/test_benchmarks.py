@@ -24,7 +24,7 @@ MARKET_FORM = ("bounding_box_train", "query", "bounding_box_test")
 
 
 def touch(folder: Path, *names: str) -> None:
-    """Empty files below `folder`, written in an order that is not that of their names: no reader opens a picture."""
+    """Empty files below `folder`, written in an order that is not that of their names: no reader opens an image."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in random.Random(0).sample(names, len(names)):
         path = folder / name
@@ -46,7 +46,7 @@ def message_of(read, *arguments, **named) -> str:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """ROOT_DIR, below a folder that looks like a picture of identity 12 in camera 3."""
+    """ROOT_DIR, below a folder that looks like an image of identity 12 in camera 3."""
     folder = tmp_path / "x12_c3_s1" / "0012_c003_data"
     folder.mkdir(parents=True)
     return folder
@@ -101,48 +101,23 @@ def test_duke_in_its_usual_places_or_given_itself(root, name, place):
 def test_duke_and_occluded_duke_are_told_apart(root):
     """They stand beside each other, and neither is taken for the other when it is alone."""
     occluded = fake_duke(root / "dukemtmcreid" / "Occluded_Duke", ("0009_c1_f1.jpg",))
-    assert "no DukeMTMC-reID here; right is the folder that holds dukemtmcreid/DukeMTMC-reID/" in message_of(
-        dukemtmc, root
-    )
+    assert "dukemtmcreid/DukeMTMC-reID/" in message_of(dukemtmc, root)
     fake_duke(root / "dukemtmcreid" / "DukeMTMC-reID")
     assert seen(occ_duke(root).trials[0].query) == [("0009_c1_f1.jpg", 9, 0, 0)]
     assert len(dukemtmc(root).trials[0].query) == 2
     shutil.rmtree(occluded)
-    message = message_of(occ_duke, root)
-    assert "no Occluded-Duke here; right is the folder that holds dukemtmcreid/Occluded_Duke/" in message
+    assert "dukemtmcreid/Occluded_Duke/" in message_of(occ_duke, root)
 
 
 @pytest.mark.parametrize("name", DUKES)
 def test_duke_messages_have_its_own_name(root, name):
-    message = message_of(DUKES[name], root / "nowhere")
-    assert message.startswith(f"DATASETS.ROOT_DIR {root}/nowhere: there is no such folder; right is the folder that")
-    assert "withdr" in message and "never downloaded" in message and not (root / "nowhere").exists()
-    assert message_of(DUKES[name], root).startswith(f"DATASETS.ROOT_DIR {root}: no {TITLES[name]} here; right is")
     folder = fake_duke(root / PLACES[name][0])
     touch(folder / "query", "person7.jpg")
-    assert message_of(DUKES[name], root) == (
-        f"{folder}/query/person7.jpg: is not named as {TITLES[name]}'s images are, e.g. 0001_c2_f0046182.jpg"
-    )
+    assert message_of(DUKES[name], root).startswith(f"{folder}/query/person7.jpg: is not named as {TITLES[name]}'s")
     shutil.rmtree(folder / "query")
-    message = message_of(DUKES[name], root)
-    assert message.startswith(f"{folder}/query: there is no such folder; {TITLES[name]}, a data set in")
+    assert message_of(DUKES[name], root).startswith(f"{folder}/query: there is no such folder; {TITLES[name]}, ")
     touch(folder / "query", "Thumbs.db")
     assert message_of(DUKES[name], root).startswith(f"{folder}/query: holds no image that counts")
-
-
-@pytest.mark.parametrize("reader", [market1501, dukemtmc, occ_duke])
-def test_market_form_without_its_training_folder(root, reader):
-    folder = fake_duke(root)
-    whole = reader(root)
-    shutil.rmtree(folder / "bounding_box_train")
-    assert message_of(reader, root).startswith(f"{folder}/bounding_box_train: there is no such folder")
-    assert reader(root, train=False).trials == whole.trials
-    assert reader(root, train=False).train == ()
-
-
-def test_market_says_where_it_comes_from(root):
-    for folder in (root, root / "nowhere"):
-        assert message_of(market1501, folder).endswith("asked for from its authors and is never downloaded here")
 
 
 # --------------------------------------------------------------------------------------------------------------- MSMT17
@@ -245,25 +220,6 @@ def test_msmt17_under_a_second_name(root):
     assert len(msmt17(root).train) == 4
 
 
-def test_msmt17_without_training_images(root, msmt):
-    whole = msmt17(root)
-    shutil.rmtree(msmt / "train")
-    assert message_of(msmt17, root).startswith(f"{msmt}/train: there is no such folder; MSMT17 has")
-    (msmt / "list_train.txt").unlink()
-    (msmt / "list_val.txt").unlink()
-    benchmark = msmt17(root, train=False)
-    assert benchmark.train == () and benchmark.trials == whole.trials
-
-
-def test_msmt17_missing(root):
-    (root / "test").mkdir()  # of something else
-    for read in (msmt17, msmt17_version):
-        message = message_of(read, root)
-        assert message.startswith(f"DATASETS.ROOT_DIR {root}: no MSMT17 here; right is the folder that holds MSMT17/")
-        assert message.endswith("asked for from its authors and is never downloaded here")
-        assert "there is no such folder" in message_of(read, root / "nowhere")
-
-
 @pytest.mark.parametrize("split", LISTS)
 def test_msmt17_list_missing_or_empty(root, msmt, split):
     path = msmt / f"list_{split}.txt"
@@ -288,18 +244,18 @@ def test_msmt17_lists_name_images_that_are_not_there(root, msmt):
 @pytest.mark.parametrize(
     ("line", "reported"),
     [
-        ("0000/0000_001_14_0303morning_0001_1.jpg", "line 2 is '0000/0000_001_14_0303morning_0001_1.jpg'; right is"),
+        ("0000/0000_001_14_0303morning_0001_1.jpg", "line 2 is '0000/0000_001_14_0303morning_0001_1.jpg'; expected"),
         ("0000/0000_001_14_0303morning_0001_1.jpg zero", "line 2 is"),
         ("0000/0000_001_14_0303morning_0001_1.jpg -1", "line 2 is"),
         ("0000/0000_morning.jpg 0", "line 2 names 0000/0000_morning.jpg, which is not named as MSMT17's images are"),
         ("0000/0000_001_00_a.jpg 0", "line 2 names 0000/0000_001_00_a.jpg, which is not named as"),
     ],
 )
-def test_msmt17_wrong_lines(root, msmt, line, told):
+def test_msmt17_wrong_lines(root, msmt, line, reported):
     touch(msmt / "test", line.split()[0])
     path = msmt / "list_query.txt"
     path.write_text(f"{LISTS['query'][0]}\n{line}\n")
-    assert message_of(msmt17, root).startswith(f"{path}: {told}")
+    assert message_of(msmt17, root).startswith(f"{path}: {reported}")
 
 
 def test_msmt17_image_in_two_lines(root, msmt):
@@ -318,19 +274,16 @@ def test_msmt17_image_in_two_lines(root, msmt):
     )
 
 
-def test_msmt17_camera_is_in_the_name_of_the_image_not_of_its_folder(root, msmt):
-    touch(msmt / "test", "a_b_09_c/0000_000_04_0303morning_0001_0.jpg")
-    (msmt / "list_query.txt").write_text("a_b_09_c/0000_000_04_0303morning_0001_0.jpg 0")
-    assert [sample.camid for sample in msmt17(root).trials[0].query] == [3]
-
-
 def test_lists_of_other_systems(root, msmt):
-    """A byte order mark, line ends of Windows, and tabs."""
+    """A byte order mark, line ends of Windows, and tabs; the camera is in the image's name, not in its folder's."""
     whole = msmt17(root)
     for split, lines in LISTS.items():
         text = "\r\n".join(line.replace(" ", "\t") for line in lines)
         (msmt / f"list_{split}.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert msmt17(root) == whole
+    touch(msmt / "test", "a_b_09_c/0000_000_04_0303morning_0001_0.jpg")
+    (msmt / "list_query.txt").write_text("a_b_09_c/0000_000_04_0303morning_0001_0.jpg 0")
+    assert [sample.camid for sample in msmt17(root).trials[0].query] == [3]
 
 
 # ----------------------------------------------------------------------------------------------------------------- VeRi
@@ -355,7 +308,7 @@ def annotation(name: str, viewpoint: int, folder: str = "/home/someone/0099_c099
 
 
 def test_veri(root, cars):
-    """Cameras of several digits, junk left out; one viewpoint as long as none is told."""
+    """Cameras of several digits, junk left out; one viewpoint where none is given."""
     benchmark = veri(root)
     assert seen(benchmark.train) == [
         ("0002_c002_00030600_0.jpg", 0, 1, 0),
@@ -371,7 +324,7 @@ def test_veri(root, cars):
 
 
 def test_veri_viewpoints(root, cars, tmp_path, caplog):
-    """The first file that knows an image counts; a query has its twin's viewpoint; unknown is -1, and nobody leaves."""
+    """The first file that knows an image counts; a query has that of its copy in the gallery; unknown is -1."""
     first, second = tmp_path / "keypoint_train.txt", tmp_path / "keypoint_test.txt"
     first.write_text(
         annotation("0002_c002_00030600_0.jpg", 3)
@@ -400,37 +353,26 @@ def test_veri_viewpoints(root, cars, tmp_path, caplog):
     assert {sample.viewid for sample in veri(root, viewpoints=(first,)).trials[0].gallery} == {-1}
 
 
+LINE = annotation("0003_c003_00085300_0.jpg", 3)[:-1]
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "0003_c003_00085300_0.jpg 3",
-        annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " "),
-        annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " 17 17 "),
-        annotation("0003_c003_00085300_0.jpg", 3).replace(" 17 ", " x "),
-        annotation("0003_c003_00085300_0.jpg", 3)[:-3],
+        *("0003_c003_00085300_0.jpg 3", LINE[:-2]),
+        *(LINE.replace(" 17 ", by) for by in (" ", " 17 17 ", " x ")),
+        *(f"{LINE[:-1]}{viewpoint}" for viewpoint in ("9", "front", "-2")),
     ],
 )
 def test_veri_damaged_annotation(root, cars, tmp_path, line):
     path = tmp_path / "keypoint_train.txt"
     path.write_text(annotation("0002_c002_00030600_0.jpg", 3) + "\n" + line)
     message = message_of(veri, root, viewpoints=(path,))
-    assert message.startswith(f"{path}: line 3 is '")
-    assert f"({len(line.split())} fields); right are 42: an image, 40 coordinates, a viewpoint from 0 to 7" in message
-
-
-@pytest.mark.parametrize("viewpoint", ["9", "front", "-2"])
-def test_veri_viewpoint_that_there_is_not(root, cars, tmp_path, viewpoint):
-    path = tmp_path / "keypoint_train.txt"
-    path.write_text(annotation("0003_c003_00085300_0.jpg", viewpoint))
-    message = message_of(veri, root, viewpoints=(path,))
-    assert message.startswith(f"{path}: line 1 gives ")
-    assert message.endswith(
-        f"0003_c003_00085300_0.jpg the viewpoint {viewpoint!r}; right is 0 to 7, or -1 where it is not known"
-    )
+    assert message.startswith(f"{path}: line 3 ") and "0 to 7" in message
 
 
 @pytest.mark.parametrize(("reader", "place"), [(market1501, "Market-1501/query"), (veri, "VeRi/image_query")])
-def test_what_is_passed_over_is_remembered(root, reader, place):
+def test_what_is_skipped_is_remembered(root, reader, place):
     fake_duke(root / "Market-1501")
     for split, names in VERI.items():
         touch(root / "VeRi" / split, *names)
@@ -467,27 +409,14 @@ def test_veri_annotation_missing_empty_or_of_other_images(root, cars, tmp_path):
 @pytest.mark.parametrize("split", VERI)
 def test_veri_folder_missing_or_empty(root, cars, split):
     shutil.rmtree(cars / split)
-    message = message_of(veri, root)
-    assert message == f"{cars}/{split}: there is no such folder; VeRi has image_train, image_query, image_test"
+    assert message_of(veri, root).startswith(f"{cars}/{split}: there is no such folder")
     touch(cars / split, "-1_c001_1_0.jpg")
     assert message_of(veri, root).startswith(f"{cars}/{split}: holds no image that counts")
-
-
-def test_veri_without_training_images(root, cars):
-    whole = veri(root)
-    shutil.rmtree(cars / "image_train")
-    assert veri(root, train=False).trials == whole.trials
-    assert veri(root, train=False).train == ()
-
-
-@pytest.mark.parametrize("name", ["0001_c000_1_0.jpg", "0001_1_0.jpg", "car.jpg", "-2_c001_1_0.jpg"])
-def test_veri_name_that_does_not_fit(root, cars, name):
-    touch(cars / "image_test", name)
-    message = message_of(veri, root)
-    right = "; their cameras count from 1: where there is a camera 0, add 1 to all" if "c000" in name else ""
-    assert message == (
-        f"{cars}/image_test/{name}: is not named as VeRi's images are, e.g. 0001_c001_00016450_0.jpg{right}"
-    )
+    for name in ("0001_c000_1_0.jpg", "0001_1_0.jpg", "car.jpg", "-2_c001_1_0.jpg"):
+        touch(cars / split, name)
+        message = message_of(veri, root)
+        assert message.startswith(f"{cars}/{split}/{name}: ") and ("add 1 to all" in message) == ("c000" in name)
+        (cars / split / name).unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------ VehicleID
@@ -594,30 +523,15 @@ def test_vehicleid_without_training_images(root, listed):
 
 
 def test_vehicleid_missing_or_wrong(root, listed):
-    assert message_of(vehicleid, root, size="huge") == (
-        "VehicleID has no test list of size 'huge'; there are: small, medium, large"
-    )
-    assert message_of(vehicleid, root, trials=0) == "VehicleID: 0 trials; right is 1 or more, 10 by protocol"
+    assert "'huge'" in message_of(vehicleid, root, size="huge") and "0 trials" in message_of(vehicleid, root, trials=0)
     path = listed / "train_test_split" / "test_list_800.txt"
-    path.write_text("0000200\n")
-    assert message_of(vehicleid, root) == (
-        f"{path}: line 1 is '0000200'; right is an image and its identity: 0000001 1401"
-    )
-    path.write_bytes(b"\xff\xd8\xff\xe0")
-    assert message_of(vehicleid, root).startswith(f"{path}: line 1 is ")
+    for contents in (b"0000200\n", b"\xff\xd8\xff\xe0"):
+        path.write_bytes(contents)
+        assert message_of(vehicleid, root).startswith(f"{path}: line 1 is ")
     path.unlink()
     assert message_of(vehicleid, root).startswith(f"{path}: there is no such file; VehicleID has train_list.txt")
     shutil.rmtree(listed / "image")
-    assert message_of(vehicleid, root) == (
-        f"{listed}/image: there is no such folder; VehicleID has image and train_test_split"
-    )
-    shutil.rmtree(listed)
-    message = message_of(vehicleid, root)
-    assert message.startswith(
-        f"DATASETS.ROOT_DIR {root}: no VehicleID here; right is the folder that holds VehicleID_V1"
-    )
-    assert message.endswith("asked for from its authors and is never downloaded here")
-    assert "there is no such folder" in message_of(vehicleid, root / "nowhere")
+    assert message_of(vehicleid, root).startswith(f"{listed}/image: there is no such folder; VehicleID has image")
 
 
 def test_ignore_nothing():
@@ -634,6 +548,44 @@ def test_ignore_nothing():
 
 
 # ------------------------------------------------------------------------------------------------------- all of them
+
+
+READERS = {
+    **{"market1501": (market1501, "Market-1501"), **{name: (read, TITLES[name]) for name, read in DUKES.items()}},
+    **{"msmt17": (msmt17, "MSMT17"), "version": (msmt17_version, "MSMT17"), "veri": (veri, "VeRi")},
+    "VehicleID": (vehicleid, "VehicleID"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_data_set_that_is_not_there(root, name):
+    read, title = READERS[name]
+    (root / "test").mkdir()  # of something else
+    for place, word in ((root / "nowhere", "there is no such folder"), (root, f"no {title} here")):
+        message = message_of(read, place)
+        assert message.startswith(f"DATASETS.ROOT_DIR {place}: {word}; expected the folder that holds ")
+        assert message.endswith("never downloaded here")
+    assert not (root / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmc", "occ_duke", "msmt17", "veri"])
+def test_without_training_images(root, name):
+    read, _ = READERS[name]
+    if name == "msmt17":
+        folder = fake_msmt17(root / "MSMT17")
+        parts = [folder / part for part in ("train", "list_train.txt", "list_val.txt")]
+    elif name == "veri":
+        for split, names in VERI.items():
+            touch(root / "VeRi" / split, *names)
+        parts = [root / "VeRi" / "image_train"]
+    else:
+        parts = [fake_duke(root) / "bounding_box_train"]
+    whole = read(root)
+    for part in parts:
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    assert message_of(read, root).startswith(f"{parts[0]}: there is no such folder")
+    tested = read(root, train=False)
+    assert tested.train == () and tested.trials == whole.trials
 
 
 @pytest.mark.parametrize("name", ["market1501", "dukemtmc", "msmt17", "veri", "VehicleID"])
@@ -667,12 +619,8 @@ def test_the_order_of_a_folder_does_not_matter(root, monkeypatch, name):
     assert reference.name == name
 
 
-def test_published_counts_have_every_benchmark():
-    assert {name for name, _ in PUBLISHED} == {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
-    assert all(published_counts(*both) is not None for both in PUBLISHED)
-
-
 def test_published_counts():
+    assert {name for name, _ in PUBLISHED} == {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
     assert published_counts("market1501") == (12936, 751, 3368, 19732 - 3819, 6)
     assert published_counts("msmt17").train_images == 30248 + 2373
     assert published_counts("msmt17", "without val") == published_counts("msmt17")._replace(train_images=30248)

@@ -30,12 +30,14 @@ from datasets.build import identities_per_batch, make_loader
 from model.heads import Predictor
 from model.prompts import mask, mix
 from processor.evaluate import embed_all, evaluate
-from processor.image_stage import ImageStage, sentence_features
+from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -89,7 +91,7 @@ def image_stage(tower: str, dtype: torch.dtype, **options) -> ImageStage:
     if options.get("self_supervision") == "SIMSIAM":
         torch.manual_seed(5)
         model.image_projector = Predictor(model.image.dims[1], hidden=7).to(dtype)
-    sentences = sentence_features(model, CPU)
+    sentences = all_text_features(model, CPU)
     stage = ImageStage(model, weights=ALL, text_features=sentences, **options).train()
     if tower == "resnet":
         model.image.eval()  # its batch norm sees the images of one process only

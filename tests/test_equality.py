@@ -34,7 +34,7 @@ from model.prompts import AUGMENTATIONS
 from model.published import from_published, published_name, to_published
 from model.svllreid import SvllReid
 from model.weights import read_weights
-from processor.image_stage import ImageStage, sentence_features
+from processor.image_stage import ImageStage, all_text_features
 from processor.prompt_stage import PromptStage, cache_features
 from solver.build import make_optimizer, make_schedule
 from tests import reference as ref
@@ -303,7 +303,7 @@ def test_position_tables_of_clip_are_resized(tmp_path, tower, size, stride):
     old = (14, 14) if tower == "vit" else (7, 7)
     expected = ref.resize_positions(pool.positional_embedding.double(), old, ref.grid(size, 16, stride))
     close(model.image.get_parameter(model.image.positions), expected, 1e-5)
-    # The words around the learnt tokens are those of the published sentence.
+    # The words around the learned tokens are those of the published sentence.
     words = [49406, 320, 1125, 539, 320], [5299, 269, 49407, *[0] * 65]
     assert torch.equal(model.prompts.prefix[0], clip.token_embedding.weight[words[0]])
     assert torch.equal(model.prompts.suffix[0], clip.token_embedding.weight[words[1]])
@@ -320,7 +320,7 @@ def test_sentences(tmp_path):
     everyone = ref.text(state, ref.prompts(state, range(CLASSES)), heads=TEXT_HEADS)  # over all 77 positions
     with torch.no_grad():
         close(model.encode_text(pids), everyone[pids], 1e-5)
-        close(sentence_features(model, torch.device("cpu"), size=2), everyone, 1e-5)
+        close(all_text_features(model, torch.device("cpu"), size=2), everyone, 1e-5)
         close(model.double().encode_text(pids), everyone[pids], 1e-10)
 
 
@@ -599,7 +599,7 @@ def test_the_image_stage_and_the_gradient_of_every_tensor(tmp_path, tower, strid
     stage = ImageStage(
         model,
         weights=weights,
-        text_features=sentence_features(model, torch.device("cpu")),
+        text_features=all_text_features(model, torch.device("cpu")),
         margin=margin,
         smoothing=smoothing,
         self_supervision=ssl or "SIMCLR",

@@ -32,13 +32,13 @@ from configs import ConfigError, from_dict, load, to_dict
 from datasets.findings import Report
 from datasets.images import MOST_PIXELS, Images, read_image, shown
 from datasets.transforms import TestTransform
-from model.build import load_model, make_model, model_from, settle_architecture
+from model.build import load_model, make_model, rebuild, settle_architecture
 from model.pretrained import load_clip
 from model.weights import Weights, read_weights, weights_in
 from test_svllreid import homes_of
 from tools.check_dataset.full import full_check
 from tools.check_dataset.report import text
-from utils.checkpoint import FORMAT, is_torchscript, read_tensors, read_torchscript, save_checkpoint, write_tensors
+from utils.checkpoint import FORMAT, read_tensors, read_torchscript, save_checkpoint, write_tensors
 from utils.errors import DataError, UserError, WeightsError, one_line
 from utils.metrics import ignore_nothing
 from utils.records import Benchmark, Sample, Trial
@@ -106,11 +106,18 @@ def like_torchscript(path: Path, contents: dict) -> None:
         archive.writestr("archive/code/__torch__.py", "class Module(Module):\n  pass\n")
 
 
+def constants_alone(path: Path, contents: dict) -> None:
+    """An archive that merely looks like TorchScript."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/constants.pkl", b"(t.")
+
+
 FORMS = {
     "archive": in_archive,
     "older form": in_the_older_form,
     **{f"pickle {protocol}": bare_pickle(protocol) for protocol in range(6)},
     "like TorchScript": like_torchscript,
+    "constants alone": constants_alone,
 }
 DOORS = {
     "a file of tensors": read_tensors,
@@ -311,42 +318,20 @@ def that_writes(path: Path, target: Path, how: str) -> None:
             archive.writestr(name, content)
 
 
-HOW = pytest.mark.parametrize("how", ["__setstate__", "default of an argument"])
-
-
-@HOW
-def test_code_in_torchscript_is_not_run(tmp_path, how):
+@pytest.mark.parametrize("how", ["__setstate__", "default of an argument"])
+def test_code_in_torchscript_is_not_run(tmp_path, small_architecture, how):
     path, target = tmp_path / "x.pt", tmp_path / "harm"
     that_writes(path, target, how)
-    try:
-        state = read_torchscript(path)
-    except WeightsError as refused:
-        assert how == "__setstate__" and "x.pt" in str(refused)
-    else:
-        assert state.keys() == {"weight"}
-    assert not target.exists()
+    for name, door in DOORS.items():
+        try:
+            state = door(path)
+        except WeightsError as refused:
+            assert "x.pt" in str(refused)
+        else:
+            assert name == "TorchScript" and how != "__setstate__" and state.keys() == {"weight"}
+        assert not target.exists()
     torch.jit.load(path)
     assert target.exists()
-
-
-@HOW
-def test_code_in_torchscript_is_not_run_through_the_configuration_either(tmp_path, small_architecture, how):
-    path, target = tmp_path / "x.pt", tmp_path / "harm"
-    that_writes(path, target, how)
-    for door in ("MODEL.PRETRAIN", "MODEL.INIT_FROM", "TEST.WEIGHT"):
-        with pytest.raises(WeightsError, match=r"x\.pt"):
-            DOORS[door](path)
-        assert not target.exists()
-
-
-def test_an_archive_that_merely_looks_like_torchscript(tmp_path, small_architecture):
-    path = tmp_path / "x.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/constants.pkl", b"(t.")
-    assert is_torchscript(path)
-    for door in ("TorchScript", "MODEL.PRETRAIN", "MODEL.INIT_FROM"):
-        with pytest.raises(WeightsError, match=r"x\.pt"):
-            DOORS[door](path)
 
 
 # ---------------------------------------------------------------------------------------------------------------- YAML
@@ -529,9 +514,9 @@ def described(contents: dict, source: Path) -> tuple[Weights, dict]:
 
 
 def take(contents: dict, path: Path) -> None:
-    """Write a checkpoint and do with it all that comes before pictures are looked at."""
+    """Write a checkpoint and do with it all that comes before images are looked at."""
     torch.save(contents, path)
-    model_from(*described(read_tensors(path), path), testing=True)
+    rebuild(*described(read_tensors(path), path), testing=True)
     load_model(path)
 
 
@@ -610,10 +595,6 @@ def test_what_earlier_versions_did_not_write_may_be_missing(tmp_path, checkpoint
 # ------------------------------------------------------------------------------------------------- writing checkpoints
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 @pytest.mark.skipif(os.name != "posix", reason="other systems do not open folders")
 def test_contents_are_on_the_disk_before_their_name_and_their_name_before_the_end(tmp_path, monkeypatch):
     events = []
@@ -637,66 +618,31 @@ def test_contents_are_on_the_disk_before_their_name_and_their_name_before_the_en
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems do not open folders")
-def test_a_file_system_that_cannot_sync_folders_is_no_failure(tmp_path, monkeypatch):
-    opened = []
+def test_what_a_disk_says_when_it_is_asked_to_keep_what_it_took(tmp_path, monkeypatch):
+    """Full: the old file stays, alone. Folders cannot be synced: no failure, and the folder is closed all the same."""
+    path, opened, full = tmp_path / "x.pth", [], False
+    write_tensors(path, CONTENTS)
 
     def refuse(descriptor: int) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             opened.append(descriptor)
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    write_tensors(tmp_path / "x.pth", CONTENTS)
-    assert same(read_tensors(tmp_path / "x.pth"), CONTENTS)
+    write_tensors(path, CONTENTS)
+    assert same(read_tensors(path), CONTENTS)
     (descriptor,) = opened
     with pytest.raises(OSError):
-        os.fstat(descriptor)  # it was closed all the same
-
-
-def test_a_disk_that_is_full_only_when_it_is_asked_to_keep_what_it_took(tmp_path, monkeypatch):
-    path = tmp_path / "x.pth"
-    write_tensors(path, CONTENTS)
-    before = path.read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+        os.fstat(descriptor)
+    full, before = True, path.read_bytes()
     with pytest.raises(OSError, match="No space left"):
         write_tensors(path, {**CONTENTS, "epoch": 4})
-    assert names(tmp_path) == ["x.pth"] and path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pth"] and path.read_bytes() == before
 
 
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True, check=False
-        )
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if mounted.returncode:
-        pytest.skip("mounting is not permitted")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("size", [240_000, 300_000, 1_000_000])
-def test_a_disk_that_is_really_full(small_disk, size):
-    path = small_disk / "x.pth"
-    write_tensors(path, {"weight": torch.zeros(50_000)})
-    before = path.read_bytes()
-    with pytest.raises((OSError, RuntimeError)):
-        write_tensors(path, {"weight": torch.ones(size)})
-    assert names(small_disk) == ["x.pth"] and path.read_bytes() == before
-    write_tensors(path, {"weight": torch.ones(60_000)})
-    assert len(read_tensors(path)["weight"]) == 60_000
-
-
-# ------------------------------------------------------------------------------------------------ pictures: right ones
+# ------------------------------------------------------------------------------------------------ images: right ones
 
 
 WIDTH, HEIGHT = 24, 40
@@ -709,15 +655,15 @@ def scene() -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def array(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("RGB")).astype(int)
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(int)
 
 
 def read(path: Path | str) -> np.ndarray:
     """As training reads it."""
-    picture = read_image(str(path))
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
+    image = read_image(str(path))
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
 
 
 def of_one(path: Path | str) -> Benchmark:
@@ -746,25 +692,21 @@ def notes(path: Path | str) -> dict[str, str]:
 def test_plain_jpeg_is_what_pillow_decodes(tmp_path, progressive):
     path = tmp_path / "x.jpg"
     scene().save(path, quality=80, progressive=progressive)
-    with Image.open(path) as picture:
-        assert np.array_equal(read(path), array(picture))
+    with Image.open(path) as image:
+        assert np.array_equal(read(path), array(image))
     assert not notes(path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_other_modes_become_rgb(tmp_path, mode):
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    picture = scene().convert(mode)
-    picture.save(path)
-    assert np.array_equal(read(path), array(picture))
+    image = scene().convert(mode)
+    image.save(path)
+    assert np.array_equal(read(path), array(image))
     assert notes(path) == {"not RGB": f"{path} ({mode})"}
-
-
-def test_cmyk_in_jpeg_keeps_its_colours(tmp_path):
-    path = tmp_path / "x.jpg"
-    scene().convert("CMYK").save(path, quality=95)
-    assert np.abs(read(path) - array(scene())).mean() < 3
-    assert notes(path) == {"not RGB": f"{path} (CMYK)"}
+    if mode == "CMYK":
+        image.save(tmp_path / "x.jpg", quality=95)
+        assert np.abs(read(tmp_path / "x.jpg") - array(scene())).mean() < 3
 
 
 def test_what_is_transparent_shows_white(tmp_path):
@@ -773,10 +715,10 @@ def test_what_is_transparent_shows_white(tmp_path):
     clear, half, full = slice(0, 10), slice(10, 20), slice(20, None)
     for mode in ("RGBA", "LA"):
         base = scene().convert(mode[:-1])
-        picture = base.copy()
-        picture.putalpha(Image.fromarray(alpha))
+        image = base.copy()
+        image.putalpha(Image.fromarray(alpha))
         path = tmp_path / f"{mode}.png"
-        picture.save(path)
+        image.save(path)
         found, colours = read(path), array(base)
         assert (found[clear] == 255).all()
         assert np.abs(found[half] - (colours[half] + 255) / 2).max() <= 1.01
@@ -786,30 +728,24 @@ def test_what_is_transparent_shows_white(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.png", "x.gif"])
 def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, name):
+    """One colour, or in PNG every colour with a transparency of its own; a file is what it holds, not its suffix."""
     indices = np.repeat(np.arange(4, dtype=np.uint8), 8)[:, None].repeat(WIDTH, axis=1)
-    picture = Image.fromarray(indices).convert("P")
-    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
-    picture.save(tmp_path / name, transparency=1)
-    found = read(tmp_path / name)
-    assert (found[0, 0].tolist(), found[8, 0].tolist()) == ([200, 0, 0], [255, 255, 255])
-    assert (found[16, 0].tolist(), found[24, 0].tolist()) == ([0, 0, 200], [9, 9, 9])
-
-
-def test_a_palette_of_which_every_colour_has_its_own_transparency(tmp_path):
-    indices = np.repeat(np.arange(3, dtype=np.uint8), 8)[:, None].repeat(WIDTH, axis=1)
-    picture = Image.fromarray(indices).convert("P")
-    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
-    picture.save(tmp_path / "x.png", transparency=bytes([255, 51, 0]))
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
+    image.save(tmp_path / name, transparency=1)
+    found = read((tmp_path / name).rename(tmp_path / "x.jpg"))
+    assert [found[row, 0].tolist() for row in (0, 8, 16, 24)] == [[200, 0, 0], [255] * 3, [0, 0, 200], [9, 9, 9]]
+    image.save(tmp_path / "x.png", transparency=bytes([255, 51, 0, 255]))
     found = read(tmp_path / "x.png")
-    assert [found[row, 0].tolist() for row in (0, 8, 16)] == [[200, 0, 0], [204, 244, 204], [255, 255, 255]]
+    assert [found[row, 0].tolist() for row in (0, 8, 16, 24)] == [[200, 0, 0], [204, 244, 204], [255] * 3, [9, 9, 9]]
 
 
 @pytest.mark.parametrize("mode, key", [("RGB", (60, 0, 225)), ("L", 77)])
 def test_a_transparent_colour_without_a_palette_shows_white(tmp_path, mode, key):
-    picture = scene().convert(mode)
-    picture.putpixel((0, 0), key)
-    picture.save(tmp_path / "x.png", transparency=key)
-    found, there = read(tmp_path / "x.png"), array(picture)
+    image = scene().convert(mode)
+    image.putpixel((0, 0), key)
+    image.save(tmp_path / "x.png", transparency=key)
+    found, there = read(tmp_path / "x.png"), array(image)
     hidden = (there == there[0, 0]).all(axis=2)
     assert (found[hidden] == 255).all() and np.array_equal(found[~hidden], there[~hidden])
 
@@ -834,7 +770,7 @@ def test_16_bits_of_grey_become_8(tmp_path, name):
     assert mode.startswith(f"{path} (I")
 
 
-def turned(picture: Image.Image, orientation: int) -> Image.Image:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
     """As a camera stores it that was held that way: undone by what EXIF prescribes for the number."""
     undo = {
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
@@ -846,13 +782,13 @@ def turned(picture: Image.Image, orientation: int) -> Image.Image:
         8: [Image.Transpose.ROTATE_270],
     }
     for step in undo.get(orientation, []):
-        picture = picture.transpose(step)
-    return picture
+        image = image.transpose(step)
+    return image
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_pictures_are_turned_upright(tmp_path, suffix, orientation):
+def test_images_are_turned_upright(tmp_path, suffix, orientation):
     path = tmp_path / f"x{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -895,63 +831,52 @@ def exif_blocks() -> dict[str, bytes]:
 def test_damaged_exif_does_not_matter(tmp_path, name):
     path = tmp_path / "x.jpg"
     scene().save(path, quality=95, exif=exif_blocks()[name])
-    with Image.open(path) as picture:
-        assert picture.info["exif"] == exif_blocks()[name]
-        pixels = array(picture)
+    with Image.open(path) as image:
+        assert image.info["exif"] == exif_blocks()[name]
+        pixels = array(image)
     found = read(path)
     assert any(np.array_equal(found, np.rot90(pixels, turns)) for turns in (0, 3))
     assert "unreadable" not in notes(path)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".mpo"])
-def test_of_several_pictures_in_a_file_the_first_counts(tmp_path, suffix):
+def test_of_several_images_in_a_file_the_first_counts(tmp_path, suffix):
     first, second = (Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ((200, 10, 10), (10, 10, 200)))
     path = tmp_path / f"x{suffix}"
     how = {".webp": {"lossless": True}, ".mpo": {"quality": 100}}.get(suffix, {})
     first.save(path, save_all=True, append_images=[second], **how)
-    with Image.open(path) as picture:
-        assert picture.n_frames == 2
+    with Image.open(path) as image:
+        assert image.n_frames == 2
     assert np.abs(read(path) - (200, 10, 10)).max() <= 2
     assert not notes(path).keys() - {"not RGB"}
 
 
-def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
-    scene().save(tmp_path / "x.png")
-    (tmp_path / "x.png").rename(tmp_path / "x.jpg")
-    assert np.array_equal(read(tmp_path / "x.jpg"), array(scene()))
-
-
-NAMES = ["two words.png", "ä 日本\u3000語.png", "line\nbreak.png", "quote'\".png", "c3_%s{}.png", "-x.png", "x.PNG"]
+NO_TEXT = ["\udcff.png"] if sys.platform == "linux" else []
+LONG = "/".join(["x" * 200] * 16) + "/x.png"
+NAMES = [
+    *NO_TEXT,
+    LONG,
+    "two words.png",
+    "ä 日本\u3000語.png",
+    "line\nbreak.png",
+    "quote'\".png",
+    "c3_%s{}.png",
+    "-x.png",
+    "x.PNG",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_any_kind(tmp_path, name):
     path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     scene().save(path, format="PNG")
     assert np.array_equal(read(path), array(scene()))
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     message = refusal(path)
     assert message.startswith(f"{shown(str(path))}: cannot be read as an image (")
     assert shown(str(path)) in report_of(path)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
-def test_a_name_that_is_no_text(tmp_path):
-    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
-    scene().save(path, format="PNG")
-    assert np.array_equal(read(path), array(scene()))
-    Path(path).write_bytes(b"no picture")
-    refusal(path).encode()  # can be written to a log
-    report_of(path).encode()
-
-
-def test_a_long_path(tmp_path):
-    folder = tmp_path
-    while len(str(folder)) < 3500:
-        folder = folder / ("x" * 200)
-    folder.mkdir(parents=True)
-    scene().save(folder / "x.png")
-    assert np.array_equal(read(folder / "x.png"), array(scene()))
+    assert (message + report_of(path)).encode()  # can be written to a log
 
 
 def test_links_and_folders_that_nobody_may_write_to(tmp_path):
@@ -968,7 +893,7 @@ def test_links_and_folders_that_nobody_may_write_to(tmp_path):
         there.chmod(0o755)
 
 
-# ----------------------------------------------------------------------------------------------- pictures: broken ones
+# ----------------------------------------------------------------------------------------------- images: broken ones
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -976,7 +901,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def bomb(path: Path, width: int, height: int) -> None:
-    """A hundred bytes that claim to be a huge picture."""
+    """A hundred bytes that claim to be a huge image."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
@@ -1046,7 +971,7 @@ def refusal(path: Path | str) -> str:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_picture_is_named(tmp_path, kind):
+def test_a_broken_image_is_named(tmp_path, kind):
     make, reason, finding = BROKEN[kind]
     path = tmp_path / "x.jpg"
     make(path)
@@ -1073,36 +998,29 @@ def test_a_worker_says_the_same(tmp_path, kind):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_no_part_of_a_picture_passes_for_the_whole(tmp_path, form):
+def test_parts_of_an_image_are_refused_and_damaged_ones_are_read_or_refused(tmp_path, form):
     path, whole = tmp_path / "x.jpg", encoded(form)
     path.write_bytes(whole)
     expected = read(path)
-    refused = 0
-    for length in sorted({*range(0, len(whole), max(1, len(whole) // 60)), *range(len(whole) - 12, len(whole))}):
-        path.write_bytes(whole[:length])
+
+    def read_or_refused(content: bytes) -> np.ndarray | None:
+        path.write_bytes(content)
         try:
-            found = np.asarray(read_image(str(path)))
+            return read(path)
         except DataError as error:
-            refused += 1
-            assert str(error).startswith(f"{path}: ")
-        else:
-            assert np.array_equal(found, expected), length
-    assert refused > 50
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            return None
 
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_damaged_pictures_are_read_or_named(tmp_path, form):
-    path, whole = tmp_path / "x.jpg", encoded(form)
+    lengths = {*range(0, len(whole), max(1, len(whole) // 60)), *range(len(whole) - 12, len(whole))}
+    parts = [read_or_refused(whole[:length]) for length in sorted(lengths)]
+    assert all(part is None or np.array_equal(part, expected) for part in parts)
+    assert sum(part is None for part in parts) > 50
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(150 if form != "BMP" else 0):
         damaged = bytearray(whole)
         for _ in range(int(rng.integers(1, 4))):
             damaged[int(rng.integers(min(len(whole), 400)))] = int(rng.integers(256))
-        path.write_bytes(damaged)
-        try:
-            assert read_image(str(path)).mode == "RGB"
-        except DataError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        read_or_refused(bytes(damaged))
 
 
 # With Python's own settings for warnings, as users have them.
@@ -1125,7 +1043,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()) * 2:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr.splitlines()
 
 
-def test_what_is_read_all_the_same_is_read_in_silence(tmp_path):
+def test_what_is_read_is_read_in_silence_and_what_is_not_is_one_line(tmp_path):
     for number, block in enumerate(exif_blocks().values()):
         scene().save(tmp_path / f"{number}.jpg", exif=block)
     scene().convert("P").save(tmp_path / "x.png", transparency=bytes([0, 99]))
@@ -1134,13 +1052,11 @@ def test_what_is_read_all_the_same_is_read_in_silence(tmp_path):
     place = whole.index(b"MPF\0") + 8
     (tmp_path / "x.mpo").write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
     assert on_the_screen(tmp_path) == []
-
-
-def test_a_bomb_is_one_line(tmp_path):
-    """One that Pillow only warns of, and one that it refuses itself."""
-    bomb(tmp_path / "a.jpg", SIDE + 1, SIDE + 1)
-    bomb(tmp_path / "b.jpg", 60_000, 60_000)
-    lines = on_the_screen(tmp_path)
+    # An image that Pillow only warns of, and one that it refuses itself: a line each time.
+    (tmp_path / "bombs").mkdir()
+    bomb(tmp_path / "bombs" / "a.jpg", SIDE + 1, SIDE + 1)
+    bomb(tmp_path / "bombs" / "b.jpg", 60_000, 60_000)
+    lines = on_the_screen(tmp_path / "bombs")
     assert len(lines) == 4 and lines[:2] == lines[2:]
     for line, name, pixels in zip(lines[:2], "ab", ((SIDE + 1) ** 2, 60_000**2), strict=True):
-        assert line.startswith(f"{tmp_path / name}.jpg: cannot be read as an image (") and str(pixels) in line
+        assert line.startswith(f"{tmp_path}/bombs/{name}.jpg: cannot be read as an image (") and str(pixels) in line

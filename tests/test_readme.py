@@ -211,6 +211,15 @@ def test_the_interface_is_where_the_architecture_says():
             assert hasattr(module, name), f"{path}: {name}"
 
 
+def test_the_recipes_name_tables_that_are_there():
+    recipes = DOCUMENTS["docs/architecture.md"].partition("## Adding")[2]
+    steps = re.findall(r"^\d\. `([\w/]+\.py)`: (.*?)(?=^\d\.|^$)", recipes, re.MULTILINE | re.DOTALL)
+    tables = [(path, name) for path, step in steps for name in re.findall(r"`([A-Z][A-Z_]+)`", step)]
+    assert {"TOWERS", "TERMS", "BENCHMARKS", "MAKE_STAGE"} <= {name for _, name in tables}
+    for path, name in tables:
+        assert hasattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name), f"{path}: {name}"
+
+
 def test_every_record_is_in_the_table():
     rows = set(re.findall(r"^\| `([A-Z]\w+)` \|", DOCUMENTS["docs/architecture.md"], re.MULTILINE))
     assert rows and all(hasattr(records, name) for name in rows)

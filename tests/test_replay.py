@@ -29,7 +29,7 @@ from test_equality import (  # the fixtures are used by being here
 
 from model.published import to_published
 from model.svllreid import SvllReid
-from processor.image_stage import ImageStage, sentence_features
+from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from solver.build import make_optimizer, make_schedule
@@ -175,7 +175,7 @@ def image_stage(model: SvllReid, state: dict, cfg, *, tower: str, side: str, ssl
     stage = ImageStage(
         model,
         weights=WEIGHTS,
-        text_features=sentence_features(model, CPU),
+        text_features=all_text_features(model, CPU),
         self_supervision=ssl,
     )
     lines = train(stage, ours, cfg.SOLVER.STAGE2)

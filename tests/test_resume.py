@@ -39,6 +39,8 @@ from utils.run.state import newest_state
 from utils.schema import ResumeState, fault
 from utils.stopping import Interrupted, Stopping
 
+pytestmark = pytest.mark.slow
+
 EVERY_STEP = "1e-9"  # minutes between two states
 STEPS = 5  # of an epoch, of which each of the two stages has two
 SHORT = {

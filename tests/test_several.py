@@ -62,7 +62,7 @@ def test_names_may_be_a_tuple():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("market1501+", "DATASETS.NAMES 'market1501+': one of the names is empty; right is, e.g., market1501 or "),
+        ("market1501+", "DATASETS.NAMES 'market1501+': one of the names is empty; expected, e.g., market1501 or "),
         ("('market1501', '')", "DATASETS.NAMES 'market1501+': one of the names is empty"),
         ("+", "DATASETS.NAMES '+': one of the names is empty"),
         ("('market1501', 'market1501')", "DATASETS.NAMES 'market1501+market1501': market1501 is there twice"),
@@ -168,7 +168,7 @@ def test_a_network_on_another_data_set(settings, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "side information: TEST.SIE auto: the mean over all that training knew" in said
     note = (
-        "side information: TEST.SIE same: rows by their numbers, which were learnt on other data sets than market1501"
+        "side information: TEST.SIE same: rows by their numbers, which were learned on other data sets than market1501"
     )
     assert f"{note}: its cameras may be others" in said
     assert results(tmp_path / "home")[0]["notes"] == []

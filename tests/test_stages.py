@@ -15,7 +15,7 @@ from loss.triplet import BatchHardTriplet
 from model.heads import Predictor
 from model.prompts import mask
 from processor.evaluate import evaluate
-from processor.image_stage import ImageStage, sentence_features
+from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
@@ -63,7 +63,7 @@ def prompt_stage(model=None, *, weights=BOTH, seed: int = 4) -> PromptStage:
     return PromptStage(model, weights=weights, augment=partial(mask, strength=0.5, generator=generator)).train()
 
 
-def test_only_the_learnt_tokens_train():
+def test_only_the_learned_tokens_train():
     stage = prompt_stage()
     assert trainable(stage) == {"model.prompts.context"}
     before = stage.model.prompts.context.detach().clone()
@@ -213,7 +213,7 @@ def image_stage(model=None, *, weights=ALL, **options) -> ImageStage:
     if model.image.side is not None:
         # Large, so that leaving it out, or in, shows.
         nn.init.normal_(model.image.side.table, generator=torch.Generator().manual_seed(7))
-    texts = sentence_features(model, CPU) if weights["image_text"] else None
+    texts = all_text_features(model, CPU) if weights["image_text"] else None
     return ImageStage(model, weights=weights, text_features=texts, **options).train()
 
 
@@ -377,7 +377,7 @@ def test_sentences_are_those_of_all_identities_and_not_saved():
     stage = image_stage(model)
     expected = torch.cat([model.encode_text(torch.tensor([pid])) for pid in range(7)])
     torch.testing.assert_close(stage.text_features, expected)
-    torch.testing.assert_close(sentence_features(model, CPU, size=3), expected)
+    torch.testing.assert_close(all_text_features(model, CPU, size=3), expected)
     assert not stage.text_features.requires_grad
     assert not any("text_features" in name for name in stage.state_dict())
 

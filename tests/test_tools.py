@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import importlib.util
+import re
 import sys
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 
 from configs import load, to_dict
 from model import tiny_clip
-from tools import benchmark, verify_gpu
+from tools import __main__ as listing
+from tools import benchmark
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
 from tools.demo import compare_methods, pretrain_tiny_clip
@@ -37,7 +39,7 @@ def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
 
 
 def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
-    """Of what was trained on, in the run's folder, for the training's picture size."""
+    """Of what was trained on, in the run's folder, for the training's image size."""
     (tmp_path / "results.json").write_text(
         '{"evaluations": [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9}]}'
     )
@@ -77,46 +79,12 @@ def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
     assert lines[-1] == "| SVLL-ReID − CLIP-ReID | -5.0 | +2.0 | -1.5 |  |"
 
 
-@pytest.fixture
-def outcome() -> dict:
-    features = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    losses = {"prompt": [4.0, 3.0, 2.0, 1.0], "image": [9.0, 8.0, 7.0, 6.0]}
-    return {"losses": losses, "features": features, "again": features.clone(), "memory": 0.0}
-
-
-def test_the_gpu_check_accepts_the_same_story(outcome):
-    assert verify_gpu.compare(outcome, copy.deepcopy(outcome)) == 0
-
-
-@pytest.mark.parametrize("fault", ["losses", "rising", "features", "again"])
-def test_the_gpu_check_refuses_another_story(outcome, fault):
-    half = copy.deepcopy(outcome)
-    if fault == "losses":
-        half["losses"]["image"] = [value * 1.2 for value in half["losses"]["image"]]
-    elif fault == "rising":
-        for result in (outcome, half):
-            result["losses"]["prompt"].reverse()
-    elif fault == "features":
-        half["features"] = half["again"] = half["features"].flip(0)
-    else:
-        half["again"] = half["again"] + 0.01
-    assert verify_gpu.compare(outcome, half) == 1
-
-
-def test_the_gpu_check_compares_re_ranking(monkeypatch):
-    cpu = torch.device("cpu")
-    assert verify_gpu.compare_reranking(cpu, images=60) == 0
-    shifts = iter([0.0, 0.01])
-    monkeypatch.setattr(verify_gpu, "rerank", lambda query, gallery, *_: torch.ones(2, 3) + next(shifts))
-    assert verify_gpu.compare_reranking(cpu, images=60) == 1
-
-
-def test_the_gpu_check_sees_an_update_that_should_not_be_made(monkeypatch, capsys):
-    cpu = torch.device("cpu")
-    assert verify_gpu.check_guard(cpu) == 0
-    monkeypatch.setattr(torch, "isfinite", lambda value: torch.ones_like(value, dtype=torch.bool))
-    assert verify_gpu.check_guard(cpu) == 1
-    assert "Adam does not keep its hands off" in capsys.readouterr().err
+def test_every_tool_is_listed_with_a_sentence(capsys):
+    listing.main([])
+    lines = dict(re.findall(r"^python -m (\S+) +(.+)\.$", capsys.readouterr().out, re.MULTILINE))
+    assert {"tools.check_dataset", "tools.demo", "tools.demo.render", "tools.reproduce"} <= lines.keys()
+    for name in lines:
+        assert importlib.util.find_spec(name) is not None
 
 
 def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
@@ -125,7 +93,7 @@ def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" tokens")[0].strip() for line in lines[1:]] == [
-        *("4 sentences of 77", "4 sentences of 12", "2 sentences of 12"),
+        *("4 prompts of 77", "4 prompts of 12", "2 prompts of 12"),
     ]
     assert lines[1].endswith("1.0 x")
 
@@ -134,7 +102,7 @@ def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):
     cfg = load("configs/demo/vit_base.yml")
     assert not compare_methods.finished(tmp_path, cfg)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    assert not compare_methods.finished(tmp_path, cfg)  # it broke off, and is gone on with
+    assert not compare_methods.finished(tmp_path, cfg)  # it was interrupted, and is resumed
     (tmp_path / "results.json").write_text('{"evaluations": [{"when": "end"}]}')
     assert compare_methods.finished(tmp_path, cfg)
     with pytest.raises(UserError, match="other settings"):

@@ -18,6 +18,8 @@ from test_resume import figures, states, words
 import test_svllreid
 import train_svllreid
 
+pytestmark = pytest.mark.slow
+
 MINUTE = 60.0
 
 

@@ -1,14 +1,15 @@
-"""The published figures, the command for each, what it needs, and how far this program is from them.
+"""List the published figures with commands and needs, run them, and say how far this program is from them.
 
     python -m tools.reproduce                                        # every row; nothing is run
     python -m tools.reproduce --root /data --run market1501-vit_clipreid msmt17-vit_clipreid-sie-olp-re-ranking
     python -m tools.reproduce --root /data --run all -- MODEL.PRETRAIN /weights/ViT-B-16.pt
-    python -m tools.reproduce --markdown                             # the README's table
+    python -m tools.reproduce --markdown                             # the table of docs/results.md
 
-A row trains into a folder of its own below --output, named after row and seed; one that has ended is compared, not run
-again; one that broke off is gone on with; one with other settings is named and left alone. The verdict rests on every
-published figure of the row, at the one decimal that is published: "reproduced" if none is further away than the
-tolerance, else "below" if one is too low, else "above". Being above is no success either: it may be an easier protocol.
+The rows are in tools/reproduce.yml. Each trains into a folder of its own below --output, named after row and seed; one
+that has ended is compared, not run again; one that was interrupted is resumed; one with other settings is named and
+left alone. The verdict rests on every published figure of the row, at the one decimal that is published: "reproduced"
+if none is further away than the tolerance, else "below" if one is too low, else "above". Being above is no success
+either: it may be an easier protocol.
 
 Exit code 0 if all is well, 1 if a row that was compared is not reproduced, 2 if one could not be run or compared.
 """
@@ -18,19 +19,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.command import FAILED, Pairs, run_script
+import yaml
 
-OUTPUT, DATA = Path("runs/reproduce"), "data"
-ALL = "all"
+from utils.command import FAILED, add_settings, new_parser, run_script
+
+OUTPUT, DATA, ALL = Path("runs/reproduce"), "data", "all"
 
 
 class Tolerance(NamedTuple):
@@ -53,16 +54,14 @@ def _points(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of points, 0 to 100")
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}; expected points, 0 to 100")
     return value
 
 
-PARSER = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-)
+PARSER = new_parser(__doc__)
 USUAL = Tolerance()
 PARSER.add_argument("--run", nargs="+", default=[], metavar="ROW", help=f"rows by name, or {ALL}: run what is missing")
-PARSER.add_argument("--markdown", action="store_true", help="print the README's table of all rows")
+PARSER.add_argument("--markdown", action="store_true", help="print the table of docs/results.md")
 PARSER.add_argument("--root", default=DATA, help="DATASETS.ROOT_DIR: the folder that holds the data sets' folders")
 PARSER.add_argument("--output", type=Path, default=OUTPUT, help="the folder that holds the runs")
 PARSER.add_argument("--seed", type=int, help="SOLVER.SEED; the configuration's if it is not given")
@@ -70,21 +69,17 @@ PARSER.add_argument("--tolerance", type=_points, default=USUAL.mAP, help=f"of mA
 PARSER.add_argument(
     "--rank-tolerance", type=_points, default=USUAL.rank, help=f"of rank-k, in points (default {USUAL.rank:g})"
 )
-PARSER.add_argument(
-    "overrides", nargs="*", action=Pairs, metavar="KEY VALUE", help="settings for all commands, after --"
-)
+add_settings(PARSER, "settings of all commands, after --")
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     PARSER.parse_args()
 
-import yaml
 from open_clip import pretrained as hub
 from yacs.config import CfgNode
 
 import test_svllreid
 import train_svllreid
 from configs import ConfigError, from_dict, load, to_dict
-from datasets import market1501
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
@@ -93,24 +88,24 @@ from utils.logs import log_to_screen
 from utils.records import Reranking
 from utils.report import COLUMNS
 from utils.run import CONFIG, RESULTS
+from utils.run.results import END, read_results
 
 logger = logging.getLogger("reproduce")
 ROOT = Path(__file__).resolve().parent.parent
 REPRODUCED, BELOW, ABOVE = "reproduced", "below", "above"
 NOT_REPRODUCED = 1  # exit code
 NOT_AT_HAND, NOT_YET = "not at hand", "not yet run"
-
-
-class Figures(NamedTuple):
-    """Scores in per cent, under the names of results.json; None is not published."""
-
-    mAP: float | None = None
-    rank1: float | None = None
-    rank5: float | None = None
-
-    def given(self) -> dict[str, float]:
-        """Those that there are."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+SHOWN = ("mAP", "rank1", "rank5")
+VIEWPOINTS = {"TRAIN": "keypoint_train.txt", "TEST": "keypoint_test.txt"}
+# Keys that a row or an option decides on: nothing to append to every command.
+OWNED = {
+    **{"OUTPUT_DIR": "--output sets it", "DATASETS.ROOT_DIR": "--root sets it", "SOLVER.SEED": "--seed sets it"},
+    **dict.fromkeys(("DATASETS.NAMES", "TEST.WEIGHT", "TEST.RE_RANKING"), "the row sets it"),
+    "DATASETS.HOLD_OUT": "the published figures are of the test split",
+}
+# Settings that say where, on what and how often something is logged, not how a number comes about.
+NO_DEPARTURE = ("OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "TEST.IMS_PER_BATCH")
+Figures = dict[str, float]  # in per cent, under the names of results.json
 
 
 class DataSet(NamedTuple):
@@ -118,14 +113,7 @@ class DataSet(NamedTuple):
 
     title: str
     place: str  # below DATASETS.ROOT_DIR
-    configs: str  # folder of its configurations
-
-
-class Verdict(NamedTuple):
-    """What comparing says."""
-
-    word: str
-    differences: dict[str, float]  # ours - published, in points
+    figures: list[str]  # what the papers compare by
 
 
 class Need(NamedTuple):
@@ -151,139 +139,37 @@ class Result(NamedTuple):
     """A row that has been run."""
 
     figures: Figures
-    reranking: Reranking | None
-    version: str | None  # of MSMT17; None for other data sets
+    reranking: Reranking | None = None
+    version: str | None = None  # of MSMT17; None for other data sets
 
 
 @dataclass(frozen=True)
 class Row:
-    """A published line, and how this program gets there."""
+    """A published line, and how this program gets there; see tools/reproduce.yml."""
 
-    data_set: str  # DATASETS.NAMES
-    variant: str
+    name: str  # what --run takes, and the start of the folder's name
+    data_set: str
     method: str
     config: str
-    settings: tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ... beside the configuration file
-    published: Figures | None  # None: the tables are not at hand
-    verified: bool = True
-    trained: Row | None = None  # re-ranking: the row whose network is tested again
+    source: str
+    settings: Mapping[str, str] | None = None
+    published: Figures | None = None
+    unverified: bool = False
+    trained: Row | None = None
     note: str = ""
 
-    @property
-    def name(self) -> str:
-        """What --run takes, and the start of the folder's name."""
-        return f"{self.data_set}-{self.variant}"
+
+def read_table(path: Path) -> tuple[dict[str, DataSet], dict[str, Row]]:
+    """The data sets and rows of a table, by name."""
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows: dict[str, Row] = {}
+    for name, fields in table["rows"].items():
+        trained = fields.pop("trained", None)
+        rows[name] = Row(name, **fields, trained=rows[trained] if trained else None)
+    return {name: DataSet(**fields) for name, fields in table["data_sets"].items()}, rows
 
 
-DATA_SETS = {
-    "msmt17": DataSet(
-        "MSMT17",
-        "MSMT17/{train, test, list_train.txt, list_val.txt, list_query.txt, list_gallery.txt}, or MSMT17_V1 with the "
-        "same, or MSMT17_V2 with mask_train_v2 and mask_test_v2",
-        "person",
-    ),
-    "market1501": DataSet(
-        "Market-1501",
-        f"{market1501.FOLDERS[0]}/{{{market1501.TRAIN}, {market1501.QUERY}, {market1501.GALLERY}}}",
-        "person",
-    ),
-    "dukemtmc": DataSet(
-        "DukeMTMC-reID", "dukemtmcreid/DukeMTMC-reID/{bounding_box_train, query, bounding_box_test}", "person"
-    ),
-    "occ_duke": DataSet(
-        "Occluded-Duke", "dukemtmcreid/Occluded_Duke/{bounding_box_train, query, bounding_box_test}", "person"
-    ),
-    "veri": DataSet("VeRi-776", "VeRi/{image_train, image_query, image_test}", "veri"),
-    "VehicleID": DataSet(
-        "VehicleID",
-        "VehicleID_V1.0/{image, train_test_split/train_list.txt, train_test_split/test_list_800.txt}",
-        "VehicleID",
-    ),
-}
-CLIP_REID, OVERLAPPING, RE_RANKED, SVLL_REID = "vit_clipreid", "sie-olp", "re-ranking", "vit_svllreid"
-# As published, without re-ranking but for the last.
-PUBLISHED = {
-    CLIP_REID: {
-        "msmt17": Figures(mAP=73.4, rank1=88.7),
-        "market1501": Figures(mAP=89.6, rank1=95.5),
-        "dukemtmc": Figures(mAP=82.5, rank1=90.0),
-        "occ_duke": Figures(mAP=59.5, rank1=67.1),
-        "veri": Figures(mAP=83.3, rank1=97.4),
-        "VehicleID": Figures(rank1=85.3, rank5=97.6),
-    },
-    OVERLAPPING: {
-        "msmt17": Figures(mAP=75.8, rank1=89.7),
-        "market1501": Figures(mAP=90.5, rank1=95.4),
-        "dukemtmc": Figures(mAP=83.1, rank1=90.8),
-        "occ_duke": Figures(mAP=60.3, rank1=67.2),
-        "veri": Figures(mAP=84.5, rank1=97.3),
-        "VehicleID": Figures(rank1=85.5, rank5=97.2),
-    },
-    RE_RANKED: {"msmt17": Figures(mAP=86.7, rank1=91.1)},
-}
-UNVERIFIED = {("VehicleID", OVERLAPPING)}
-NO_CAMERAS = {"VehicleID"}  # without labels of cameras, and so without side information
-OLP = ("MODEL.STRIDE_SIZE", "[12, 12]")
-SIE = ("MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1.0")
-VIEWPOINTS = {"TRAIN": "keypoint_train.txt", "TEST": "keypoint_test.txt"}
-NOTES = {"msmt17": "MSMT17 V2, whose faces are blurred, scores about 2 to 4 points of mAP below V1"}
-
-# Keys that a row or an option decides on: nothing to append to every command.
-OWNED = {
-    "OUTPUT_DIR": "--output says it",
-    "DATASETS.ROOT_DIR": "--root says it",
-    "SOLVER.SEED": "--seed says it",
-    "DATASETS.NAMES": "the row says it",
-    "TEST.WEIGHT": "the row says it",
-    "TEST.RE_RANKING": "the row says it",
-    "DATASETS.HOLD_OUT": "the published figures are of the test split",
-}
-# Settings that say where, on what and how often something is told, not how a number comes about.
-NO_DEPARTURE = ("OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "TEST.IMS_PER_BATCH")
-
-
-def rows() -> Iterator[Row]:
-    """All rows: data set by data set, from the plainest method up."""
-    for name, data_set in DATA_SETS.items():
-        folder = f"configs/{data_set.configs}"
-        note = NOTES.get(name, "")
-        yield Row(
-            name,
-            CLIP_REID,
-            "CLIP-ReID, ViT-B/16",
-            f"{folder}/{CLIP_REID}.yml",
-            (),
-            PUBLISHED[CLIP_REID][name],
-            note=note,
-        )
-        without = name in NO_CAMERAS
-        why = f"{data_set.title} has no labels of cameras, so that there is no side information"
-        overlapping = Row(
-            name,
-            f"{CLIP_REID}-{'olp' if without else OVERLAPPING}",
-            "CLIP-ReID, ViT-B/16 + SIE + OLP" + (" (here OLP alone: no camera labels)" if without else ""),
-            f"{folder}/{CLIP_REID}.yml",
-            OLP if without else (*SIE, *OLP),
-            PUBLISHED[OVERLAPPING][name],
-            verified=(name, OVERLAPPING) not in UNVERIFIED,
-            note=why if without else note,
-        )
-        yield overlapping
-        if name in PUBLISHED[RE_RANKED]:
-            yield Row(
-                name,
-                f"{overlapping.variant}-{RE_RANKED}",
-                f"{overlapping.method} + re-ranking",
-                overlapping.config,
-                overlapping.settings,
-                PUBLISHED[RE_RANKED][name],
-                trained=overlapping,
-                note=f"the network of {overlapping.name}, which is trained once for both; {note}",
-            )
-        yield Row(name, SVLL_REID, "SVLL-ReID, ViT-B/16", f"{folder}/{SVLL_REID}.yml", (), None, note=note)
-
-
-ROWS = {row.name: row for row in rows()}
+DATA_SETS, ROWS = read_table(Path(__file__).with_suffix(".yml"))
 
 
 @dataclass(frozen=True)
@@ -302,7 +188,7 @@ class Plan:
     def __post_init__(self) -> None:
         for key in self.overrides[::2]:
             if key in OWNED:
-                raise UserError(f"{key}: not among the settings of all commands; {OWNED[key]}")
+                raise UserError(f"{key}: invalid as a setting of all commands; {OWNED[key]}")
 
     def folder(self, row: Row) -> Path:
         """The row's OUTPUT_DIR."""
@@ -314,12 +200,12 @@ class Plan:
         row = row.trained or row
         places = ("DATASETS.ROOT_DIR", self.root, "OUTPUT_DIR", str(self.folder(row)))
         seed = () if self.seed is None else ("SOLVER.SEED", str(self.seed))
-        words = ("--config_file", row.config, *row.settings, "DATASETS.NAMES", row.data_set, *places, *seed)
+        words = ("--config_file", row.config, *_words(row), "DATASETS.NAMES", row.data_set, *places, *seed)
         return Command("train_svllreid.py", (*words, *self._viewpoints(row), *self.overrides))
 
     def _viewpoints(self, row: Row) -> tuple[str, ...]:
         """Where annotation files are looked for that no data set comes with: beside its folders of images."""
-        if not _settings(ROOT / row.config, row.settings).MODEL.SIE_VIEW:
+        if not _settings(ROOT / row.config, _words(row)).MODEL.SIE_VIEW:
             return ()
         folder = f"{self.root}/{DATA_SETS[row.data_set].place.partition('/')[0]}"
         return tuple(
@@ -352,6 +238,10 @@ class Plan:
         return differences(to_dict(self.config(row)), to_dict(recipe))
 
 
+def _words(row: Row) -> tuple[str, ...]:
+    return tuple(word for pair in (row.settings or {}).items() for word in pair)
+
+
 @functools.cache  # the same few are asked for again and again; they are frozen
 def _settings(file: Path | None, overrides: tuple[str, ...]) -> CfgNode:
     return load(file, overrides)
@@ -368,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--output {plan.output}: there is no such folder, and so there are no runs in it")
     log_to_screen()
     for row in ROWS.values():
-        plan.config(row)  # what is wrong with an override is said before anything is run
+        plan.config(row)  # a wrong override is named before anything is run
 
     faults: dict[str, str] = {}
     for row in asked:
@@ -390,10 +280,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {name}: {fault}\n")
     if faults:
         return FAILED
-    words = [
-        judge(row, results[row.name].figures, tolerance).word for row in shown if row.published and results[row.name]
-    ]
-    return 0 if set(words) <= {REPRODUCED} else NOT_REPRODUCED
+    verdicts = {
+        judge(row, results[row.name].figures, tolerance)[0] for row in shown if row.published and results[row.name]
+    }
+    return 0 if verdicts <= {REPRODUCED} else NOT_REPRODUCED
 
 
 def choose(names: Sequence[str]) -> list[Row]:
@@ -482,7 +372,7 @@ def weights_need(cfg: CfgNode) -> Need:
 
 
 def version_of_msmt17(root: Path) -> str:
-    """V1, V2 or that it is unknown, also where the pictures are no longer there."""
+    """V1, V2 or that it is unknown, also where the images are gone."""
     try:
         return msmt17_version(root)
     except UserError:
@@ -493,7 +383,7 @@ def version_of_msmt17(root: Path) -> str:
 
 
 def find_result(row: Row, plan: Plan) -> Result | None:
-    """What a finished row scored; None if it was never started, or broke off.
+    """What a finished row scored; None if it was never started, or was interrupted.
 
     Raises:
         UserError: its folder holds something else: other settings, another data set, a result that was re-ranked where
@@ -502,28 +392,21 @@ def find_result(row: Row, plan: Plan) -> Result | None:
     if row.trained:
         return _find_test(row, plan)
     folder = plan.folder(row)
-    entry = _find_training(row, plan, folder)
-    if entry is None:
-        return None
-    if entry["re_ranking"] is not None:
-        raise UserError(f"{folder / RESULTS}: was re-ranked, which the published figures were not")
-    version = None
-    if row.data_set == "msmt17":  # by the folder that it was trained from, wherever --root is now
-        version = version_of_msmt17(Path(_read_config(folder).DATASETS.ROOT_DIR).expanduser())
-    return Result(_figures(entry), None, version)
-
-
-def _find_training(row: Row, plan: Plan, folder: Path) -> dict | None:
     if not any((folder / name).exists() for name in (CONFIG, RESULTS)):
         return None
-    trained, wanted = to_dict(_read_config(folder)), to_dict(plan.config(row))
-    others = differences(trained, wanted)
-    if others:
+    trained = _read_config(folder)
+    if others := differences(to_dict(trained), to_dict(plan.config(row))):
         raise UserError(
             f"{folder}: holds a run with other settings ({', '.join(others)}); move it away, or give another --output"
         )
-    entry = _last(folder, "end") if (folder / RESULTS).exists() else None
-    return None if entry is None else _checked(entry, row, folder)
+    entry = _last(folder, END, row)
+    if entry is None:
+        return None
+    if entry.get("re_ranking") is not None:
+        raise UserError(f"{folder / RESULTS}: was re-ranked, which the published figures were not")
+    # By the folder that it was trained from, wherever --root is now.
+    root = Path(trained.DATASETS.ROOT_DIR).expanduser()
+    return Result(_figures(entry), version=version_of_msmt17(root) if row.data_set == "msmt17" else None)
 
 
 def _find_test(row: Row, plan: Plan) -> Result | None:
@@ -533,18 +416,17 @@ def _find_test(row: Row, plan: Plan) -> Result | None:
         return None
     if training is None:
         raise UserError(f"{folder}: holds a test, but the network that it is of is not in {trained}; move it away")
-    entry = _last(folder, "test")
+    entry = _last(folder, "test", row)
     if entry is None:
         raise UserError(f"{folder / RESULTS}: holds no test; move it away, or give another --output")
-    entry = _checked(entry, row, folder)
     cfg = plan.config(row)
     wanted = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
-    if entry["re_ranking"] != wanted._asdict():
-        how = entry["re_ranking"] or "not re-ranked"
-        raise UserError(f"{folder / RESULTS}: the test was {how}, right is re-ranked with {wanted}")
-    network = Path(str(entry["checkpoint"])).parts[-2:] == plan.checkpoint(row).parts[-2:]
-    if not network or entry["data_fingerprint"]["test"] != _last(trained, "end")["data_fingerprint"]["test"]:
-        raise UserError(f"{folder / RESULTS}: is a test of another network or of other pictures than {trained}")
+    if entry.get("re_ranking") != wanted._asdict():
+        how = entry.get("re_ranking") or "not re-ranked"
+        raise UserError(f"{folder / RESULTS}: the test was {how}; expected re-ranked with {wanted}")
+    network = Path(str(entry.get("checkpoint"))).parts[-2:] == plan.checkpoint(row).parts[-2:]
+    if not network or entry["data_fingerprint"]["test"] != _last(trained, END, row)["data_fingerprint"]["test"]:
+        raise UserError(f"{folder / RESULTS}: is a test of another network or of other images than {trained}")
     return Result(_figures(entry), wanted, training.version)
 
 
@@ -559,38 +441,22 @@ def _read_config(folder: Path) -> CfgNode:
         raise UserError(f"{folder / CONFIG}: is not a run's settings ({one_line(error)})") from error
 
 
-def _last(folder: Path, when: str) -> dict | None:
-    """The latest entry of this kind in a folder's results file."""
+def _last(folder: Path, when: str, row: Row) -> dict | None:
+    """The latest evaluation of this kind in a folder's results file; UserError if it cannot be the row's."""
     path = folder / RESULTS
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
-        return next((entry for entry in reversed(entries) if entry["when"] == when), None)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is not a results file of this program; move its folder away") from error
-
-
-def _checked(entry: dict, row: Row, folder: Path) -> dict:
-    """The entry, if it has what is compared and is of the row's data set."""
-    path = folder / RESULTS
-    needed = (*Figures._fields, "data_set", "re_ranking", "checkpoint", "data_fingerprint")
-    lacking = [name for name in needed if name not in entry]
-    if lacking:
-        raise UserError(f"{path}: the entry {entry['when']!r} lacks {', '.join(lacking)}")
-    for name in Figures._fields:
-        value = entry[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UserError(f"{path}: {name} of the entry {entry['when']!r} is {value!r}, no fraction from 0 to 1")
-    if not isinstance(entry["data_fingerprint"], dict) or not entry["data_fingerprint"].get("test"):
-        raise UserError(f"{path}: the entry {entry['when']!r} does not say of which pictures it is (data_fingerprint)")
+    entry = next((one for one in reversed(read_results(path)["evaluations"]) if one["when"] == when), None)
+    if entry is None:
+        return None
+    images = entry.get("data_fingerprint")
+    if not isinstance(images, dict) or not images.get("test"):
+        raise UserError(f"{path}: the entry {when!r} does not say of which images it is (data_fingerprint)")
     if entry["data_set"] != row.data_set:
-        raise UserError(f"{path}: is of the data set {entry['data_set']!r}, right is {row.data_set!r}")
+        raise UserError(f"{path}: is of the data set {entry['data_set']!r}; expected {row.data_set!r}")
     return entry
 
 
 def _figures(entry: Mapping) -> Figures:
-    return Figures(*(100 * entry[name] for name in Figures._fields))
+    return {name: 100 * entry[name] for name in SHOWN}
 
 
 def differences(ours: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
@@ -605,15 +471,14 @@ def differences(ours: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
     return keys
 
 
-def judge(row: Row, ours: Figures, tolerance: Tolerance) -> Verdict:
-    """Compare with the published figures, at their one decimal."""
-    mine = ours._asdict()
-    off = {name: round(round(mine[name], 1) - value, 1) for name, value in row.published.given().items()}
+def judge(row: Row, ours: Figures, tolerance: Tolerance) -> tuple[str, Figures]:
+    """Compare with the published figures, at their one decimal -> the verdict, and ours - published in points."""
+    off = {name: round(round(ours[name], 1) - value, 1) for name, value in row.published.items()}
     if any(difference < -tolerance.of(name) for name, difference in off.items()):
-        return Verdict(BELOW, off)
+        return BELOW, off
     if any(difference > tolerance.of(name) for name, difference in off.items()):
-        return Verdict(ABOVE, off)
-    return Verdict(REPRODUCED, off)
+        return ABOVE, off
+    return REPRODUCED, off
 
 
 # --------------------------------------------------------------------------------------------------- what is shown
@@ -638,6 +503,7 @@ def listing(
             ("method", row.method),
             ("published", published(row)),
             *(("command", str(command)) for command in plan.commands(row)),
+            ("source", row.source),
             *((need.what, f"{need.where}: {need.remark}") for need in (data[row.data_set], weights_need(cfg))),
             *([("note", row.note)] if row.note else []),
             ("ours", f"error: {faults[row.name]}" if row.name in faults else ours(row, plan, results, tolerance)),
@@ -650,7 +516,7 @@ def published(row: Row) -> str:
     """The published figures in words."""
     if row.published is None:
         return NOT_AT_HAND
-    return spell(row.published.given()) + ("" if row.verified else " (unverified)")
+    return spell(row.published) + (" (unverified)" if row.unverified else "")
 
 
 def spell(figures: Mapping[str, float], sign: str = "") -> str:
@@ -663,13 +529,13 @@ def ours(row: Row, plan: Plan, results: Mapping[str, Result | None], tolerance: 
     result = results[row.name]
     if result is None:
         return NOT_YET
-    words = [spell(result.figures.given())]
+    words = [spell(result.figures)]
     if row.published is None:
         words.append("nothing to compare it with")
     else:
-        verdict = judge(row, result.figures, tolerance)
-        unverified = "" if row.verified else ", and the published figures are unverified"
-        words.append(f"{verdict.word}: {spell(verdict.differences, '+')} ({tolerance}{unverified})")
+        verdict, off = judge(row, result.figures, tolerance)
+        unverified = ", and the published figures are unverified" if row.unverified else ""
+        words.append(f"{verdict}: {spell(off, '+')} ({tolerance}{unverified})")
     words.append(f"re-ranked with {result.reranking}" if result.reranking else "not re-ranked")
     if result.version:
         words.append(f"MSMT17 {result.version}")
@@ -686,7 +552,7 @@ def markdown(
     faults: Mapping[str, str],
     tolerance: Tolerance,
 ) -> str:
-    """The README's table."""
+    """The table of docs/results.md."""
     lines = ["| data set | method | published | ours | command |", "| --- | --- | --- | --- | --- |"]
     for row in shown:
         result = results[row.name]
@@ -706,20 +572,19 @@ def markdown(
 def _published_cell(row: Row) -> str:
     if row.published is None:
         return NOT_AT_HAND
-    given = row.published.given()
-    remarks = [] if "mAP" in given else [" / ".join(COLUMNS[name] for name in given)]
-    remarks += [] if row.verified else ["unverified"]
-    return _slashed(given) + (f" ({', '.join(remarks)})" if remarks else "")
+    remarks = [] if "mAP" in row.published else [" / ".join(COLUMNS[name] for name in row.published)]
+    remarks += ["unverified"] if row.unverified else []
+    return _slashed(row.published) + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 def _cell(row: Row, result: Result, plan: Plan, tolerance: Tolerance) -> str:
-    scores = result.figures._asdict()
+    scores = _slashed({name: result.figures[name] for name in DATA_SETS[row.data_set].figures})
     if row.published is None:
-        return _slashed({name: scores[name] for name in PUBLISHED[CLIP_REID][row.data_set].given()})
-    remarks = [judge(row, result.figures, tolerance).word]
+        return scores
+    remarks = [judge(row, result.figures, tolerance)[0]]
     remarks += [f"MSMT17 {result.version}"] if result.version else []
     remarks += ["other settings"] if plan.departures(row) else []
-    return f"{_slashed({name: scores[name] for name in row.published.given()})} ({', '.join(remarks)})"
+    return f"{scores} ({', '.join(remarks)})"
 
 
 def _slashed(figures: Mapping[str, float]) -> str:

@@ -1,14 +1,14 @@
-"""Training, query and gallery splits of your own pictures, from a folder that holds a folder per identity.
+"""Training, query and gallery splits of your own images, from a folder that holds a folder per identity.
 
-    python -m tools.split_dataset pictures data/mine                  # pictures/ID/*.jpg -> data/mine/train/ID/*.jpg
-    python -m tools.split_dataset pictures data/mine --link           # links instead of copies
-    python -m tools.split_dataset pictures data/mine --form market    # names and folders as Market-1501's
-    python -m tools.split_dataset pictures data/mine.csv --form csv   # one file; no picture is copied
+    python -m tools.split_dataset images data/mine                  # images/ID/*.jpg -> data/mine/train/ID/*.jpg
+    python -m tools.split_dataset images data/mine --link           # links instead of copies
+    python -m tools.split_dataset images data/mine --form market    # names and folders as Market-1501's
+    python -m tools.split_dataset images data/mine.csv --form csv   # one file; no image is copied
 
-A share of the identities, drawn with the seed, is for training. Of every other identity each camera gives some pictures
-as queries, and the rest is the gallery. A camera keeps at least one picture for the gallery; where all have just one,
+A share of the identities, drawn with the seed, is for training. Of every other identity each camera gives some images
+as queries, and the rest is the gallery. A camera keeps at least one image for the gallery; where all have just one,
 one of them gives it. So every query has a match in another camera: identities that only one camera saw, or that have
-one picture, are trained on instead. A picture's camera is in its name (c3_0001.jpg; see datasets/folder.py); where some
+one image, are trained on instead. An image's camera is in its name (c3_0001.jpg; see datasets/folder.py); where some
 names have none, or no identity was seen by two, cameras are not looked at, which is TEST.PROTOCOL all.
 
 The same seed gives the same splits in every form. SOURCE is only read, TARGET must not be there.
@@ -32,14 +32,14 @@ FORMS = ("folders", "market", "csv")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def number(kind: Callable, right: str, accept: Callable) -> Callable:
+    def number(kind: Callable, expected: str, accept: Callable) -> Callable:
         def parse(text: str):
             try:
                 value = kind(text)
             except ValueError:
                 value = None
             if value is None or not accept(value):
-                raise argparse.ArgumentTypeError(f"{text!r}: right is {right}")
+                raise argparse.ArgumentTypeError(f"invalid value {text!r}; expected {expected}")
             return value
 
         return parse
@@ -60,10 +60,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=natural_number, default=0, metavar="N", help="of the draws (default 0)")
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
-    parser.add_argument("--link", action="store_true", help="link to the pictures instead of copying them")
+    parser.add_argument("--link", action="store_true", help="link to the images instead of copying them")
     arguments = parser.parse_args(argv)
     if arguments.link and arguments.form == "csv":
-        parser.error("--link: a CSV file names the pictures where they are; there is nothing to link")
+        parser.error("--link: a CSV file names the images where they are; there is nothing to link")
     return arguments
 
 
@@ -72,17 +72,8 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import numpy as np
 
-from datasets.folder import (
-    FOLDERS,
-    GALLERY,
-    JUNK,
-    QUERY,
-    TRAIN,
-    Picture,
-    natural,
-    numbering,
-    read_identities,
-)
+from datasets.identity_folders import read_identities
+from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
 from utils.command import run_script
 from utils.errors import UserError
 from utils.metrics import ALL, CROSS_CAMERA
@@ -96,10 +87,10 @@ COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.ym
 class Splits(NamedTuple):
     """Who is in which split, and what the evaluation can go by."""
 
-    pictures: dict[str, list[Picture]]  # train, query, gallery
+    images: dict[str, list[LabelledImage]]  # train, query, gallery
     protocol: str
     moved: list[str]  # identities that were drawn for testing and cannot be tested
-    unknown: int  # pictures without a camera
+    unknown: int  # images without a camera
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -110,10 +101,10 @@ def main(argv: list[str] | None = None) -> None:
         _check_places(source, target)
     except OSError as error:  # no rights, or a name that is too long
         raise UserError(f"{error.filename or source}: {error.strerror}") from error
-    pictures, omitted = read_identities(source)
-    splits = split(pictures, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
+    images, omitted = read_identities(source)
+    splits = split(images, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
     try:
-        write(splits.pictures, source, target, form=arguments.form, link=arguments.link)
+        write(splits.images, source, target, form=arguments.form, link=arguments.link)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     if (source / JUNK).is_dir():
@@ -121,36 +112,36 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")
 
 
-def split(pictures: Sequence[Picture], *, share: float, queries: int, seed: int) -> Splits:
-    """Training, query and gallery pictures, whatever the order they are given in.
+def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: int) -> Splits:
+    """Training, query and gallery images, whatever the order they are given in.
 
     Args:
-        pictures: with identities and, maybe, cameras.
+        images: with identities and, maybe, cameras.
         share: of the identities, for training.
-        queries: pictures of every test identity and camera that become queries.
+        queries: images of every test identity and camera that become queries.
         seed: of the draws.
 
     Raises:
         UserError: a side would be left without an identity.
     """
-    cameras: dict[str, dict[str, list[Picture]]] = defaultdict(lambda: defaultdict(list))  # of every identity
-    for picture in sorted(pictures, key=lambda picture: natural(picture.path)):
-        cameras[picture.identity][picture.camera].append(picture)
-    identities = list(numbering("identities", {picture.identity: picture.path for picture in pictures}))
-    unknown = sum(not picture.camera for picture in pictures)
+    cameras: dict[str, dict[str, list[LabelledImage]]] = defaultdict(lambda: defaultdict(list))  # of every identity
+    for image in sorted(images, key=lambda image: natural(image.path)):
+        cameras[image.identity][image.camera].append(image)
+    identities = list(numbering("identities", {image.identity: image.path for image in images}))
+    unknown = sum(not image.camera for image in images)
     protocol = CROSS_CAMERA if not unknown and any(len(seen) > 1 for seen in cameras.values()) else ALL
     rng = np.random.default_rng(seed)
     count = round(share * len(identities))
     order = rng.permutation(len(identities)).tolist()
     drawn = set(order[count:])  # for testing
-    splits: dict[str, list[Picture]] = {name: [] for name in FOLDERS}
+    splits: dict[str, list[LabelledImage]] = {name: [] for name in FOLDERS}
     moved = []
     for number, identity in enumerate(identities):
         seen = cameras[identity]
         if number in drawn and _can_be_tested(seen, protocol):
             asked = set(_queries(seen, queries, rng))
-            for picture in _all(seen):
-                splits[QUERY if picture in asked else GALLERY].append(picture)
+            for image in _all(seen):
+                splits[QUERY if image in asked else GALLERY].append(image)
             continue
         splits[TRAIN] += _all(seen)
         if number in drawn:
@@ -159,18 +150,18 @@ def split(pictures: Sequence[Picture], *, share: float, queries: int, seed: int)
     return Splits(splits, protocol, moved, unknown)
 
 
-def write(splits: dict[str, list[Picture]], source: Path, target: Path, *, form: str, link: bool = False) -> None:
-    """Write the splits of pictures below `source` to `target`, which is there as a whole or not at all.
+def write(splits: dict[str, list[LabelledImage]], source: Path, target: Path, *, form: str, link: bool = False) -> None:
+    """Write the splits of images below `source` to `target`, which is there as a whole or not at all.
 
     Raises:
-        UserError: two pictures would have the same name, or a name is none that a CSV file can hold.
+        UserError: two images would have the same name, or a name is none that a CSV file can hold.
         OSError: what the file system says.
     """
     if form == "csv":
         _write_csv(splits, source, target)
         return
     with _whole(target) as folder:
-        _write_pictures(splits, folder, market=form == "market", link=link)
+        _write_images(splits, folder, market=form == "market", link=link)
 
 
 def _check_places(source: Path, target: Path) -> None:
@@ -187,31 +178,31 @@ def _check_places(source: Path, target: Path) -> None:
         raise UserError(f"{source}: is split already (it holds {' and '.join(ready)})")
 
 
-def _check_sides(splits: dict[str, list[Picture]], count: int, share: float, moved: int) -> None:
+def _check_sides(splits: dict[str, list[LabelledImage]], count: int, share: float, moved: int) -> None:
     if not count:
-        raise UserError("SOURCE has no pictures in folders of their identities")
+        raise UserError("SOURCE has no images in folders of their identities")
     if not splits[TRAIN]:
         raise UserError(f"--train {share:g} of {count} identities leaves none for training")
     if not splits[QUERY]:
-        why = "; the others have too few pictures for a query and a gallery" if moved else ""
+        why = "; the others have too few images for a query and a gallery" if moved else ""
         raise UserError(f"--train {share:g} of {count} identities leaves none for testing{why}")
 
 
-def _all(seen: dict[str, list[Picture]]) -> list[Picture]:
-    return [picture for pictures in seen.values() for picture in pictures]
+def _all(seen: dict[str, list[LabelledImage]]) -> list[LabelledImage]:
+    return [image for images in seen.values() for image in images]
 
 
-def _can_be_tested(seen: dict[str, list[Picture]], protocol: str) -> bool:
+def _can_be_tested(seen: dict[str, list[LabelledImage]], protocol: str) -> bool:
     return len(seen) > 1 if protocol == CROSS_CAMERA else len(_all(seen)) > 1
 
 
-def _queries(seen: dict[str, list[Picture]], count: int, rng: np.random.Generator) -> list[Picture]:
-    """Up to `count` pictures of every camera, each of which keeps one; at least one in all."""
+def _queries(seen: dict[str, list[LabelledImage]], count: int, rng: np.random.Generator) -> list[LabelledImage]:
+    """Up to `count` images of every camera, each of which keeps one; at least one in all."""
     cameras = [seen[camera] for camera in sorted(seen, key=natural)]
     drawn = [
-        pictures[number]
-        for pictures in cameras
-        for number in rng.permutation(len(pictures))[: min(count, len(pictures) - 1)].tolist()
+        images[number]
+        for images in cameras
+        for number in rng.permutation(len(images))[: min(count, len(images) - 1)].tolist()
     ]
     return drawn or cameras[rng.integers(len(cameras))]
 
@@ -234,21 +225,21 @@ def _whole(target: Path) -> Iterator[Path]:
         raise
 
 
-def _write_pictures(splits: dict[str, list[Picture]], folder: Path, *, market: bool, link: bool) -> None:
-    numbers = numbering("identities", {p.identity: p.path for pictures in splits.values() for p in pictures})
+def _write_images(splits: dict[str, list[LabelledImage]], folder: Path, *, market: bool, link: bool) -> None:
+    numbers = numbering("identities", {p.identity: p.path for images in splits.values() for p in images})
     width = max(4, len(str(len(numbers))))  # 0002, as Market-1501; from 1, as 0 is its distractor
     names = {identity: f"{number + 1:0{width}}" for identity, number in numbers.items()}
     places: dict[Path, str] = {}
-    for side, pictures in splits.items():
-        for picture in pictures:
-            own, identity = os.path.basename(picture.path), os.path.basename(os.path.dirname(picture.path))
-            # A picture's own name comes last, so that pictures of an identity and camera stay in its order.
-            camera = f"_c{picture.camera}" if picture.camera else ""
-            name = f"{names[picture.identity]}{camera}_{own}" if market else os.path.join(identity, own)
+    for side, images in splits.items():
+        for image in images:
+            own, identity = os.path.basename(image.path), os.path.basename(os.path.dirname(image.path))
+            # An image's own name comes last, so that images of an identity and camera stay in its order.
+            camera = f"_c{image.camera}" if image.camera else ""
+            name = f"{names[image.identity]}{camera}_{own}" if market else os.path.join(identity, own)
             place = folder / FOLDERS[side][-1 if market else 0] / name
             if place in places:
-                raise UserError(f"{places[place]} and {picture.path} would both be {name}")
-            places[place] = picture.path
+                raise UserError(f"{places[place]} and {image.path} would both be {name}")
+            places[place] = image.path
     for parent in {place.parent for place in places}:
         parent.mkdir(parents=True, exist_ok=True)
     for place, path in places.items():
@@ -261,21 +252,21 @@ def _write_pictures(splits: dict[str, list[Picture]], folder: Path, *, market: b
         (folder / NAMES).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
-def _write_csv(splits: dict[str, list[Picture]], source: Path, target: Path) -> None:
+def _write_csv(splits: dict[str, list[LabelledImage]], source: Path, target: Path) -> None:
     # Relative to where things really are: ".." of a link is not the folder that the link is in.
     inside = target.suffix.lower() != ".csv"
     here = os.path.join(os.path.realpath(target.parent), target.name) if inside else os.path.realpath(target.parent)
     there = os.path.relpath(os.path.realpath(source), here)
     rows = [
-        (os.path.join(there, os.path.relpath(picture.path, source)), picture.identity, picture.camera, "", side)
-        for side, pictures in splits.items()
-        for picture in pictures
+        (os.path.join(there, os.path.relpath(image.path, source)), image.identity, image.camera, "", side)
+        for side, images in splits.items()
+        for image in images
     ]
     for path, *_ in rows:
         try:
             path.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{path!r}: is no name that a CSV file can hold; right is to rename it") from error
+            raise UserError(f"{path!r}: is no name that a CSV file can hold; rename it") from error
     if inside:
         with _whole(target) as folder:
             _write_rows(folder / TABLE, rows)
@@ -296,8 +287,8 @@ def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
 
 def _left_out(omitted: Omitted) -> Iterator[str]:
     for paths, what in (
-        (omitted.files, "files are no pictures by their names, and left out"),
-        (omitted.identities, "folders hold no picture, and are left out"),
+        (omitted.files, "files are not named as images, and left out"),
+        (omitted.identities, "folders hold no image, and are left out"),
     ):
         if paths:
             yield f"{len(paths)} {what}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
@@ -305,17 +296,17 @@ def _left_out(omitted: Omitted) -> Iterator[str]:
 
 def _report(splits: Splits, target: Path) -> list[str]:
     lines = []
-    for name, pictures in splits.pictures.items():
-        identities = {picture.identity for picture in pictures}
-        cameras = {picture.camera for picture in pictures} - {""}
+    for name, images in splits.images.items():
+        identities = {image.identity for image in images}
+        cameras = {image.camera for image in images} - {""}
         seen = f"{len(cameras):5} cameras" if cameras else "  no cameras"
-        lines.append(f"{name:8}{len(pictures):8} pictures{len(identities):7} identities{seen}")
+        lines.append(f"{name:8}{len(images):8} images{len(identities):7} identities{seen}")
     if splits.moved:
         some = ", ".join(map(repr, splits.moved[:5])) + (", ..." if len(splits.moved) > 5 else "")
-        why = "seen by one camera" if splits.protocol == CROSS_CAMERA else "with one picture"
-        lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, being {why}: {some}")
+        why = "seen by one camera" if splits.protocol == CROSS_CAMERA else "with one image"
+        lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, {why}: {some}")
     if splits.protocol == ALL:
-        why = f"{splits.unknown} pictures have none in their names" if splits.unknown else "no identity was seen by two"
+        why = f"{splits.unknown} images have none in their names" if splits.unknown else "no identity was seen by two"
         lines.append(f"cameras are not looked at, as {why}")
     protocol = "" if splits.protocol == CROSS_CAMERA else f" TEST.PROTOCOL {ALL}"
     root = shlex.quote(str(target))

@@ -44,9 +44,7 @@ def parse(
     Raises:
         ConfigError: --help-keys or --print_config cannot be answered.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(description)
     parser.add_argument(
         *("--config_file", "--config-file"),
         metavar="FILE",
@@ -64,12 +62,8 @@ def parse(
     parser.add_argument("--local-rank", "--local_rank", type=_local_rank, help=argparse.SUPPRESS)
     for file in files:
         parser.add_argument(file, metavar=file.upper())
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        action=Pairs,
-        metavar="KEY VALUE",
-        help="settings that come last, e.g. SOLVER.SEED 1 MODEL.STRIDE_SIZE '[12, 12]' (all keys: --help-keys)",
+    add_settings(
+        parser, "settings that come last, e.g. SOLVER.SEED 1 MODEL.STRIDE_SIZE '[12, 12]' (all keys: --help-keys)"
     )
     arguments = parser.parse_intermixed_args(argv)
     answer = None
@@ -82,6 +76,18 @@ def parse(
         sys.stdout.flush()  # `... | head` is noticed here
         sys.exit()
     return arguments
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of a script or tool, whose docstring is `description`."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Let a parser take KEY VALUE KEY VALUE ..., as `overrides`."""
+    parser.add_argument("overrides", nargs="*", action=Pairs, metavar="KEY VALUE", help=meaning)
 
 
 class Pairs(argparse.Action):

@@ -139,11 +139,11 @@ class FeatureBatch(NamedTuple):
 
 
 class ImageFeatures(NamedTuple):
-    """Output of an image tower, a vector per image at three depths."""
+    """Output of an image tower, a vector per image at three depths; None where the tower has none."""
 
-    penultimate: Tensor  # [B, Dp] one block before the end
+    penultimate: Tensor | None  # [B, Dp] one block before the end
     last: Tensor  # [B, D] at the end, normalised by the tower's last layer norm
-    projected: Tensor  # [B, E] the same, in the space shared with text
+    projected: Tensor | None  # [B, E] the same, in the space shared with text
 
 
 class Losses(NamedTuple):

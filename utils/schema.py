@@ -100,7 +100,7 @@ class Architecture(TypedDict):
     """What builds a network."""
 
     name: Annotated[str, text(r"[\w./-]+", "the name of an architecture, e.g. ViT-B-16")]
-    activation: Annotated[str, one_of("quick_gelu", "gelu")]
+    activation: Annotated[str, one_of("quick_gelu", "gelu", "auto")]  # auto: the tower is no CLIP's
     image_size: Size  # in training
     test_size: Size
     stride: Size

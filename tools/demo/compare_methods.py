@@ -8,19 +8,18 @@ go to --folder, one folder each; what is there already is read, not run again, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
 import sys
 from pathlib import Path
 
-from utils.command import Pairs, run_script
+from utils.command import add_settings, new_parser, run_script
 
-PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER = new_parser(__doc__)
 PARSER.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 PARSER.add_argument("--folder", type=Path, default=Path("runs/compare"))
-PARSER.add_argument("overrides", nargs="*", action=Pairs, metavar="KEY VALUE", help="settings for all runs, after --")
+add_settings(PARSER, "settings of all runs, after --")
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     PARSER.parse_args()

@@ -1,38 +1,32 @@
-"""Does a training survive what happens to trainings? A run of a second or two is disturbed, again and again.
+"""Does a training survive what happens to trainings? A run of a second or two meets one fault after another.
 
-    python -m tools.fault_campaign --faults 120                 # six kinds in turn
-    python -m tools.fault_campaign --faults 20 --kinds kill nan --seed 7
-    python -m tools.fault_campaign --faults 120 --only 17       # the 17th of them alone, drawn as before
+One run without faults is the reference. Each fault then hits a run of its own, in a fresh OUTPUT_DIR; after that
+happens what a user does anyway: put the image back, make room on the disk, repeat the command. The verdict:
 
-One undisturbed run is the reference. Each fault then hits a run of its own, in a fresh OUTPUT_DIR; after that happens
-what a user does anyway: put the picture back, make room on the disk, type the same command again. The verdict:
-
-    survived    the run came to its end, with the reference's checkpoints, results and metrics, bit by bit; what was
-                damaged, missing or not finite was named; no step was made again that a whole state holds
-    lost        it did not come to its end, hung, or made steps again although a whole state had them
-    wrong       it ended with other numbers, or passed over the fault in silence
+    survived    the run ends, with the reference's checkpoints, results and metrics, bit by bit; what was damaged,
+                missing or not finite was named; no step was repeated that an intact state holds
+    lost        it did not end, hung, or repeated steps although an intact state had them
+    wrong       it ended with other numbers, or ignored the fault silently
 
     kill            SIGKILL in the middle of a write, between two changes of files or between two steps, up to four
                     times in a row, of all processes, of the main one alone, or of the one that reads images
     truncation      a kill, then the newest state, or every one, is cut off somewhere
     corruption      a kill, then 1 to 16 bytes of the newest state, or of every one, are others
     full-disk       some write fails halfway (ENOSPC), and those after it for a while
-    vanished-image  a picture of the training or of the test is gone from some moment on
-    nan             a loss or a gradient is no number, once
+    vanished-image  an image of the training or of the test is gone from some moment on
+    nan             a loss or a gradient is not finite, once
 
 Faults are made from outside: the program is the one that users start, in a process of its own, forked from this one so
 that nothing is imported twice. What is drawn follows from seed, kind and number; where a kill falls between two writes
-or steps depends on the machine's speed, too. Needs Linux. Exit code 1 if any fault was not survived.
+or steps depends on the machine's speed, too. Needs Linux: it forks, and looks into /proc.
 """
 
 from __future__ import annotations
 
-import argparse
 import builtins
 import errno
 import io
 import json
-import logging
 import os
 import random
 import shutil
@@ -41,39 +35,23 @@ import sys
 import time
 import traceback
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-FOLDER = Path("runs/faults")
-KINDS = ("kill", "truncation", "corruption", "full-disk", "vanished-image", "nan")
-PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-PARSER.add_argument("--faults", type=int, default=120, metavar="N", help="in all")
-PARSER.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
-PARSER.add_argument("--seed", type=int, default=0)
-PARSER.add_argument("--only", type=int, nargs="+", default=[], metavar="NUMBER", help="these faults alone")
-PARSER.add_argument("--folder", type=Path, default=FOLDER, help="where runs are; those that fail are kept there")
-PARSER.add_argument("--timeout", type=float, default=120.0, help="seconds after which a process hangs")
-PARSER.add_argument("--markdown", action="store_true", help="print the table in Markdown, too")
-
-if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    PARSER.parse_args()
 
 import torch
 
 import train_svllreid
 from configs import ConfigError
-from configs.stages import IMAGE, PROMPT
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
 from tools.demo.render import write_synthetic
 from utils.command import FAILED, run_script
-from utils.errors import UserError
-from utils.run import CONFIG, LOCK, METRICS, NON_FINITE, RESULTS, STATES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("kill", "truncation", "corruption", "full-disk", "vanished-image", "nan")
+TIMEOUT = 120.0  # seconds after which a process hangs
 DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}
 EPOCHS, STEPS, LOG_PERIOD = 2, 3, 2  # of each stage, of an epoch, between two lines of the log
 SETTINGS = f"""
@@ -82,6 +60,9 @@ SOLVER.STAGE1.IMS_PER_BATCH 16  SOLVER.STAGE1.MAX_EPOCHS {EPOCHS}  SOLVER.STAGE1
 SOLVER.STAGE2.IMS_PER_BATCH 16  SOLVER.STAGE2.MAX_EPOCHS {EPOCHS}  SOLVER.STAGE2.LOG_PERIOD {LOG_PERIOD}
 SOLVER.STAGE2.EVAL_PERIOD 1
 """.split()
+# A run's files, by their published names.
+CONFIG, METRICS, RESULTS, NON_FINITE = "config.yaml", "metrics.jsonl", "results.json", "non_finite.pt"
+STATES, LOCK = "resume", ".lock"
 EVERY_STEP, EVERY_EPOCH = "1e-9", "0"  # SOLVER.CHECKPOINT_MINUTES
 FULL = os.strerror(errno.ENOSPC)
 TOTAL = 2 * EPOCHS * STEPS
@@ -110,7 +91,7 @@ class Operation(NamedTuple):
 
 
 class Disk:
-    """Sees every change that this process makes in a folder, and disturbs the one that was drawn.
+    """Sees every change that this process makes in a folder, and fails at the one that was drawn.
 
     Args:
         folder: of the run.
@@ -231,11 +212,11 @@ class Plan(NamedTuple):
     lasting: int = 0
     share: float = 0.5
     spoilt: int | None = None  # step, from 1, whose ...
-    spoilt_gradient: bool = False  # ... gradient, or else loss, is no number
+    spoilt_gradient: bool = False  # ... gradient, or else loss, is not finite
     broken: Callable[[], object] | None = None  # what a test breaks in the program, to see whether it is noticed
 
 
-UNDISTURBED = Plan()
+UNTOUCHED = Plan()
 
 
 def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
@@ -321,7 +302,7 @@ class Outcome(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The run that nobody disturbs."""
+    """The run without faults."""
 
     folder: Path
     data: Path
@@ -353,7 +334,7 @@ class Trial:
     # ---- processes
 
     def start(
-        self, plan: Plan = UNDISTURBED, *, kill_after: tuple[int, float] | None = None, victim: str = "all"
+        self, plan: Plan = UNTOUCHED, *, kill_after: tuple[int, float] | None = None, victim: str = "all"
     ) -> Outcome:
         """The same command, until its process ends.
 
@@ -415,7 +396,7 @@ class Trial:
         return sorted((self.run / STATES).glob("*.pth"), reverse=True)
 
     def kept(self) -> int:
-        """How many steps the newest state holds, by this tool's own reading; 0 without one."""
+        """How many steps the newest state holds, by this module's own reading; 0 without one."""
         files = self.states()
         if not files:
             return 0
@@ -427,7 +408,7 @@ class Trial:
     # ---- the end
 
     def finish(self) -> None:
-        """Go on to the end.
+        """Resume, to the end.
 
         Raises:
             Lost, Wrong: as the verdicts say.
@@ -435,9 +416,9 @@ class Trial:
         kept = self.kept()
         outcome = self.start()
         if outcome.code != 0:
-            raise Lost(f"does not go on: {outcome.last}")
+            raise Lost(f"does not resume: {outcome.last}")
         if outcome.steps > TOTAL - kept:
-            raise Lost(f"{outcome.steps} steps were made, though a whole state left only {TOTAL - kept} to make")
+            raise Lost(f"{outcome.steps} steps were made, though an intact state left only {TOTAL - kept}")
         if outcome.steps < TOTAL - kept:
             raise Wrong(f"{outcome.steps} steps were made, though {TOTAL - kept} were left to make")
 
@@ -539,7 +520,7 @@ def an_operation(
     return draw.choice([number for number in numbers if operations[number] == kind])
 
 
-def told(operations: Sequence[Operation], number: int) -> str:
+def described(operations: Sequence[Operation], number: int) -> str:
     return f"{number}: {operations[number].verb} {operations[number].what}"
 
 
@@ -564,7 +545,7 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
             at //= 2
             outcome = trial.start(Plan(at=at, strike=strike, share=share))
         done = operations_in(trial.folder / f"start{trial.starts - 1}" / "operations")
-        trial.notes.append(f"{victim} killed at operation {told(done, at)}")
+        trial.notes.append(f"{victim} killed at operation {described(done, at)}")
     else:
         # Only in the image stage is there certainly a process that reads images.
         steps = draw.randint(EPOCHS * STEPS + 1 if victim == "worker" else 0, TOTAL - 1)
@@ -578,8 +559,8 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
     if victim == "worker" and outcome.code == 0:
         trial.notes.append("it was not needed any more")
     elif victim == "worker":
-        if outcome.code != FAILED or "a process that reads images died" not in outcome.last:
-            raise Wrong(f"a process that reads images was killed, and what is said is: {outcome.last}")
+        if outcome.code != FAILED or not outcome.last.startswith("error: "):
+            raise Wrong(f"a process that reads images was killed, and the message is: {outcome.last}")
     elif outcome.code != -signal.SIGKILL:
         raise Wrong(f"was killed, and ended with {outcome.last}")
 
@@ -593,7 +574,7 @@ def kill_main() -> None:
 
 
 def a_kill(trial: Trial, reference: Reference) -> None:
-    """Once, or again and again: of a run that goes on, any operation, in as many steps as are left."""
+    """Once, or again and again: of a run that resumes, any operation, in as many steps as are left."""
     draw = trial.draw
     trial.workers = int(draw.random() < 0.3)
     trial.minutes = EVERY_STEP if draw.random() < 0.8 else EVERY_EPOCH
@@ -605,70 +586,61 @@ def a_kill(trial: Trial, reference: Reference) -> None:
         outcome = trial.start(Plan(at=at, strike=kill_all, share=share))
         trial.notes.append(f"again at its operation {at}" + ("" if outcome.struck else ", which it did not come to"))
         if outcome.code != -signal.SIGKILL and (outcome.code != 0 or outcome.struck):
-            raise Lost(f"does not go on: {outcome.last}")
+            raise Lost(f"does not resume: {outcome.last}")
         if trial.kept() < before:
             raise Lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
     trial.finish()
 
 
 def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -> None:
-    """Kill the run, harm the newest state or all of them, and go on."""
+    """Kill the run, harm the newest state or all of them, and resume."""
     draw = trial.draw
     killed(trial, reference, with_state=True)
     files = trial.states()
     if len(files) == 1 and not files[0].name.startswith("00001_"):
-        raise Lost(f"{files[0].name} is the only state: damaged, it leaves nothing to go on from")
-    count = len(files) if draw.random() < 0.2 else 1
-    damaged, harmless = files[:count], []
-    for file in damaged:
-        data, contents = file.read_bytes(), whole(file)
-        file.write_bytes(harm(data))
-        if readable(file, contents):  # what was hit are fillings, dates and the like
-            harmless.append(file)
-    trial.notes.append(f"{count} of {len(files)} states damaged" + (", harmlessly" if harmless else ""))
+        raise Lost(f"{files[0].name} is the only state: damaged, it leaves nothing to resume from")
+    finished = (trial.run / RESULTS).exists() and results(trial.run) == results(reference.folder)
+    held = {file: steps_of(whole(file) or {}) for file in files}
+    damaged = files[: len(files) if draw.random() < 0.2 else 1]
+    harmless = [file for file in damaged if harmed_in_vain(file, harm)]
+    trial.notes.append(f"{len(damaged)} of {len(files)} states damaged" + (", harmlessly" if harmless else ""))
     again = trial.start()
-    taken = next((file for file in harmless if f"resumed from {file}" in again.out), None)
-    finished = again.code == 0 and "this run is finished" in again.out  # killed between its last write and its end
+    resumed = [line for line in again.out.splitlines() if "resum" in line]
+    taken = next((file for file in files if any(f"from {file}" in line for line in resumed)), None)
+    if taken in damaged and taken not in harmless:
+        raise Wrong(f"{taken.name} is damaged, and was resumed from")
     for file in damaged:
         if file == taken or (finished and file in harmless):  # older ones were not looked at
             break
         if str(file) not in again.out + again.err:
-            raise Wrong(f"{file.name} is damaged, and nothing is said of it")
+            raise Wrong(f"{file.name} is damaged, and no message names it")
     if finished:
-        if again.steps:
-            raise Wrong(f"{again.steps} steps were made of a run that is finished")
-        return
-    if again.code == 0:
-        kept = steps_of(whole(taken) or {}) if taken else recorded(trial, again, damaged)
-        if again.steps != TOTAL - kept:
-            raise Lost(f"{again.steps} steps were made, though a whole state left only {TOTAL - kept} to make")
-        return
-    if count < len(files) or taken:
-        raise Lost(f"does not go on, though a state is whole: {again.last}")
-    if f"none of its {count} states can be read" not in again.last:
-        raise Wrong(f"no state is whole, and what is said is: {again.last}")
-    if [file for file in damaged if not file.exists()]:
-        raise Wrong("what was refused was touched")
-    shutil.rmtree(trial.run)  # what is said, and all that there is to do
-    trial.finish()
+        if again.steps or again.code:
+            raise Wrong(f"{again.steps} steps of a run that is finished, exit code {again.code}")
+    elif again.code == 0:
+        if taken is None:
+            raise Wrong("a state is damaged, and no message says where the run was resumed from")
+        if again.steps != TOTAL - held[taken]:
+            raise Lost(f"{again.steps} steps were made, though an intact state left only {TOTAL - held[taken]}")
+    elif len(damaged) < len(files) or taken:
+        raise Lost(f"does not resume, though a state is intact: {again.last}")
+    else:
+        if again.code != FAILED or str(trial.run) not in again.last:
+            raise Wrong(f"no state is intact, and the message is: {again.last}")
+        if [file for file in damaged if not file.exists()]:
+            raise Wrong("what was refused was touched")
+        shutil.rmtree(trial.run)  # all that there is to do
+        trial.finish()
 
 
-def readable(file: Path, contents: dict | None) -> bool:
-    """Whether a damaged file's contents can still be read as they were."""
+def harmed_in_vain(file: Path, harm: Callable[[bytes], bytes]) -> bool:
+    """Damage a file -> whether its contents can still be read as they were: what was hit are fillings, dates, ..."""
+    contents = whole(file)
+    file.write_bytes(harm(file.read_bytes()))
     try:
         return contents is not None and same(torch.load(file, map_location="cpu", weights_only=True), contents)
     except Exception:
         return False
-
-
-def recorded(trial: Trial, outcome: Outcome, damaged: Sequence[Path]) -> int:
-    """How many steps the state holds that a run says it has gone on from, which must be one that nobody damaged."""
-    line = next((line for line in outcome.out.splitlines() if "resumed from " in line), "")
-    if not line or any(str(file) in line for file in damaged):
-        raise Wrong(f"a state is damaged, and what is said is: {line or 'nothing'}")
-    title, epoch, step = line.rpartition(": ")[2].split(", ")
-    done = (int(epoch.removeprefix("epoch ")) - 1) * STEPS + int(step.removeprefix("after step "))
-    return done + (EPOCHS * STEPS if title == IMAGE.title else 0)
 
 
 def a_truncation(trial: Trial, reference: Reference) -> None:
@@ -708,7 +680,9 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
     trial.workers = int(draw.random() < 0.15)
     at = an_operation(draw, operations, verbs=("write", "sync", "replace"))  # others fail only where a file is new
     lasting = draw.choice([0, 2, 50, 10**9])
-    trial.notes.append(f"full from operation {told(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}")
+    trial.notes.append(
+        f"full from operation {described(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}"
+    )
     outcome = trial.start(Plan(at=at, lasting=lasting, share=draw.random()))
     said(trial, outcome)
     if outcome.code == 0:
@@ -725,8 +699,8 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
 def said(trial: Trial, outcome: Outcome) -> None:
     """Raise Wrong if a run on a full disk does not say so as it should.
 
-    It may go on where only a line of the log, or the order to write a folder's names at once, was lost; the former is
-    said on the screen.
+    It may continue where only a line of the log, or the order to write a folder's names at once, was lost; the former
+    is said on the screen.
     """
     if not outcome.failed:
         raise Wrong(f"the disk was not full: {outcome.last}")
@@ -735,36 +709,35 @@ def said(trial: Trial, outcome: Outcome) -> None:
         if lost and FULL not in outcome.out + outcome.err:
             raise Wrong(f"nothing is said of what could not be written: {'; '.join(map(' '.join, sorted(lost)))}")
         return
-    where = str(trial.run) in outcome.last and (FULL in outcome.last or "is the disk full?" in outcome.last)
+    where = str(trial.run) in outcome.last and (FULL in outcome.last or "disk" in outcome.last)
     if outcome.code != FAILED or not where or not outcome.last.startswith("error: "):
-        raise Wrong(f"the disk was full; exit code {outcome.code}, and what is said is: {outcome.last}")
+        raise Wrong(f"the disk was full; exit code {outcome.code}, and the message is: {outcome.last}")
 
 
 def a_vanished_image(trial: Trial, reference: Reference) -> None:
-    """It must be named where it is needed; without it, the run is refused; with it, it goes on."""
+    """It must be named where it is needed; without it, the run is refused; with it, it resumes."""
     draw, operations = trial.draw, reference.operations
     shutil.copytree(reference.data, trial.data)
     trial.workers = int(draw.random() < 0.3)
-    pictures = sorted((trial.data / FOLDERS[0] / draw.choice([TRAIN, TRAIN, QUERY, GALLERY])).glob("*.jpg"))
-    picture, aside = draw.choice(pictures), trial.folder / "aside.jpg"
+    images = sorted((trial.data / FOLDERS[0] / draw.choice([TRAIN, TRAIN, QUERY, GALLERY])).glob("*.jpg"))
+    image, aside = draw.choice(images), trial.folder / "aside.jpg"
     at = min(an_operation(draw, operations), len(operations) * 3 // 4)
-    trial.notes.append(f"{picture.name} gone at operation {told(operations, at)}")
-    outcome = trial.start(Plan(at=at, strike=lambda: os.rename(picture, aside), share=0.0))
+    trial.notes.append(f"{image.name} gone at operation {described(operations, at)}")
+    outcome = trial.start(Plan(at=at, strike=lambda: os.rename(image, aside), share=0.0))
     if not aside.exists():
-        raise Wrong(f"the picture was not moved: {outcome.last}")
+        raise Wrong(f"the image was not moved: {outcome.last}")
     if outcome.code == 0:
         trial.notes.append("was not needed any more")
-        aside.rename(picture)
+        aside.rename(image)
         return
-    if outcome.code != FAILED or not outcome.last.startswith("error: ") or str(picture) not in outcome.last:
-        raise Wrong(f"{picture.name} is gone, and what is said is: {outcome.last}")
+    if outcome.code != FAILED or not outcome.last.startswith("error: ") or str(image) not in outcome.last:
+        raise Wrong(f"{image.name} is gone, and the message is: {outcome.last}")
     if (trial.run / CONFIG).exists() and draw.random() < 0.5:
         without = trial.start()
-        what = "training images" if picture.parent.name == TRAIN else "queries or gallery images"
-        if without.code != FAILED or f"the {what} are not those that this run was started with" not in without.last:
-            raise Wrong(f"started without {picture.name}, and what is said is: {without.last}")
+        if without.code != FAILED or not without.last.startswith("error: ") or str(trial.run) not in without.last:
+            raise Wrong(f"started without {image.name}, and the message is: {without.last}")
         trial.notes.append("refused without it")
-    aside.rename(picture)
+    aside.rename(image)
     trial.finish()
 
 
@@ -776,11 +749,11 @@ def a_nan(trial: Trial, reference: Reference) -> None:
     what = "gradient" if gradient else "loss"
     trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
     outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
-    stage, rest = (PROMPT, number - 1) if number <= EPOCHS * STEPS else (IMAGE, number - 1 - EPOCHS * STEPS)
+    rest = (number - 1) % (EPOCHS * STEPS)
     step = rest % STEPS + 1
-    name = f"{stage.title}, epoch {rest // STEPS + 1}, step {step}: the "
-    if outcome.code != FAILED or not outcome.last.startswith(f"error: {name}") or "not finite" not in outcome.last:
-        raise Wrong(f"a {what} was no number, and what is said is: {outcome.last}")
+    where = f"epoch {rest // STEPS + 1}, step {step}: "
+    if outcome.code != FAILED or where not in outcome.last or "not finite" not in outcome.last:
+        raise Wrong(f"a {what} was not finite, and the message is: {outcome.last}")
     line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)
     if outcome.steps != number - step + line:
         raise Wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
@@ -822,7 +795,7 @@ class Verdict(NamedTuple):
 
 
 def render(folder: Path) -> Path:
-    """A data set in Market-1501's form, so that pictures that are gone are not rendered anew."""
+    """A data set in Market-1501's form, so that images that are gone are not rendered anew."""
     data = folder / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
@@ -830,34 +803,30 @@ def render(folder: Path) -> Path:
     return data
 
 
-def make_reference(folder: Path, *, timeout: float) -> Reference:
-    """Render pictures and train on them, undisturbed.
-
-    Raises:
-        UserError: not even that works.
-    """
+def make_reference(folder: Path) -> Reference:
+    """Render images and train on them, without any fault."""
     data = render(folder)
     shutil.rmtree(folder / "reference", ignore_errors=True)
-    trial = Trial(folder / "reference", random.Random(0), timeout=timeout)
+    trial = Trial(folder / "reference", random.Random(0), timeout=TIMEOUT)
     trial.data, since = data, time.monotonic()
     try:
         outcome = trial.start()
     finally:
         trial.end_all()
     if outcome.code != 0 or outcome.steps != TOTAL:
-        raise UserError(f"the undisturbed run failed after {outcome.steps} of {TOTAL} steps: {outcome.last}")
+        raise AssertionError(f"the run without faults failed after {outcome.steps} of {TOTAL} steps: {outcome.last}")
     operations = operations_in(trial.folder / "start0" / "operations")
     return Reference(trial.run, data, operations, time.monotonic() - since)
 
 
-def disturb(
+def judge(
     number: int,
     kind: str,
     reference: Reference,
     folder: Path,
     *,
     seed: int,
-    timeout: float,
+    timeout: float = TIMEOUT,
     broken: Callable[[], object] | None = None,
 ) -> Verdict:
     """One fault; its folder is kept if it was not survived."""
@@ -880,79 +849,3 @@ def disturb(
     if word == SURVIVED:
         shutil.rmtree(folder)
     return Verdict(number, kind, word, reason, tuple(trial.notes), time.monotonic() - since)
-
-
-def campaign(
-    faults: int,
-    kinds: Sequence[str],
-    folder: Path,
-    *,
-    seed: int = 0,
-    only: Sequence[int] = (),
-    timeout: float = 120.0,
-    broken: Callable[[], object] | None = None,
-    reference: Reference | None = None,
-) -> Iterator[Verdict]:
-    """Faults 1 to `faults`, or those of them in `only`; kinds take turns."""
-    reference = reference or make_reference(folder, timeout=timeout)
-    for number in only or range(1, faults + 1):
-        kind = kinds[(number - 1) % len(kinds)]
-        yield disturb(number, kind, reference, folder / f"fault{number}", seed=seed, timeout=timeout, broken=broken)
-
-
-def tables(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """A table for the screen, and the same in Markdown."""
-    counts = Counter((verdict.kind, verdict.word) for verdict in verdicts)
-    kinds = list(dict.fromkeys(verdict.kind for verdict in verdicts))
-    rows = []
-    for kind in [*kinds, "all"]:
-        words = [sum(counts[each, word] for each in kinds if kind in (each, "all")) for word in (SURVIVED, LOST, WRONG)]
-        rows.append([kind, str(sum(words)), *map(str, words)])
-    head = ["kind", "faults", SURVIVED, LOST, WRONG]
-    screen = [f"{row[0]:<16}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in (head, *rows)]
-    markdown = [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:"] * 4], *rows)]
-    return "\n".join(screen), "\n".join(markdown)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the campaign; 0 if every fault was survived, else 1."""
-    arguments = PARSER.parse_args(argv)
-    if not sys.platform.startswith("linux"):
-        raise UserError("tools.fault_campaign needs Linux: it forks, and looks into /proc")
-    if arguments.faults < 1 or not all(1 <= number <= arguments.faults for number in arguments.only):
-        raise UserError(f"--faults {arguments.faults}: --only takes numbers from 1 to that")
-    logging.getLogger().setLevel(logging.WARNING)
-    torch.set_num_threads(1)
-    folder = arguments.folder.expanduser().absolute()
-    since, verdicts = time.monotonic(), []
-    kinds = arguments.kinds
-    for verdict in campaign(
-        arguments.faults, kinds, folder, seed=arguments.seed, only=arguments.only, timeout=arguments.timeout
-    ):
-        verdicts.append(verdict)
-        notes = "; ".join(verdict.notes)
-        write(f"{verdict.number:>4} {verdict.kind:<15} {verdict.word:<9} {verdict.seconds:5.1f} s  {notes}")
-    seconds = time.monotonic() - since
-    screen, markdown = tables(verdicts)
-    write(f"\n{screen}\n\n{seconds:.0f} s, {seconds / len(verdicts):.1f} s a fault, seed {arguments.seed}")
-    if arguments.markdown:
-        write(f"\n{markdown}")
-    failed = [verdict for verdict in verdicts if verdict.word != SURVIVED]
-    for verdict in failed:
-        again = f"--faults {arguments.faults} --seed {arguments.seed}"
-        again += f" --kinds {' '.join(kinds)}" if tuple(kinds) != KINDS else ""
-        write(
-            f"\n{verdict.word}: {verdict.kind}, {verdict.reason}\n  {'; '.join(verdict.notes)}\n"
-            f"  {folder / f'fault{verdict.number}'}\n"
-            f"  again: python -m tools.fault_campaign {again} --only {verdict.number}"
-        )
-    return 1 if failed else 0
-
-
-def write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
