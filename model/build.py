@@ -267,8 +267,8 @@ def rebuild(
     except (WeightsError, ValueError) as error:
         if weights.architecture is None:
             raise
-        told = one_line(error).removeprefix(source)
-        raise WeightsError(f"{source}{told}; the file contradicts its own description") from error
+        fault = one_line(error).removeprefix(source)
+        raise WeightsError(f"{source}{fault}; the file contradicts its own description") from error
     if model.prompts is not None:
         model.prompts.trained = weights.prompts_trained
     return model, verdict

@@ -259,7 +259,7 @@ class _PositionTable(NamedTuple):
         value, place, shown = tensors[self.name], wanted[self.name], self.weights.shown(self.name)
         if resize and self.old is None:
             faults.append(
-                f"{shown} has {len(value) - 1} positions, and nobody knows in how many rows: "
+                f"{shown} has {len(value) - 1} positions in an unknown number of rows: "
                 "convert the file with its own settings first (tools.convert_checkpoint); the copy says it"
             )
         elif resize and self.old and self.old != self.new:
