@@ -23,6 +23,10 @@ class Stage(NamedTuple):
         """Its block of a configuration."""
         return cfg.SOLVER[self.block]
 
+    def epochs(self, cfg: Any) -> int:
+        """How many epochs it has."""
+        return self.settings(cfg).MAX_EPOCHS
+
     def checkpoint(self, model: str, epoch: int) -> str:
         """The name of a checkpoint's file."""
         return self.file.format(model=model, epoch=epoch)
