@@ -50,7 +50,7 @@ VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
-BROKEN_OFF = f"{RESUME}::test_a_run_that_broke_off_anywhere_ends_the_same"
+INTERRUPTED = f"{RESUME}::test_a_run_that_is_interrupted_again_and_again_ends_the_same"
 
 MUTATIONS = (
     # Towers
@@ -289,13 +289,13 @@ MUTATIONS = (
     ),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
     # Resuming a run
-    mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", BROKEN_OFF),
+    mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),
     mutation(
         "the scaler begins anew",
         "",
         "_1.load_state_dict(_2['scaler'])",
         "None",
-        f"{RESUME}::test_the_scaler_of_fp16_goes_on_where_it_was",
+        f"{RESUME}::test_the_scaler_of_fp16_is_resumed",
     ),
     mutation(
         "the best evaluation is forgotten",
@@ -304,8 +304,8 @@ MUTATIONS = (
         "{}",
         f"{RESUME}::test_the_best_evaluation_on_the_way_is_kept",
     ),
-    mutation("an epoch begins anew", "fit", "batches(_1, _2.step)", "batches(_1, 0)", BROKEN_OFF),
-    mutation("a line of the log begins anew", "", "{_1: list(_2) for _1, _2 in _3.sums.items()}", "{}", BROKEN_OFF),
+    mutation("an epoch begins anew", "fit", "batches(_1, _2.step)", "batches(_1, 0)", INTERRUPTED),
+    mutation("a line of the log begins anew", "", "{_1: list(_2) for _1, _2 in _3.sums.items()}", "{}", INTERRUPTED),
     mutation(
         "skipped updates are counted by epoch",
         "fit",
@@ -318,14 +318,14 @@ MUTATIONS = (
         "",
         "os.truncate(_1, size)",
         "None",
-        BROKEN_OFF,
+        INTERRUPTED,
     ),
     mutation(
         "a damaged state is one of two",
         "RunFolder",
         "self.states = [_1.path] if _1 else []",
         "self.states = state_files(path)",
-        f"{RESUME}::test_a_damaged_state_is_not_one_of_the_two_that_are_kept",
+        f"{RESUME}::test_a_damaged_state_is_named_and_the_one_before_it_taken",
     ),
     mutation(
         "checksums are not compared",

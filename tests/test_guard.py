@@ -181,14 +181,16 @@ def test_both_stages_train_in_half_precision(trained, tmp_path, precision):  # n
 # ------------------------------------------------------------------------------------------------------- a whole run
 
 
-def test_there_is_something_to_look_into(trained, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_leaves_something_to_look_into_and_no_checkpoint(trained, tmp_path, monkeypatch):  # noqa: F811
     broken = tiny_clip.load()
-    broken["visual.ln_post.weight"] = broken["visual.ln_post.weight"] * 1e30
+    broken["visual.ln_post.weight"] = (
+        broken["visual.ln_post.weight"] * 1e30
+    )  # finite weights and features, no finite loss
     monkeypatch.setattr(tiny_clip, "load", lambda: broken)
     words = arguments("configs/demo/vit_base.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFiniteLoss, match=r"stage 2 \(fine-tuning\), epoch 1, step 1: .*triplet.*\.jpg"):
         train_svllreid.main(words)
     found = read_tensors(tmp_path / "run" / "non_finite.pt")
     assert {"model", "optimizer", "position", "terms", "indices", "paths", "lr", "architecture"} <= found.keys()
     assert len(found["indices"]) == len(found["paths"]) == 32 and found["position"]["step"] == 1
-    assert not list((tmp_path / "run" / "resume").glob("*"))  # nothing to go on from
+    assert not list((tmp_path / "run").rglob("*.pth"))  # nothing to resume from

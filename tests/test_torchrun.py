@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from test_end_to_end import ENVIRONMENT, ROOT
-from test_resume import figures, states, words
+from test_resume import ONLY_IMAGE, an_image, append, figures, log, metrics, states, train, words
 
 import test_svllreid
-import train_svllreid
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +26,13 @@ MINUTE = 60.0
 def alone(tmp_path_factory) -> Path:
     """data/ and run/ of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    train_svllreid.main(words(folder, folder / "data"))
+    train(folder, folder / "data")
     return folder
 
 
-def torchrun(command: list[str], processes: int = 2, script: str = "train_svllreid.py") -> subprocess.Popen:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+def torchrun(command: list[str], script: str = "train_svllreid.py") -> subprocess.Popen:
     return subprocess.Popen(
-        [*launch, str(ROOT / script), *command],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / script, *command],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -44,16 +42,22 @@ def torchrun(command: list[str], processes: int = 2, script: str = "train_svllre
     )
 
 
-def children(process: int) -> list[int]:
-    """The processes that torchrun started, as Linux tells."""
-    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+def output(process: subprocess.Popen) -> str:
+    """Of two processes that ended as they should."""
+    text, _ = process.communicate(timeout=5 * MINUTE)
+    assert process.returncode == 0, text
+    return text
 
 
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+def error_line(process: subprocess.Popen) -> str:
+    """What is reported once, whichever process found it out."""
+    text, _ = process.communicate(timeout=2 * MINUTE)
+    assert process.returncode != 0
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    return line
 
 
-def nearly_the_same(folder: Path, alone: Path) -> None:
+def assert_nearly_the_same(folder: Path, alone: Path) -> None:
     """Sums are made in another order. Weights are not compared: Adam makes whole steps of gradients that are noise."""
     ours, theirs = metrics(folder), metrics(alone)
     assert [(line["kind"], line["step"]) for line in ours] == [(line["kind"], line["step"]) for line in theirs]
@@ -65,84 +69,52 @@ def nearly_the_same(folder: Path, alone: Path) -> None:
         assert one["mAP"] == pytest.approx(other["mAP"], abs=1e-2)
 
 
-def test_two_processes_train_as_one_and_write_once(alone, tmp_path):
-    process = torchrun(words(tmp_path, alone / "data", DATALOADER__NUM_WORKERS="1"))
-    output, _ = process.communicate(timeout=5 * MINUTE)
-    assert process.returncode == 0, output
-    assert output.count("test it again: python test_svllreid.py") == 1
-    nearly_the_same(tmp_path, alone)
+def test_two_processes_train_and_test_as_one_and_write_once(alone, tmp_path):
+    text = output(torchrun(words(tmp_path, alone / "data", DATALOADER__NUM_WORKERS="1")))
+    assert text.count("test it again: python test_svllreid.py") == 1
+    assert_nearly_the_same(tmp_path, alone)
     names = [{path.name for path in (folder / "run").iterdir()} for folder in (tmp_path, alone)]
     assert names[0] == names[1]
 
+    weight = ["TEST.WEIGHT", str(alone / "run" / "ViT-Tiny-8_2.pth"), "DATASETS.ROOT_DIR", str(alone / "data")]
+    test_svllreid.main([*weight, "OUTPUT_DIR", str(tmp_path / "one")])
+    text = output(torchrun([*weight, "OUTPUT_DIR", str(tmp_path / "two")], script="test_svllreid.py"))
+    assert text.count("added to") == 1
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["evaluations"] for name in ("one", "two"))
+    assert one == two and len(two) == 1
+
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
-def test_a_process_that_dies_ends_all_and_the_run_goes_on_in_one(alone, tmp_path):
+def test_a_process_that_dies_ends_all_and_the_run_is_resumed_by_one(alone, tmp_path):
     process = torchrun(words(tmp_path, alone / "data"))
     deadline = time.monotonic() + 2 * MINUTE
     while not states(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
-    died = time.monotonic()
-    output, _ = process.communicate(timeout=MINUTE)
-    assert process.returncode != 0 and "-9" in output and time.monotonic() - died < MINUTE
-    assert "[rank0]:" not in output  # of a traceback; torchrun itself says which process it was, and the signal
-    train_svllreid.main(words(tmp_path, alone / "data"))
-    assert "resumed from" in (tmp_path / "run" / "train_log.txt").read_text()
-    nearly_the_same(tmp_path, alone)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    text, _ = process.communicate(timeout=MINUTE)
+    assert process.returncode != 0 and "-9" in text
+    assert "[rank0]:" not in text  # of a traceback; torchrun itself says which process it was, and the signal
+    train(tmp_path, alone / "data")
+    assert "resumed from" in log(tmp_path)
+    assert_nearly_the_same(tmp_path, alone)
 
 
-def test_a_picture_that_one_process_cannot_read_ends_all_with_its_name(alone, tmp_path):
-    train_svllreid.main(words(tmp_path / "other", tmp_path / "data", SOLVER__STAGE1__MAX_EPOCHS="1"))  # renders
-    broken = sorted(tmp_path.glob("data/*/bounding_box_train/*.jpg"))[7]
-    broken.write_bytes(broken.read_bytes()[:300])
-    changes = {"DATALOADER__NUM_WORKERS": "1", "PROCESSOR__STAGES": "image", "MODEL__I2T_LOSS_WEIGHT": "0.0"}
-    process = torchrun(words(tmp_path, tmp_path / "data", **changes))
-    output, _ = process.communicate(timeout=2 * MINUTE)
-    assert process.returncode != 0
-    told = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and str(broken) in told[0]
+def test_what_keeps_processes_from_training_is_reported_once(alone, tmp_path):
+    """Settings are found out by all processes, images of another training by one, a broken image by its reader."""
+    data = tmp_path / "data"
+    for key, value in (("SOLVER__SEDE", "1"), ("SOLVER__STAGE2__IMS_PER_BATCH", "12")):
+        assert key.replace("__", ".") in error_line(torchrun(words(tmp_path, data, **{key: value})))
+    assert list(tmp_path.iterdir()) == []  # nothing was read yet
 
-
-def test_two_processes_test_as_one_and_write_once(alone, tmp_path):
-    weight = ["TEST.WEIGHT", str(alone / "run" / "ViT-Tiny-8_2.pth"), "DATASETS.ROOT_DIR", str(alone / "data")]
-    test_svllreid.main([*weight, "OUTPUT_DIR", str(tmp_path / "one")])
-    process = torchrun([*weight, "OUTPUT_DIR", str(tmp_path / "two")], script="test_svllreid.py")
-    output, _ = process.communicate(timeout=2 * MINUTE)
-    assert process.returncode == 0, output
-    assert output.count("added to") == 1
-    one, two = (json.loads((tmp_path / name / "results.json").read_text())["evaluations"] for name in ("one", "two"))
-    assert one == two and len(two) == 1
-
-
-def test_a_wrong_setting_is_told_once(alone, tmp_path):
-    wrong = {"train_svllreid.py": ["SOLVER.SEDE", "1"], "test_svllreid.py": ["TEST.WEIGHT", "none.pth"]}
-    for script, command in wrong.items():
-        process = torchrun(command, script=script)
-        output, _ = process.communicate(timeout=MINUTE)
-        assert process.returncode != 0
-        (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
-        assert command[0] in told or command[1] in told
-
-
-def test_what_keeps_a_run_from_going_on_is_told_once(alone, tmp_path):
-    """All processes find it out."""
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
-    results = tmp_path / "run" / "results.json"
-    results.write_text(json.dumps({"evaluations": json.loads(results.read_text())["evaluations"][:1]}))
-    picture = min(tmp_path.glob("data/*/bounding_box_train/*.jpg"))
-    picture.write_bytes(picture.read_bytes() + b"x")
-    for message in ("the training images are not those", "no state to resume from"):
-        output, _ = torchrun(words(tmp_path, tmp_path / "data")).communicate(timeout=MINUTE)
-        (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
-        assert message in told
-        shutil.rmtree(tmp_path / "run" / "resume", ignore_errors=True)  # for the second time
+    broken = an_image(data, "bounding_box_train")
+    whole = append(broken)
+    evaluations = tmp_path / "run" / "results.json"
+    evaluations.write_text(json.dumps({"evaluations": figures(tmp_path)[:1]}))
+    assert "training images" in error_line(torchrun(words(tmp_path, data)))
 
-
-def test_a_batch_that_does_not_divide_is_refused_before_anything_is_read(alone, tmp_path):
-    process = torchrun(words(tmp_path, alone / "data"), processes=3)
-    output, _ = process.communicate(timeout=2 * MINUTE)
-    assert process.returncode != 0
-    (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "SOLVER.STAGE2.IMS_PER_BATCH 16" in told
-    assert not (tmp_path / "run").exists()
+    broken.write_bytes(whole[:300])
+    changes = {"DATALOADER__NUM_WORKERS": "1", "OUTPUT_DIR": str(tmp_path / "new"), **ONLY_IMAGE}
+    assert str(broken) in error_line(torchrun(words(tmp_path, data, **changes)))

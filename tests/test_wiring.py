@@ -32,23 +32,46 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
-    return load(
-        "configs/demo/vit_svllreid.yml",
-        [
-            *("DATASETS.ROOT_DIR", str(tmp_path_factory.mktemp("data")), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8"),
-            *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "8", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),
-            *("DATASETS.SYNTHETIC.TEST_IMAGES", "6", "SOLVER.STAGE2.IMS_PER_BATCH", "16"),
-            *("SOLVER.STAGE1.MAX_EPOCHS", "5", "SOLVER.STAGE1.CHECKPOINT_PERIOD", "2"),
-            *(
-                "SOLVER.STAGE2.MAX_EPOCHS",
-                "5",
-                "SOLVER.STAGE2.CHECKPOINT_PERIOD",
-                "2",
-                "SOLVER.STAGE2.EVAL_PERIOD",
-                "9",
-            ),
-        ],
-    )
+    words = [
+        "DATASETS.SYNTHETIC.TRAIN_IDENTITIES",
+        "8",
+        "DATASETS.SYNTHETIC.TRAIN_IMAGES",
+        "8",
+        "DATASETS.SYNTHETIC.TEST_IDENTITIES",
+        "2",
+        "DATASETS.SYNTHETIC.TEST_IMAGES",
+        "6",
+        "SOLVER.STAGE1.MAX_EPOCHS",
+        "5",
+        "SOLVER.STAGE1.CHECKPOINT_PERIOD",
+        "2",
+        "SOLVER.STAGE2.MAX_EPOCHS",
+        "5",
+        "SOLVER.STAGE2.CHECKPOINT_PERIOD",
+        "2",
+        "SOLVER.STAGE2.IMS_PER_BATCH",
+        "16",
+        "SOLVER.STAGE2.EVAL_PERIOD",
+        "9",
+    ]
+    root = str(tmp_path_factory.mktemp("data"))
+    return load("configs/demo/vit_svllreid.yml", ["DATASETS.ROOT_DIR", root, *words])
+
+
+def changed(cfg, *words: str):
+    return from_dict(to_dict(cfg), list(words), where="here")
+
+
+def entry_of(cfg, model, benchmark, evaluation) -> dict:
+    """Of results.json."""
+    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
+    return result_entry("test", cfg, benchmark, evaluation, **facts)
+
+
+def recorded(folder) -> list[dict]:
+    """Evaluations on the way."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "evaluation"]
 
 
 @pytest.fixture
@@ -120,15 +143,21 @@ def test_checkpoints_come_by_their_period_and_always_at_the_end(parts, fitted, s
 
 def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path):
     run, *rest = parts
-    changed = load(
-        "configs/demo/vit_svllreid.yml",
-        [
-            *("DATASETS.ROOT_DIR", cfg.DATASETS.ROOT_DIR, "SOLVER.STAGE2.IMS_PER_BATCH", "16"),
-            *("MODEL.ID_LOSS_WEIGHT", "0.5", "MODEL.TRIPLET_LOSS_WEIGHT", "0.75", "MODEL.I2T_LOSS_WEIGHT", "0.125"),
-            *("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.25", "MODEL.NO_MARGIN", "True", "MODEL.IF_LABELSMOOTH", "off"),
-        ],
-    )
-    train_stage("image", new_run(changed, tmp_path / "changed"), *rest)
+    words = [
+        "MODEL.ID_LOSS_WEIGHT",
+        "0.5",
+        "MODEL.TRIPLET_LOSS_WEIGHT",
+        "0.75",
+        "MODEL.I2T_LOSS_WEIGHT",
+        "0.125",
+        "SOLVER.STAGE2.SSL_LOSS_WEIGHT",
+        "0.25",
+        "MODEL.NO_MARGIN",
+        "True",
+        "MODEL.IF_LABELSMOOTH",
+        "off",
+    ]
+    train_stage("image", new_run(changed(cfg, *words), tmp_path / "changed"), *rest)
     stage = fitted["stage"]
     assert stage.weights == {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
     assert stage.triplet.margin is None and stage.identity.smoothing == stage.image_text.smoothing == 0.0
@@ -140,26 +169,22 @@ def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path
 def test_what_is_re_ranked_says_so_everywhere(cfg, parts, fitted, caplog, tmp_path):
     _, model, data = parts
     benchmark = data.benchmark
-    words = [*("TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3")]
-    reranked = from_dict(to_dict(cfg), [*words, "TEST.RE_RANKING_LAMBDA", "0.2"], where="here")
-    plain = build.evaluate_model(cfg, model, benchmark, CPU)
-    evaluation = build.evaluate_model(reranked, model, benchmark, CPU)
+    words = ["TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3"]
+    reranked = changed(cfg, *words, "TEST.RE_RANKING_LAMBDA", "0.2", "SOLVER.STAGE2.EVAL_PERIOD", "3")
+    plain, evaluation = (build.evaluate_model(one, model, benchmark, CPU) for one in (cfg, reranked))
     assert evaluation.reranking == Reranking(k1=6, k2=3, lambda_value=0.2) and plain.reranking is None
     assert evaluation.mean["mINP"] != plain.mean["mINP"]
     assert figures(evaluation).endswith("re-ranked (k1 6, k2 3, lambda 0.2)") and "re-ranked" not in figures(plain)
 
-    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
-    entries = [result_entry("test", cfg, benchmark, one, **facts) for one in (plain, evaluation)]
+    entries = [entry_of(cfg, model, benchmark, one) for one in (plain, evaluation)]
     assert [entry["re_ranking"] for entry in entries] == [None, {"k1": 6, "k2": 3, "lambda_value": 0.2}]
     header, _, first, second = table(entries).splitlines()
     assert header.endswith("re-ranking") and first.endswith("none") and second.endswith("k1 6, k2 3, lambda 0.2")
     assert "re-ranking" not in table(entries[:1])
 
-    every_epoch = from_dict(to_dict(reranked), ["SOLVER.STAGE2.EVAL_PERIOD", "3"], where="here")
     with caplog.at_level("INFO"):
-        train_stage("image", new_run(every_epoch, tmp_path / "reranked"), model, data)
-    lines = [json.loads(line) for line in (tmp_path / "reranked" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["re_ranking"] for line in lines if line["kind"] == "evaluation"] == [entries[1]["re_ranking"]]
+        train_stage("image", new_run(reranked, tmp_path / "reranked"), model, data)
+    assert [line["re_ranking"] for line in recorded(tmp_path / "reranked")] == [entries[1]["re_ranking"]]
     assert any("re-ranked (k1 6, k2 3, lambda 0.2)" in message for message in caplog.messages)
 
 
@@ -167,41 +192,35 @@ def test_what_is_re_ranked_says_so_everywhere(cfg, parts, fitted, caplog, tmp_pa
     ("asked", "at_home", "rows", "used"),
     [
         *(("auto", True, 6, "same"), ("auto", False, 6, "mean"), ("auto", None, 6, "same"), ("auto", None, 7, "mean")),
-        *(("same", False, 6, "same"), ("mean", True, 6, "mean"), ("none", True, 6, "none")),
+        *(("same", False, 6, "same"), ("mean", True, 6, "mean"), ("none", True, 6, "none"), ("mean", True, 5, "mean")),
     ],
 )
 def test_whose_side_information(asked, at_home, rows, used):
     facts = {"sie_camera": True, "sie_view": False, "num_cams": rows, "num_views": 1}
     assert build.settle_side(asked, facts, toy(cams=6), at_home=at_home) == used
     assert build.settle_side(asked, {**facts, "sie_camera": False}, toy(cams=6), at_home=at_home) == "none"
-    views = {"sie_camera": False, "sie_view": True, "num_cams": 6, "num_views": 3}
-    assert build.settle_side("auto", views, toy(cams=6, views=3), at_home=None) == "same"
-    assert build.settle_side("auto", views, toy(cams=6, views=2), at_home=None) == "mean"
 
 
-def test_whose_side_information_when_only_one_of_both_fits():
+@pytest.mark.parametrize("camera", [True, False])
+def test_whose_side_information_of_viewpoints(camera):
     """A bare file's rows are for cameras and viewpoints together."""
-    facts = {"sie_camera": True, "sie_view": True, "num_cams": 6, "num_views": 3}
+    facts = {"sie_camera": camera, "sie_view": True, "num_cams": 6, "num_views": 3}
     used = [build.settle_side("auto", facts, toy(cams=c, views=v), at_home=None) for c, v in ((6, 3), (6, 2), (5, 3))]
-    assert used == ["same", "mean", "mean"]
+    assert used == ["same", "mean", "mean" if camera else "same"]
 
 
-def test_side_information_that_knows_too_few_cameras():
+@pytest.mark.parametrize(("asked", "at_home"), [("same", False), ("auto", True)])
+def test_side_information_that_knows_too_few_cameras(asked, at_home):
     facts = {"sie_camera": True, "sie_view": False, "num_cams": 5, "num_views": 1}
-    message = "the network's side information knows 5 cameras, toy has 6: .* TEST.SIE mean or none tests all the same"
-    for asked, at_home in (("same", False), ("auto", True)):
-        with pytest.raises(WeightsError, match=message):
-            build.settle_side(asked, facts, toy(cams=6), at_home=at_home)
-    assert build.settle_side("mean", facts, toy(cams=6), at_home=True) == "mean"
+    with pytest.raises(WeightsError, match=r"5 cameras, toy has 6: .* TEST\.SIE"):
+        build.settle_side(asked, facts, toy(cams=6), at_home=at_home)
 
 
-def test_the_protocol_that_was_followed_is_told(cfg, parts):
+def test_the_protocol_that_was_followed_is_reported(cfg, parts):
     """Of the data set, whatever the configuration says: VehicleID leaves nothing out."""
     model, benchmark = parts[1], parts[2].benchmark
-    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
-    entries = []
-    for one in (benchmark, replace(benchmark, ignored=ignore_nothing)):
-        entries.append(result_entry("test", cfg, one, build.evaluate_model(cfg, model, one, CPU), **facts))
+    both = (benchmark, replace(benchmark, ignored=ignore_nothing))
+    entries = [entry_of(cfg, model, one, build.evaluate_model(cfg, model, one, CPU)) for one in both]
     assert [entry["protocol"] for entry in entries] == ["cross-camera", "all"]
     header, _, first, second = table(entries).splitlines()
     assert header.endswith("protocol") and first.endswith("cross-camera") and second.endswith("all")
@@ -213,14 +232,13 @@ def test_several_data_sets_are_evaluated_one_by_one_on_the_way(cfg, parts, fitte
     (trial,) = benchmark.trials
     few = replace(benchmark, name="few", trials=(trial._replace(query=trial.query[:2]),))
     both = replace(benchmark, name="synthetic+few", parts=(benchmark, few))
-    every_epoch = from_dict(to_dict(cfg), ["SOLVER.STAGE2.EVAL_PERIOD", "3"], where="here")
     asked, evaluate = [], build.evaluate_model
     monkeypatch.setattr(build, "evaluate_model", lambda *all: (asked.append(all[2]), evaluate(*all))[1])
     with caplog.at_level("INFO"):
-        train_stage("image", new_run(every_epoch, tmp_path / "both"), model, data_of(both))
+        run = new_run(changed(cfg, "SOLVER.STAGE2.EVAL_PERIOD", "3"), tmp_path / "both")
+        train_stage("image", run, model, data_of(both))
     assert asked == [benchmark, few]
-    lines = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["data_set"] for line in lines if line["kind"] == "evaluation"] == ["synthetic", "few"]
+    assert [line["data_set"] for line in recorded(tmp_path / "both")] == ["synthetic", "few"]
     assert any("epoch 3/5\n  few  mAP" in message for message in caplog.messages)
 
 
@@ -236,20 +254,17 @@ def test_a_signal_between_epochs_ends_the_next_step(parts):
 def test_what_the_quick_check_warns_of_reaches_the_log(cfg, caplog):
     benchmark = replace(rendered_benchmark(cfg), omitted=Omitted(("train/a.heic",)))
     quick_check(benchmark, instances=4, identities=4).heed(train_svllreid.logger)
-    (told,) = [record for record in caplog.records if record.name == "train"]
-    assert told.levelname == "WARNING" and told.message.startswith("1 files skipped (.heic: 1) (e.g. train/a.heic)")
+    (record,) = [record for record in caplog.records if record.name == "train"]
+    assert record.levelname == "WARNING" and "train/a.heic" in record.message
 
 
 def test_side_information_at_test(cfg, parts):
     model, benchmark = parts[1], parts[2].benchmark
-    table = model.image.side.table
+    table, scores = model.image.side.table, {}
     with torch.no_grad():
         table.normal_(std=5, generator=torch.Generator().manual_seed(0))
-    scores = {}
     for how in ("same", "mean", "none"):
-        evaluation = build.evaluate_model(
-            from_dict(to_dict(cfg), ["TEST.SIE", how], where="here"), model, benchmark, CPU
-        )
+        evaluation = build.evaluate_model(changed(cfg, "TEST.SIE", how), model, benchmark, CPU)
         assert evaluation.side == how
         scores[how] = evaluation.mean["mINP"]
     assert len(set(scores.values())) == 3
@@ -264,8 +279,7 @@ def test_several_trials_are_shown_with_their_spread(cfg, parts):
     (trial,) = benchmark.trials
     twice = replace(benchmark, trials=(trial, trial._replace(query=trial.query[:2])))
     evaluation = build.evaluate_model(cfg, model, twice, CPU)
-    facts = {"architecture": model.architecture, "seed": 1, "fingerprint": {}, "checkpoint": None}
-    entry = result_entry("test", cfg, twice, evaluation, **facts)
+    entry = entry_of(cfg, model, twice, evaluation)
     assert entry["trials"] == 2 and entry["std"]["mAP"] == evaluation.std["mAP"] > 0
     shown = f"{100 * evaluation.mean['mAP']:.1f} ± {100 * evaluation.std['mAP']:.1f}"
     assert shown in table([entry]) and "±" not in table([{**entry, "std": None}])
@@ -281,25 +295,22 @@ def test_projection_heads_start_as_published(parts):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["MODEL.STRIDE_SIZE", "(9, 6)"], r"MODEL.STRIDE_SIZE: invalid value \(9, 6\).*expected at most \(8, 8\)"),
-        (["MODEL.NAME", "RN50", "MODEL.PRETRAIN", "none"], r"MODEL.SIE_CAMERA: invalid value True, RN50 "),
-        (["INPUT.SIZE_TEST", "(7, 32)"], r"INPUT.SIZE_TEST \(7, 32\): is smaller than a patch"),
+        (["MODEL.STRIDE_SIZE", "(9, 6)"], r"MODEL\.STRIDE_SIZE: .*\(9, 6\).*\(8, 8\)"),
+        (["MODEL.NAME", "RN50", "MODEL.PRETRAIN", "none"], r"MODEL\.SIE_CAMERA: .*True, RN50 "),
+        (["INPUT.SIZE_TEST", "(7, 32)"], r"INPUT\.SIZE_TEST .*\(7, 32\)"),
     ],
 )
 def test_what_an_architecture_cannot_do_is_refused(cfg, overrides, words):
     with pytest.raises(WeightsError, match=words):
-        make_model(from_dict(to_dict(cfg), overrides, where="here"), toy())
+        make_model(changed(cfg, *overrides), toy())
 
 
-def test_side_information_that_tells_nothing_apart_is_said(cfg, caplog):
+def test_side_information_that_tells_nothing_apart_is_reported(cfg, caplog):
     """As of VehicleID, which has no cameras: it trains, with one row."""
-    alone = toy(cams=1, name="VehicleID")
-    assert make_model(cfg, alone).image.side.table.shape[0] == 1
-    said = "MODEL.SIE_CAMERA True: VehicleID tells no cameras apart; all images get one and the same vector"
-    assert said in caplog.messages
-    caplog.clear()
+    assert make_model(cfg, toy(cams=1, name="VehicleID")).image.side.table.shape[0] == 1
     make_model(cfg, toy())
-    assert not any("tells no" in message for message in caplog.messages)
+    (message,) = [message for message in caplog.messages if "MODEL.SIE_CAMERA" in message]
+    assert "VehicleID" in message
 
 
 def test_a_resnet_has_one_stride(cfg, caplog):
@@ -318,9 +329,8 @@ def test_a_resnet_has_one_stride(cfg, caplog):
 def test_the_log_says_what_the_tower_sees(cfg, caplog):
     with caplog.at_level("INFO"):
         make_model(cfg, toy())
-        make_model(from_dict(to_dict(cfg), ["MODEL.STRIDE_SIZE", "(8, 8)"], where="here"), toy())
-    said = [message for message in caplog.messages if message.startswith("ViT-Tiny-8: ")]
-    assert said == [
+        make_model(changed(cfg, "MODEL.STRIDE_SIZE", "(8, 8)"), toy())
+    assert [message for message in caplog.messages if message.startswith("ViT-Tiny-8: ")] == [
         "ViT-Tiny-8: 10 x 5 overlapping patches of 8 pixels at stride [6, 6]",
         "ViT-Tiny-8: 8 x 4 patches of 8 pixels at stride [8, 8]",
     ]
@@ -330,7 +340,7 @@ def test_more_cameras_than_the_table_has_are_refused(cfg, parts):
     model, benchmark = parts[1], parts[2].benchmark
     (trial,) = benchmark.trials
     elsewhere = replace(benchmark, trials=(trial._replace(query=(trial.query[0]._replace(camid=6),)),))
-    with pytest.raises(WeightsError, match=r"knows 6 cameras, synthetic has 7"):
+    with pytest.raises(WeightsError, match=r"6 cameras, synthetic has 7"):
         build.evaluate_model(cfg, model, elsewhere, CPU)
 
 
@@ -342,11 +352,10 @@ def test_a_folder_with_any_file_of_a_run_is_refused(tmp_path, name):
         check_unused(tmp_path)
 
 
-def test_a_run_that_logged_a_step_keeps_its_folder(tmp_path):
+@pytest.mark.parametrize("kinds", [("evaluation",), ("evaluation", "train")])
+def test_a_run_that_logged_a_step_keeps_its_folder(tmp_path, kinds):
     folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
-    folder.record("evaluation", step=1, mAP=0.5)
-    folder.record("train", step=1, loss=1.0)
-    assert not folder.discard() and (tmp_path / "run" / "config.yaml").exists()
-    folder = RunFolder(tmp_path / "other", config={}, fingerprint={})
-    folder.record("evaluation", step=1, mAP=0.5)
-    assert folder.discard() and not (tmp_path / "other").exists()
+    for kind in kinds:
+        folder.record(kind, step=1, mAP=0.5)
+    assert folder.discard() == ("train" not in kinds)
+    assert (tmp_path / "run" / "config.yaml").exists() == ("train" in kinds)
