@@ -35,28 +35,28 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize(("noun", "word"), [("person", 2533), ("vehicle", 5299)])
-def test_the_sentence_word_by_word(table, noun, word):
+def test_the_text_word_by_word(table, noun, word):
     prompts = learner(table, f"A photo of a {{}} {noun}.")
     ids = [*IDS[:9], word, *IDS[10:]]
     assert open_clip.tokenize([f"A photo of a X X X X {noun}."])[0].tolist() == ids + [0] * 65
     assert prompts.prefix[0, :, 0].tolist() == ids[:5]
     assert prompts.suffix[0, :, 0].tolist() == ids[9:] + [0] * 65
     assert prompts.end == 11 and CONTEXT == 4
-    sentence = prompts(torch.tensor([2]))
-    assert sentence.shape == (1, 77, WIDTH)
-    assert sentence[0, [0, 1, 2, 3, 4, 9, 10, 11, 12, 76], 0].tolist() == [*ids[:5], *ids[9:], 0, 0]
-    assert torch.equal(sentence[0, 5:9], prompts.context[2])  # learned positions 5..8
+    text = prompts(torch.tensor([2]))
+    assert text.shape == (1, 77, WIDTH)
+    assert text[0, [0, 1, 2, 3, 4, 9, 10, 11, 12, 76], 0].tolist() == [*ids[:5], *ids[9:], 0, 0]
+    assert torch.equal(text[0, 5:9], prompts.context[2])  # learned positions 5..8
 
 
 @pytest.mark.parametrize(
     ("template", "start", "end"),
     [("{} person", 1, 6), ("A {} person on a street, seen from the left.", 2, 16), ("A photo: {}", 4, 8)],
 )
-def test_other_sentences(table, template, start, end):
+def test_other_templates(table, template, start, end):
     prompts = learner(table, template)
-    sentence = prompts(torch.tensor([1]))
-    assert torch.equal(sentence[0, start : start + 4], prompts.context[1])
-    assert prompts.end == end and sentence[0, end, 0] == 49407 and sentence.shape[1] == 77
+    text = prompts(torch.tensor([1]))
+    assert torch.equal(text[0, start : start + 4], prompts.context[1])
+    assert prompts.end == end and text[0, end, 0] == 49407 and text.shape[1] == 77
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_other_sentences(table, template, start, end):
         *("A photo of a{} person.", "A photo of a {}person.", "word " * 76 + "{} person."),
     ],
 )
-def test_a_sentence_without_a_proper_gap_is_refused(table, template):
+def test_a_template_without_a_proper_gap_is_refused(table, template):
     with pytest.raises(ValueError, match="template"):
         learner(table, template)
 
@@ -114,7 +114,7 @@ def test_mask_zeroes_single_numbers_and_rescales_nothing(strength):
     assert torch.equal(masked[~gone], prompts[~gone])
     spread = 5 * math.sqrt(strength * (1 - strength) / gone.numel())
     assert gone.float().mean().item() == pytest.approx(strength, abs=spread + 1e-9)
-    # Every number for itself: neighbours in a prompt, a position and a vector agree as often as strangers do.
+    # Every number for itself: neighbours in a prompt, a position and a vector agree as often as any two.
     for neighbours in (gone.roll(1, dims=dim) == gone for dim in range(3)):
         assert neighbours.float().mean().item() == pytest.approx(strength**2 + (1 - strength) ** 2, abs=0.02)
 
