@@ -503,7 +503,7 @@ class Run(NamedTuple):
         return [line["step"] for line in found if line["kind"] == kind and line["stage"] == stage]
 
     def logged(self, text: str) -> int:
-        return sum(text in line for line in (self.folder / LOG).read_text(encoding="utf-8").splitlines())
+        return (self.folder / LOG).read_text(encoding="utf-8").count(text)
 
 
 def whole_run(place: Place, changes: dict[str, str]) -> Run:
