@@ -653,8 +653,8 @@ def test_findings_name_labels_as_they_were_written(tmp_path):
 )
 def test_queries_and_gallery_without_a_common_camera(tmp_path, query, gallery, protocol, warned):
     report = quick_check(folder(halls(tmp_path, query, gallery), protocol=protocol), **BATCH)
-    told = [finding for finding in report.warnings if finding.kind == "no common camera"]
-    assert [finding.message for finding in told] == [
+    warnings = [finding for finding in report.warnings if finding.kind == "no common camera"]
+    assert [finding.message for finding in warnings] == [
         "queries (north, south) and gallery (N, S) have no camera in common"
     ] * warned
 
