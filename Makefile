@@ -1,6 +1,6 @@
 # make demo: train and evaluate on this machine, without data or downloads of weights
 # make test: lint and the fast tests            make test-all: all tests that need no GPU
-# make faults FAULTS=120: trainings that are killed, damaged and disturbed, as many times
+# make faults FAULTS=120: trainings that are killed and damaged, so many times
 # make test-gpu: ViT-B/16 on a CUDA device
 # make env:  what all need; a .venv here, from requirements.txt, by uv where that is installed
 # make test-lowest: all tests with the lowest versions that requirements.txt allows, in a .venv-lowest

@@ -2,7 +2,7 @@
 
 from configs.checks import ConfigError
 from configs.loading import from_dict, load, to_dict
-from configs.resuming import EPOCHS, check_changes, epochs_of
+from configs.resuming import check_changes
 from configs.stages import STAGES
 
-__all__ = ["EPOCHS", "STAGES", "ConfigError", "check_changes", "epochs_of", "from_dict", "load", "to_dict"]
+__all__ = ["STAGES", "ConfigError", "check_changes", "from_dict", "load", "to_dict"]

@@ -26,7 +26,7 @@ DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three posit
 FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 SEEDS = within(0, 2**32 - 1)
 OPTIMIZERS = one_of("Adam", "AdamW", "SGD")
-EPOCHS = Rule(
+ASCENDING = Rule(
     lambda value: list(value) == sorted(set(value)) and min(value, default=1) >= 1, "ascending epochs, e.g. (30, 50)"
 )
 ORDER = Rule(
@@ -182,7 +182,7 @@ ROWS = (
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
-    Key("SOLVER.STAGE2.STEPS", (40, 70), "Epochs at which the learning rate is multiplied by GAMMA.", EPOCHS),
+    Key("SOLVER.STAGE2.STEPS", (40, 70), "Epochs at which the learning rate is multiplied by GAMMA.", ASCENDING),
     Key("SOLVER.STAGE2.GAMMA", 0.1, "Factor of the learning rate at each of STEPS.", above(0)),
     Key("SOLVER.STAGE2.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,

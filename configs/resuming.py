@@ -10,8 +10,6 @@ from configs.keys import ALWAYS, UNTIL_OVER
 from configs.loading import flatten
 from configs.stages import STAGES
 
-EPOCHS = {stage.name: stage.key("MAX_EPOCHS") for stage in STAGES.values()}
-
 
 def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, where: str, weights: bool) -> list[str]:
     """Compare the settings of a run that is resumed with those that it was started with.
@@ -56,8 +54,3 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, wh
             f"settings, or start a new run {advice}"
         )
     return lines
-
-
-def epochs_of(cfg: CfgNode, stage: str) -> int:
-    """How many epochs a stage has."""
-    return STAGES[stage].settings(cfg).MAX_EPOCHS

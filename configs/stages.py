@@ -23,9 +23,9 @@ class Stage(NamedTuple):
         """Its block of a configuration."""
         return cfg.SOLVER[self.block]
 
-    def checkpoint(self, model: str, epoch: int) -> str:
-        """The name of a checkpoint's file."""
-        return self.file.format(model=model, epoch=epoch)
+    def epochs(self, cfg: Any) -> int:
+        """How many epochs it has."""
+        return self.settings(cfg).MAX_EPOCHS
 
 
 PROMPT = Stage("prompt", "stage 1 (prompt learning)", "STAGE1", True, False, "{model}_stage1_{epoch}.pth")

@@ -59,7 +59,7 @@ def _read_split(split: Path) -> tuple[list[LabelledImage], Omitted]:
 
 
 def read_identities(root: Path) -> tuple[list[LabelledImage], Omitted]:
-    """The images of a folder that holds a folder per identity; and what was passed over.
+    """The images of a folder that holds a folder per identity; and what was skipped.
 
     Raises:
         DataError: images beside identities' folders; folders in them; folders whose name is blank, a word for no

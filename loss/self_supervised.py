@@ -10,7 +10,7 @@ from loss.precision import in_fp32
 
 
 class NTXent(nn.Module):
-    """SimCLR's loss (Chen et al., 2020, eq. 1): each of 2N views finds its partner among the other 2N - 1.
+    """SimCLR's loss (Chen et al., 2020, eq. 1): each of 2N views finds its positive among the other 2N - 1.
 
     Cosine similarity over a temperature. Other images of the same identity count as negatives, as published, unless
     identities are given.
@@ -22,19 +22,19 @@ class NTXent(nn.Module):
 
     @in_fp32
     def forward(self, a: Tensor, b: Tensor, pids: Tensor | None = None) -> Tensor:
-        """Views [N, D] and [N, D], row i of one being the partner of row i of the other -> []; 0 for N = 1.
+        """Views [N, D] and [N, D], row i of one being the positive of row i of the other -> []; 0 for N = 1.
 
         With identities [N], other images of an image's own identity are neither positives nor negatives.
         """
         views = F.normalize(torch.cat([a, b]), dim=1)  # [2N, D]
         scores = views @ views.T / self.temperature
         rows = torch.arange(len(scores), device=scores.device)
-        partner = rows.roll(len(a))
+        positive = rows.roll(len(a))
         left_out = rows[:, None] == rows  # a view itself
         if pids is not None:
             owners = pids.repeat(2)
-            left_out = (owners[:, None] == owners) & (partner[:, None] != rows)
-        return F.cross_entropy(scores.masked_fill(left_out, -torch.inf), partner)
+            left_out = (owners[:, None] == owners) & (positive[:, None] != rows)
+        return F.cross_entropy(scores.masked_fill(left_out, -torch.inf), positive)
 
 
 class NegativeCosine(nn.Module):

@@ -66,7 +66,7 @@ def check_tensors(state: Mapping, source: str) -> None:
             raise WeightsError(f"{source}: {name!r} is a {type(value).__name__}, where names and tensors belong")
         if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
             kind = "meta" if value.is_meta else value.dtype if value.layout == torch.strided else value.layout
-            raise WeightsError(f"{source}: {name} is a tensor of another kind ({kind}); right are dense real numbers")
+            raise WeightsError(f"{source}: {name} is a tensor of another kind ({kind}); expected dense real numbers")
         if value.is_floating_point() and not value.isfinite().all():
             raise WeightsError(f"{source}: {name} holds values that are not finite")
 

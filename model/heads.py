@@ -30,7 +30,7 @@ class BNNeckHead(nn.Module):
 
 
 class SideEmbedding(nn.Module):
-    """A learnt vector for every camera and/or viewpoint, added to the class token (SIE; CLIP-ReID, §3.4).
+    """A learned vector for every camera and/or viewpoint, added to the class token (SIE; CLIP-ReID, §3.4).
 
     The table has a row for every camera, every viewpoint, or every pair (row = camera * viewpoints + viewpoint), as in
     published checkpoints. An id of -1 stands for "unknown" and takes the mean over the rows it could have been.

@@ -145,7 +145,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
     if not any(name.startswith("visual.") for name in state):
         raise WeightsError(
-            f"MODEL.PRETRAIN: {path} is {layout(state)}; right is a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
+            f"MODEL.PRETRAIN: {path} is {layout(state)}; expected a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
             "whole CLIP by open_clip's names (open_clip_model.safetensors, open_clip_pytorch_model.bin)"
         )
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}

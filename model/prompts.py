@@ -1,4 +1,4 @@
-"""One learnable sentence for every identity, and the three ways of disturbing it."""
+"""A learnable prompt for every identity, and its three augmentations."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-CONTEXT = 4  # learnt tokens a sentence: "A photo of a X X X X person."
+CONTEXT = 4  # learned tokens a prompt: "A photo of a X X X X person."
 
 
 class PromptLearner(nn.Module):
-    """The template's token embeddings with `CONTEXT` tokens in the gap that are learnt, identity by identity.
+    """The template's token embeddings with `CONTEXT` learned tokens of each identity in the gap.
 
     Only the embeddings of the template's own words are kept (as buffers); the embedding table itself is not.
 
     Args:
         num_pids: identities.
-        template: a sentence with {} where the learnt tokens go, e.g. "A photo of a {} person.".
+        template: a prompt with {} where the learned tokens go, e.g. "A photo of a {} person.".
         token_embedding: CLIP's table [vocabulary, W].
-        tokenizer: CLIP's tokenizer, list of sentences -> token ids [N, L].
+        tokenizer: CLIP's tokenizer, list of texts -> token ids [N, L].
 
     Attributes:
-        trained: whether the tokens were learnt, here or in the run that a file comes from.
+        trained: whether the tokens were trained, here or in the run that a file comes from.
 
     Raises:
         ValueError: the template has no gap between its words, is too long for the context, or has a word that the
@@ -35,9 +35,9 @@ class PromptLearner(nn.Module):
     def __init__(self, num_pids: int, template: str, token_embedding: nn.Embedding, tokenizer: Callable):
         super().__init__()
         if template.count("{}") != 1:
-            raise ValueError(f"template {template!r}: needs {{}} exactly once, where the learnt tokens go")
+            raise ValueError(f"template {template!r}: expected {{}} exactly once, where the learned tokens go")
         tokens = tokenizer([template.format(" ".join(["X"] * CONTEXT))])  # [1, L]
-        # The words before the gap, less the end-of-text token, are the start of the full sentence, too.
+        # The words before the gap, less the end-of-text token, are the start of the full prompt, too.
         start = int(tokenizer([template.partition("{}")[0]]).argmax())
         self.end = int(tokens.argmax())  # the end-of-text token has the largest id
         gap = tokens[0, start : start + CONTEXT]
@@ -103,7 +103,7 @@ AUGMENTATIONS = {"mask": mask, "swap": swap, "mix": mix}
 def words_only(augment: Callable[[Tensor], Tensor], end: int) -> Callable[[Tensor], Tensor]:
     """An augmentation that leaves start, end (at position `end`) and padding as they are.
 
-    Published code disturbs the whole context: with `mask`, half of what the sentence is read out from is lost; with
+    Published code augments the whole context: with `mask`, half of the read-out position is lost; with
     `swap`, most words are replaced with padding.
     """
 

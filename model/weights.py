@@ -17,7 +17,7 @@ from model.svllreid import SvllReid
 from model.towers import find_tower
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
-from utils.schema import CHECKPOINT, check
+from utils.schema import Checkpoint, check
 
 # Parts of a network: how their tensors' names begin, and the settings that decide on them.
 PARTS = {
@@ -83,7 +83,7 @@ def weights_in(contents: dict, source: str) -> Weights:
         WeightsError: it lacks a part, its description is damaged, or something else is where a tensor belongs.
     """
     check_checkpoint(contents, source)
-    check(contents, CHECKPOINT, source)
+    check(contents, Checkpoint, source)
     try:
         find_tower(contents["architecture"]["name"])
     except WeightsError as error:
@@ -259,7 +259,7 @@ class _PositionTable(NamedTuple):
         value, place, shown = tensors[self.name], wanted[self.name], self.weights.shown(self.name)
         if resize and self.old is None:
             faults.append(
-                f"{shown} has {len(value) - 1} positions, and nobody knows in how many rows: "
+                f"{shown} has {len(value) - 1} positions in an unknown number of rows: "
                 "convert the file with its own settings first (tools.convert_checkpoint); the copy says it"
             )
         elif resize and self.old and self.old != self.new:

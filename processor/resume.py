@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from configs import EPOCHS, check_changes, epochs_of, from_dict
+from configs import STAGES, check_changes, from_dict
 from datasets.several import names_of
 from utils.errors import DataError, UserError, WeightsError
 from utils.run import CONFIG
@@ -32,14 +32,15 @@ def check_resume(cfg: CfgNode, path: Path, earlier: EarlierRun, device: torch.de
     number, epoch = 0, 0
     if state:
         number, epoch = stage_number(state, stages), state.run["position"]["epoch"]
-        if epoch > (epochs := epochs_of(before, stages[number])):
-            raise WeightsError(f"{state.path}: is of epoch {epoch} of the {stages[number]} stage, which has {epochs}")
+        stage = STAGES[stages[number]]
+        if epoch > (epochs := stage.epochs(before)):
+            raise WeightsError(f"{state.path}: is of epoch {epoch} of {stage.title}, which has {epochs}")
     if ended:
         number = len(stages) - 1
-        epoch = epochs_of(before, stages[number])
+        epoch = STAGES[stages[number]].epochs(before)
     weights = state is not None or any(path.glob("*.pth"))
     changes = check_changes(before, cfg, number=number, epoch=epoch, where=str(path), weights=weights)
-    if ended and not any(change.startswith(EPOCHS[stages[-1]]) for change in changes):
+    if ended and not any(change.startswith(STAGES[stages[-1]].key("MAX_EPOCHS")) for change in changes):
         return False
     if earlier.damaged:
         raise UserError(earlier.damaged)

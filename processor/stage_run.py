@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from solver.build import load_optimizer
 from utils.distributed import any_rank, average_statistics, collective
 from utils.errors import WeightsError, one_line
+from utils.schema import Best, RunState
 from utils.seeds import random_states, restore_random_states
 from utils.stopping import Interrupted, Stopping
 
@@ -193,7 +194,7 @@ class SavedStageRun(StageRun):
         self.model = parts.model
         self.file, self.facts = file, facts
         self.saved, self.saved_at = saved, time.monotonic()
-        self.best: dict[str, dict] = saved["best"] if saved else {}
+        self.best: dict[str, Best] = saved["best"] if saved else {}
         self.checkpoint: Path | None = None  # the last one
 
     def before_epoch(self, epoch: int, epoch_state: dict | None) -> dict | None:
@@ -204,7 +205,7 @@ class SavedStageRun(StageRun):
             self.saved = None
         return epoch_state
 
-    def _restore(self, saved: dict) -> None:
+    def _restore(self, saved: RunState) -> None:
         optimizer, _, scaler = self.training
         with collective():
             try:

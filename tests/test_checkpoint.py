@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, read without running anything, rebuilt from their own description."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -74,23 +73,6 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, er
     assert names(tmp_path) == ["ViT_3.pth"] and path.read_bytes() == before
 
 
-def test_a_failure_while_renaming_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "ViT_3.pth"
-    save_checkpoint(path, CONTENTS)
-    before = path.read_bytes()
-    seen = []
-
-    def refuse(source, target):
-        seen.append((read_tensors(source)["epoch"], Path(target)))  # the whole of it is there by now
-        raise PermissionError("not now")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError):
-        save_checkpoint(path, {**CONTENTS, "epoch": 4})
-    assert seen == [(4, path)]
-    assert names(tmp_path) == ["ViT_3.pth"] and path.read_bytes() == before
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_numbers_that_are_not_finite_are_never_written(tmp_path, value, dtype):
@@ -107,53 +89,11 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path, value, dtype):
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def test_files_that_are_no_checkpoints(tmp_path):
-    with pytest.raises(WeightsError, match=r"absent\.pth: there is no such file"):
-        read_checkpoint(tmp_path / "absent.pth")
-    with pytest.raises(WeightsError, match="is a folder; name the file in it"):
-        read_checkpoint(tmp_path)
-    with pytest.raises(WeightsError, match="/dev/null: is not a regular file"):
-        read_checkpoint("/dev/null")
-    torch.save({"classifier.weight": torch.zeros(1)}, tmp_path / "bare.pth")
-    with pytest.raises(WeightsError, match=r"bare\.pth: is not a checkpoint of this program"):
-        read_checkpoint(tmp_path / "bare.pth")
-    torch.save({**CONTENTS, "format": "svllreid-0"}, tmp_path / "old.pth")
-    with pytest.raises(WeightsError, match=FORMAT):
-        read_checkpoint(tmp_path / "old.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match=r"list\.pth: holds a list"):
-        read_checkpoint(tmp_path / "list.pth")
-
-
-class Hostile:
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    path, target = tmp_path / "x.pth", tmp_path / "hit"
-    torch.save({"format": FORMAT, **CONTENTS, "config": Hostile(target)}, path)
-    with pytest.raises(WeightsError, match=r"x\.pth.*not loaded"):
-        read_checkpoint(path)
-    assert not target.exists()
-
-
-def test_damaged_checkpoints_are_refused(tmp_path):
-    path = tmp_path / "x.pth"
-    save_checkpoint(path, CONTENTS)
-    whole = path.read_bytes()
-    for length in (0, 1, 50, len(whole) // 3, len(whole) // 2, len(whole) - 30, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=r"x\.pth") as caught:
-            read_checkpoint(path)
-        assert "\n" not in str(caught.value)
-    start = whole.index(b"svllreid")
-    path.write_bytes(whole[:start] + b"XXXXXXXX" + whole[start + 8 :])
-    with pytest.raises(WeightsError, match=r"x\.pth"):
-        read_checkpoint(path)
+@pytest.mark.parametrize("contents", [{"classifier.weight": torch.zeros(1)}, {**CONTENTS, "format": "svllreid-0"}])
+def test_files_that_are_no_checkpoints(tmp_path, contents):
+    torch.save(contents, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=rf"x\.pth: .*{FORMAT}"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 # ----------------------------------------------------------------------------------------------------- strict loading
@@ -174,13 +114,6 @@ def test_strict_loading_copies_everything_or_nothing():
         "0.bias is [1], not [2]; why"
     )
     assert_same(dict(module.state_dict()), before)
-
-
-def test_a_long_list_of_faults_is_cut():
-    with pytest.raises(WeightsError, match=r"5 missing \(0\.bias, 0\.weight, 1\.bias, …\)"):
-        load_strictly(
-            nn.Sequential(nn.Linear(1, 1), nn.LayerNorm(1), nn.Linear(1, 1, bias=False)), {}, source="x", hint="y"
-        )
 
 
 # ----------------------------------------------------------------------------------------------------- whole networks

@@ -45,12 +45,6 @@ def test_projector_layer_by_layer():
     assert all(module.bias is not None for module in Projector(8, 6, 4) if isinstance(module, nn.Linear))
 
 
-def test_projector_has_the_published_widths_by_default():
-    with torch.device("meta"):
-        shapes = [tuple(module.weight.shape) for module in Projector(768) if isinstance(module, nn.Linear)]
-    assert shapes == [(4096, 768), (4096, 4096), (256, 4096)]
-
-
 def test_published_start_of_the_image_projector():
     torch.manual_seed(1)
     plain = Projector(100, 400, 50)
@@ -67,17 +61,6 @@ def test_published_start_of_the_image_projector():
         for value in (published[layer].weight, published[layer].bias):
             assert 0 <= value.min() < 0.05 and 0.95 < value.max() <= 1
             assert value.mean().item() == pytest.approx(0.5, abs=0.08)
-
-
-def test_the_text_projector_keeps_pytorchs_start():
-    torch.manual_seed(2)
-    ours = Projector(7, 5, 3)
-    torch.manual_seed(2)
-    theirs = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU())
-    last = nn.Linear(5, 3)
-    for layer in (0, 3):
-        assert torch.equal(ours[layer].weight, theirs[layer].weight)
-    assert torch.equal(ours[6].weight, last.weight)
 
 
 def test_projector_uses_the_statistics_of_what_it_is_given():
@@ -133,7 +116,7 @@ def test_the_table_starts_small_and_cut_off():
     assert table.mean().abs() < 0.001
 
 
-def test_every_row_learns_from_its_own_pictures():
+def test_every_row_learns_from_its_own_images():
     table = SideEmbedding(3, 1, 5, camera=True, view=False, scale=1.0)
     table(side([0, 2, 2], [0, 0, 0])).sum().backward()
     assert table.table.grad.tolist() == [[1.0] * 5, [0.0] * 5, [2.0] * 5]

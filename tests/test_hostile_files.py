@@ -595,10 +595,6 @@ def test_what_earlier_versions_did_not_write_may_be_missing(tmp_path, checkpoint
 # ------------------------------------------------------------------------------------------------- writing checkpoints
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 @pytest.mark.skipif(os.name != "posix", reason="other systems do not open folders")
 def test_contents_are_on_the_disk_before_their_name_and_their_name_before_the_end(tmp_path, monkeypatch):
     events = []
@@ -622,34 +618,28 @@ def test_contents_are_on_the_disk_before_their_name_and_their_name_before_the_en
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems do not open folders")
-def test_a_file_system_that_cannot_sync_folders_is_no_failure(tmp_path, monkeypatch):
-    opened = []
+def test_what_a_disk_says_when_it_is_asked_to_keep_what_it_took(tmp_path, monkeypatch):
+    """Full: the old file stays, alone. Folders cannot be synced: no failure, and the folder is closed all the same."""
+    path, opened, full = tmp_path / "x.pth", [], False
+    write_tensors(path, CONTENTS)
 
     def refuse(descriptor: int) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             opened.append(descriptor)
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    write_tensors(tmp_path / "x.pth", CONTENTS)
-    assert same(read_tensors(tmp_path / "x.pth"), CONTENTS)
+    write_tensors(path, CONTENTS)
+    assert same(read_tensors(path), CONTENTS)
     (descriptor,) = opened
     with pytest.raises(OSError):
-        os.fstat(descriptor)  # it was closed all the same
-
-
-def test_a_disk_that_is_full_only_when_it_is_asked_to_keep_what_it_took(tmp_path, monkeypatch):
-    path = tmp_path / "x.pth"
-    write_tensors(path, CONTENTS)
-    before = path.read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+        os.fstat(descriptor)
+    full, before = True, path.read_bytes()
     with pytest.raises(OSError, match="No space left"):
         write_tensors(path, {**CONTENTS, "epoch": 4})
-    assert names(tmp_path) == ["x.pth"] and path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pth"] and path.read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------ images: right ones
@@ -738,22 +728,16 @@ def test_what_is_transparent_shows_white(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.png", "x.gif"])
 def test_a_transparent_colour_of_a_palette_shows_white(tmp_path, name):
+    """One colour, or in PNG every colour with a transparency of its own; a file is what it holds, not its suffix."""
     indices = np.repeat(np.arange(4, dtype=np.uint8), 8)[:, None].repeat(WIDTH, axis=1)
     image = Image.fromarray(indices).convert("P")
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
     image.save(tmp_path / name, transparency=1)
-    found = read(tmp_path / name)
-    assert (found[0, 0].tolist(), found[8, 0].tolist()) == ([200, 0, 0], [255, 255, 255])
-    assert (found[16, 0].tolist(), found[24, 0].tolist()) == ([0, 0, 200], [9, 9, 9])
-
-
-def test_a_palette_of_which_every_colour_has_its_own_transparency(tmp_path):
-    indices = np.repeat(np.arange(3, dtype=np.uint8), 8)[:, None].repeat(WIDTH, axis=1)
-    image = Image.fromarray(indices).convert("P")
-    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
-    image.save(tmp_path / "x.png", transparency=bytes([255, 51, 0]))
+    found = read((tmp_path / name).rename(tmp_path / "x.jpg"))
+    assert [found[row, 0].tolist() for row in (0, 8, 16, 24)] == [[200, 0, 0], [255] * 3, [0, 0, 200], [9, 9, 9]]
+    image.save(tmp_path / "x.png", transparency=bytes([255, 51, 0, 255]))
     found = read(tmp_path / "x.png")
-    assert [found[row, 0].tolist() for row in (0, 8, 16)] == [[200, 0, 0], [204, 244, 204], [255, 255, 255]]
+    assert [found[row, 0].tolist() for row in (0, 8, 16, 24)] == [[200, 0, 0], [204, 244, 204], [255] * 3, [9, 9, 9]]
 
 
 @pytest.mark.parametrize("mode, key", [("RGB", (60, 0, 225)), ("L", 77)])
@@ -865,12 +849,6 @@ def test_of_several_images_in_a_file_the_first_counts(tmp_path, suffix):
         assert image.n_frames == 2
     assert np.abs(read(path) - (200, 10, 10)).max() <= 2
     assert not notes(path).keys() - {"not RGB"}
-
-
-def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
-    scene().save(tmp_path / "x.png")
-    (tmp_path / "x.png").rename(tmp_path / "x.jpg")
-    assert np.array_equal(read(tmp_path / "x.jpg"), array(scene()))
 
 
 NO_TEXT = ["\udcff.png"] if sys.platform == "linux" else []
@@ -1020,36 +998,29 @@ def test_a_worker_says_the_same(tmp_path, kind):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_no_part_of_a_image_passes_for_the_whole(tmp_path, form):
+def test_parts_of_an_image_are_refused_and_damaged_ones_are_read_or_refused(tmp_path, form):
     path, whole = tmp_path / "x.jpg", encoded(form)
     path.write_bytes(whole)
     expected = read(path)
-    refused = 0
-    for length in sorted({*range(0, len(whole), max(1, len(whole) // 60)), *range(len(whole) - 12, len(whole))}):
-        path.write_bytes(whole[:length])
+
+    def read_or_refused(content: bytes) -> np.ndarray | None:
+        path.write_bytes(content)
         try:
-            found = np.asarray(read_image(str(path)))
+            return read(path)
         except DataError as error:
-            refused += 1
-            assert str(error).startswith(f"{path}: ")
-        else:
-            assert np.array_equal(found, expected), length
-    assert refused > 50
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            return None
 
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_damaged_images_are_read_or_named(tmp_path, form):
-    path, whole = tmp_path / "x.jpg", encoded(form)
+    lengths = {*range(0, len(whole), max(1, len(whole) // 60)), *range(len(whole) - 12, len(whole))}
+    parts = [read_or_refused(whole[:length]) for length in sorted(lengths)]
+    assert all(part is None or np.array_equal(part, expected) for part in parts)
+    assert sum(part is None for part in parts) > 50
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(150 if form != "BMP" else 0):
         damaged = bytearray(whole)
         for _ in range(int(rng.integers(1, 4))):
             damaged[int(rng.integers(min(len(whole), 400)))] = int(rng.integers(256))
-        path.write_bytes(damaged)
-        try:
-            assert read_image(str(path)).mode == "RGB"
-        except DataError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        read_or_refused(bytes(damaged))
 
 
 # With Python's own settings for warnings, as users have them.
@@ -1072,7 +1043,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()) * 2:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr.splitlines()
 
 
-def test_what_is_read_all_the_same_is_read_in_silence(tmp_path):
+def test_what_is_read_is_read_in_silence_and_what_is_not_is_one_line(tmp_path):
     for number, block in enumerate(exif_blocks().values()):
         scene().save(tmp_path / f"{number}.jpg", exif=block)
     scene().convert("P").save(tmp_path / "x.png", transparency=bytes([0, 99]))
@@ -1081,13 +1052,11 @@ def test_what_is_read_all_the_same_is_read_in_silence(tmp_path):
     place = whole.index(b"MPF\0") + 8
     (tmp_path / "x.mpo").write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
     assert on_the_screen(tmp_path) == []
-
-
-def test_a_bomb_is_one_line(tmp_path):
-    """One that Pillow only warns of, and one that it refuses itself."""
-    bomb(tmp_path / "a.jpg", SIDE + 1, SIDE + 1)
-    bomb(tmp_path / "b.jpg", 60_000, 60_000)
-    lines = on_the_screen(tmp_path)
+    # An image that Pillow only warns of, and one that it refuses itself: a line each time.
+    (tmp_path / "bombs").mkdir()
+    bomb(tmp_path / "bombs" / "a.jpg", SIDE + 1, SIDE + 1)
+    bomb(tmp_path / "bombs" / "b.jpg", 60_000, 60_000)
+    lines = on_the_screen(tmp_path / "bombs")
     assert len(lines) == 4 and lines[:2] == lines[2:]
     for line, name, pixels in zip(lines[:2], "ab", ((SIDE + 1) ** 2, 60_000**2), strict=True):
-        assert line.startswith(f"{tmp_path / name}.jpg: cannot be read as an image (") and str(pixels) in line
+        assert line.startswith(f"{tmp_path}/bombs/{name}.jpg: cannot be read as an image (") and str(pixels) in line

@@ -2,13 +2,11 @@
 
 import io
 import os
-import pickle
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path
 
 import huggingface_hub
@@ -73,37 +71,25 @@ FORMS = ["safetensors", "archive", *WRAPPINGS]
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("activation", ["auto", "quick_gelu", "gelu"])
 @pytest.mark.parametrize("form", FORMS)
-def test_local_files_of_every_form(tmp_path, form):
-    path = write(tmp_path / "weights", weights(), form)
-    clip, activation = load_clip(SMALL, str(path), "quick_gelu")
-    assert activation == "quick_gelu"
-    images = torch.randn(2, 3, 32, 32)
-    tolerance = 5e-3 if form == "archive" else 0  # half precision
-    expected = small_clip(image_size=32).encode_image(images)
-    torch.testing.assert_close(clip.eval().encode_image(images), expected, rtol=0, atol=tolerance)
+def test_local_files_of_every_form(tmp_path, form, activation):
+    path, openais = write(tmp_path / "weights", weights(), form), form == "archive"
+    if activation == ("gelu" if openais else "auto"):  # what the file contradicts, or does not say
+        with pytest.raises(WeightsError, match=r"MODEL\.ACTIVATION: .*weights.* quick_gelu"):
+            load_clip(SMALL, str(path), activation)
+        return
+    clip, settled = load_clip(SMALL, str(path), activation)
+    assert settled == ("quick_gelu" if openais else activation)
     assert all(value.dtype == torch.float32 for value in clip.state_dict().values())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("form", FORMS)
-def test_the_activation_has_to_be_named_unless_the_file_is_openais(tmp_path, form):
-    path = write(tmp_path / "weights", weights(), form)
-    if form == "archive":
-        clip, activation = load_clip(SMALL, str(path))
-        assert activation == "quick_gelu"
-    else:
-        with pytest.raises(WeightsError, match=r"MODEL\.ACTIVATION: .*weights.* quick_gelu .* gelu .*set it"):
-            load_clip(SMALL, str(path))
-        clip, activation = load_clip(SMALL, str(path), "gelu")
-        assert activation == "gelu"
     images = torch.randn(2, 3, 32, 32)
     expected, other = (
-        small_clip(image_size=32, quick_gelu=quick).eval().encode_image(images)
-        for quick in (activation == "quick_gelu", activation != "quick_gelu")
+        small_clip(image_size=32, quick_gelu=quick).encode_image(images)
+        for quick in (settled == "quick_gelu", settled != "quick_gelu")
     )
     result = clip.eval().encode_image(images)
-    assert (result - expected).abs().max() < 5e-3 < (result - other).abs().max()
+    assert (result - expected).abs().max() <= (5e-3 if openais else 0)  # half precision
+    assert (result - other).abs().max() > 5e-3
 
 
 def test_a_random_start_needs_no_file():
@@ -153,6 +139,8 @@ HUGGING_FACE = {
 }
 TIMM = {"cls_token": ONE, "pos_embed": ONE, "blocks.0.attn.qkv.weight": ONE}
 RIGHT_FILE = ["MODEL.PRETRAIN", "openai", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+LOOPED: dict = {"model": TIMM}
+LOOPED["self"] = LOOPED  # no endless search
 OTHERS = {
     "Hugging Face": (HUGGING_FACE, ["Hugging Face", "vision_model.encoder", *RIGHT_FILE]),
     "half of Hugging Face": ({name: ONE for name in HUGGING_FACE if "vision" in name}, ["Hugging Face", *RIGHT_FILE]),
@@ -181,6 +169,7 @@ def test_weights_by_others_names_are_called_by_theirs_before_anything_is_asked(t
         ({"state_dict": TIMM, "ema": {"model": TIMM}}, ["several", "['state_dict'], ['ema']['model']", "torch.save("]),
         ({**TIMM, "ema": TIMM}, ["several", "(itself, ['ema'])"]),
         ({"x.weight": ONE, "module.x.weight": ONE}, ["names differ in", "module"]),
+        (LOOPED, ["several"]),
         ({"model": {7: ONE}}, ["7 is a Tensor, where names and tensors belong"]),
     ],
 )
@@ -213,61 +202,50 @@ def test_tensors_that_are_no_weights_are_named_at_every_door(tmp_path, change, w
             door(tmp_path / "thing.pth")
 
 
-def test_a_dictionary_that_holds_itself_is_no_endless_search(tmp_path):
-    contents = {"model": TIMM}
-    contents["self"] = contents
-    torch.save(contents, tmp_path / "thing.pth")
-    with pytest.raises(WeightsError, match=r"thing\.pth: holds several"):
-        load_clip(SMALL, str(tmp_path / "thing.pth"))
-
-
 def test_weights_that_do_not_fit_are_said_before_their_activation_is_asked_for(tmp_path):
     image = {name: value for name, value in weights().items() if name.startswith("visual.")}
     with pytest.raises(WeightsError, match=r"missing \(ln_final\.bias"):
         load_clip(SMALL, str(write(tmp_path / "weights", image, "_orig_mod.")))
 
 
-def loaded(tmp_path: Path, state: dict[str, Tensor]) -> str:
+STATE = weights()
+LACKING = {name: value for name, value in STATE.items() if name != "visual.proj"}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (LACKING, ["1 missing (visual.proj)"]),
+        ({**STATE, "extra.weight": ONE}, ["1 unexpected (extra.weight)"]),
+        ({**STATE, "visual.proj": torch.zeros(24, 32)}, ["visual.proj is [24, 32], not [32, 24]"]),
+        (weights(layers=4), ["12 unexpected (visual.transformer.resblocks.3.", "…"]),
+        # A shape that would broadcast is wrong all the same.
+        ({**LACKING, "extra": ONE, "visual.ln_pre.bias": torch.zeros(1)}, ["missing", "unexpected", "[1], not [32]"]),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, state, words):
     with pytest.raises(WeightsError) as caught:
         load_clip(SMALL, str(write(tmp_path / "weights", state, "state dict")), "gelu")
-    message = str(caught.value)
-    assert "weights.bin" in message and f"is it a {SMALL} (MODEL.NAME)?" in message and "\n" not in message
-    return message
+    assert [word for word in ["weights.bin", "MODEL.NAME", *words] if word not in str(caught.value)] == []
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path):
-    state = weights()
-    lacking = {name: value for name, value in state.items() if name != "visual.proj"}
-    assert "1 missing (visual.proj)" in loaded(tmp_path, lacking)
-    assert "1 unexpected (extra.weight)" in loaded(tmp_path, {**state, "extra.weight": torch.zeros(1)})
-    message = loaded(tmp_path, {**state, "visual.proj": torch.zeros(24, 32)})
-    assert "visual.proj is [24, 32], not [32, 24]" in message
-    message = loaded(tmp_path, weights(layers=4))
-    assert "12 unexpected (visual.transformer.resblocks.3." in message and "…" in message
-    # A shape that would broadcast is wrong all the same.
-    assert "visual.ln_pre.bias is [1], not [32]" in loaded(tmp_path, {**state, "visual.ln_pre.bias": torch.zeros(1)})
-    everything = {**lacking, "extra": torch.zeros(1), "visual.ln_pre.bias": torch.zeros(1)}
-    assert all(word in loaded(tmp_path, everything) for word in ("missing", "unexpected", "not [32]"))
-
-
-def test_names_that_are_unknown_are_answered_with_the_nearest(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "tag", "words"),
+    [
+        ("ViT-B16", "openai", "MODEL.NAME: there is no architecture 'ViT-B16'; near it: .*ViT-B-16"),
+        ("ViT-Tiny8", "rendered", "near it: .*ViT-Tiny-8"),
+        ("vit-b-16", "openai", "near it: ViT-B-16$"),
+        ("ViT-B-16", "opnai", "'opnai' is neither a file nor a tag of ViT-B-16; did you mean openai"),
+        ("ViT-B-16", "/no/such/file.pt", "'/no/such/file.pt' is neither a file nor a tag of ViT-B-16; tags: openai"),
+        ("ViT-Tiny-8", "openai", "'openai' is neither a file nor a tag of ViT-Tiny-8; tags: rendered"),
+        *((name, "openai", f"MODEL.NAME: '{name}'.*ViT-B-16") for name in ("coca_ViT-B-32", "ViT-B-16-SigLIP")),
+        *((name, "none", f"MODEL.NAME: '{name}'.*ViT-B-16") for name in ("roberta-ViT-B-32", "ViT-H-14-CLIPA")),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest_before_a_download(monkeypatch, name, tag, words):
     monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("downloaded before the name was checked"))
-    with pytest.raises(WeightsError, match=r"MODEL\.NAME: there is no architecture 'ViT-B16'; near it: .*ViT-B-16"):
-        load_clip("ViT-B16", "openai")
-    with pytest.raises(WeightsError, match=r"near it: .*ViT-Tiny-8"):
-        load_clip("ViT-Tiny8", "rendered")
-    with pytest.raises(WeightsError, match=r"near it: ViT-B-16$"):
-        load_clip("vit-b-16", "openai")
-    with pytest.raises(
-        WeightsError, match=r"'opnai' is neither a file nor a tag of ViT-B-16; did you mean openai\? tags"
-    ):
-        load_clip("ViT-B-16", "opnai")
-    with pytest.raises(
-        WeightsError, match=r"'/no/such/file\.pt' is neither a file nor a tag of ViT-B-16; tags: openai"
-    ):
-        load_clip("ViT-B-16", "/no/such/file.pt")
-    with pytest.raises(WeightsError, match=r"'openai' is neither a file nor a tag of ViT-Tiny-8; tags: rendered"):
-        load_clip("ViT-Tiny-8", "openai")
+    with pytest.raises(WeightsError, match=words):
+        load_clip(name, tag)
 
 
 @pytest.fixture
@@ -300,14 +278,6 @@ def test_a_checkpoint_cannot_have_the_network_asked(tmp_path, name):
         load_model(tmp_path / "x.pth")
     with pytest.raises(WeightsError):
         settle_architecture(load(None, []), read_weights(tmp_path / "x.pth"))
-
-
-@pytest.mark.parametrize("name", ["coca_ViT-B-32", "roberta-ViT-B-32", "ViT-B-16-SigLIP", "ViT-H-14-CLIPA"])
-@pytest.mark.parametrize("tag", ["none", "openai"])
-def test_architectures_of_another_kind_are_refused_before_anything_is_fetched(monkeypatch, name, tag):
-    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("downloaded for nothing"))
-    with pytest.raises(WeightsError, match=rf"MODEL\.NAME: '{name}'.*ViT-B-16"):
-        load_clip(name, tag)
 
 
 # ------------------------------------------------------------------------------------------------- tags, with a network
@@ -434,42 +404,7 @@ def test_a_network_that_swallows_everything_is_given_up_within_5_seconds(monkeyp
         released.set()
 
 
-# ----------------------------------------------------------------------------------------------------- hostile, broken
-
-
-class Hostile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
-def hostile_files(folder: Path, target: Path) -> list[Path]:
-    paths = [folder / name for name in ("zip.pt", "plain.pt", "bare.pkl", "archive.pt", "named.safetensors")]
-    torch.save({"state_dict": Hostile(target)}, paths[0])
-    torch.save({"state_dict": Hostile(target)}, paths[1], _use_new_zipfile_serialization=False)
-    paths[2].write_bytes(pickle.dumps(Hostile(target)))
-    torch.save(Hostile(target), paths[3])
-    with zipfile.ZipFile(paths[3], "a") as file:  # as if it were TorchScript
-        file.writestr(file.namelist()[0].partition("/")[0] + "/constants.pkl", pickle.dumps(Hostile(target)))
-    paths[4].write_bytes(paths[0].read_bytes())
-    return paths
-
-
-def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path):
-    target = tmp_path / "hit"
-    paths = hostile_files(tmp_path, target)
-    with open(paths[2], "rb") as file:
-        pickle.load(file)  # the weapon works
-    target.rmdir()
-    for path in paths:
-        with pytest.raises(WeightsError, match=path.name) as caught:
-            load_clip(SMALL, str(path), "gelu")
-        assert not target.exists(), path
-        assert caught.value
+# -------------------------------------------------------------------------------------------------------------- broken
 
 
 @pytest.mark.parametrize("form", ["safetensors", "state dict", "archive"])
@@ -480,18 +415,3 @@ def test_cut_off_files_are_refused(tmp_path, form):
         path.write_bytes(whole[:length])
         with pytest.raises(WeightsError, match=path.name):
             load_clip(SMALL, str(path), "gelu")
-
-
-@pytest.mark.parametrize("contents", [[1, 2], torch.zeros(3), {"state_dict": 5}, {0: torch.zeros(1)}, {"epoch": 1}, 7])
-def test_files_of_something_else_are_refused(tmp_path, contents):
-    torch.save(contents, tmp_path / "thing.pth")
-    with pytest.raises(WeightsError, match=r"thing\.pth"):
-        load_clip(SMALL, str(tmp_path / "thing.pth"), "gelu")
-
-
-def test_a_file_of_noise_is_refused(tmp_path):
-    for seed, name in enumerate(("noise.pt", "noise.safetensors", "noise.bin")):
-        noise = torch.randint(0, 256, (5000,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-        (tmp_path / name).write_bytes(noise.numpy().tobytes())
-        with pytest.raises(WeightsError, match=name):
-            load_clip(SMALL, str(tmp_path / name), "gelu")

@@ -9,7 +9,6 @@ from pathlib import Path
 import builders
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import test_svllreid
 import train_svllreid
@@ -126,10 +125,6 @@ def test_a_published_file_scores_as_ours(ours, published, data, tmp_path, capsys
         "not needed (at test): identity classifiers, text tower, prompts, image projector, text projector",
     ):
         assert f"TEST.WEIGHT: {line}\n" in said
-    parallel = {f"module.{name}": value for name, value in torch.load(published, weights_only=True).items()}
-    torch.save(parallel, tmp_path / "parallel.pth")
-    got = evaluated(tmp_path / "parallel", "--config_file", DEMO, *data, "TEST.WEIGHT", str(tmp_path / "parallel.pth"))
-    assert got["mAP"] == wanted["mAP"]
 
 
 def test_testing_needs_neither_training_images_nor_what_only_training_uses(published, ours, data, tmp_path):
@@ -241,27 +236,10 @@ def test_positions_are_resized_only_on_request(published, data, tmp_path, capsys
     assert "TEST.WEIGHT: resized from 10 x 5 to 5 x 10: position table" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("size", "stride", "grid"),
-    [
-        ((256, 128), (16, 16), (16, 8)),
-        ((256, 128), (12, 12), (21, 10)),
-        ((256, 256), (16, 16), (16, 16)),
-        ((256, 256), (12, 12), (21, 21)),
-        ((384, 128), (12, 12), (31, 10)),
-    ],
-)
-def test_the_grids_of_published_tables_are_known(size, stride, grid):
-    found, origin = GRIDS[grid[0] * grid[1]]
-    assert found == grid and str(size) in origin and str(stride) in origin
-
-
 def test_a_grid_that_nobody_knows_is_not_guessed(published, data, tmp_path):
     words = ["--config_file", DEMO, *data]
     for key, value in (("MODEL.STRIDE_SIZE", "[8, 8]"), ("INPUT.SIZE_TRAIN", "[32, 64]")):  # 33 positions, 50 positions
-        with pytest.raises(
-            WeightsError, match=r"has 50 positions, and nobody knows in how many rows: convert the file"
-        ):
+        with pytest.raises(WeightsError, match=r"has 50 positions in an unknown number of rows: convert the file"):
             evaluated(tmp_path, *words, "TEST.WEIGHT", str(published), key, value)
     convert_checkpoint.main([str(published), str(tmp_path / "copy.pth"), *words])
     found = evaluated(tmp_path, "TEST.WEIGHT", str(tmp_path / "copy.pth"), "INPUT.SIZE_TRAIN", "[32, 64]")
@@ -408,20 +386,17 @@ def test_prompts_that_nobody_trained_stay_untrained_in_a_file(ours, data, tmp_pa
         started(data, MODEL__INIT_FROM=str(untrained), PROCESSOR__STAGES="image")
 
 
-def test_one_of_two_classifiers_is_half_a_file(published, data, tmp_path):
-    path = changed(published, tmp_path / "x.pth", lambda state: state.pop("classifier_proj.weight"))
-    with pytest.raises(WeightsError, match=r"identity classifiers: 1 missing \(classifier_proj\.weight\)"):
-        started(data, MODEL__INIT_FROM=path)
-
-
-def test_what_a_file_lacks_as_a_whole_is_told(published, data, tmp_path, caplog):
-    path = changed(published, tmp_path / "x.pth", lambda state: state.pop("cv_embed"))
+def test_a_file_may_lack_a_whole_part_but_not_half_of_it(published, data, tmp_path, caplog):
+    whole = changed(published, tmp_path / "whole.pth", lambda state: state.pop("cv_embed"))
     with caplog.at_level(logging.INFO):
-        started(data, MODEL__INIT_FROM=path)
+        started(data, MODEL__INIT_FROM=whole)
     assert "MODEL.INIT_FROM: not in the file, new: side information" in caplog.messages
+    half = changed(published, tmp_path / "half.pth", lambda state: state.pop("classifier_proj.weight"))
+    with pytest.raises(WeightsError, match=r"identity classifiers: 1 missing \(classifier_proj\.weight\)"):
+        started(data, MODEL__INIT_FROM=half)
 
 
-def test_a_simsiam_file_for_simclr_is_refused_in_words(data, tmp_path):
+def test_a_simsiam_file_for_simclr_is_refused(data, tmp_path):
     path = saved(tmp_path / "ours.pth", data, "MODEL.SSL_TYPE", "SIMSIAM")
     convert_checkpoint.main([str(path), str(tmp_path / "published.pth")])
     assert started(data, MODEL__INIT_FROM=str(tmp_path / "published.pth"), MODEL__SSL_TYPE="SIMSIAM")
@@ -458,17 +433,6 @@ def test_a_table_of_other_cameras_is_told(published, data, tmp_path, capsys):
     assert found["side_information"] == "mean"
 
 
-def test_identities_that_were_trained_on_are_not_tested(ours, tmp_path):
-    with pytest.raises(ValueError, match=r"DATASETS\.HOLD_OUT 0\.5: .* was trained with 0\.0"):
-        evaluated(tmp_path, "TEST.WEIGHT", str(ours), "DATASETS.HOLD_OUT", "0.5")
-
-
-def test_quoted_and_wrapped_files(ours, published, data, tmp_path):
-    assert evaluated(tmp_path, "TEST.WEIGHT", f"'{ours}'")["checkpoint"] == str(ours)
-    torch.save({"state_dict": torch.load(published, weights_only=True), "epoch": 60}, tmp_path / "wrapped.pth")
-    evaluated(tmp_path, "--config_file", DEMO, *data, "TEST.WEIGHT", str(tmp_path / "wrapped.pth"))
-
-
 @pytest.mark.parametrize("form", builders.WRAPPINGS)
 def test_files_as_other_programs_wrap_them(published, tmp_path, form):
     state = torch.load(published, weights_only=True)
@@ -476,13 +440,6 @@ def test_files_as_other_programs_wrap_them(published, tmp_path, form):
     assert same(read_weights(tmp_path / "x.pth").tensors, read_weights(published).tensors)
     with pytest.raises(WeightsError, match=r"x\.pth is a checkpoint for re-identification, which MODEL\.INIT_FROM"):
         load_clip("ViT-Tiny-8", str(tmp_path / "x.pth"))
-
-
-def test_a_part_of_a_published_file_keeps_its_names(published, tmp_path):
-    tower = {k: v for k, v in torch.load(published, weights_only=True).items() if k.startswith("image_encoder.")}
-    for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
-        torch.save(tower, path) if path.suffix == ".pth" else save_file(tower, path)
-        assert all(name.startswith("image.visual.") for name in read_weights(path).tensors)
 
 
 @pytest.mark.parametrize(
@@ -499,15 +456,6 @@ def test_what_is_no_network_for_re_identification_is_called_by_its_name(tmp_path
     torch.save(change({"x": torch.ones(1), "layer1.0.weight": torch.ones(1)}), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=rf"x\.pth: is neither .*{words}.*MODEL\.PRETRAIN"):
         read_weights(tmp_path / "x.pth")
-
-
-def test_files_of_one_kind_where_another_is_wanted(published, tmp_path):
-    module = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
-    torch.jit.save(module, tmp_path / "clip.pt")
-    with pytest.raises(WeightsError, match=r"clip\.pt: is CLIP as OpenAI publishes it .*MODEL\.PRETRAIN"):
-        load_model(tmp_path / "clip.pt")
-    with pytest.raises(WeightsError, match=r"published\.pth is a checkpoint for re-identification, which MODEL\.INIT"):
-        load_clip("ViT-Tiny-8", str(published))
 
 
 def test_two_processes_are_one(data, tmp_path):
@@ -530,7 +478,7 @@ def test_two_processes_are_one(data, tmp_path):
     assert "on its own training features (this is no test)" in log
 
 
-def test_the_image_stage_refuses_sentences_that_nobody_trained(data, tmp_path):
+def test_the_image_stage_refuses_untrained_prompts(data, tmp_path):
     with pytest.raises(ValueError, match=r"MODEL\.INIT_FROM"):
         load(DEMO, [*data, "PROCESSOR.STAGES", "image"])
     words = ["--config_file", DEMO, *data, "OUTPUT_DIR", str(tmp_path / "run"), "PROCESSOR.STAGES", "image"]

@@ -173,12 +173,6 @@ def test_a_slip_on_the_command_line_is_named(words, said):
         reproduce.main(words)
 
 
-def test_tolerances_are_points():
-    for text in ("-1", "nan", "much"):
-        with pytest.raises(SystemExit):
-            reproduce.main(["--tolerance", text])
-
-
 # ----------------------------------------------------------------------------------------------------- what is needed
 
 
@@ -188,11 +182,11 @@ def test_missing_files_are_listed_with_their_places(plan, capsys, monkeypatch):
     text = capsys.readouterr().out
     market = paragraph(text, PLAIN)
     assert f"{plan.root}/{FOLDERS[0]}/{{bounding_box_train, query, bounding_box_test}}: missing" in market
-    assert "there is no such folder" in market and "not yet run" in market
-    assert "holds VeRi; it is to be asked for" in paragraph(text, "veri-vit_clipreid")
+    assert "not yet run" in market
+    assert f"{plan.root}/VeRi/{{image_train, image_query, image_test}}: missing" in paragraph(text, "veri-vit_clipreid")
 
 
-def test_viewpoints_are_looked_for_beside_the_pictures_or_where_they_are_said_to_be(plan, capsys):
+def test_viewpoints_are_looked_for_beside_the_images_or_where_they_are_said_to_be(plan, capsys):
     """VeRi's are in files that do not come with it."""
     row = ROWS["veri-vit_svllreid"]
     for split in ("image_train", "image_query", "image_test"):
@@ -242,7 +236,6 @@ def test_weights_are_looked_for_where_they_would_be_read(plan, tmp_path, monkeyp
         (["MSMT17/mask_test_v2"], "V2"),
         (["MSMT17/test"], "unknown version"),
         (["MSMT17_V1/test", "MSMT17_V2/mask_test_v2"], "unknown version"),
-        (["MSMT17_V1"], "unknown version"),
         ([], "unknown version"),
     ],
 )
@@ -297,12 +290,6 @@ def test_what_was_never_published_is_shown_and_not_judged(plan, capsys):
     assert "mAP 50.0, rank-1 60.0, rank-5 70.0; nothing to compare it with" in text
     assert call(plan, "--markdown") == 0
     assert "| not at hand | 50.0 / 60.0 |" in capsys.readouterr().out
-
-
-def test_the_table_has_figures_and_verdict(plan, capsys):
-    pretend(PLAIN, plan, mAP=80.0)
-    assert call(plan, "--markdown") == 1
-    assert "| 89.6 / 95.5 | 80.0 / 95.5 (below) |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("folder", "version"), [("MSMT17_V2/mask_test_v2", "V2"), ("MSMT17/test", "unknown version")])
@@ -366,22 +353,13 @@ def test_what_is_not_this_rows_result_is_refused(plan, capsys, changes, said):
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"evaluations": 3}', '{"evaluations": [3]}', '{"evaluations": [{}]}'])
+@pytest.mark.parametrize("text", ["{", '{"evaluations": [{}]}'])
 def test_a_broken_results_file_is_named(plan, text):
     file = pretend(PLAIN, plan)
     file.write_text(text)
     with pytest.raises(UserError, match=re.escape(str(file))):
         reproduce.find_result(ROWS[PLAIN], plan)
     assert call(plan, "--markdown") == 2
-
-
-def test_an_entry_that_lacks_a_figure_is_named(plan):
-    file = pretend(PLAIN, plan)
-    results = json.loads(file.read_text())
-    del results["evaluations"][1]["rank5"]
-    file.write_text(json.dumps(results))
-    with pytest.raises(UserError, match="rank5"):
-        reproduce.find_result(ROWS[PLAIN], plan)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1, 2]", "MODEL: {NAM: 3}"])
@@ -401,12 +379,6 @@ def test_a_run_with_other_settings_is_refused_and_the_settings_named(plan):
     elsewhere = Plan("/elsewhere", plan.output, overrides=harmless)
     assert reproduce.find_result(ROWS[PLAIN], elsewhere).figures["mAP"] == pytest.approx(89.6)
     assert elsewhere.departures(ROWS[PLAIN]) == []
-
-
-def test_a_seed_has_a_folder_of_its_own(plan):
-    pretend(PLAIN, plan)
-    assert reproduce.find_result(ROWS[PLAIN], Plan(plan.root, plan.output, seed=1234)) is not None
-    assert reproduce.find_result(ROWS[PLAIN], Plan(plan.root, plan.output, seed=5)) is None
 
 
 def test_a_finished_row_is_compared_and_not_run_again(plan, capsys, monkeypatch):

@@ -24,7 +24,7 @@ from utils.records import Sample, Trial
 DEMO = "configs/demo/vit_svllreid.yml"
 
 
-def test_identities_and_cameras_are_numbered_on():
+def test_identities_and_cameras_are_numbered_one_after_the_other():
     first, second = benchmark(pids=3, cams=2, name="a"), benchmark(pids=2, cams=4, name="b")
     far = Sample("far.jpg", 900, 6, viewid=3)  # a camera that training lacks
     first = replace(first, trials=(Trial(first.trials[0].query, (*first.trials[0].gallery, far)),))
@@ -73,7 +73,7 @@ def test_names_that_are_none(tmp_path, names, message):
         make_benchmark(load(None, ["DATASETS.NAMES", names, "DATASETS.ROOT_DIR", str(tmp_path)]))
 
 
-def test_pictures_of_ones_own_share_the_root(tmp_path):
+def test_images_of_ones_own_share_the_root(tmp_path):
     with pytest.raises(
         DataError, match=r"^DATASETS.ROOT_DIR .* neither .* All of DATASETS.NAMES 'folder\+market1501' sha"
     ):
@@ -217,8 +217,8 @@ def test_the_protocol_of_the_training_is_not_that_of_another_data_set(settings, 
     assert header.endswith("valid queries")  # the usual one goes without saying
 
 
-def test_the_protocol_of_other_pictures_of_ones_own(settings, tmp_path):
-    """Both are called folder; their pictures tell them apart."""
+def test_the_protocol_of_other_images_of_ones_own(settings, tmp_path):
+    """Both are called folder; their images differ."""
     root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
     shutil.copytree(root / "Market-1501", tmp_path / "one")
     others = load(DEMO, [*settings[2:], "DATASETS.ROOT_DIR", str(tmp_path / "data"), "DATASETS.SYNTHETIC.SEED", "6"])
@@ -267,7 +267,7 @@ def test_what_was_measured_is_kept_when_a_later_one_fails(trained_on_two, tmp_pa
 
 
 def test_all_that_can_be_wrong_with_any_is_found_before_the_first_is_tested(trained_on_two, tmp_path, settings):
-    """Its side information, its pictures, and its name."""
+    """Its side information, its images, and its name."""
     root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
     shutil.copytree(root, tmp_path / "data")
     query = next((tmp_path / "data" / "Market-1501" / "query").iterdir())
@@ -303,8 +303,8 @@ def test_what_is_wrong_with_a_test_is_said_as_in_training(trained_on_two, tmp_pa
     words += ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(mine)]
     test_svllreid.main(words)
     (entry,) = results(tmp_path)
-    told = f"1 of 16 queries find themselves in the gallery (the same file) (e.g. {query[0]} and {gallery}/"
-    assert sum(note.startswith(told) for note in entry["notes"]) == 1 and capsys.readouterr().out.count(told) == 1
+    warning = f"1 of 16 queries find themselves in the gallery (the same file) (e.g. {query[0]} and {gallery}/"
+    assert sum(note.startswith(warning) for note in entry["notes"]) == 1 and capsys.readouterr().out.count(warning) == 1
     shutil.rmtree(gallery)
     gallery.symlink_to(mine / "query")
     with pytest.raises(DataError, match=r"^folder cannot be .*: 16 of 16 queries find themselves in the gallery"):

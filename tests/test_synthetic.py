@@ -121,10 +121,10 @@ def test_the_viewpoint_in_the_file_is_the_side_that_was_painted(tmp_path, monkey
 
     def record(data, task, subjects, cameras):
         painted.clear()
-        picture = draw(data, task, subjects, cameras)
+        image = draw(data, task, subjects, cameras)
         (yaw,) = (yaw for vehicle, yaw in painted if vehicle == subjects[task.identity])
         expected[task.split, task.identity, task.image] = viewpoint(yaw)
-        return picture
+        return image
 
     monkeypatch.setattr(Vehicle, "paint", watch)
     monkeypatch.setattr(RenderedSet, "draw", record)

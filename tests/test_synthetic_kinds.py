@@ -28,8 +28,8 @@ def pixels(jpeg: bytes) -> np.ndarray:
 def test_caption_names_the_top_and_never_the_fine_details() -> None:
     for number in range(100):
         person = sample_person(np.random.default_rng([7, number]))
-        sentence = caption(person, np.random.default_rng(number))
-        assert person.top.name in sentence
+        text = caption(person, np.random.default_rng(number))
+        assert person.top.name in text
         bare = replace(
             person,
             inner_shirt=(1, 2, 3),
@@ -40,8 +40,8 @@ def test_caption_names_the_top_and_never_the_fine_details() -> None:
             logo=Logo(0, 0.3, 0.2, "disc"),
             glasses=not person.glasses,
         )
-        assert caption(bare, np.random.default_rng(number)) == sentence
-        words = set(re.findall(r"[a-z]+", sentence.lower()))
+        assert caption(bare, np.random.default_rng(number)) == text
+        words = set(re.findall(r"[a-z]+", text.lower()))
         assert not words & {"scarf", "belt", "stripe", "cuff", "cuffs", "glasses", "inner"}
 
 
@@ -53,8 +53,8 @@ def test_a_red_top_is_redder_than_a_blue_one() -> None:
     means = {}
     for name, rgb in (("red", (190, 36, 40)), ("blue", (40, 70, 170))):
         dressed = replace(person, top=Colour(name, rgb), bottom_kind="trousers")
-        picture = Image.open(io.BytesIO(photograph(dressed, camera, np.random.default_rng(2)).jpeg))
-        means[name] = np.asarray(picture, float).mean(axis=(0, 1))
+        image = Image.open(io.BytesIO(photograph(dressed, camera, np.random.default_rng(2)).jpeg))
+        means[name] = np.asarray(image, float).mean(axis=(0, 1))
     assert means["red"][0] > means["blue"][0] + 3
     assert means["blue"][2] > means["red"][2] + 3
 
@@ -63,8 +63,8 @@ def test_every_background_and_other_sizes() -> None:
     person = sample_person(np.random.default_rng(0))
     for background in BACKGROUNDS:
         camera = sample_camera(np.random.default_rng(0), background=background)
-        picture = Image.open(io.BytesIO(photograph(person, camera, np.random.default_rng(0), size=(256, 128)).jpeg))
-        assert picture.size == (128, 256)
+        image = Image.open(io.BytesIO(photograph(person, camera, np.random.default_rng(0), size=(256, 128)).jpeg))
+        assert image.size == (128, 256)
     with pytest.raises(ValueError, match="too wide"):
         photograph(person, camera, np.random.default_rng(0), size=(64, 128))
     with pytest.raises(ValueError, match="unknown background"):
@@ -182,7 +182,7 @@ def test_lamps_are_white_in_front_and_red_behind() -> None:
 
 
 @pytest.mark.parametrize("kind", TYPE_WEIGHTS)
-def test_eight_sides_fill_the_picture_and_look_different(kind: str) -> None:
+def test_eight_sides_fill_the_image_and_look_different(kind: str) -> None:
     views = [view(replace(PLAIN, type=kind), 45 * sector) for sector in range(8)]
     for number, image in enumerate(views):
         rows, columns = ((image != 255).any(axis=2).any(axis=axis).nonzero()[0] for axis in (1, 0))

@@ -27,24 +27,24 @@ PRETRAINING_DIFFICULTY = 1.1
 
 @pytest.fixture(scope="module")
 def features() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and sentences [N, E] of people in cameras that were not pre-trained on."""
+    """Images and captions [N, E] of people in cameras that were not pre-trained on."""
     cameras = [
         sample_camera(np.random.default_rng([CAMERA_STREAM, i]), difficulty=PRETRAINING_DIFFICULTY) for i in range(20)
     ]
     transform = TestTransform(tiny_clip.IMAGE_SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
-    images, sentences = [], []
+    images, captions = [], []
     for number in range(PEOPLE):
         rng = np.random.default_rng([PEOPLE_STREAM, number])
         person = sample_person(rng)
         jpeg = photograph(person, cameras[number % len(cameras)], rng).jpeg
         images.append(transform(Image.open(io.BytesIO(jpeg)))[0])
-        sentences.append(caption(person, rng))
+        captions.append(caption(person, rng))
     clip, _ = load_clip(tiny_clip.NAME, tiny_clip.TAG)
-    tokens, text = open_clip.tokenize(sentences), TextTower(clip)
+    tokens, text = open_clip.tokenize(captions), TextTower(clip)
     with torch.no_grad():
-        pictures = clip.encode_image(torch.stack(images))
+        features = clip.encode_image(torch.stack(images))
         words = [text(clip.token_embedding(row[None]), int(row.argmax())) for row in tokens]
-    return pictures, torch.cat(words)
+    return features, torch.cat(words)
 
 
 def test_plain_inner_products_have_the_trained_scale(features):
@@ -53,7 +53,7 @@ def test_plain_inner_products_have_the_trained_scale(features):
     assert product == pytest.approx(tiny_clip.facts()["logit_scale"], rel=0.03)
 
 
-def test_it_finds_the_sentence_of_people_it_has_never_seen(features):
+def test_it_finds_the_caption_of_people_it_has_never_seen(features):
     images, texts = (F.normalize(part) for part in features)
     hits = ((images @ texts.T).argmax(dim=1) == torch.arange(PEOPLE)).float().mean().item()
     assert hits > 0.5  # chance is 0.004; the pre-training's own held-out score is in the file

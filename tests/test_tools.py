@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from configs import load, to_dict
 from model import tiny_clip
+from tools import __main__ as listing
 from tools import benchmark
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
@@ -36,7 +39,7 @@ def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
 
 
 def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
-    """Of what was trained on, in the run's folder, for the training's picture size."""
+    """Of what was trained on, in the run's folder, for the training's image size."""
     (tmp_path / "results.json").write_text(
         '{"evaluations": [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9}]}'
     )
@@ -76,13 +79,21 @@ def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
     assert lines[-1] == "| SVLL-ReID − CLIP-ReID | -5.0 | +2.0 | -1.5 |  |"
 
 
+def test_every_tool_is_listed_with_a_sentence(capsys):
+    listing.main([])
+    lines = dict(re.findall(r"^python -m (\S+) +(.+)\.$", capsys.readouterr().out, re.MULTILINE))
+    assert {"tools.check_dataset", "tools.demo", "tools.demo.render", "tools.reproduce"} <= lines.keys()
+    for name in lines:
+        assert importlib.util.find_spec(name) is not None
+
+
 def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
     words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *words])
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" tokens")[0].strip() for line in lines[1:]] == [
-        *("4 sentences of 77", "4 sentences of 12", "2 sentences of 12"),
+        *("4 prompts of 77", "4 prompts of 12", "2 prompts of 12"),
     ]
     assert lines[1].endswith("1.0 x")
 
@@ -91,7 +102,7 @@ def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):
     cfg = load("configs/demo/vit_base.yml")
     assert not compare_methods.finished(tmp_path, cfg)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    assert not compare_methods.finished(tmp_path, cfg)  # it broke off, and is gone on with
+    assert not compare_methods.finished(tmp_path, cfg)  # it was interrupted, and is resumed
     (tmp_path / "results.json").write_text('{"evaluations": [{"when": "end"}]}')
     assert compare_methods.finished(tmp_path, cfg)
     with pytest.raises(UserError, match="other settings"):

@@ -1,10 +1,10 @@
-"""What two shortcuts of the prompt stage save, as ratios between two ways in one run.
+"""Measure what two shortcuts of stage 1 save: prompts cut at their end, and one prompt per identity.
 
     python -m tools.benchmark                                # the tiny CLIP
     python -m tools.benchmark --name ViT-B-16 --device cuda
 
 Forward and backward of the text tower over a batch: all positions of the context against those up to the end of the
-text (attention is causal, so that the features are the same), and a sentence for every image against one for every
+text (attention is causal, so that the features are the same), and a prompt for every image against one for every
 identity of the batch.
 """
 
@@ -47,9 +47,9 @@ def main() -> None:
     images = torch.arange(arguments.batch, device=device) % arguments.identities
     context = prompts.prefix.shape[1] + prompts.context.shape[1] + prompts.suffix.shape[1]
     ways = {
-        f"{arguments.batch} sentences of {context} tokens": (images, context - 1),
-        f"{arguments.batch} sentences of {prompts.end + 1} tokens": (images, prompts.end),
-        f"{arguments.identities} sentences of {prompts.end + 1} tokens": (images.unique(), prompts.end),
+        f"{arguments.batch} prompts of {context} tokens": (images, context - 1),
+        f"{arguments.batch} prompts of {prompts.end + 1} tokens": (images, prompts.end),
+        f"{arguments.identities} prompts of {prompts.end + 1} tokens": (images.unique(), prompts.end),
     }
     sys.stdout.write(f"text tower of {arguments.name} on {describe(device)}, forward and backward\n")
     first = None

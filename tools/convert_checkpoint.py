@@ -1,4 +1,4 @@
-"""Checkpoints of this program into the published layout of CLIP-ReID and SVLL-ReID, and back, exactly.
+"""Convert checkpoints of this program into the published layout of CLIP-ReID and SVLL-ReID, and back, exactly.
 
     python -m tools.convert_checkpoint runs/market/ViT-B-16_60.pth published.pth
     python -m tools.convert_checkpoint published.pth ours.pth --config_file configs/person/vit_clipreid.yml
@@ -81,8 +81,8 @@ def _to_published(weights: Weights, target: Path) -> None:
         )
     write_tensors(target, to_published(weights.tensors))
     names = ("name", "image_size", "stride", "sie_camera", "sie_view", "sie_scale", "pixel_mean", "pixel_std")
-    told = ", ".join(f"{SETTLED[name]} {weights.architecture[name]}" for name in names)
-    sys.stdout.write(f"{target}: {len(weights.tensors)} tensors in the published layout; to be told with it: {told}\n")
+    settings = ", ".join(f"{SETTLED[name]} {weights.architecture[name]}" for name in names)
+    sys.stdout.write(f"{target}: {len(weights.tensors)} tensors in the published layout. Pass on with it: {settings}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The published figures, the command for each, what it needs, and how far this program is from them.
+"""List the published figures with commands and needs, run them, and say how far this program is from them.
 
     python -m tools.reproduce                                        # every row; nothing is run
     python -m tools.reproduce --root /data --run market1501-vit_clipreid msmt17-vit_clipreid-sie-olp-re-ranking

@@ -1,4 +1,4 @@
-"""Training, query and gallery splits of your own images, from a folder that holds a folder per identity.
+"""Split your own images, in a folder per identity, into training, query and gallery.
 
     python -m tools.split_dataset images data/mine                  # images/ID/*.jpg -> data/mine/train/ID/*.jpg
     python -m tools.split_dataset images data/mine --link           # links instead of copies

@@ -198,7 +198,7 @@ class RunState(TypedDict):
     metrics_bytes: Annotated[int, whole(0, 2**63 - 1)]
 
 
-class State(Common):
+class ResumeState(Common):
     stage: StageName
     epoch: NotRequired[Count]
     fingerprint: Fingerprint
@@ -233,9 +233,6 @@ class Entry(Figures):
 
 class Results(TypedDict):
     evaluations: list[Entry]
-
-
-SETTINGS, CHECKPOINT, STATE, RESULTS_FILE = Settings, Checkpoint, State, Results
 
 
 def check(contents: Any, kind: Any, source: str | Path) -> None:

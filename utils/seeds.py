@@ -32,7 +32,7 @@ def random_states(generators: Mapping[str, torch.Generator]) -> dict:
     }
 
 
-def restore_random_states(states: dict, generators: Mapping[str, torch.Generator]) -> None:
+def restore_random_states(states: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> None:
     """Restore what `random_states` returned."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))

@@ -520,7 +520,7 @@ def an_operation(
     return draw.choice([number for number in numbers if operations[number] == kind])
 
 
-def told(operations: Sequence[Operation], number: int) -> str:
+def described(operations: Sequence[Operation], number: int) -> str:
     return f"{number}: {operations[number].verb} {operations[number].what}"
 
 
@@ -545,7 +545,7 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
             at //= 2
             outcome = trial.start(Plan(at=at, strike=strike, share=share))
         done = operations_in(trial.folder / f"start{trial.starts - 1}" / "operations")
-        trial.notes.append(f"{victim} killed at operation {told(done, at)}")
+        trial.notes.append(f"{victim} killed at operation {described(done, at)}")
     else:
         # Only in the image stage is there certainly a process that reads images.
         steps = draw.randint(EPOCHS * STEPS + 1 if victim == "worker" else 0, TOTAL - 1)
@@ -574,7 +574,7 @@ def kill_main() -> None:
 
 
 def a_kill(trial: Trial, reference: Reference) -> None:
-    """Once, or again and again: of a run that goes on, any operation, in as many steps as are left."""
+    """Once, or again and again: of a run that resumes, any operation, in as many steps as are left."""
     draw = trial.draw
     trial.workers = int(draw.random() < 0.3)
     trial.minutes = EVERY_STEP if draw.random() < 0.8 else EVERY_EPOCH
@@ -680,7 +680,9 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
     trial.workers = int(draw.random() < 0.15)
     at = an_operation(draw, operations, verbs=("write", "sync", "replace"))  # others fail only where a file is new
     lasting = draw.choice([0, 2, 50, 10**9])
-    trial.notes.append(f"full from operation {told(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}")
+    trial.notes.append(
+        f"full from operation {described(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}"
+    )
     outcome = trial.start(Plan(at=at, lasting=lasting, share=draw.random()))
     said(trial, outcome)
     if outcome.code == 0:
@@ -697,8 +699,8 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
 def said(trial: Trial, outcome: Outcome) -> None:
     """Raise Wrong if a run on a full disk does not say so as it should.
 
-    It may go on where only a line of the log, or the order to write a folder's names at once, was lost; the former is
-    said on the screen.
+    It may continue where only a line of the log, or the order to write a folder's names at once, was lost; the former
+    is said on the screen.
     """
     if not outcome.failed:
         raise Wrong(f"the disk was not full: {outcome.last}")
@@ -713,14 +715,14 @@ def said(trial: Trial, outcome: Outcome) -> None:
 
 
 def a_vanished_image(trial: Trial, reference: Reference) -> None:
-    """It must be named where it is needed; without it, the run is refused; with it, it goes on."""
+    """It must be named where it is needed; without it, the run is refused; with it, it resumes."""
     draw, operations = trial.draw, reference.operations
     shutil.copytree(reference.data, trial.data)
     trial.workers = int(draw.random() < 0.3)
     images = sorted((trial.data / FOLDERS[0] / draw.choice([TRAIN, TRAIN, QUERY, GALLERY])).glob("*.jpg"))
     image, aside = draw.choice(images), trial.folder / "aside.jpg"
     at = min(an_operation(draw, operations), len(operations) * 3 // 4)
-    trial.notes.append(f"{image.name} gone at operation {told(operations, at)}")
+    trial.notes.append(f"{image.name} gone at operation {described(operations, at)}")
     outcome = trial.start(Plan(at=at, strike=lambda: os.rename(image, aside), share=0.0))
     if not aside.exists():
         raise Wrong(f"the image was not moved: {outcome.last}")

@@ -1,4 +1,4 @@
-"""The demo: render a data set, train both stages, evaluate before and after, and check that training helped.
+"""Run the demo: render a data set, train both stages, evaluate before and after, check that training helped.
 
     python -m tools.demo                                     # what `make demo` does
     python -m tools.demo --config_file configs/demo/vit_clipreid.yml SOLVER.SEED 1

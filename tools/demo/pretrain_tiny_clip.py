@@ -26,7 +26,7 @@ PARSER.add_argument("--steps", type=int, default=3600)
 PARSER.add_argument("--batch", type=int, default=192)
 PARSER.add_argument("--lr", type=float, default=1.5e-3)
 PARSER.add_argument("--seed", type=int, default=0)
-PARSER.add_argument("--processes", type=int, default=2, help="that render pictures")
+PARSER.add_argument("--processes", type=int, default=2, help="that render images")
 PARSER.add_argument("--out", type=Path, help="the shipped file if it is not given")
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -49,9 +49,9 @@ logger = logging.getLogger("pretrain_tiny_clip")
 
 IDENTITY_STREAM, CAMERA_STREAM = 999, 31337  # the synthetic data set draws from others
 CAMERAS, DIFFICULTY = 80, 1.1
-PICTURES, CAPTIONS = 3, 6  # an identity
+IMAGES, CAPTIONS = 3, 6  # an identity
 HELD_OUT = 1024  # identities for the score and the folding
-# Sentences whose words the network must know, captions or not.
+# Prompts whose words the network must know, captions or not.
 TEMPLATES = ("A photo of a X X X X person.", "A photo of a X X X X vehicle.")
 
 
@@ -62,18 +62,18 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     started = time.time()
-    pictures, sentences = render_identities(args.identities + HELD_OUT, args.processes)
-    logger.info("%d pictures rendered in %.0f s", pictures.shape[0] * PICTURES, time.time() - started)
-    tokens, token_ids = tokenize(sentences)
+    pixels, captions = render_identities(args.identities + HELD_OUT, args.processes)
+    logger.info("%d images rendered in %.0f s", pixels.shape[0] * IMAGES, time.time() - started)
+    tokens, token_ids = tokenize(captions)
     logger.info(
         "captions use %d of CLIP's %d tokens, at most %d each", len(token_ids), tiny_clip.VOCABULARY, tokens.shape[2]
     )
 
     clip = tiny_clip.build(vocabulary=len(token_ids))
     started, busy = time.time(), time.process_time()
-    train(clip, pictures[HELD_OUT:], tokens[HELD_OUT:], steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
+    train(clip, pixels[HELD_OUT:], tokens[HELD_OUT:], steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
     seconds = {"wall_seconds": round(time.time() - started), "cpu_seconds": round(time.process_time() - busy)}
-    score, norm_product = held_out(clip, pictures[:HELD_OUT], tokens[:HELD_OUT])
+    score, norm_product = held_out(clip, pixels[:HELD_OUT], tokens[:HELD_OUT])
     scale = clip.logit_scale.exp().item()
     facts = {
         **{f"held_out_top1_of_{ways}": value for ways, value in score.items()},
@@ -87,14 +87,14 @@ def main() -> None:
     logger.info("%s, %.2f MB", args.out, args.out.stat().st_size / 1e6)
 
 
-# ---------------------------------------------------------------------------------------------------- pictures, words
+# ------------------------------------------------------------------------------------------------------ images, words
 
 
 def render_identities(count: int, processes: int) -> tuple[np.ndarray, list[list[str]]]:
-    """Pictures uint8 [count, PICTURES, H, W, 3] and CAPTIONS sentences for every identity."""
+    """Images uint8 [count, IMAGES, H, W, 3] and CAPTIONS captions for every identity."""
     with ProcessPoolExecutor(processes, initializer=_make_cameras) as pool:  # one that is killed ends all
         results = list(pool.map(_render_identity, range(count), chunksize=200))
-    return np.stack([pictures for pictures, _ in results]), [sentences for _, sentences in results]
+    return np.stack([pixels for pixels, _ in results]), [captions for _, captions in results]
 
 
 def _make_cameras() -> None:
@@ -107,32 +107,32 @@ def _render_identity(identity: int) -> tuple[np.ndarray, list[str]]:
     person = sample_person(rng)
     passers_by = [sample_person(rng) for _ in range(2)]
     height, width = tiny_clip.IMAGE_SIZE
-    pictures = []
-    for _ in range(PICTURES):
+    pixels = []
+    for _ in range(IMAGES):
         jpeg = photograph(person, cameras[rng.integers(CAMERAS)], rng, passers_by=passers_by).jpeg
         # Re-identification resizes bicubically for training and bilinearly for testing: know both.
         resample = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.BILINEAR
-        pictures.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB").resize((width, height), resample)))
-    return np.stack(pictures), [caption(person, rng) for _ in range(CAPTIONS)]
+        pixels.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB").resize((width, height), resample)))
+    return np.stack(pixels), [caption(person, rng) for _ in range(CAPTIONS)]
 
 
-def tokenize(sentences: list[list[str]]) -> tuple[Tensor, Tensor]:
-    """Sentences -> rows [N, CAPTIONS, L] of the compact table, and the CLIP ids [V] of its rows.
+def tokenize(captions: list[list[str]]) -> tuple[Tensor, Tensor]:
+    """Captions -> rows [N, CAPTIONS, L] of the compact table, and the CLIP ids [V] of its rows.
 
     The order of ids is kept, so that the end-of-text token stays the largest.
     """
-    flat = open_clip.tokenize([sentence for group in sentences for sentence in group])
+    flat = open_clip.tokenize([text for group in captions for text in group])
     extra = open_clip.tokenize(list(TEMPLATES))
     token_ids, rows = torch.cat([flat, extra]).unique(return_inverse=True)
     rows = rows[: len(flat)]
     length = int((flat > 0).sum(dim=1).max())
-    return rows[:, :length].view(len(sentences), -1, length), token_ids
+    return rows[:, :length].view(len(captions), -1, length), token_ids
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def train(clip: open_clip.CLIP, pictures: np.ndarray, tokens: Tensor, *, steps, batch, lr, seed) -> None:
+def train(clip: open_clip.CLIP, pixels: np.ndarray, tokens: Tensor, *, steps, batch, lr, seed) -> None:
     generator = Generator().manual_seed(seed)
     matrices = [p for p in clip.parameters() if p.ndim > 1]
     vectors = [p for p in clip.parameters() if p.ndim <= 1]
@@ -141,18 +141,18 @@ def train(clip: open_clip.CLIP, pictures: np.ndarray, tokens: Tensor, *, steps, 
     order, hits, started = torch.empty(0, dtype=torch.long), [], time.time()
     for step in range(steps):
         if len(order) < batch:
-            order = torch.randperm(len(pictures), generator=generator)
+            order = torch.randperm(len(pixels), generator=generator)
         rows, order = order[:batch], order[batch:]
         done = step / steps
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, done / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
-        which = torch.randint(0, PICTURES, (batch,), generator=generator)
-        images = augment(normalise(pictures[rows.numpy(), which.numpy()]), generator)
-        sentences = tokens[rows, torch.randint(0, CAPTIONS, (batch,), generator=generator)]
+        which = torch.randint(0, IMAGES, (batch,), generator=generator)
+        images = augment(normalise(pixels[rows.numpy(), which.numpy()]), generator)
+        captions = tokens[rows, torch.randint(0, CAPTIONS, (batch,), generator=generator)]
         logits = (
             clip.logit_scale.clamp(max=math.log(100)).exp()
             * F.normalize(clip.encode_image(images))
-            @ (F.normalize(encode_sentences(clip, sentences)).T)
+            @ (F.normalize(encode_texts(clip, captions)).T)
         )
         target = torch.arange(batch)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -164,19 +164,19 @@ def train(clip: open_clip.CLIP, pictures: np.ndarray, tokens: Tensor, *, steps, 
         if (step + 1) % 50 == 0:
             rate = (step + 1) * batch / (time.time() - started)
             logger.info(
-                "step %d/%d  top-1 of %d: %.3f  %.0f pictures/s", step + 1, steps, batch, np.mean(hits[-50:]), rate
+                "step %d/%d  top-1 of %d: %.3f  %.0f images/s", step + 1, steps, batch, np.mean(hits[-50:]), rate
             )
 
 
-def normalise(pictures: np.ndarray) -> Tensor:
+def normalise(pixels: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1, as the demo's PIXEL_MEAN and PIXEL_STD of 0.5."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def augment(
     images: Tensor, generator: Generator, *, padding: int = 3, colour: float = 0.1, erase: float = 0.3
 ) -> Tensor:
-    """Flip, shift, colour and erase [B, 3, H, W], a draw for every picture."""
+    """Flip, shift, colour and erase [B, 3, H, W], a draw for every image."""
     count, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
@@ -198,8 +198,8 @@ def augment(
     return images.masked_fill(box[:, None], 0.0)
 
 
-def encode_sentences(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Token rows [B, L] -> features [B, E]; what open_clip does, but for sentences shorter than the context."""
+def encode_texts(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Token rows [B, L] -> features [B, E]; what open_clip does, but for texts shorter than the context."""
     length = tokens.shape[1]
     x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
     x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
@@ -207,11 +207,11 @@ def encode_sentences(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out(clip: open_clip.CLIP, pictures: np.ndarray, tokens: Tensor) -> tuple[dict[int, float], float]:
-    """Image-to-sentence accuracy among 256 and 1024 unseen identities, and mean |image| * |text|."""
+def held_out(clip: open_clip.CLIP, pixels: np.ndarray, tokens: Tensor) -> tuple[dict[int, float], float]:
+    """Image-to-text accuracy among 256 and 1024 unseen identities, and mean |image| * |text|."""
     clip.eval()
-    images = torch.cat([clip.encode_image(normalise(chunk)) for chunk in np.array_split(pictures[:, 0], 8)])
-    texts = torch.cat([encode_sentences(clip, chunk) for chunk in tokens[:, 0].split(128)])
+    images = torch.cat([clip.encode_image(normalise(chunk)) for chunk in np.array_split(pixels[:, 0], 8)])
+    texts = torch.cat([encode_texts(clip, chunk) for chunk in tokens[:, 0].split(128)])
     scores = {}
     for ways in (256, HELD_OUT):
         hits = [

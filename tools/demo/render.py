@@ -141,11 +141,11 @@ def _write(folder: Path, data: RenderedSet, progress: bool) -> None:
     cameras = data.cameras()
     annotations: dict[str, list[str]] = {split: [] for split in SPLITS}
     for task in tqdm(tasks, desc="rendering", unit="image", disable=not progress):
-        picture = data.draw(task, subjects[task.split], cameras)
+        image = data.draw(task, subjects[task.split], cameras)
         for path in task.paths:
-            (folder / path).write_bytes(picture.jpeg)
+            (folder / path).write_bytes(image.jpeg)
         # VeRi's lines: 20 key points, of which none is marked here, and the viewpoint.
-        annotations[task.split].append(f"{task.paths[-1]} {' '.join(['-1'] * 40)} {viewpoint(picture.yaw)}\n")
+        annotations[task.split].append(f"{task.paths[-1]} {' '.join(['-1'] * 40)} {viewpoint(image.yaw)}\n")
     if data.kind.has_viewpoints:
         for name, lines in zip(VIEWPOINT_FILES, annotations.values(), strict=True):
             (folder / name).write_text("".join(lines), encoding="utf-8")

@@ -20,7 +20,7 @@ from datasets.synthetic import Parameters
 from tools.demo.rendering.camera import BACKGROUNDS, Camera, sample_camera
 from tools.demo.rendering.occluder import OCCLUDER_VERSION
 from tools.demo.rendering.person import sample_person
-from tools.demo.rendering.scene import RENDERER_VERSION, Picture, Subject, photograph
+from tools.demo.rendering.scene import RENDERER_VERSION, Rendered, Subject, photograph
 from tools.demo.rendering.vehicle import VEHICLE_VERSION, sample_vehicle
 from utils.errors import UserError
 
@@ -197,7 +197,7 @@ class RenderedSet:
             for index, background in enumerate(BACKGROUNDS)
         ]
 
-    def draw(self, task: Task, subjects: list[Subject], cameras: list[Camera]) -> Picture:
+    def draw(self, task: Task, subjects: list[Subject], cameras: list[Camera]) -> Rendered:
         """One image; those that pass by in it are other `subjects`, of the same split."""
         number = [self.parameters.seed, SPLITS[task.split], task.identity, task.image]
         hidden = self.kind.hides_queries and self._is_query(task.split, task.image)

@@ -21,7 +21,7 @@ from utils.run import CONFIG, NON_FINITE, RESULTS, STATES, TENSORBOARD, VERSIONS
 from utils.run.metrics import Metrics
 from utils.run.results import read_results, take_back_results
 from utils.run.state import KEPT, State, drop_states, newest_state, next_state, state_files
-from utils.schema import SETTINGS, fault
+from utils.schema import Settings, fault
 from utils.workers import dead_worker
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def earlier_run(path: Path) -> EarlierRun | None:
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / CONFIG}: cannot be read ({one_line(error)}); move the run there away") from error
-    if wrong := fault(config, SETTINGS):
+    if wrong := fault(config, Settings):
         raise UserError(f"{path / CONFIG}: is not a run's ({wrong}); give another OUTPUT_DIR")
     return EarlierRun(config, evaluations, state, damaged)
 

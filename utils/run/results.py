@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import replace_text
 from utils.run import RESULTS
-from utils.schema import RESULTS_FILE, fault
+from utils.schema import Results, fault
 
 START, END, EARLIER_END = "start", "end", "earlier end"  # evaluations of a training, by `when`
 
@@ -27,7 +27,7 @@ def read_results(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError):
         results = None
-    if wrong := fault(results, RESULTS_FILE):
+    if wrong := fault(results, Results):
         raise UserError(f"{path}: is not a results file of this program; move it away ({wrong})")
     return results
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError, WeightsError, one_line
 from utils.run import STATES
-from utils.schema import STATE, check
+from utils.schema import ResumeState, RunState, check
 
 STATE_NAME = re.compile(r"(\d+)_\w+\.pth")
 KEPT = 2  # states: should the newest turn out to be damaged, there is the one before
@@ -25,7 +25,7 @@ class State(NamedTuple):
     contents: dict  # of a checkpoint, and "run": position, optimiser, scaler, random generators ...
 
     @property
-    def run(self) -> dict:
+    def run(self) -> RunState:
         """What training needs besides a checkpoint."""
         return self.contents["run"]
 
@@ -50,7 +50,7 @@ def newest_state(folder: Path) -> State | None:
     for file in reversed(files):
         try:
             contents = read_checkpoint(file)
-            check(contents, STATE, file)
+            check(contents, ResumeState, file)
             return State(file, contents)
         except WeightsError as error:
             logger.warning("%s%s", one_line(error), "" if file == files[0] else "; resuming from the state before it")

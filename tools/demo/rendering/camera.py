@@ -1,4 +1,4 @@
-"""A fixed camera: where it looks, how it renders light and colour, and how good its picture is."""
+"""A fixed camera: where it looks, how it renders light and colour, and how good its image is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from tools.demo.rendering.colours import NAMED_COLOURS
 
 BACKGROUNDS = ("road", "brick", "grass", "tiles", "corridor", "shop")
-CANVAS_SIZE = 480  # pixels; a picture is a crop of this square, taken before supersampling is reduced
+CANVAS_SIZE = 480  # pixels; an image is a crop of this square, taken before supersampling is reduced
 
 _TEXTURE_SIZE = 320
 _BASE_COLOURS = {
@@ -29,20 +29,20 @@ class Camera:
 
     Attributes:
         background: one of BACKGROUNDS.
-        canvas: RGB image, CANVAS_SIZE square; every picture shows a random crop of it.
+        canvas: RGB image, CANVAS_SIZE square; every image shows a random crop of it.
         gain: (3,) factors on the channels, exposure excluded.
         exposure: factor on all channels.
         gamma: exponent on values in 0..1.
         saturation: 1 leaves colours, 0 makes them grey.
         offset: (3,) added to the channels, in grey levels (0..255).
-        blur: standard deviation in pixels of a 128-pixel-high picture.
+        blur: standard deviation in pixels of a 128-pixel-high image.
         noise: standard deviation in grey levels.
         resolution: linear fraction of the pixels that the sensor really has, 0..1.
         jpeg_quality: 1..95, PIL's scale.
         yaw_centre: the direction in which people mostly walk here, degrees.
         yaw_spread: standard deviation round it, degrees.
         side_light: -1..1, negative is light from the left.
-        scale: height of a person of height 1 as a fraction of the picture.
+        scale: height of a person of height 1 as a fraction of the image.
         occlusion: probability of something in front of the person.
     """
 

@@ -1,4 +1,4 @@
-"""Sentences that describe a person, for pre-training an image-text model."""
+"""Captions about a person, for pre-training an image-text model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tools.demo.rendering.person import Person
 
 
 def caption(person: Person, rng: np.random.Generator) -> str:
-    """A sentence with a random subset of the person's attributes; the colour of the top is always in it.
+    """A caption with a random subset of the person's attributes; the colour of the top is always in it.
 
     Never in it: skin, body shape, and the fine details (inner shirt, scarf, belt, side stripe, cuffs, the logo's shape
     and place, glasses).

@@ -22,10 +22,10 @@ _Painter = Callable[[Image.Image, float], None]
 
 
 def paint_occluder(sheet: Image.Image, figure: np.ndarray, rng: np.random.Generator) -> None:
-    """Paint one occluder onto an RGB picture, in place: a wall, a parked car, a corner, a trunk or a passer-by.
+    """Paint one occluder onto an RGB image, in place: a wall, a parked car, a corner, a trunk or a passer-by.
 
     Args:
-        sheet: the picture.
+        sheet: the image.
         figure: bool (H, W), where the subject is; at least one pixel.
         rng: which occluder, how it looks, and how much it hides (evenly between the shares HIDDEN).
     """

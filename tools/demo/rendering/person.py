@@ -127,7 +127,7 @@ class Person:
         return 1.0
 
     def share(self, yaw: float) -> float:
-        """Painted height as a share of the picture's."""
+        """Painted height as a share of the image's."""
         return self.height
 
     def paint_shadow(
@@ -342,7 +342,7 @@ def paint_person(
     """Paint a person onto an RGB image, in place.
 
     Args:
-        image: the picture; parts that fall outside are cut off.
+        image: the image; parts that fall outside are cut off.
         person: who.
         centre_x: the body axis, in pixels from the left.
         top: the top of the head, in pixels from the top.

@@ -1,4 +1,4 @@
-"""One picture: a person or a vehicle in front of a camera, from pose to JPEG."""
+"""One image: a person or a vehicle in front of a camera, from pose to JPEG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.demo.rendering.camera import CANVAS_SIZE, Camera
 from tools.demo.rendering.colours import shade
 from tools.demo.rendering.occluder import paint_occluder
 
-# Raise it whenever the same arguments give another picture: data sets on disk are then rendered anew.
+# Raise it whenever the same arguments give another image: data sets on disk are then rendered anew.
 RENDERER_VERSION = 1
 
 # Figures are painted on a sheet this high and then reduced, which smooths their edges.
@@ -28,8 +28,8 @@ class Subject(Protocol):
     """What a scene needs of whatever it shows.
 
     Attributes:
-        spacing: how far apart two of its kind stand in a picture, as a factor on what people keep.
-        horizon: between which shares of the picture's height the floor may end.
+        spacing: how far apart two of its kind stand in an image, as a factor on what people keep.
+        horizon: between which shares of the image's height the floor may end.
     """
 
     spacing: float
@@ -40,7 +40,7 @@ class Subject(Protocol):
         ...
 
     def share(self, yaw: float) -> float:
-        """The same as a share of the picture's height, where the camera's scale is 1."""
+        """The same as a share of the image's height, where the camera's scale is 1."""
         ...
 
     def paint_shadow(
@@ -59,7 +59,7 @@ class Subject(Protocol):
 SubjectType = TypeVar("SubjectType", bound=Subject)
 
 
-class Picture(NamedTuple):
+class Rendered(NamedTuple):
     """A photograph, and the direction in which the subject faces on it, degrees (any number)."""
 
     jpeg: bytes
@@ -85,28 +85,28 @@ def photograph(
     size: tuple[int, int] = (128, 64),
     passers_by: Sequence[SubjectType] = (),
     occluder: np.random.Generator | None = None,
-) -> Picture:
+) -> Rendered:
     """Photograph a person or a vehicle.
 
     Args:
-        subject: what is roughly in the middle of the picture.
+        subject: what is roughly in the middle of the image.
         camera: fixes background, light, colour and sharpness.
         rng: pose, place, light of the moment, passers-by and obstacles; the same state gives the same bytes.
-        size: (height, width) of the picture in pixels.
+        size: (height, width) of the image in pixels.
         passers_by: others of the same kind, who may stand behind or in front; nobody does if empty.
         occluder: the source of something that hides 35 to 65 % of the subject, besides what `rng` puts there; without,
-            nothing does. All the rest of the picture stays the same.
+            nothing does. All the rest of the image stays the same.
 
     Returns:
         One RGB JPEG file, and the subject's direction.
 
     Raises:
-        ValueError: if the picture is more than 1.25 times as wide as high.
+        ValueError: if the image is more than 1.25 times as wide as high.
     """
     height, width = size
     sheet_width = round(_SHEET_HEIGHT * width / height)
     if sheet_width > CANVAS_SIZE:
-        raise ValueError(f"a picture of {height} x {width} (height x width) is too wide for the background")
+        raise ValueError(f"an image of {height} x {width} (height x width) is too wide for the background")
     sheet, ground = _background(subject, camera, rng, sheet_width)
     placement = _place(subject, camera, rng, sheet)
     _paint_passer_by_behind(sheet, subject, placement, camera, rng, passers_by)
@@ -118,7 +118,7 @@ def photograph(
     image = Image.fromarray(_develop(pixels, camera, rng))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=camera.jpeg_quality)
-    return Picture(buffer.getvalue(), placement.yaw)
+    return Rendered(buffer.getvalue(), placement.yaw)
 
 
 def _background(
@@ -200,7 +200,7 @@ def _paint_passer_by_behind(
     rng: np.random.Generator,
     passers_by: Sequence[SubjectType],
 ) -> None:
-    """Now and then somebody farther away, smaller and higher up in the picture."""
+    """Now and then somebody farther away, smaller and higher up in the image."""
     if rng.random() < camera.occlusion * 0.8 and passers_by:
         lower = -rng.uniform(0, 0.05)
         _paint_stranger(sheet, subject, placement, rng, passers_by, distance=(0.3, 0.5), lower=lower, scale=(0.8, 0.95))
@@ -252,7 +252,7 @@ def _expose(sheet: Image.Image, camera: Camera, rng: np.random.Generator, size: 
 
 
 def _develop(pixels: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Light, colour and noise on an (H, W, 3) float32 picture in 0..255; gives uint8."""
+    """Light, colour and noise on an (H, W, 3) float32 image in 0..255; gives uint8."""
     height, width, _ = pixels.shape
     across = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     down = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]

@@ -137,7 +137,7 @@ class Vehicle:
         return bottom - top
 
     def share(self, yaw: float) -> float:
-        """Painted height as a share of a square picture that the figure fills up or across, whichever is more."""
+        """Painted height as a share of a square image that the figure fills up or across, whichever is more."""
         left, top, right, bottom = _bounds(self, _View(yaw))
         return (bottom - top) / max(right - left, bottom - top)
 
@@ -365,7 +365,7 @@ def paint_vehicle(
     """Paint a vehicle onto an RGB image, in place.
 
     Args:
-        image: the picture; parts that fall outside are cut off.
+        image: the image; parts that fall outside are cut off.
         vehicle: which.
         centre_x: the middle of the painted figure, in pixels from the left.
         top: its highest point, in pixels from the top; what is mounted on the roof stands out.
