@@ -95,13 +95,17 @@ def plain(value: object) -> list:
     )
 
 
-@bounded(300)
+@bounded(200)
 @given(KEYS.flatmap(lambda key: st.tuples(st.just(key), OVERRIDES | FITTING[type(DEFAULTS[key])])))
 @example(("MODEL.STRIDE_SIZE", "(12, 12)"))
 @example(("INPUT.PIXEL_MEAN", "(1, 0, 0)"))
 @example(("SOLVER.MARGIN", "1"))
 @example(("SOLVER.MARGIN", "1e400"))
 @example(("INPUT.PIXEL_STD", "(1, inf, 1)"))
+@example(("SOLVER.MARGIN", "1" + "0" * 400))  # more than Python itself can hold
+@example(("INPUT.PIXEL_MEAN", "(" + "9" * 400 + ", 0, 0)"))
+@example(("SOLVER.SEED", "0x" + "f" * 5000))
+@example(("SOLVER.SEED", "{[]}"))
 def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(override):
     key, text = override
     default = DEFAULTS[key]
@@ -122,21 +126,6 @@ def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(over
     assert {name for name, other in leaves(to_dict(cfg)).items() if other != DEFAULTS[name]} <= {key}
     again = from_dict(yaml.safe_load(yaml.safe_dump(to_dict(cfg))), where="x.yaml")
     assert again == cfg and plain(leaves(to_dict(again))[key]) == plain(value)
-
-
-@pytest.mark.parametrize(
-    "key, text",
-    [
-        ("SOLVER.MARGIN", "1" + "0" * 400),
-        ("INPUT.PIXEL_MEAN", "(" + "9" * 400 + ", 0, 0)"),
-        ("SOLVER.SEED", "0x" + "f" * 5000),
-        ("SOLVER.SEED", "{[]}"),
-    ],
-    ids=["too large a fraction", "too large fractions", "too large a number", "no set"],
-)
-def test_an_override_that_python_itself_cannot_hold(key, text):
-    with pytest.raises(ConfigError, match=re.escape(key)):
-        load(None, [key, text])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +248,7 @@ def tables(draw):
     return draw(st.sampled_from(["", "\ufeff"])) + buffer.getvalue(), expected
 
 
-@bounded(150)
+@bounded(80)
 @given(table=tables())
 def test_a_table_is_read_as_it_was_written(images, table):
     text, expected = table
@@ -310,27 +299,8 @@ def test_a_table_is_read_as_it_was_written(images, table):
 FRAGMENTS = st.sampled_from(
     ["path", "pid", "split", "camid", "viewid", "train", "query", "gallery", "-1", "7", "07", "path,pid,split\n"]
     + [f"{number}.jpg,7,{split}\n" for number, split in enumerate(SPLITS)]
-    + [
-        "0.jpg",
-        "./0.jpg",
-        "../0.jpg",
-        "/",
-        "\\",
-        ".",
-        ",",
-        ",",
-        ",",
-        '"',
-        '""',
-        "\n",
-        "\n",
-        "\r",
-        "\r\n",
-        "\t",
-        ";",
-        " ",
-    ]
-    + ["\0", "\ufeff", "ü", "\u2028", "\x85", "\x1c", "9" * 5000]
+    + ["0.jpg", "./0.jpg", "../0.jpg", "9" * 5000, *'/\\.,,,";', '""', *"\n\n\r\t ", "\r\n"]
+    + [*"\0\ufeffü\u2028\x85\x1c"]
 )
 
 

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from tests import reference as ref
 from utils import reranking
 from utils.errors import DataError
-from utils.metrics import rank, rank_features
-from utils.records import Labels
 from utils.reranking import rerank
 
 EXACT = 1e-6
@@ -51,37 +49,6 @@ def itself_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def largest_error(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
     return (found - expected).abs().max().item()
-
-
-# --------------------------------------------------------------------------------------------------- worked out by hand
-
-
-def test_by_hand():
-    """
-    Images at 0 (query), 1 and 10 with k1 = 1: each has one neighbour besides itself: 1, 0 and 1. The last one is not
-    returned. k1 / 2 rounds to 0, so nobody's set brings in others. Weights of the query: 1 and exp(-1/100), those of
-    the gallery's first: exp(-1/81) and 1, over their sums; the gallery's second has itself alone.
-    """
-    a, b = math.exp(-1 / 100), math.exp(-1 / 81)
-    shared = b / (1 + b) + a / (1 + a)
-    query, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [10.0]])
-    jaccard = 1 - shared / (2 - shared)
-    assert rerank(query, gallery, 1, 1, 0.0)[0].tolist() == pytest.approx([jaccard, 1], abs=EXACT)
-    mixed = [0.75 * jaccard + 0.25 / 100, 1]
-    assert rerank(query, gallery, 1, 1, 0.25)[0].tolist() == pytest.approx(mixed, abs=EXACT)
-
-
-def test_by_hand_with_query_expansion():
-    """As above, k2 = 2: the query and its neighbour both get the mean of their two rows, the last that of 10's and 1's.
-
-    So the first pair is at distance 0. The second shares half of the row of 1, whose weights are b / (1 + b) for the
-    query and 1 / (1 + b) for itself: the smaller of these halves and of the mean of the query's and 1's rows.
-    """
-    a, b = math.exp(-1 / 100), math.exp(-1 / 81)
-    of_query, of_first = [1 / (1 + a), a / (1 + a)], [b / (1 + b), 1 / (1 + b)]
-    shared = sum(min((x + y) / 2, y / 2) for x, y in zip(of_query, of_first, strict=True))
-    found = rerank(torch.tensor([[0.0]]), torch.tensor([[1.0], [10.0]]), 1, 2, 0.0)
-    assert found[0].tolist() == pytest.approx([0, 1 - shared / (2 - shared)], abs=EXACT)
 
 
 # ----------------------------------------------------------------------------------------------- against the dense form
@@ -205,31 +172,6 @@ def test_features_are_left_alone():
     before = query.clone(), gallery.clone()
     assert not rerank(query, gallery, 8, 3, 0.3).requires_grad
     assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
-
-
-# --------------------------------------------------------------------------------------------------------- what it does
-
-
-def test_lambda_1_is_the_original_distance_over_the_largest():
-    query, gallery = split(clustered().double())
-    squared = (query[:, None] - torch.cat([query, gallery])).square().sum(dim=2)
-    expected = squared[:, 20:] / squared.amax(dim=1, keepdim=True)  # of all images, not only of the gallery
-    assert largest_error(rerank(query, gallery, 8, 3, 1.0), expected) < EXACT
-
-
-def test_identities_that_bend_are_ranked_better():
-    """Identities are arcs side by side: an arc's far end is farther than the next arc, but neighbours lead there."""
-    generator = torch.Generator().manual_seed(0)
-    pids = torch.arange(6).repeat_interleave(16)
-    angles = torch.linspace(0, 3, 16).repeat(6)
-    arcs = torch.stack([angles.cos(), angles.sin(), 0.55 * pids], dim=1)
-    features = arcs + 0.05 * torch.randn(96, 3, generator=generator)
-    is_query = torch.arange(96) % 16 == 4
-    query, gallery = features[is_query], features[~is_query]
-    labels = [Labels(pids[rows], rows[rows].long() * camera) for rows, camera in ((is_query, 0), (~is_query, 1))]
-    before = rank_features(query, gallery, *labels)
-    after = rank(rerank(query, gallery, 8, 4, 0.3), *labels)
-    assert after.mAP > before.mAP + 0.05
 
 
 # ----------------------------------------------------------------------------------------------------------- bad values
