@@ -27,10 +27,6 @@ class Stage(NamedTuple):
         """How many epochs it has."""
         return self.settings(cfg).MAX_EPOCHS
 
-    def checkpoint(self, model: str, epoch: int) -> str:
-        """The name of a checkpoint's file."""
-        return self.file.format(model=model, epoch=epoch)
-
 
 PROMPT = Stage("prompt", "stage 1 (prompt learning)", "STAGE1", True, False, "{model}_stage1_{epoch}.pth")
 IMAGE = Stage("image", "stage 2 (fine-tuning)", "STAGE2", False, True, "{model}_{epoch}.pth")

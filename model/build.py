@@ -11,6 +11,7 @@ import torch
 from open_clip import CLIP
 from yacs.config import CfgNode
 
+from configs.stages import PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
 from model.pretrained import build_clip, load_clip
 from model.published import describe, template_of
@@ -53,7 +54,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         WeightsError: sizes, strides, side information or text that the image tower does not take; weights that are
             missing or do not fit.
     """
-    text = "prompt" in cfg.PROCESSOR.STAGES or cfg.MODEL.I2T_LOSS_WEIGHT > 0
+    text = any(STAGES[name].needs_text for name in cfg.PROCESSOR.STAGES) or cfg.MODEL.I2T_LOSS_WEIGHT > 0
     _check_tower(cfg, text)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
     architecture = {
@@ -137,7 +138,7 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
                 "MODEL.INIT_FROM: trained with %s %s, here %s", SETTLED[name], there[name], architecture[name]
             )
     reuse = plan_reuse(weights, architecture, str(data_fingerprint(benchmark)["train"]) if weights.trained_on else None)
-    if reuse.prompts_anew and "prompt" not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
+    if reuse.prompts_anew and PROMPT.name not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
         raise WeightsError(
             f"MODEL.INIT_FROM {weights.source}: has no prompts for these {architecture['num_pids']} identities "
             f"({reuse.spare.get('prompts') or 'none at all'}), and the image stage compares images with them; train "

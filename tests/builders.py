@@ -9,7 +9,6 @@ from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor
 
 from model.clip import ResNetTower, TextTower, ViTTower
 from model.heads import Projector, SideEmbedding
@@ -160,17 +159,6 @@ WRAPPINGS = {
     "model": lambda state: {"model": {"network": state}, "scheduler": {"last_epoch": 3}, "iteration": 7},
     "Lightning": lambda state: {"state_dict": _under("model.net.")(state), "callbacks": {}, "loops": {"fit_loop": {}}},
 }
-
-
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """Names of the tensors that are not the same bit for bit."""
-    assert before.keys() == after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def copied(module: torch.nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, as they are now."""
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 GONE = object()

@@ -107,12 +107,9 @@ def test_strict_loading_copies_everything_or_nothing():
     before = {name: value.clone() for name, value in module.state_dict().items()}
     bad = {name: value + 1 for name, value in state.items() if name != "1.running_mean"}
     bad |= {"0.bias": torch.zeros(1), "more": torch.zeros(1)}
-    with pytest.raises(WeightsError) as caught:
+    named = r"x\.pth: .*missing \(1\.running_mean\).*unexpected \(more\).*0\.bias is \[1\], not \[2\]; why"
+    with pytest.raises(WeightsError, match=named):
         load_strictly(module, bad, source="x.pth", hint="why")
-    assert str(caught.value) == (
-        "x.pth: the tensors do not fit the network: 1 missing (1.running_mean); 1 unexpected (more); "
-        "0.bias is [1], not [2]; why"
-    )
     assert_same(dict(module.state_dict()), before)
 
 
@@ -130,17 +127,19 @@ def settings(*overrides: str):
     )
 
 
-VARIANTS = {
-    "everything": ["MODEL.SIE_CAMERA", "True", "MODEL.SIE_VIEW", "True", "MODEL.SIE_COE", "1.5"],
-    "cameras": ["MODEL.SIE_CAMERA", "True"],
-    "viewpoints": ["MODEL.SIE_VIEW", "True"],
-    "no self-supervision": ["SOLVER.STAGE1.SSL_LOSS_WEIGHT", "0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"],
-    "language only": ["SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0", "MODEL.ACTIVATION", "gelu"],
-    "vision only": ["SOLVER.STAGE1.SSL_LOSS_WEIGHT", "0"],
-    "baseline": [
-        *("PROCESSOR.STAGES", "image", "MODEL.I2T_LOSS_WEIGHT", "0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"),
-    ],
-    "first stage": ["PROCESSOR.STAGES", "prompt"],
+PARTS = {"text", "prompts", "image_projector", "text_projector"}
+NO_LANGUAGE, NO_VISION = ["SOLVER.STAGE1.SSL_LOSS_WEIGHT", "0"], ["SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0"]
+SIDE = ["MODEL.SIE_CAMERA", "True", "MODEL.SIE_VIEW", "True", "MODEL.SIE_COE", "1.5"]
+VARIANTS = {  # settings, parts, rows of side information
+    "everything": (SIDE, PARTS, 6),
+    "cameras": (["MODEL.SIE_CAMERA", "True"], PARTS, 3),
+    "viewpoints": (["MODEL.SIE_VIEW", "True"], PARTS, 2),
+    "no self-supervision": ([*NO_LANGUAGE, *NO_VISION], {"text", "prompts"}, None),
+    "language only": ([*NO_VISION, "MODEL.ACTIVATION", "gelu"], PARTS - {"image_projector"}, None),
+    "vision only": (NO_LANGUAGE, PARTS - {"text_projector"}, None),
+    "baseline": ([*NO_VISION, "PROCESSOR.STAGES", "image", "MODEL.I2T_LOSS_WEIGHT", "0"], set(), None),
+    # What the image stage needs starts the same, whichever process runs it.
+    "first stage": (["PROCESSOR.STAGES", "prompt"], PARTS, None),
 }
 
 
@@ -158,7 +157,8 @@ def saved(path: Path, cfg, **changes) -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_network_comes_back_from_its_file_alone(tmp_path, small_architecture, variant):
-    cfg = settings(*VARIANTS[variant])
+    overrides, parts, rows = VARIANTS[variant]
+    cfg = settings(*overrides)
     model = saved(tmp_path / "x.pth", cfg)
     again = load_model(tmp_path / "x.pth").eval()
     assert_same(dict(again.state_dict()), dict(model.state_dict()))
@@ -167,21 +167,7 @@ def test_a_network_comes_back_from_its_file_alone(tmp_path, small_architecture, 
     side = SideInfo(torch.tensor([0, 2, -1]), torch.tensor([1, 0, 1]))
     for neck in (False, True):
         assert torch.equal(again.embed(batch.images, side, neck=neck), model.embed(batch.images, side, neck=neck))
-    parts = {"text", "prompts", "image_projector", "text_projector"}
-    there = {name for name in parts if getattr(again, name) is not None}
-    assert (
-        there
-        == {
-            "everything": parts,
-            "cameras": parts,
-            "viewpoints": parts,
-            "no self-supervision": {"text", "prompts"},
-            "language only": {"text", "prompts", "text_projector"},
-            "vision only": {"text", "prompts", "image_projector"},
-            "baseline": set(),
-            "first stage": parts,  # what the image stage needs starts the same, whichever process runs it
-        }[variant]
-    )
+    assert {name for name in PARTS if getattr(again, name) is not None} == parts
     if again.text is not None:
         pids = torch.tensor([3, 0])
         assert torch.equal(again.encode_text(pids), model.encode_text(pids))
@@ -189,7 +175,6 @@ def test_a_network_comes_back_from_its_file_alone(tmp_path, small_architecture, 
     if again.image_projector is not None:
         features = torch.randn(2, 32)
         assert torch.equal(again.image_projector(features), model.image_projector(features))
-    rows = {"everything": 6, "cameras": 3, "viewpoints": 2}.get(variant)
     assert (again.image.side is None) == (rows is None)
     assert rows is None or again.image.side.table.shape == (rows, 32)
     assert not any("token_embedding" in name for name in again.state_dict())
@@ -225,8 +210,8 @@ def test_a_file_without_its_description_is_refused(tmp_path, small_architecture)
     whole = read_checkpoint(tmp_path / "x.pth")
     lacking = {name: value for name, value in whole["architecture"].items() if name != "sie_camera"}
     for contents, fault in (
-        ({"model": whole["model"]}, "architecture, config missing"),
-        ({**whole, "architecture": lacking}, "architecture.sie_camera is missing; expected True or False"),
+        ({"model": whole["model"]}, "architecture, config"),
+        ({**whole, "architecture": lacking}, r"architecture\.sie_camera"),
     ):
         save_checkpoint(tmp_path / "y.pth", contents)
         with pytest.raises(WeightsError, match=rf"y\.pth: .*{fault}"):
@@ -243,13 +228,11 @@ def of(architecture: dict) -> Weights:
 def test_what_the_file_says_wins_and_every_difference_is_told(small_architecture):
     trained = settings("MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1")
     architecture = make_model(trained, benchmark()).architecture
-    asked = load(
-        None, ["INPUT.SIZE_TEST", "(64, 32)", "MODEL.NAME", SMALL, "SOLVER.SEED", "8", "TEST.NECK_FEAT", "before"]
-    )
+    here = ["INPUT.SIZE_TEST", "(64, 32)", "MODEL.NAME", SMALL, "SOLVER.SEED", "8", "TEST.NECK_FEAT", "before"]
+    asked = load(None, here)
     settled, _, differences = settle_architecture(asked, of(architecture))
-    assert {line.partition(":")[0] for line in differences} == {
-        *("MODEL.STRIDE_SIZE", "MODEL.SIE_CAMERA", "MODEL.SIE_COE", "INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"),
-    }
+    told = {"MODEL.STRIDE_SIZE", "MODEL.SIE_CAMERA", "MODEL.SIE_COE", "INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"}
+    assert {line.partition(":")[0] for line in differences} == told
     line = next(line for line in differences if "SIZE_TEST" in line)
     assert "[32, 16]" in line and "[64, 32]" in line and "not used" in line
     for key in SETTLED.values():

@@ -26,7 +26,8 @@ from yacs.config import CfgNode
 import test_svllreid
 import train_svllreid
 from configs import STAGES, load, to_dict
-from configs.defaults import defaults
+from configs.defaults import ROWS
+from configs.keys import ALWAYS, UNTIL_OVER
 from datasets.build import make_loader
 from model.build import make_model
 from processor.build import evaluate_model, run_stage
@@ -666,17 +667,17 @@ def test_keys_of_speed_log_and_places_do_what_they_say_and_change_no_number(plac
 # ------------------------------------------------------------------------------------------------------------- all keys
 
 
-def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def test_every_key_is_entered_once():
-    keys = list(leaves(defaults()))
+    keys = {row.name for row in ROWS}
     effects = {entry.key for entry in EFFECTS}
-    assert set(keys) - effects - ELSEWHERE.keys() - IN_READERS == set()  # say what a new key does
-    assert (effects | ELSEWHERE.keys() | IN_READERS) - set(keys) == set()  # the key is gone
+    assert keys - effects - ELSEWHERE.keys() - IN_READERS == set()  # say what a new key does
+    assert (effects | ELSEWHERE.keys() | IN_READERS) - keys == set()  # the key is gone
     assert effects & ELSEWHERE.keys() == effects & IN_READERS == set()
+
+
+def test_what_may_change_on_resume_changes_no_number():
+    """But for files that the data's fingerprint stands for, and the checkpoint of a test."""
+    others = {"DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "TEST.WEIGHT"}
+    cuda = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC"}  # may change numbers there
+    assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (ELSEWHERE.keys() - cuda) | others
+    assert {row.name for row in ROWS if row.on_resume == UNTIL_OVER} == {s.key("MAX_EPOCHS") for s in STAGES.values()}

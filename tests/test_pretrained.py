@@ -64,15 +64,17 @@ def write(path: Path, state: dict[str, Tensor], form: str) -> Path:
     return path.with_suffix(".bin")
 
 
-FORMS = ["safetensors", "archive", *WRAPPINGS]
-
-
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("activation", ["auto", "quick_gelu", "gelu"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "activation"),
+    [
+        *((form, activation) for form in ("safetensors", "archive") for activation in ("auto", "quick_gelu", "gelu")),
+        *((form, "gelu") for form in WRAPPINGS),
+    ],
+)
 def test_local_files_of_every_form(tmp_path, form, activation):
     path, openais = write(tmp_path / "weights", weights(), form), form == "archive"
     if activation == ("gelu" if openais else "auto"):  # what the file contradicts, or does not say
@@ -138,7 +140,7 @@ HUGGING_FACE = {
     "logit_scale": torch.ones(()),
 }
 TIMM = {"cls_token": ONE, "pos_embed": ONE, "blocks.0.attn.qkv.weight": ONE}
-RIGHT_FILE = ["MODEL.PRETRAIN", "openai", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+RIGHT_FILE = ["MODEL.PRETRAIN", "open_clip_model.safetensors"]
 LOOPED: dict = {"model": TIMM}
 LOOPED["self"] = LOOPED  # no endless search
 OTHERS = {
@@ -151,8 +153,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("form", ["safetensors", "state dict", "module."])
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(("kind", "form"), [*((kind, "safetensors") for kind in OTHERS), ("timm", "module.")])
 def test_weights_by_others_names_are_called_by_theirs_before_anything_is_asked(tmp_path, kind, form):
     state, words = OTHERS[kind]
     path = write(tmp_path / "weights", state, form)
@@ -165,12 +166,12 @@ def test_weights_by_others_names_are_called_by_theirs_before_anything_is_asked(t
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
-        ({"epoch": 1, "optimizer": {"state": {0: {"exp_avg": ONE}}}}, ["no dictionary of tensors", "'epoch', 'optim"]),
-        ({"state_dict": TIMM, "ema": {"model": TIMM}}, ["several", "['state_dict'], ['ema']['model']", "torch.save("]),
-        ({**TIMM, "ema": TIMM}, ["several", "(itself, ['ema'])"]),
-        ({"x.weight": ONE, "module.x.weight": ONE}, ["names differ in", "module"]),
+        ({"epoch": 1, "optimizer": {"state": {0: {"exp_avg": ONE}}}}, ["'epoch', 'optim"]),
+        ({"state_dict": TIMM, "ema": {"model": TIMM}}, ["['state_dict'], ['ema']['model']"]),
+        ({**TIMM, "ema": TIMM}, ["(itself, ['ema'])"]),
+        ({"x.weight": ONE, "module.x.weight": ONE}, ["module"]),
         (LOOPED, ["several"]),
-        ({"model": {7: ONE}}, ["7 is a Tensor, where names and tensors belong"]),
+        ({"model": {7: ONE}}, ["7 is a Tensor"]),
     ],
 )
 def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, contents, words):
@@ -192,11 +193,8 @@ def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, con
 )
 def test_tensors_that_are_no_weights_are_named_at_every_door(tmp_path, change, word):
     published = {"image_encoder.proj": change(torch.ones(2, 2)), "bottleneck.weight": ONE}
-    doors = (
-        ({"visual.proj": change(torch.ones(2, 2))}, lambda path: load_clip(SMALL, str(path))),
-        (published, read_weights),
-    )
-    for state, door in doors:
+    clip = {"visual.proj": change(torch.ones(2, 2))}
+    for state, door in ((clip, lambda path: load_clip(SMALL, str(path))), (published, read_weights)):
         torch.save(state, tmp_path / "thing.pth")
         with pytest.raises(WeightsError, match=rf"thing\.pth: .*proj .*{word}"):
             door(tmp_path / "thing.pth")
@@ -232,12 +230,12 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, state, words):
 @pytest.mark.parametrize(
     ("name", "tag", "words"),
     [
-        ("ViT-B16", "openai", "MODEL.NAME: there is no architecture 'ViT-B16'; near it: .*ViT-B-16"),
+        ("ViT-B16", "openai", "MODEL.NAME: .*'ViT-B16'; near it: .*ViT-B-16"),
         ("ViT-Tiny8", "rendered", "near it: .*ViT-Tiny-8"),
         ("vit-b-16", "openai", "near it: ViT-B-16$"),
-        ("ViT-B-16", "opnai", "'opnai' is neither a file nor a tag of ViT-B-16; did you mean openai"),
-        ("ViT-B-16", "/no/such/file.pt", "'/no/such/file.pt' is neither a file nor a tag of ViT-B-16; tags: openai"),
-        ("ViT-Tiny-8", "openai", "'openai' is neither a file nor a tag of ViT-Tiny-8; tags: rendered"),
+        ("ViT-B-16", "opnai", "'opnai' .*ViT-B-16; did you mean openai"),
+        ("ViT-B-16", "/no/such/file.pt", "'/no/such/file.pt' .*ViT-B-16; tags: openai"),
+        ("ViT-Tiny-8", "openai", "'openai' .*ViT-Tiny-8; tags: rendered"),
         *((name, "openai", f"MODEL.NAME: '{name}'.*ViT-B-16") for name in ("coca_ViT-B-32", "ViT-B-16-SigLIP")),
         *((name, "none", f"MODEL.NAME: '{name}'.*ViT-B-16") for name in ("roberta-ViT-B-32", "ViT-H-14-CLIPA")),
     ],
@@ -270,10 +268,9 @@ def test_a_name_that_is_none_is_refused_without_a_look_at_disk_or_network(tmp_pa
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["hf-hub:laion/CLIP-ViT-B-16", "local-dir:/no/such/folder"])
 def test_a_checkpoint_cannot_have_the_network_asked(tmp_path, name):
-    architecture = {**dict.fromkeys(SETTLED), "name": name, "activation": "gelu", "sie_camera": False}
-    save_checkpoint(
-        tmp_path / "x.pth", {"model": {}, "config": {}, "architecture": {**architecture, "sie_view": False}}
-    )
+    side = {"sie_camera": False, "sie_view": False}
+    architecture = {**dict.fromkeys(SETTLED), "name": name, "activation": "gelu", **side}
+    save_checkpoint(tmp_path / "x.pth", {"model": {}, "config": {}, "architecture": architecture})
     with pytest.raises(WeightsError):
         load_model(tmp_path / "x.pth")
     with pytest.raises(WeightsError):
@@ -358,22 +355,20 @@ def unresolved(*_, **__):
 
 @pytest.mark.usefixtures("nothing_cached")
 @pytest.mark.parametrize(
-    ("name", "tag", "words"),
+    ("tag", "words"),
     [
-        ("ViT-B-16", "openai", ["timm/vit_base_patch16_clip_224.openai/resolve/main/", "ACTIVATION quick_gelu"]),
-        ("ViT-B-16", "laion2b_s34b_b88k", ["laion/CLIP-ViT-B-16-laion2B-s34B-b88K/resolve/main/", "ACTIVATION gelu"]),
+        ("openai", ["timm/vit_base_patch16_clip_224.openai/resolve/main/", "ACTIVATION quick_gelu"]),
+        ("laion2b_s34b_b88k", ["laion/CLIP-ViT-B-16-laion2B-s34B-b88K/resolve/main/", "ACTIVATION gelu"]),
     ],
 )
-def test_offline_one_message_says_what_to_fetch_and_where_to_put_it(monkeypatch, name, tag, words):
+def test_offline_one_message_says_what_to_fetch_and_where_to_put_it(monkeypatch, tag, words):
     monkeypatch.setattr(socket, "getaddrinfo", unresolved)
     monkeypatch.setattr(hub, "download_pretrained", lambda *_: pytest.fail("tried to download without a network"))
-    started = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
-        load_clip(name, tag)
-    assert time.perf_counter() - started < 5
+        load_clip("ViT-B-16", tag)
     message = str(caught.value)
-    assert all(word in message for word in [f"MODEL.PRETRAIN {tag}", "set MODEL.PRETRAIN to its path", *words])
-    assert "https://" in message and "open_clip_model.safetensors" in message and "\n" not in message
+    everything = [f"MODEL.PRETRAIN {tag}", "https://", "open_clip_model.safetensors", *words]
+    assert [word for word in everything if word not in message] == [] and "\n" not in message
 
 
 @pytest.mark.usefixtures("nothing_cached")

@@ -95,13 +95,17 @@ def plain(value: object) -> list:
     )
 
 
-@bounded(300)
+@bounded(200)
 @given(KEYS.flatmap(lambda key: st.tuples(st.just(key), OVERRIDES | FITTING[type(DEFAULTS[key])])))
 @example(("MODEL.STRIDE_SIZE", "(12, 12)"))
 @example(("INPUT.PIXEL_MEAN", "(1, 0, 0)"))
 @example(("SOLVER.MARGIN", "1"))
 @example(("SOLVER.MARGIN", "1e400"))
 @example(("INPUT.PIXEL_STD", "(1, inf, 1)"))
+@example(("SOLVER.MARGIN", "1" + "0" * 400))  # more than Python itself can hold
+@example(("INPUT.PIXEL_MEAN", "(" + "9" * 400 + ", 0, 0)"))
+@example(("SOLVER.SEED", "0x" + "f" * 5000))
+@example(("SOLVER.SEED", "{[]}"))
 def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(override):
     key, text = override
     default = DEFAULTS[key]
@@ -122,21 +126,6 @@ def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(over
     assert {name for name, other in leaves(to_dict(cfg)).items() if other != DEFAULTS[name]} <= {key}
     again = from_dict(yaml.safe_load(yaml.safe_dump(to_dict(cfg))), where="x.yaml")
     assert again == cfg and plain(leaves(to_dict(again))[key]) == plain(value)
-
-
-@pytest.mark.parametrize(
-    "key, text",
-    [
-        ("SOLVER.MARGIN", "1" + "0" * 400),
-        ("INPUT.PIXEL_MEAN", "(" + "9" * 400 + ", 0, 0)"),
-        ("SOLVER.SEED", "0x" + "f" * 5000),
-        ("SOLVER.SEED", "{[]}"),
-    ],
-    ids=["too large a fraction", "too large fractions", "too large a number", "no set"],
-)
-def test_an_override_that_python_itself_cannot_hold(key, text):
-    with pytest.raises(ConfigError, match=re.escape(key)):
-        load(None, [key, text])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +173,7 @@ def test_the_order_of_different_keys_does_not_matter(data):
 # ------------------------------------------------------------------------------------------------- tables of own data
 
 
-PICTURES = 8
+IMAGES = 8
 SPLITS = ("train", "query", "gallery")
 LABELS = st.one_of(
     st.integers(0, 30).map(str),
@@ -199,9 +188,9 @@ LABELS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("own")
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         (root / f"{number}.jpg").write_bytes(b"never decoded")
     return root
 
@@ -228,12 +217,12 @@ def spelled(label: str) -> str:
 
 @st.composite
 def tables(draw):
-    """(Text of a table, labels of each picture by split): a picture a row; rows in any order."""
+    """(Text of a table, labels of each image by split): an image a row; rows in any order."""
     columns = draw(
         st.permutations(["path", "pid", "split", *draw(st.sets(st.sampled_from(["camid", "viewid", "note"])))])
     )
-    numbers = draw(st.permutations(range(PICTURES)))
-    splits = [*SPLITS, *(draw(st.sampled_from(SPLITS)) for _ in range(PICTURES - len(SPLITS)))]
+    numbers = draw(st.permutations(range(IMAGES)))
+    splits = [*SPLITS, *(draw(st.sampled_from(SPLITS)) for _ in range(IMAGES - len(SPLITS)))]
     rows, expected = [], {split: [] for split in SPLITS}
     for number, split in zip(numbers, splits, strict=True):
         identity = draw(LABELS.filter(meant))
@@ -259,15 +248,15 @@ def tables(draw):
     return draw(st.sampled_from(["", "\ufeff"])) + buffer.getvalue(), expected
 
 
-@bounded(150)
+@bounded(80)
 @given(table=tables())
-def test_a_table_is_read_as_it_was_written(pictures, table):
+def test_a_table_is_read_as_it_was_written(images, table):
     text, expected = table
-    file = pictures / "table.csv"
+    file = images / "table.csv"
     file.write_bytes(text.encode())
     found = read_splits(file).splits
     assert {
-        split: [(os.path.relpath(p.path, pictures), p.identity, p.camera, p.view) for p in found[split]]
+        split: [(os.path.relpath(p.path, images), p.identity, p.camera, p.view) for p in found[split]]
         for split in found
     } == expected
     kinds = {
@@ -296,7 +285,7 @@ def test_a_table_is_read_as_it_was_written(pictures, table):
         for split in part
     }
     for split, samples in zip(SPLITS, (benchmark.train, *benchmark.trials[0]), strict=True):
-        assert [(os.path.relpath(s.path, pictures), s.pid, s.camid, s.viewid) for s in samples] == sorted(
+        assert [(os.path.relpath(s.path, images), s.pid, s.camid, s.viewid) for s in samples] == sorted(
             (
                 (path, orders[split].index(identity), number(cameras, camera), number(views, view))
                 for path, identity, camera, view in expected[split]
@@ -310,35 +299,16 @@ def test_a_table_is_read_as_it_was_written(pictures, table):
 FRAGMENTS = st.sampled_from(
     ["path", "pid", "split", "camid", "viewid", "train", "query", "gallery", "-1", "7", "07", "path,pid,split\n"]
     + [f"{number}.jpg,7,{split}\n" for number, split in enumerate(SPLITS)]
-    + [
-        "0.jpg",
-        "./0.jpg",
-        "../0.jpg",
-        "/",
-        "\\",
-        ".",
-        ",",
-        ",",
-        ",",
-        '"',
-        '""',
-        "\n",
-        "\n",
-        "\r",
-        "\r\n",
-        "\t",
-        ";",
-        " ",
-    ]
-    + ["\0", "\ufeff", "ü", "\u2028", "\x85", "\x1c", "9" * 5000]
+    + ["0.jpg", "./0.jpg", "../0.jpg", "9" * 5000, *'/\\.,,,";', '""', *"\n\n\r\t ", "\r\n"]
+    + [*"\0\ufeffü\u2028\x85\x1c"]
 )
 
 
 @bounded(300)
 @given(content=st.lists(FRAGMENTS, max_size=25).map(lambda parts: "".join(parts).encode()) | st.binary(max_size=60))
 @example(content=b"path,pid,split\n0.jpg,7,train\n1.jpg,7,query\n2.jpg,7,gallery\n")
-def test_any_bytes_as_a_table_are_read_or_refused_with_the_name_of_the_file(pictures, content):
-    file = pictures / "any.csv"
+def test_any_bytes_as_a_table_are_read_or_refused_with_the_name_of_the_file(images, content):
+    file = images / "any.csv"
     file.write_bytes(content)
     try:
         benchmark = folder(file, protocol="all")
@@ -447,28 +417,6 @@ def test_features_are_ranked_by_distance_with_ties_in_the_gallery_s_order(proble
     assert_close(found, expected_ranking(distances, query, gallery, dropped, 5))
 
 
-@bounded(60)
-@given(problems(ties=False), st.data())
-def test_the_order_of_the_gallery_does_not_matter_without_ties(problem, data):
-    distances, query, gallery, dropped = problem
-    order = data.draw(st.permutations(range(len(gallery))))
-    mixed = ([[row[g] for g in order] for row in table] for table in (distances, dropped))
-    turned, hidden = mixed
-    assert_close(
-        found_ranking(turned, query, [gallery[g] for g in order], hidden, 6),
-        found_ranking(distances, query, gallery, dropped, 6),
-    )
-
-
-@bounded(60)
-@given(problems(), st.sampled_from([lambda d: 3 * d - 7, lambda d: d**3, lambda d: torch.atan(d), lambda d: d.exp()]))
-def test_only_the_order_of_distances_matters(problem, transform):
-    distances, *rest = problem
-    few = [[min(value, 9.0) for value in row] for row in distances]
-    moved = transform(torch.tensor(few, dtype=torch.float64)).tolist()
-    assert_close(found_ranking(moved, *rest, 6), found_ranking(few, *rest, 6))
-
-
 # ---------------------------------------------------------------------------------------------------------- re-ranking
 
 
@@ -500,14 +448,6 @@ def test_with_lambda_1_the_ranking_is_the_original_one(crowd, k1, k2):
     distances = (query[:, None] - gallery[None]).square().sum(dim=2)
     found = rerank(query, gallery, k1, k2, 1.0)
     assert torch.equal(found.sort(dim=1, stable=True).indices, distances.sort(dim=1, stable=True).indices)
-
-
-@bounded(40)
-@given(crowds(), st.integers(1, 9), st.integers(0, 5))
-def test_more_neighbours_than_images_are_all_of_them(crowd, k2, more):
-    images = sum(map(len, crowd))
-    assert torch.equal(rerank(*crowd, 2 * images, k2, 0.3), rerank(*crowd, 2 * images + more, k2, 0.3))
-    assert torch.equal(rerank(*crowd, 3, images, 0.3), rerank(*crowd, 3, images + more, 0.3))
 
 
 # ------------------------------------------------------------------------------------------------------------- samplers
@@ -545,6 +485,7 @@ def test_batches_of_identities(counts, shares, instances, seed, epoch, done, dat
     for batch in batches:
         owners = Counter(pids[row] for row in batch)
         assert len(owners) == identities and set(owners.values()) == {instances}
+        assert all(len({pids[row] for row in batch[k : k + instances]}) == 1 for k in range(0, len(batch), instances))
         for pid in owners:
             left[pid] -= 1
     assert min(left.values()) >= 0 and sum(groups > 0 for groups in left.values()) < identities

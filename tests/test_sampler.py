@@ -1,14 +1,13 @@
-"""Properties of the P x K sampler over random numbers of images an identity."""
+"""How the P x K sampler draws; what every batch has is in test_properties.py."""
 
 from collections import Counter
-from itertools import chain, combinations
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.sampler import IdentitySampler
-from utils.errors import DataError
 
 
 @st.composite
@@ -20,44 +19,6 @@ def problems(draw):
 
 
 bounded = settings(max_examples=50, deadline=None)
-
-
-@bounded
-@given(problems())
-def test_batches_are_full_and_identities_in_them_distinct(problem):
-    pids, identities, instances, seed = problem
-    sampler = IdentitySampler(pids, identities, instances, seed=seed)
-    for epoch in (1, 2):
-        sampler.set_epoch(epoch)
-        batches = list(sampler)
-        assert len(sampler) == len(batches) >= 1
-        for batch in batches:
-            assert len(batch) == identities * instances
-            groups = [[pids[row] for row in batch[k : k + instances]] for k in range(0, len(batch), instances)]
-            assert all(len(set(group)) == 1 for group in groups)
-            assert len({group[0] for group in groups}) == identities
-
-
-@bounded
-@given(problems())
-def test_no_image_twice_in_an_epoch_unless_its_identity_has_too_few(problem):
-    pids, identities, instances, seed = problem
-    images = Counter(pids)
-    used = Counter(row for batch in IdentitySampler(pids, identities, instances, seed=seed) for row in batch)
-    assert all(count == 1 for row, count in used.items() if images[pids[row]] >= instances)
-
-
-@bounded
-@given(problems())
-def test_the_epoch_ends_when_fewer_than_p_identities_have_groups_left(problem):
-    pids, identities, instances, seed = problem
-    left = {pid: max(1, count // instances) for pid, count in Counter(pids).items()}
-    for batch in IdentitySampler(pids, identities, instances, seed=seed):
-        assert sum(groups > 0 for groups in left.values()) >= identities
-        for pid in {pids[row] for row in batch}:
-            left[pid] -= 1
-    assert min(left.values()) >= 0
-    assert sum(groups > 0 for groups in left.values()) < identities
 
 
 @bounded
@@ -83,29 +44,6 @@ def test_other_epochs_and_seeds_draw_anew():
     assert all(a != b for a, b in combinations(draws, 2))
 
 
-@bounded
-@given(problems(), st.integers(1, 3))
-def test_processes_share_every_batch(problem, world_size):
-    pids, identities, instances, seed = problem
-    if identities % world_size:
-        with pytest.raises(ValueError, match=f"{identities} identities .* {world_size} processes"):
-            IdentitySampler(pids, identities, instances, seed=seed, world_size=world_size)
-        return
-    whole = IdentitySampler(pids, identities, instances, seed=seed)
-    shares = [
-        IdentitySampler(pids, identities, instances, seed=seed, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    for sampler in (whole, *shares):
-        sampler.set_epoch(5)
-    assert all(len(share) == len(whole) for share in shares)
-    for batch, *parts in zip(whole, *shares, strict=True):
-        assert all(len(part) == len(batch) // world_size for part in parts)
-        assert sorted(chain(*parts)) == sorted(batch)
-        owners = [{pids[row] for row in part} for part in parts]
-        assert sum(map(len, owners)) == identities  # each identity has one owner
-
-
 def test_identities_are_drawn_uniformly():
     """One batch of two out of four identities: each of the six pairs in a sixth of 600 epochs (100 ± 5 deviations)."""
     sampler = IdentitySampler([0, 0, 1, 1, 2, 2, 3, 3], 2, 2, seed=0)
@@ -117,6 +55,11 @@ def test_identities_are_drawn_uniformly():
     assert len(pairs) == 6
     deviation = (600 * 1 / 6 * 5 / 6) ** 0.5
     assert all(abs(count - 100) < 5 * deviation for count in pairs.values())
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ValueError, match=r"4 identities .* 3 processes"):
+        IdentitySampler([0, 1, 2, 3], 4, 1, seed=0, world_size=3)
 
 
 def test_an_identity_with_few_images_fills_its_places_from_them():
@@ -149,11 +92,6 @@ def test_an_identity_s_images_meet_in_every_constellation():
         partners.update(group - {0})
     assert set(partners) == {1, 2, 3}
     assert min(partners.values()) >= 8
-
-
-def test_fewer_than_p_identities():
-    with pytest.raises(DataError, match=r"IMS_PER_BATCH 12 .*NUM_INSTANCE 4 takes 3 identities .* has 2"):
-        IdentitySampler([0, 0, 1, 1, 1], 3, 4, seed=0)
 
 
 @pytest.mark.parametrize("identities, instances", [(0, 4), (4, 0)])

@@ -20,7 +20,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
-from configs import ConfigError, load
+from configs import STAGES, ConfigError, load
 from utils.command import answer_early, parse, run_script
 
 
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sheet = SHEETS / f"check_{name}.png"
         check_place(sheet)
     instances = cfg.DATALOADER.NUM_INSTANCE
-    identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if "image" in cfg.PROCESSOR.STAGES else None
+    drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
+    identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if drawn else None
     check = quick_check if options.quick else full_check
     report = check(benchmark, instances=instances, identities=identities)
     sys.stdout.write(text(benchmark, report) + "\n")
