@@ -57,30 +57,20 @@ def small_clip(*, quick_gelu: bool = True, seed: int = 0, **config) -> open_clip
     return clip.eval()
 
 
-def small_model(
-    *,
-    pids: int = 5,
-    sentences: bool = True,
-    language: bool = True,
-    vision: bool = True,
-    cams: int = 0,
-    architecture: dict | None = None,
-    seed: int = 0,
-) -> SvllReid:
+def small_model(*, pids: int = 5, language: bool = True, cams: int = 0) -> SvllReid:
     """A whole network at stride 6 (patches of 8 overlap); `cams` above 0 adds side information."""
-    clip = small_clip(seed=seed)
+    clip = small_clip()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+        torch.manual_seed(1)
         side = SideEmbedding(cams, 1, 32, camera=True, view=False, scale=1.0) if cams else None
-        prompts = PromptLearner(pids, TEMPLATE, clip.token_embedding, open_clip.tokenize) if sentences else None
+        prompts = PromptLearner(pids, TEMPLATE, clip.token_embedding, open_clip.tokenize)
         return SvllReid(
             ViTTower(clip.visual, IMAGE, (6, 6), side),
             pids,
-            text=TextTower(clip) if sentences else None,
+            text=TextTower(clip),
             prompts=prompts,
-            image_projector=Projector(32, 20, 10).reset_as_published() if vision else None,
+            image_projector=Projector(32, 20, 10).reset_as_published(),
             text_projector=Projector(24, 20, 10) if language else None,
-            architecture=architecture,
         )
 
 
