@@ -90,32 +90,30 @@ class Operation(NamedTuple):
     what: str  # state, checkpoint, or the file's name
 
 
-class Disk:
-    """Sees every change that this process makes in a folder, and fails at the one that was drawn.
+class Plan(NamedTuple):
+    """What is to happen in a process."""
 
-    Args:
-        folder: of the run.
-        at: which operation, from 0; None: none.
-        strike: what happens then; True: the operation fails halfway because the disk is full.
-        lasting: for how many operations the disk then stays full.
-        share: of a write that is made before it fails, or before `strike`; if the process lives on, 0.
-        seen: takes every operation.
-        failed: takes those that fail.
+    at: int | None = None  # which operation on the disk, from 0, something happens at
+    strike: Callable[[], object] | None = None  # what; None: it fails halfway because the disk is full
+    lasting: int = 0  # for how many operations the disk then stays full
+    share: float = 0.5  # of a write that is made before it fails, or before `strike`; if the process lives on, 0
+    spoilt: int | None = None  # step, from 1, whose ...
+    spoilt_gradient: bool = False  # ... gradient, or else loss, is not finite
+    broken: Callable[[], object] | None = None  # what a test breaks in the program, to see whether it is noticed
+
+
+UNTOUCHED = Plan()
+
+
+class Disk:
+    """Sees every change that this process makes in a run's folder, and fails as planned.
+
+    `seen` takes every operation, `failed` those that fail.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        at: int | None = None,
-        strike: Callable[[], object] | None = None,
-        lasting: int = 0,
-        share: float = 0.5,
-        seen: Callable[[Operation], object] = lambda operation: None,
-        failed: Callable[[Operation], object] = lambda operation: None,
-    ):
-        self.folder, self.at, self.strike, self.lasting, self.share = str(folder), at, strike, lasting, share
-        self.seen, self.failed, self.count, self.main = seen, failed, 0, os.getpid()
+    def __init__(self, folder: Path, plan: Plan, *, failed: Callable, seen: Callable = lambda operation: None):
+        self.folder, self.plan, self.seen, self.failed = str(folder), plan, seen, failed
+        self.count, self.main = 0, os.getpid()
 
     def install(self) -> None:
         """For the rest of this process."""
@@ -154,7 +152,7 @@ class Disk:
         class File(io.FileIO):
             def write(self, data) -> int:
                 def part() -> None:
-                    io.FileIO.write(self, memoryview(data)[: int(disk.share * len(data))])
+                    io.FileIO.write(self, memoryview(data)[: int(disk.plan.share * len(data))])
 
                 if disk.happens("write", self.name, part):
                     disk.fail("write", self.name)
@@ -175,15 +173,13 @@ class Disk:
         """Count an operation -> whether it fails because the disk is full."""
         number, self.count = self.count, self.count + 1
         self.seen(Operation(verb, label(Path(os.fspath(path)))))
-        if self.at is None or not self.at <= number <= self.at + self.lasting:
-            return False
-        if self.strike is not None:
-            if number == self.at:
-                part()
-                self.strike()
+        at, strike = self.plan.at, self.plan.strike
+        if at is None or not at <= number <= at + (0 if strike else self.plan.lasting):
             return False
         part()
-        return True
+        if strike:
+            strike()
+        return not strike
 
     def fail(self, verb: str, path: object) -> None:
         """As the operating system does where there is no room."""
@@ -204,21 +200,6 @@ def label(path: Path) -> str:
 FOLDERS_SYNCED = (Operation("sync", "run"), Operation("sync", STATES))
 
 
-class Plan(NamedTuple):
-    """What is to happen in a process."""
-
-    at: int | None = None  # operation on the disk
-    strike: Callable[[], object] | None = None
-    lasting: int = 0
-    share: float = 0.5
-    spoilt: int | None = None  # step, from 1, whose ...
-    spoilt_gradient: bool = False  # ... gradient, or else loss, is not finite
-    broken: Callable[[], object] | None = None  # what a test breaks in the program, to see whether it is noticed
-
-
-UNTOUCHED = Plan()
-
-
 def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
     """The program, in a forked process; does not return."""
     code = 1
@@ -230,17 +211,12 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         torch.set_num_threads(1)
         if plan.broken is not None:
             plan.broken()
-        operations = os.open(journal / "operations", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        steps = os.open(journal / "steps", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        failed = os.open(journal / "failed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        seen, failed, steps = (note(journal / name) for name in ("operations", "failed", "steps"))
         Disk(
             folder,
-            at=plan.at,
-            strike=plan.strike,
-            lasting=plan.lasting,
-            share=plan.share,
-            seen=lambda operation: os.write(operations, f"{' '.join(operation)}\n".encode()),
-            failed=lambda operation: os.write(failed, f"{' '.join(operation)}\n".encode()),
+            plan,
+            seen=lambda operation: seen(f"{' '.join(operation)}\n"),
+            failed=lambda operation: failed(f"{' '.join(operation)}\n"),
         ).install()
         watch_steps(steps, plan)
         code = run_script(lambda: train_svllreid.main(list(words)), ConfigError)
@@ -252,7 +228,13 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         os._exit(code)
 
 
-def watch_steps(descriptor: int, plan: Plan) -> None:
+def note(file: Path) -> Callable[[str], object]:
+    """What appends to a file at once, so that a kill loses nothing."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    return lambda line: os.write(descriptor, line.encode())
+
+
+def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
     """Note every training step of this process, and spoil the one that was drawn."""
     made = 0
     for name, stage in STAGES.items():
@@ -260,7 +242,7 @@ def watch_steps(descriptor: int, plan: Plan) -> None:
         def forward(self, batch, *, real=stage.forward, name=name):
             nonlocal made
             made += 1
-            os.write(descriptor, name[:1].encode())
+            noted(name[:1])
             losses = real(self, batch)
             if made != plan.spoilt:
                 return losses
@@ -307,15 +289,12 @@ class Reference(NamedTuple):
     folder: Path
     data: Path
     operations: list[Operation]
-    seconds: float
 
 
 class Trial:
     """One run with all that happens to it.
 
     Args:
-        folder: of the trial.
-        draw: of everything.
         timeout: seconds after which a process hangs.
         broken: see Plan.
     """
@@ -384,10 +363,7 @@ class Trial:
     def end_all(self) -> None:
         """Kill what is left of all processes, those that read images among them."""
         for group in self.groups:
-            try:
-                os.killpg(group, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            kill(group, "all")
 
     # ---- what is there
 
@@ -431,10 +407,8 @@ class Trial:
             one, other = (whole(each / name) for each in (self.run, reference.folder))
             if one is None:
                 raise Wrong(f"{name} is damaged")
-            if one["model"].keys() != other["model"].keys():
-                raise Wrong(f"{name} has other tensors")
-            for tensor, value in other["model"].items():
-                if not torch.equal(one["model"][tensor], value):
+            for tensor in one["model"].keys() | other["model"].keys():
+                if not same(one["model"].get(tensor), other["model"].get(tensor)):
                     raise Wrong(f"{name}: {tensor} is another")
         if results(self.run) != results(reference.folder):
             raise Wrong(f"{RESULTS} is another")
@@ -447,19 +421,13 @@ class Trial:
 
 def kill(process: int, victim: str) -> bool:
     """SIGKILL -> whether there was somebody to kill."""
+    process = worker_of(process) if victim == "worker" else process
     try:
-        if victim == "worker":
-            child = worker_of(process)
-            if child is None:
-                return False
-            os.kill(child, signal.SIGKILL)
-        elif victim == "main":
-            os.kill(process, signal.SIGKILL)
-        else:
-            os.killpg(process, signal.SIGKILL)
+        if process is not None:
+            (os.killpg if victim == "all" else os.kill)(process, signal.SIGKILL)
     except ProcessLookupError:
         return False
-    return True
+    return process is not None
 
 
 def operations_in(file: Path) -> list[Operation]:
@@ -539,22 +507,18 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
         first = 1 + operations.index(Operation("replace", "state")) if with_state else 0
         at, share = an_operation(draw, operations, first), draw.random()
         strike = kill_all if victim == "all" else kill_main
-        outcome = trial.start(Plan(at=at, strike=strike, share=share))
-        while outcome.code == 0 and not outcome.struck:  # with fewer states there are fewer operations
-            shutil.rmtree(trial.run)
+        while (outcome := trial.start(Plan(at=at, strike=strike, share=share))).code == 0 and not outcome.struck:
+            shutil.rmtree(trial.run)  # with fewer states there are fewer operations
             at //= 2
-            outcome = trial.start(Plan(at=at, strike=strike, share=share))
         done = operations_in(trial.folder / f"start{trial.starts - 1}" / "operations")
         trial.notes.append(f"{victim} killed at operation {described(done, at)}")
     else:
         # Only in the image stage is there certainly a process that reads images.
         steps = draw.randint(EPOCHS * STEPS + 1 if victim == "worker" else 0, TOTAL - 1)
         seconds = draw.uniform(0.0, 0.25)
-        outcome = trial.start(kill_after=(steps, seconds), victim=victim)
-        while outcome.code == 0 and not outcome.struck:  # the run was faster
-            shutil.rmtree(trial.run)
+        while (outcome := trial.start(kill_after=(steps, seconds), victim=victim)).code == 0 and not outcome.struck:
+            shutil.rmtree(trial.run)  # the run was faster
             seconds /= 2
-            outcome = trial.start(kill_after=(steps, seconds), victim=victim)
         trial.notes.append(f"{victim} killed {seconds:.3f} s after step {steps}")
     if victim == "worker" and outcome.code == 0:
         trial.notes.append("it was not needed any more")
@@ -765,13 +729,10 @@ def a_nan(trial: Trial, reference: Reference) -> None:
         raise Wrong(f"weights were touched: {spoilt[0]}")
     if trial.minutes == EVERY_STEP and trial.states():
         before = whole(trial.states()[0])
-        moved = [
-            each
-            for each, value in failure["model"].items()
-            if not torch.equal(before["model"][each], value) and not each.endswith(("_mean", "_var", "_tracked"))
-        ]
-        if moved and step > 1:
-            raise Wrong(f"weights were touched: {moved[0]}")
+        for each, value in failure["model"].items():
+            statistic = each.endswith(("_mean", "_var", "_tracked"))
+            if step > 1 and not statistic and not torch.equal(before["model"][each], value):
+                raise Wrong(f"weights were touched: {each}")
     trial.finish()
 
 
@@ -791,7 +752,6 @@ class Verdict(NamedTuple):
     word: str  # survived, lost, wrong
     reason: str
     notes: tuple[str, ...]
-    seconds: float
 
 
 def render(folder: Path) -> Path:
@@ -808,7 +768,7 @@ def make_reference(folder: Path) -> Reference:
     data = render(folder)
     shutil.rmtree(folder / "reference", ignore_errors=True)
     trial = Trial(folder / "reference", random.Random(0), timeout=TIMEOUT)
-    trial.data, since = data, time.monotonic()
+    trial.data = data
     try:
         outcome = trial.start()
     finally:
@@ -816,7 +776,7 @@ def make_reference(folder: Path) -> Reference:
     if outcome.code != 0 or outcome.steps != TOTAL:
         raise AssertionError(f"the run without faults failed after {outcome.steps} of {TOTAL} steps: {outcome.last}")
     operations = operations_in(trial.folder / "start0" / "operations")
-    return Reference(trial.run, data, operations, time.monotonic() - since)
+    return Reference(trial.run, data, operations)
 
 
 def judge(
@@ -834,7 +794,7 @@ def judge(
     trial = Trial(folder, random.Random(f"{seed} {kind} {number}"), timeout=timeout, broken=broken)
     if kind != "vanished-image":
         trial.data = reference.data
-    word, reason, since = SURVIVED, "", time.monotonic()
+    word, reason = SURVIVED, ""
     try:
         FAULTS[kind](trial, reference)
         trial.compare(reference)
@@ -848,4 +808,4 @@ def judge(
         trial.end_all()
     if word == SURVIVED:
         shutil.rmtree(folder)
-    return Verdict(number, kind, word, reason, tuple(trial.notes), time.monotonic() - since)
+    return Verdict(number, kind, word, reason, tuple(trial.notes))

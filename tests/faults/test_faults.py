@@ -9,18 +9,16 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import campaign
 import pytest
 import torch
-from campaign import FAILED, KINDS, LOST, SURVIVED, TIMEOUT, WRONG, Operation, Plan, Reference, Trial, Verdict
+from campaign import FAILED, KINDS, LOST, SURVIVED, TIMEOUT, WRONG, Operation, Plan, Reference, Trial
 from PIL import Image
 
 import train_svllreid
 from datasets import images
-from processor import loop, stage_run
+from processor import loop
 from utils import checkpoint
 from utils.run import folder as run_folder
 from utils.run import metrics
@@ -50,20 +48,13 @@ def test_a_fault_is_survived(reference, tmp_path, fault, request):
     assert list(tmp_path.iterdir()) == []  # only what fails is kept
 
 
-@pytest.mark.parametrize(
-    ("operation", "which"),
-    [
-        (Operation("open", "train_log.txt"), 0),
-        (Operation("write", "state"), 0),  # before anything was logged: the folder is given free
-        (Operation("write", "metrics.jsonl"), -1),  # of the last evaluation: the run is not finished yet
-        (Operation("write", "results.json"), -1),
-    ],
-)
-def test_a_disk_that_is_full_just_then(reference, tmp_path, operation, which):
-    numbers = [number for number, each in enumerate(reference.operations) if each == operation]
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json"])
+def test_a_disk_that_is_full_at_the_last_evaluation(reference, tmp_path, name):
+    """The run is not finished yet."""
+    operation = Operation("write", name)
     trial = Trial(tmp_path, random.Random(0), timeout=TIMEOUT)
     trial.data = reference.data
-    outcome = trial.start(Plan(at=numbers[which]))
+    outcome = trial.start(Plan(at=len(reference.operations) - 1 - reference.operations[::-1].index(operation)))
     assert outcome.code == FAILED and outcome.failed == (operation,)
     campaign.said(trial, outcome)
     trial.finish()
@@ -79,10 +70,6 @@ def begins_anew() -> None:
 
 def forgets_the_optimiser() -> None:
     torch.optim.Optimizer.load_state_dict = lambda self, state: None
-
-
-def forgets_random_draws() -> None:
-    stage_run.restore_random_states = lambda states, generators: None
 
 
 def forgets_what_was_recorded() -> None:
@@ -148,7 +135,6 @@ def never_ends() -> None:
     [
         ("kill", begins_anew, {LOST}),
         ("truncation", forgets_the_optimiser, {WRONG}),
-        ("truncation", forgets_random_draws, {WRONG}),
         ("kill", forgets_what_was_recorded, {WRONG}),
         ("kill", writes_in_place, {WRONG}),
         ("truncation", forgets_the_second_state, {LOST, WRONG}),
@@ -162,7 +148,7 @@ def never_ends() -> None:
 def test_the_judge_sees_it(reference, tmp_path, kind, broken, words):
     seen = []
     for number in range(1, 9):  # not every fault hits what is broken
-        verdict = judged(reference, tmp_path, number, kind, broken)
+        verdict = campaign.judge(number, kind, reference, tmp_path / "fault", seed=0, broken=broken)
         if verdict.word != SURVIVED:
             assert verdict.word in words, verdict
             assert verdict.reason and any((tmp_path / "fault").iterdir())
@@ -171,14 +157,8 @@ def test_the_judge_sees_it(reference, tmp_path, kind, broken, words):
     pytest.fail(f"nothing was noticed: {seen}")
 
 
-def judged(
-    reference: Reference, folder: Path, number: int, kind: str, broken: Callable, timeout: float = TIMEOUT
-) -> Verdict:
-    return campaign.judge(number, kind, reference, folder / "fault", seed=0, timeout=timeout, broken=broken)
-
-
 def test_a_run_that_hangs_is_lost(reference, tmp_path):
-    verdict = judged(reference, tmp_path, 1, "nan", never_ends, timeout=0.5)
+    verdict = campaign.judge(1, "nan", reference, tmp_path / "fault", seed=0, timeout=0.5, broken=never_ends)
     assert (verdict.word, verdict.reason) == (LOST, "hangs: no end after 0 s")
 
 
@@ -188,7 +168,7 @@ def test_a_full_disk_fails_halfway_and_only_for_a_while(tmp_path, monkeypatch):
     for name in ("fsync", "truncate"):
         monkeypatch.setattr(os, name, getattr(os, name))
     folder, failed = tmp_path / "run", []
-    disk = campaign.Disk(folder, at=2, lasting=0, share=0.5, failed=failed.append)
+    disk = campaign.Disk(folder, Plan(at=2), failed=failed.append)
     disk.install()
     folder.mkdir()
     with pytest.raises(OSError, match="No space left"):
@@ -200,7 +180,7 @@ def test_a_full_disk_fails_halfway_and_only_for_a_while(tmp_path, monkeypatch):
     assert disk.count == 5  # a folder, and twice open and write
 
 
-def test_states_are_told_apart_to_the_last_bit():
+def test_states_are_compared_to_the_last_bit():
     one = {"a": torch.zeros(2), "b": [1, (2, "x")], "c": {"d": None}}
     assert campaign.same(one, {"a": torch.zeros(2), "b": [1, (2, "x")], "c": {"d": None}})
     for change in ({"a": torch.tensor([0.0, 1e-45])}, {"a": torch.zeros(2).double()}, {"b": [1, (2, "y")]}, {"c": {}}):
