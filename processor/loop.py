@@ -43,8 +43,8 @@ def fit(
     """
     at, progress = run.position, Progress(run, epochs, scaler)
     for epoch in range(at.epoch, epochs + 1):
-        stage.train()
         at = at._replace(epoch_state=run.before_epoch(epoch, at.epoch_state))
+        stage.train()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for group in optimizer.param_groups:
             group["lr"] = lr_at(epoch, group["initial_lr"])

@@ -267,6 +267,7 @@ def test_the_order_of_an_epoch():
     def before(epoch, state):
         assert state is None
         events.append(("before", epoch, [group["lr"] for group in optimizer.param_groups]))
+        stage.eval()  # as for features of all images
 
     def lr_at(epoch, initial):
         events.append(("rate", epoch, initial))
