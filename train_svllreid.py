@@ -24,7 +24,8 @@ def read_command_line(argv: list[str] | None = None) -> tuple[CfgNode, Path, lis
     arguments = parse(__doc__, argv)
     cfg = load(arguments.config_file, arguments.overrides)
     folder = expanded(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file), "OUTPUT_DIR")
-    if not os.path.lexists(folder) and "synthetic" not in cfg.DATASETS.NAMES:  # which is rendered
+    rendered = all(name.startswith("synthetic") for name in cfg.DATASETS.NAMES.split("+"))
+    if not os.path.lexists(folder) and not rendered:
         advice = "; expected the folder that holds the data sets (docs/data.md); none is ever downloaded"
         check_there(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR", advice)
     return cfg, folder, arguments.overrides[::2]

@@ -1,4 +1,4 @@
-"""Floor 0: the configuration. `load(path, overrides)` is all that the other folders need."""
+"""The configuration. `load(path, overrides)` reads it."""
 
 from configs.checks import ConfigError
 from configs.loading import from_dict, load, to_dict

@@ -131,7 +131,7 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
 
 
 def identities_per_batch(cfg: CfgNode) -> int:
-    """How many identities a batch of the image stage has, over all processes.
+    """How many identities a batch of stage 2 has, over all processes.
 
     Raises:
         UserError: the processes cannot share them evenly.

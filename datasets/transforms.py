@@ -14,7 +14,7 @@ VIEW_ERASED = (0.33, 1 / 3)  # ... and, as published, of a view
 
 
 class TrainTransform:
-    """Training image and views of the image stage (CLIP-ReID §4.2; SVLL-ReID for the views).
+    """Training image and views of stage 2 (CLIP-ReID §4.2; SVLL-ReID for the views).
 
     Bicubic resize; then, drawn anew for the image and for each view: horizontal flip, zero padding and random crop,
     normalisation, random erasing with normal noise. Views differ in the erased area alone: as published it is always a

@@ -1,1 +1,1 @@
-"""Floor 1: one class, one formula; all computed in fp32 (or wider) whatever the autocast."""
+"""One class, one formula; all computed in fp32 (or wider) whatever the autocast."""

@@ -1,1 +1,1 @@
-"""Floor 1: towers, prompts, heads and the network made of them."""
+"""Towers, prompts, heads and the network made of them."""

@@ -141,8 +141,8 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
     if reuse.prompts_anew and PROMPT.name not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
         raise WeightsError(
             f"MODEL.INIT_FROM {weights.source}: has no prompts for these {architecture['num_pids']} identities "
-            f"({reuse.spare.get('prompts') or 'none at all'}), and the image stage compares images with them; train "
-            "them first (PROCESSOR.STAGES \"('prompt', 'image')\") or set MODEL.I2T_LOSS_WEIGHT 0.0"
+            f"({reuse.spare.get('prompts') or 'none at all'}), and stage 2 (fine-tuning) compares images with them; "
+            "train them first (PROCESSOR.STAGES \"('prompt', 'image')\") or set MODEL.I2T_LOSS_WEIGHT 0.0"
         )
     if architecture["sentences"] and (reuse.prompts_anew or not weights.part("text tower")):
         # The words around the learned tokens, or the text tower, are in no part of the file.

@@ -1,1 +1,1 @@
-"""Floor 2: the stages, the loop that runs them, and evaluation."""
+"""The stages, the loop that runs them, and evaluation."""

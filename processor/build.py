@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -45,7 +44,6 @@ from utils.records import Batch, Benchmark, Evaluation, Reranking
 from utils.report import figures
 
 logger = logging.getLogger(__name__)
-SUMMED = {"identity": " (2 heads)", "triplet": " (3 depths)"}  # terms that are sums, for the log
 
 
 # ------------------------------------------------------------------------------------------------- data and network
@@ -78,9 +76,7 @@ def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> D
         benchmark = main_first(lambda: make_benchmark(cfg))
         check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
         warnings = on_main(lambda: check().heed(logger))
-        run.check_fingerprint(
-            on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()})
-        )
+        run.set_fingerprint(on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}))
         watches = Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))
     return Data(benchmark, warnings, *watches)
 
@@ -107,13 +103,14 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
 def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
     cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
-    block = stage.settings(cfg)
-    with run.clock(stage.title):
+    block, again = stage.settings(cfg), cfg.PROCESSOR.STAGES[:number].count(stage.name)
+    title = f"{stage.title}, again" if again else stage.title
+    with run.clock(title):
         parts = MAKE_STAGE[stage.name](run, model, data)
         optimizer = make_optimizer(block, parts.module)
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
-        logger.info("%s: %s", stage.title, "\n  ".join(_what_trains(model, parts.weights, precision)))
+        logger.info("%s: %s", title, "\n  ".join(_what_trains(model, parts.weights, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -122,8 +119,9 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             Training(optimizer, precision, scaler),
             _periods(cfg, stage),
             name=stage.name,
-            title=stage.title,
-            file=_file(cfg, number),
+            title=title,
+            again=again,
+            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -142,7 +140,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             parts.ended()
     for name, best in stage_run.best.items():
         figure = f"{name} mAP {100 * best['mAP']:.1f} in epoch {best['epoch']}"
-        logger.info("%s  best before the end: %s", stage.title, figure)
+        logger.info("%s  best before the end: %s", title, figure)
     return stage_run.checkpoint
 
 
@@ -166,13 +164,6 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
         evaluation=block.get("EVAL_PERIOD", 0),
         minutes=cfg.SOLVER.CHECKPOINT_MINUTES,
     )
-
-
-def _file(cfg: CfgNode, number: int) -> str:
-    """What a stage's checkpoints are called, with {epoch}; a stage that occurs again keeps the first ones."""
-    name = cfg.PROCESSOR.STAGES[number]
-    again = cfg.PROCESSOR.STAGES[:number].count(name)
-    return (f"again{again}_" if again else "") + STAGES[name].file.replace("{model}", cfg.MODEL.NAME)
 
 
 def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
@@ -280,15 +271,16 @@ def _check_prompts(model: SvllReid, *, allowed: bool) -> None:
     )
 
 
-def _what_trains(model: nn.Module, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
+def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
+    summed = {"identity": f" ({len(model.heads)} heads)", "triplet": f" ({sum(map(bool, model.image.dims))} depths)"}
     on = ((term, weight) for term, weight in weights.items() if weight > 0)
-    terms = (f"{weight:g} {term}{SUMMED.get(term, '')}".removeprefix("1 ") for term, weight in on)
+    terms = (f"{weight:g} {term}{summed.get(term, '')}".removeprefix("1 ") for term, weight in on)
     return [
         f"{sum(training.values()):,} of {total:,} parameters train; towers in {str(precision).removeprefix('torch.')}",
         f"training: {trains}",

@@ -71,7 +71,7 @@ def stage_number(state: State, stages: tuple[str, ...]) -> int:
     if number is None and name in stages:
         number = stages.index(name)
     if number is None or number >= len(stages) or stages[number] != name:
-        raise WeightsError(f"{state.path}: is of the {name} stage, which this run has not")
+        raise WeightsError(f"{state.path}: is of {STAGES[name].title}, which this run has not there")
     return number
 
 

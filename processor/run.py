@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,9 +52,10 @@ def open_run(cfg: CfgNode, path: Path) -> Iterator[Run]:
                 seed_everything(cfg.SOLVER.SEED)
             yield run
         except BaseException as error:  # out of memory, too
-            outcome = run.outcome()
+            emptied = run.discard()
             if isinstance(error, KeyboardInterrupt):
                 number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+                outcome = "nothing was saved" if emptied else run.outcome()
                 raise Interrupted(number, f"during {run.clock.current}; {outcome}") from None
             raise
 
@@ -102,7 +103,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- the start
 
-    def check_fingerprint(self, fingerprint: dict) -> None:
+    def set_fingerprint(self, fingerprint: dict) -> None:
         """Keep the fingerprint of data and libraries; DataError if a run is resumed with other images."""
         self.fingerprint = fingerprint
         with collective():
@@ -111,7 +112,7 @@ class Run:
 
     def begin(self) -> None:
         """Write the folder's first files, and the log there from now on; UserError if it cannot be written to."""
-        with collective():
+        with self.clock("the run's folder"), collective():
             if is_main():
                 self.folder = RunFolder(
                     self.path,
@@ -161,11 +162,11 @@ class Run:
         self.entries.append(entry)
         self._write(lambda folder: append_result(folder.path, entry))
 
+    def discard(self) -> bool:
+        """Empty the folder, if nothing was trained and no run was here before -> whether nothing is left."""
+        return self.folder.discard() if self.folder else self.earlier is None
+
     def outcome(self) -> str:
-        """Empty the folder if nothing was trained -> what is left, in words."""
-        if self.folder is None:
-            return f"see {self.path}" if self.earlier or not is_main() else "nothing was saved"
-        if self.folder.discard():
-            return "nothing was saved"
-        states: Sequence[Path] = self.folder.states
-        return f"the same command resumes from {states[-1]}" if states else f"see {self.path}"
+        """What is left, in words."""
+        state = self.folder.states[-1] if self.folder and self.folder.states else self.state and self.state.path
+        return f"the same command resumes from {state}" if state else f"see {self.path}"

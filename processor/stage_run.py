@@ -144,7 +144,8 @@ class StageParts(NamedTuple):
     image_paths: Callable[[Tensor], Sequence[str]]
     generators: Mapping[str, torch.Generator] = {}
     shares: int = 1
-    before_epoch: Callable[[int, dict | None], dict | None] | None = None
+    # (epoch, what it returned in an epoch that is resumed, the optimizer) -> what is saved
+    before_epoch: Callable[[int, dict | None, torch.optim.Optimizer], dict | None] | None = None
     evaluate: Callable[[int], dict[str, float]] | None = None  # epoch -> mAP by data set
     epoch_ended: Callable[[], object] | None = None  # after all epochs but the last
     ended: Callable[[], None] | None = None  # after the last
@@ -163,6 +164,7 @@ class SavedStageRun(StageRun):
 
     Args:
         number: its place in PROCESSOR.STAGES, from 0.
+        again: how often the stage has occurred before.
         file: what its checkpoints are called, with {epoch}.
         facts: what a checkpoint holds besides weights and epoch.
     """
@@ -177,6 +179,7 @@ class SavedStageRun(StageRun):
         *,
         name: str,
         title: str,
+        again: int,
         file: str,
         facts: dict,
     ):
@@ -193,16 +196,18 @@ class SavedStageRun(StageRun):
         self.run, self.number, self.parts, self.training, self.periods = run, number, parts, training, periods
         self.model = parts.model
         self.file, self.facts = file, facts
+        self.again = {"again": again} if again else {}  # in records
         self.saved, self.saved_at = saved, time.monotonic()
         self.best: dict[str, Best] = saved["best"] if saved else {}
         self.checkpoint: Path | None = None  # the last one
 
     def before_epoch(self, epoch: int, epoch_state: dict | None) -> dict | None:
         if self.parts.before_epoch is not None:
-            epoch_state = self.parts.before_epoch(epoch, epoch_state)
+            epoch_state = self.parts.before_epoch(epoch, epoch_state, self.training.optimizer)
         if self.saved is not None:  # only now: parameters and their groups may have been replaced
             self._restore(self.saved)
             self.saved = None
+            self.run.state.contents.clear()  # weights and moments, which the network and the optimizer have now
         return epoch_state
 
     def _restore(self, saved: RunState) -> None:
@@ -220,7 +225,7 @@ class SavedStageRun(StageRun):
                 ) from error
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
-        self.run.record(kind, step=step, **values)
+        self.run.record(kind, step=step, **values, **self.again)
 
     def image_paths(self, ids: Tensor) -> Sequence[str]:
         return self.parts.image_paths(ids)

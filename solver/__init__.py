@@ -1,1 +1,1 @@
-"""Floor 1: optimisers and learning rates."""
+"""Optimisers and learning rates."""

@@ -126,7 +126,9 @@ def opens_config(path: str, source: str) -> list[str]:
         name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, (ast.arg, ast.keyword)) else None
         if name is not None and (name in ("cfg", "CfgNode") or name.startswith("cfg_")):
             lines.append(node.lineno)
-    return [f"{path}:{line}: the config is for configs/, build.py and the scripts" for line in lines]
+    return [
+        f"{path}:{line}: the config is for configs/, build.py, scripts and {', '.join(sorted(OPENS))}" for line in lines
+    ]
 
 
 def prints(path: str, source: str) -> list[str]:

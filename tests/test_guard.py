@@ -116,6 +116,19 @@ def test_the_gradient_is_clipped_as_one_vector():
     assert torch.allclose(short.value, torch.tensor([1.0, -2.0]) * 0.8**2)
 
 
+def test_parameters_that_an_epoch_brings_are_clipped_and_watched_like_the_others():
+    stage = Spoilt({3: steep})
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": 0.1}], lr=0.1)
+
+    def before_epoch(epoch, epoch_state):
+        optimizer.param_groups[0]["params"] = list(stage.parameters())
+
+    with pytest.raises(NonFiniteLoss, match="the gradient is not finite"):
+        train(stage, optimizer, 3, clip_norm=0.5, before_epoch=before_epoch)
+    first, second, third = stage.values
+    assert (second - first).norm() == pytest.approx(0.05) and torch.equal(stage.value, third)
+
+
 # ----------------------------------------------------------------------------------------------------------- fp16
 
 

@@ -234,9 +234,13 @@ def test_what_an_epoch_begins_with_is_saved_and_handed_back(data, tmp_path, monk
     def parts_of(run, model, data):
         parts = real(run, model, data)
 
-        def before_epoch(epoch, epoch_state):
-            if epoch_state is None:
-                parts.module.model.heads[0].classifier.weight.data.mul_(0.5)
+        def before_epoch(epoch, epoch_state, optimizer):
+            classifier = parts.module.model.heads[0].classifier
+            fresh = torch.nn.Parameter(classifier.weight.detach() * (0.5 if epoch_state is None else 1.0))
+            for group in optimizer.param_groups:
+                group["params"] = [fresh if one is classifier.weight else one for one in group["params"]]
+            optimizer.state.pop(classifier.weight, None)
+            classifier.weight = fresh
             seen.append((epoch, epoch_state and epoch_state["drawn"].tolist()))
             return {"drawn": torch.full((2,), float(epoch))}
 
@@ -613,8 +617,8 @@ def test_the_field_of_a_state_is_named(straight, place, value, field):
         ("run.position.epoch", 3, "epoch 3"),
         ("run.random.torch", torch.zeros(9), "random"),
         ("run.optimizer.state", {0: {"exp_avg": torch.zeros(9)}}, r"state\[0\]"),
-        ("stage", "prompt", "prompt stage"),
-        ("run.stage_number", 0, "image stage"),
+        ("stage", "prompt", "stage 1"),
+        ("run.stage_number", 0, "stage 2"),
     ],
 )
 def test_a_state_that_does_not_fit_the_run_is_refused(straight, data, tmp_path, place, value, field):

@@ -1,1 +1,1 @@
-"""Floor 1: records, files, devices, metrics; imports only tables of `configs`."""
+"""Records, files, devices, metrics; imports only the tables of `configs`."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,8 +145,10 @@ class RunFolder:
                 replace_text(path / VERSIONS, json.dumps(fingerprint, indent=2) + "\n")
             size = None if earlier is None else state.run["metrics_bytes"] if state else 0
             self.metrics = Metrics(path, size=size)
-        except OSError as error:
+        except BaseException as error:  # a signal, too
             self.discard()
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
 
     def record(self, kind: str, *, step: int, **values) -> None:
@@ -193,7 +196,8 @@ class RunFolder:
         if self.earlier or any(self.path.glob("*.pth")) or state_files(self.path) or logged:
             return False
         if metrics:
-            metrics.discard()
+            metrics.close()
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
         for name in (*WRITTEN, CONFIG):
             with contextlib.suppress(OSError):  # Windows keeps a log file that is open
                 (self.path / name).unlink(missing_ok=True)

@@ -25,10 +25,10 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, *, size: int | None):
-        self.path, self.folder = folder / METRICS, folder / TENSORBOARD
+        self.path = folder / METRICS
         self.kinds: set[str] = set()  # of what was recorded
         whole = size is not None and self._take_back(size)
-        self._board = _tensorboard(self.folder, anew=whole)
+        self._board = _tensorboard(folder / TENSORBOARD, anew=whole)
         if whole and self._board is not None:
             self._show_again()
 
@@ -52,11 +52,10 @@ class Metrics:
             os.fsync(file.fileno())
             return file.tell()
 
-    def discard(self) -> None:
-        """Delete what TensorBoard has."""
+    def close(self) -> None:
+        """Close TensorBoard's file."""
         if self._board is not None:
             self._board.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _take_back(self, size: int) -> bool:
         """Cut metrics.jsonl to `size` bytes -> whether it has them all."""

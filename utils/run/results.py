@@ -25,8 +25,8 @@ def read_results(path: Path) -> dict:
         results = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError):
-        results = None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not a results file of this program; move it away (it is not JSON)") from error
     if wrong := fault(results, Results):
         raise UserError(f"{path}: is not a results file of this program; move it away ({wrong})")
     return results
