@@ -336,7 +336,7 @@ MUTATIONS = (
     ),
     mutation(
         "everybody may write to a folder",
-        "lock",
+        "_acquire",
         "held.acquire()",
         "None",
         f"{RESUME}::test_of_two_runs_in_one_folder_the_second_is_refused",
