@@ -824,8 +824,10 @@ def test_a_lock_does_not_live_on_in_a_process_that_reads_images(tmp_path):
         "import os, sys, time, signal, pathlib\n"
         "from utils.run.lock import lock\n"
         "with lock(pathlib.Path(sys.argv[1])):\n"
-        "    child = os.fork()\n"
-        "    if child: print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    parent = os.getpid()\n"
+        "    if os.fork(): time.sleep(60)\n"
+        "    print(os.getpid(), flush=True)\n"  # of the child, once it runs
+        "    os.kill(parent, signal.SIGKILL)\n"
         "    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
