@@ -224,6 +224,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         self_supervision=cfg.MODEL.SSL_TYPE,
         side_on_views=cfg.MODEL.SIE_TWINS,
         ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
+        positives=block.SSL_POSITIVES,
     )
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
