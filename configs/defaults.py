@@ -182,8 +182,12 @@ ROWS = (
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
+    Key("SOLVER.STAGE2.SCHEDULE", "steps",
+        "Learning rate after warm-up: steps (as CLIP-ReID: falls at STEPS by GAMMA) or cosine (as TransReID: falls to "
+        "LR_MIN_FACTOR of BASE_LR in the last epoch).", one_of("steps", "cosine")),
     Key("SOLVER.STAGE2.STEPS", (40, 70), "Epochs at which the learning rate is multiplied by GAMMA.", ASCENDING),
     Key("SOLVER.STAGE2.GAMMA", 0.1, "Factor of the learning rate at each of STEPS.", above(0)),
+    Key("SOLVER.STAGE2.LR_MIN_FACTOR", 0.002, "The cosine ends at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
         "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "

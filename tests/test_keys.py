@@ -178,6 +178,8 @@ EFFECTS = (
     effect("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", "0.1", "tower after"),
     effect("SOLVER.STAGE2.STEPS", "(2,)", *IMAGE_RATES),
     effect("SOLVER.STAGE2.GAMMA", "0.5", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.SCHEDULE", "cosine", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.LR_MIN_FACTOR", "0.01", *IMAGE_RATES, on={"SOLVER.STAGE2.SCHEDULE": "cosine"}),
     effect("SOLVER.STAGE2.WARMUP_FACTOR", "0.1", *IMAGE_RATES, on={"SOLVER.STAGE2.WARMUP_ITERS": "2"}),
     effect("SOLVER.STAGE2.WARMUP_ITERS", "2", *IMAGE_RATES),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.4", "image loss", "tower after"),
