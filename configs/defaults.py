@@ -195,7 +195,13 @@ ROWS = (
     Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
         at_least(0)),
     Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,
-        "Other images of the same identity are no negatives (SIMCLR only). Published: they are."),
+        "Other images of the same identity are no negatives (SIMCLR only). Published: they are. Where SSL_POSITIVES "
+        "makes them positives: these do not compete with each other."),
+    Key("SOLVER.STAGE2.SSL_POSITIVES", "image",
+        "Positives of a view in the vision self-supervision: image (published: the other view of the image), identity "
+        "(all other views of the identity in the batch, averaged) or camera (those from other cameras; where an "
+        "identity has none, as identity).",
+        one_of("image", "identity", "camera")),
     Key("SOLVER.STAGE2.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
         at_least(1), ALWAYS),
     Key("SOLVER.STAGE2.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),

@@ -95,6 +95,7 @@ FROM_FILE = {"MODEL.INIT_FROM": NOISY}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
+IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
 SHOWN = ("images", "views", "test images")
 PICTURES = ("training pictures", "test pictures")
 # A stage's learning rate: what is logged (the first epoch's, and all of them) and what it does.
@@ -186,6 +187,10 @@ EFFECTS = (
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "shape of image projector"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "vision_ssl", network={}),
     effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl"),
+    effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl", on=IDENTITY),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "identity", "vision_ssl"),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "camera", "vision_ssl", on=IDENTITY),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "camera", "vision_ssl", on=SIMSIAM),
     effect("TEST.WEIGHT", OTHER, "figures of a test", on={"TEST.WEIGHT": NOISY}),
     effect("TEST.NECK_FEAT", "before", "figures", on=FROM_FILE),
     effect("TEST.PROTOCOL", "all", "figures", on=FROM_FILE),

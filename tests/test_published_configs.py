@@ -78,7 +78,7 @@ BEHAVIOUR = table("""
 MODEL: {SIE_TWINS: False, SSL_HIDDEN: 4096, SSL_OUT: 256, INIT_FROM: ""}
 INPUT: {TWIN_ERASED_AREA: [0.33, 0.3333333333333333]}
 SOLVER.STAGE1: {PROMPT_AUG_TOKENS: all, TRAIN_PROJECTOR: False}
-SOLVER.STAGE2: {SSL_IGNORE_SAME_IDENTITY: False}
+SOLVER.STAGE2: {SSL_IGNORE_SAME_IDENTITY: False, SSL_POSITIVES: image}
 TEST: {RE_RANKING_K1: 50, RE_RANKING_K2: 15, RE_RANKING_LAMBDA: 0.3}
 PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 """)
@@ -107,7 +107,7 @@ INPUT: {PROB: 0.5, RE_PROB: 0.5, PADDING: 10, TWIN_ERASED_AREA: [0.33, 0.3333333
 DATALOADER: {NUM_INSTANCE: 4, NUM_WORKERS: 8}
 SOLVER: {SEED: 1234, MARGIN: 0.3}
 SOLVER.STAGE2: {OPTIMIZER_NAME: Adam, LARGE_FC_LR: False, BIAS_LR_FACTOR: 2.0, GAMMA: 0.1, WARMUP_ITERS: 10,
-  LOG_PERIOD: 50, SSL_IGNORE_SAME_IDENTITY: False}
+  LOG_PERIOD: 50, SSL_IGNORE_SAME_IDENTITY: False, SSL_POSITIVES: image}
 TEST: {IMS_PER_BATCH: 64, NECK_FEAT: before, FEAT_NORM: True, RE_RANKING: False}
 PROCESSOR: {UNTRAINED_PROMPTS: False}
 """)
@@ -327,7 +327,7 @@ def test_the_flat_keys_are_those_of_the_image_stage_and_those_of_self_supervisio
     ours = {key.removeprefix("SOLVER.STAGE2.") for key in flat(load()) if key.startswith("SOLVER.STAGE2.")}
     gone = {key.removeprefix("SOLVER.STAGE2.") for key in {**DROPPED, **ONE_VALUE} if key.startswith("SOLVER.STAGE2.")}
     others = {key.removeprefix("SOLVER.STAGE2.") for key in RECIPES}
-    published = (ours | gone) - {"SSL_LOSS_WEIGHT", "SSL_IGNORE_SAME_IDENTITY"} - others
+    published = (ours | gone) - {"SSL_LOSS_WEIGHT", "SSL_IGNORE_SAME_IDENTITY", "SSL_POSITIVES"} - others
     assert {key.removeprefix("SOLVER.") for key in FLAT} == published and len(FLAT) == 24
     ssl = {key for key in flat(load()) if re.search(r"SSL|TWIN|PROMPT_AUG|TRAIN_PROJECTOR", key)}
     assert ssl | set(SWITCHES) == SELF_SUPERVISION
