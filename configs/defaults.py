@@ -68,6 +68,9 @@ ROWS = (
         "Weight of the image-to-text loss (images against the prompts of all identities) in stage 2; 0.0 is off.",
         at_least(0)),
     Key("MODEL.IF_LABELSMOOTH", True, "Label smoothing of 0.1 in the identity and the image-to-text loss."),
+    Key("MODEL.TRIPLET_FEATURES", "all",
+        "Features with a triplet loss each, which are added: all (as CLIP-ReID: of the last two blocks, and projected) "
+        "or last (as TransReID: of the last block).", one_of("all", "last")),
     Key("MODEL.NO_MARGIN", False, "Soft-margin triplet loss, log(1 + exp(.)), instead of SOLVER.MARGIN."),
     Key("MODEL.SSL_TYPE", "SIMCLR",
         "Vision self-supervision: SIMCLR or SIMSIAM. Language self-supervision is always SimCLR.", SSL_TYPES),

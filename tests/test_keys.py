@@ -119,6 +119,7 @@ EFFECTS = (
     effect("MODEL.I2T_LOSS_WEIGHT", "0.0", "shape of text", "shape of prompts", on=IMAGE_ONLY),
     effect("MODEL.IF_LABELSMOOTH", "False", "identity", "image_text"),
     effect("MODEL.NO_MARGIN", "True", "triplet"),
+    effect("MODEL.TRIPLET_FEATURES", "last", "triplet"),
     effect("MODEL.SSL_TYPE", "SIMSIAM", "shape of image projector"),
     effect("MODEL.SSL_TYPE", "SIMSIAM", "vision_ssl", network=SIMSIAM),
     effect("MODEL.SSL_HIDDEN", "6", "shape of image projector", "shape of text projector"),
