@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -111,7 +111,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         optimizer = make_optimizer(block, parts.module)
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
-        logger.info("%s: %s", title, "\n  ".join(_what_trains(model, parts.weights, precision)))
+        logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -225,6 +225,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         side_on_views=cfg.MODEL.SIE_TWINS,
         ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
         positives=block.SSL_POSITIVES,
+        triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
@@ -243,11 +244,13 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
             found[one.name] = evaluation.mean["mAP"]
         return found
 
+    depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
     return StageParts(
         model,
         stage,
         stage.weights,
         batches,
+        summed={"identity": f"{len(model.heads)} heads", "triplet": f"{depths} depths"},
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
         evaluate=evaluate_epoch,
@@ -273,14 +276,15 @@ def _check_prompts(model: SvllReid, *, allowed: bool) -> None:
     )
 
 
-def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
+def _what_trains(stage: StageParts, precision: torch.dtype) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
+    model, weights = stage.model, stage.weights
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
-    summed = {"identity": f" ({len(model.heads)} heads)", "triplet": f" ({sum(map(bool, model.image.dims))} depths)"}
+    summed = {term: f" ({words})" for term, words in stage.summed.items()}
     on = ((term, weight) for term, weight in weights.items() if weight > 0)
     terms = (f"{weight:g} {term}{summed.get(term, '')}".removeprefix("1 ") for term, weight in on)
     return [
@@ -288,6 +292,7 @@ def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch
         f"training: {trains}",
         f"frozen: {frozen or 'nothing'}",
         f"loss = {' + '.join(terms)}",
+        *stage.notes,
     ]
 
 
