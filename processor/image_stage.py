@@ -45,6 +45,8 @@ class ImageStage(nn.Module):
         ignore_same_identity: whether SimCLR leaves other images of the same identity out of the negatives.
         positives: of a view, "image" for the other view of its image, as published; "identity" for all other views of
             its identity, "camera" for those from other cameras (`find_positives`).
+        triplet_features: that the triplet loss is computed of: "all" that the tower has (CLIP-ReID), or "last" alone
+            (TransReID).
     """
 
     text_features: Tensor | None
@@ -61,6 +63,7 @@ class ImageStage(nn.Module):
         side_on_views: bool = False,
         ignore_same_identity: bool = False,
         positives: str = "image",
+        triplet_features: str = "all",
     ):
         super().__init__()
         self.side_on_views, self.ignore_same_identity, self.positives = side_on_views, ignore_same_identity, positives
@@ -70,7 +73,7 @@ class ImageStage(nn.Module):
                 frozen.requires_grad_(False)
         for head in model.heads:
             head.neck.bias.requires_grad_(False)
-        self.weights = weights
+        self.weights, self.triplet_features = weights, triplet_features
         self.register_buffer("text_features", text_features, persistent=False)
         self.identity = IdentityLoss(smoothing)
         self.triplet = BatchHardTriplet(margin)
@@ -116,7 +119,8 @@ class ImageStage(nn.Module):
         return self.identity(scores, pids), scores[0]
 
     def _triplet(self, features: ImageFeatures, pids: Tensor) -> Outcome:
-        return sum(self.triplet(depth, pids) for depth in features if depth is not None), None
+        depths = features if self.triplet_features == "all" else (features.last,)
+        return sum(self.triplet(depth, pids) for depth in depths if depth is not None), None
 
     def _image_text(self, features: ImageFeatures, pids: Tensor) -> Outcome:
         assert features.projected is not None

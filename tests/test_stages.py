@@ -192,6 +192,12 @@ def test_views_of_other_images_as_positives_of_predictions(positives):
     torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_triplets_of_the_last_feature_alone_on_request():
+    stage, batch = image_stage(triplet_features="last"), image_batch(PIDS, cams=CAMS)
+    last = stage.model.encode_image(batch.images, batch.side).last
+    torch.testing.assert_close(stage(batch).terms["triplet"], stage.triplet(last, batch.pids))
+
+
 @pytest.mark.parametrize("off", ALL)
 def test_a_term_of_weight_0_does_not_exist(off):
     stage, batch = image_stage(), image_batch(PIDS, cams=CAMS)
