@@ -179,7 +179,7 @@ BESIDE = {  # what is added to a right data set -> words of the message, {root} 
     "two folders of one split": (("bounding_box_test/2_c1.jpg",), ("ROOT_DIR {root}", "gallery and bounding_box_test")),
     "images beside identities": (("query/c1_5.jpg",), ("{root}/query: ", "(c1_5.jpg)", "such folders (2)")),
     "a folder in an identity": (("query/2/old/c1_5.jpg",), ("{root}/query/2/old: ",)),
-    "two spellings": (("gallery/02/c1_1.jpg",), ("'02' ({root}/gallery/02/c1_1.jpg)", "'2' (", "leading zeros alone")),
+    "two spellings": (("gallery/02/c1_1.jpg",), ("'02' ({root}/gallery/02/c1_1.jpg)", "'2' (", "two spellings")),
     "a blank name": (("train/  /c1_1.jpg",), ("{root}/train: ", "('  ')")),
     "an identity that is none": (("gallery/NaN/c2_1.jpg",), ("{root}/gallery/NaN: ", "'NaN'")),
 }
@@ -535,10 +535,9 @@ def test_csv_of_another_encoding(tmp_path):
 
 LABEL = {"identities": "d.jpg,{},9,,train\ne.jpg,{},9,,train", "cameras": "d.jpg,1,{},,train\ne.jpg,1,{},,train"}
 LABEL["viewpoints"] = "d.jpg,1,1,{},train\ne.jpg,1,1,{},train"
-SPELLINGS = [  # two of one label, of any kind, and what they differ in
-    *(("08", "8", "leading zeros"), ("8", "8.0", "a decimal .0"), ("8", "08.00", "a decimal .0 and leading zeros")),
-    *(("Hall", "hall", "capital letters"), ("gate a", "gatea", "blanks"), ("ＡＢ", "AB", "wide letters")),
-    *(("West 08", "west8", "capital letters and blanks and leading zeros"), ("gate 8", "gate  8", "blanks")),
+SPELLINGS = [  # two of one label, of any kind
+    *(("08", "8"), ("8", "8.0"), ("8", "08.00"), ("Hall", "hall"), ("gate a", "gatea"), ("ＡＢ", "AB")),
+    *(("West 08", "west8"), ("gate 8", "gate  8")),
 ]
 ALIKE = [
     *(("cameras", "c8", "8", True), ("cameras", "Cam 08", "camera_8", True), ("cameras", "cam-8", "8.0", True)),
@@ -551,11 +550,11 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("what", LABEL)
-@pytest.mark.parametrize(("one", "other", "difference"), SPELLINGS)
-def test_csv_two_spellings_of_one_label(tmp_path, what, one, other, difference):
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_csv_two_spellings_of_one_label(tmp_path, what, one, other):
     """Each would be a label of its own: a query's own camera would not be left out, an identity would not be found."""
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
-    said = refuses(root, f"differ in {difference} alone", f"{one!r} ({root}/d.jpg)", f"{other!r} ({root}/e.jpg)")
+    said = refuses(root, "two spellings", f"{one!r} ({root}/d.jpg)", f"{other!r} ({root}/e.jpg)")
     assert said.startswith(f"{what} ")
     table(root, rows(LABEL[what].format(other, other)))
     assert len(folder(root).train) == 3
@@ -566,7 +565,7 @@ def test_csv_words_before_a_number(tmp_path, what, one, other, alike):
     """c8 is 8 where it can mean nothing else; nothing is refused that may be right."""
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
     if alike:
-        refuses(root, repr(one), repr(other), "differ in the word in front")
+        refuses(root, repr(one), repr(other), "two spellings")
     else:
         assert len(folder(root).train) == 3
 
