@@ -114,7 +114,7 @@ EFFECTS = (
     effect("MODEL.INIT_FROM", NOISY, "start of tower", "start of text", "start of prompts", "figures"),
     effect("MODEL.POOLING", "avg", "identity", "triplet", on=TIMM),
     effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
-    effect("MODEL.EMBED_DIM", "8", "shape of tower", "shape of heads", on=TIMM),
+    effect("MODEL.EMBED_DIM", "8", "shape of heads", on=TIMM),
     effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
     effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
