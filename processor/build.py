@@ -136,7 +136,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             name=stage.name,
             title=title,
             again=again,
-            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME),
+            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),

@@ -50,6 +50,8 @@ BASE = {
     "INPUT.SIZE_TRAIN": "(32, 16)",
     "INPUT.SIZE_TEST": "(32, 16)",
     "INPUT.PADDING": "2",
+    "INPUT.PIXEL_MEAN": "(0.485, 0.456, 0.406)",
+    "INPUT.PIXEL_STD": "(0.229, 0.224, 0.225)",
     "DATASETS.NAMES": "synthetic",
     "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "8",
     "DATASETS.SYNTHETIC.TRAIN_IMAGES": "4",
@@ -93,6 +95,10 @@ SIE = {"MODEL.SIE_CAMERA": "True"}
 RANDOM = {"MODEL.PRETRAIN": "none"}
 FROM_FILE = {"MODEL.INIT_FROM": NOISY}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
+TIMM = {
+    **{"MODEL.NAME": "timm/test_vit", "MODEL.PRETRAIN": "none", "PROCESSOR.STAGES": "image"},
+    **{"MODEL.I2T_LOSS_WEIGHT": "0.0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT": "0.0"},
+}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
 IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
@@ -106,6 +112,10 @@ EFFECTS = (
     effect("MODEL.NAME", SMALL, "shape of tower", on=RANDOM),
     effect("MODEL.PRETRAIN", "none", "start of tower", "start of text", "start of words"),
     effect("MODEL.INIT_FROM", NOISY, "start of tower", "start of text", "start of prompts", "figures"),
+    effect("MODEL.POOLING", "avg", "identity", "triplet", on=TIMM),
+    effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
+    effect("MODEL.EMBED_DIM", "8", "shape of tower", "shape of heads", on=TIMM),
+    effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
     effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
     effect("MODEL.SIE_CAMERA", "True", "shape of side"),
