@@ -196,6 +196,10 @@ ROWS = (
     Key("SOLVER.STAGE2.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
     Key("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.0, "Factor of the learning rate of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
+    Key("SOLVER.STAGE2.LAYER_DECAY", 1.0,
+        "Layer-wise learning rate decay (BEiT): factor of the learning rate from each block of the image tower to the "
+        "one before it; heads have the whole rate. 1.0 is off.",
+        Rule(lambda value: 0 < value <= 1, "above 0, up to 1")),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.SCHEDULE", "steps",

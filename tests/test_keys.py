@@ -186,6 +186,7 @@ EFFECTS = (
     effect("SOLVER.STAGE2.BASE_LR", "6e-4", *IMAGE_RATES),
     effect("SOLVER.STAGE2.BIAS_LR_FACTOR", "2.0", "tower after"),
     effect("SOLVER.STAGE2.LARGE_FC_LR", "True", "heads after"),
+    effect("SOLVER.STAGE2.LAYER_DECAY", "0.5", "tower after"),
     effect("SOLVER.STAGE2.WEIGHT_DECAY", "0.1", "tower after"),
     effect("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", "0.1", "tower after"),
     effect("SOLVER.STAGE2.STEPS", "(2,)", *IMAGE_RATES),
