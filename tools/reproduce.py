@@ -83,9 +83,10 @@ from configs import ConfigError, from_dict, load, to_dict
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
+from processor.build import refinement_of
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
-from utils.records import Reranking
+from utils.records import Refinement
 from utils.report import COLUMNS
 from utils.run import CONFIG, RESULTS
 from utils.run.results import END, read_results
@@ -97,10 +98,11 @@ NOT_REPRODUCED = 1  # exit code
 NOT_AT_HAND, NOT_YET = "not at hand", "not yet run"
 SHOWN = ("mAP", "rank1", "rank5")
 VIEWPOINTS = {"TRAIN": "keypoint_train.txt", "TEST": "keypoint_test.txt"}
+REFINED = ("TEST.FLIP", "TEST.AQE", "TEST.RE_RANKING")
 # Keys that a row or an option decides on: nothing to append to every command.
 OWNED = {
     **{"OUTPUT_DIR": "--output sets it", "DATASETS.ROOT_DIR": "--root sets it", "SOLVER.SEED": "--seed sets it"},
-    **dict.fromkeys(("DATASETS.NAMES", "TEST.WEIGHT", "TEST.RE_RANKING"), "the row sets it"),
+    **dict.fromkeys(("DATASETS.NAMES", "TEST.WEIGHT", *REFINED), "the row sets it"),
     "DATASETS.HOLD_OUT": "the published figures are of the test split",
 }
 # Settings that say where, on what and how often something is logged, not how a number comes about.
@@ -139,7 +141,7 @@ class Result(NamedTuple):
     """A row that has been run."""
 
     figures: Figures
-    reranking: Reranking | None = None
+    refinement: Refinement = Refinement()
     version: str | None = None  # of MSMT17; None for other data sets
 
 
@@ -402,11 +404,11 @@ def find_result(row: Row, plan: Plan) -> Result | None:
     entry = _last(folder, END, row)
     if entry is None:
         return None
-    if entry.get("re_ranking") is not None:
-        raise UserError(f"{folder / RESULTS}: was re-ranked, which the published figures were not")
+    refinement = _refinement(entry, folder, refinement_of(plan.config(row)))
     # By the folder that it was trained from, wherever --root is now.
     root = Path(trained.DATASETS.ROOT_DIR).expanduser()
-    return Result(_figures(entry), version=version_of_msmt17(root) if row.data_set == "msmt17" else None)
+    version = version_of_msmt17(root) if row.data_set == "msmt17" else None
+    return Result(_figures(entry), refinement, version)
 
 
 def _find_test(row: Row, plan: Plan) -> Result | None:
@@ -419,15 +421,23 @@ def _find_test(row: Row, plan: Plan) -> Result | None:
     entry = _last(folder, "test", row)
     if entry is None:
         raise UserError(f"{folder / RESULTS}: holds no test; move it away, or give another --output")
-    cfg = plan.config(row)
-    wanted = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
-    if entry.get("re_ranking") != wanted._asdict():
-        how = entry.get("re_ranking") or "not re-ranked"
-        raise UserError(f"{folder / RESULTS}: the test was {how}; expected re-ranked with {wanted}")
+    cfg = plan.config(row).clone()
+    cfg.defrost()
+    cfg.TEST.RE_RANKING = True
+    refinement = _refinement(entry, folder, refinement_of(cfg))
     network = Path(str(entry.get("checkpoint"))).parts[-2:] == plan.checkpoint(row).parts[-2:]
     if not network or entry["data_fingerprint"]["test"] != _last(trained, END, row)["data_fingerprint"]["test"]:
         raise UserError(f"{folder / RESULTS}: is a test of another network or of other images than {trained}")
-    return Result(_figures(entry), wanted, training.version)
+    return Result(_figures(entry), refinement, training.version)
+
+
+def _refinement(entry: Mapping, folder: Path, wanted: Refinement) -> Refinement:
+    """What was done in this test; UserError if it is not what is `wanted`."""
+    done = Refinement.of(entry)
+    if done != wanted:
+        was, expected = (str(each) or "not re-ranked" for each in (done, wanted))
+        raise UserError(f"{folder / RESULTS}: the test was {was}; expected {expected}")
+    return done
 
 
 def _read_config(folder: Path) -> CfgNode:
@@ -536,7 +546,7 @@ def ours(row: Row, plan: Plan, results: Mapping[str, Result | None], tolerance: 
         verdict, off = judge(row, result.figures, tolerance)
         unverified = ", and the published figures are unverified" if row.unverified else ""
         words.append(f"{verdict}: {spell(off, '+')} ({tolerance}{unverified})")
-    words.append(f"re-ranked with {result.reranking}" if result.reranking else "not re-ranked")
+    words.append(str(result.refinement) or "not re-ranked")
     if result.version:
         words.append(f"MSMT17 {result.version}")
     departures = plan.departures(row)
