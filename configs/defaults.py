@@ -68,6 +68,9 @@ ROWS = (
         "Weight of the image-to-text loss (images against the prompts of all identities) in stage 2; 0.0 is off.",
         at_least(0)),
     Key("MODEL.IF_LABELSMOOTH", True, "Label smoothing of 0.1 in the identity and the image-to-text loss."),
+    Key("MODEL.TRIPLET_FEATURES", "all",
+        "Features with a triplet loss each, which are added: all (as CLIP-ReID: of the last two blocks, and projected) "
+        "or last (as TransReID: of the last block).", one_of("all", "last")),
     Key("MODEL.NO_MARGIN", False, "Soft-margin triplet loss, log(1 + exp(.)), instead of SOLVER.MARGIN."),
     Key("MODEL.SSL_TYPE", "SIMCLR",
         "Vision self-supervision: SIMCLR or SIMSIAM. Language self-supervision is always SimCLR.", SSL_TYPES),
@@ -182,8 +185,12 @@ ROWS = (
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
+    Key("SOLVER.STAGE2.SCHEDULE", "steps",
+        "Learning rate after warm-up: steps (as CLIP-ReID: falls at STEPS by GAMMA) or cosine (as TransReID: falls to "
+        "LR_MIN_FACTOR of BASE_LR in the last epoch).", one_of("steps", "cosine")),
     Key("SOLVER.STAGE2.STEPS", (40, 70), "Epochs at which the learning rate is multiplied by GAMMA.", ASCENDING),
     Key("SOLVER.STAGE2.GAMMA", 0.1, "Factor of the learning rate at each of STEPS.", above(0)),
+    Key("SOLVER.STAGE2.LR_MIN_FACTOR", 0.002, "The cosine ends at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
         "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "
@@ -191,7 +198,13 @@ ROWS = (
     Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
         at_least(0)),
     Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,
-        "Other images of the same identity are no negatives (SIMCLR only). Published: they are."),
+        "Other images of the same identity are no negatives (SIMCLR only). Published: they are. Where SSL_POSITIVES "
+        "makes them positives: these do not compete with each other."),
+    Key("SOLVER.STAGE2.SSL_POSITIVES", "image",
+        "Positives of a view in the vision self-supervision: image (published: the other view of the image), identity "
+        "(all other views of the identity in the batch, averaged) or camera (those from other cameras; where an "
+        "identity has none, as identity).",
+        one_of("image", "identity", "camera")),
     Key("SOLVER.STAGE2.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
         at_least(1), ALWAYS),
     Key("SOLVER.STAGE2.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),

@@ -184,6 +184,16 @@ def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield dotted, value
 
 
+def differences(ours: CfgNode, theirs: CfgNode, *, besides: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Key -> both values, where two configurations differ, besides keys that begin or end with one of these words."""
+    words, other = tuple(besides), dict(flatten(theirs))
+    return {
+        key: (value, other[key])
+        for key, value in flatten(ours)
+        if value != other[key] and not key.startswith(words) and not key.endswith(words)
+    }
+
+
 def _nearest(key: str) -> str:
     """A suggestion, by the key's name without its blocks; among blocks with the same name, by the whole key."""
     if key in BLOCKS:

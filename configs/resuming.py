@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 from configs.checks import ConfigError
 from configs.defaults import KEYS
 from configs.keys import ALWAYS, UNTIL_OVER
-from configs.loading import flatten
+from configs.loading import differences
 from configs.stages import STAGES
 
 
@@ -30,11 +30,8 @@ def check_changes(earlier: CfgNode, now: CfgNode, *, number: int, epoch: int, wh
     lines, faults = [], []
     stages = [STAGES[name].block for name in earlier.PROCESSOR.STAGES]
     over = set(stages[:number])
-    before = dict(flatten(earlier))
-    for key, new in flatten(now):
-        if before[key] == new:
-            continue
-        line = f"{key}: {before[key]!r} before, {new!r} now"
+    for key, (new, old) in differences(now, earlier).items():
+        line = f"{key}: {old!r} before, {new!r} now"
         rule, block = KEYS[key].on_resume, key.split(".")[1:2]
         if rule == ALWAYS:
             lines.append(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -42,6 +42,7 @@ from utils.errors import WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
 from utils.report import figures
+from utils.seeds import derive
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +59,11 @@ class Data(NamedTuple):
     test_watch: Watch
 
 
-def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> Data:
+def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) -> Data:
     """Read and check the data set.
 
     Args:
-        prepare: called by the main process before, e.g. to render what is to be read.
+        render: as in `make_benchmark`.
 
     Raises:
         DataError: what is wrong with the data set, or it is not the one that the run was started with.
@@ -71,9 +72,7 @@ def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> D
     with run.clock("data"):
         drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
         identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
-        if prepare is not None:
-            on_main(lambda: prepare(cfg))
-        benchmark = main_first(lambda: make_benchmark(cfg))
+        benchmark = main_first(lambda: make_benchmark(cfg, render=render))
         check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
         warnings = on_main(lambda: check().heed(logger))
         run.set_fingerprint(on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}))
@@ -106,11 +105,13 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     block, again = stage.settings(cfg), cfg.PROCESSOR.STAGES[:number].count(stage.name)
     title = f"{stage.title}, again" if again else stage.title
     with run.clock(title):
-        parts = MAKE_STAGE[stage.name](run, model, data)
+        # A repetition draws other batches than the first time.
+        seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
+        parts = MAKE_STAGE[stage.name](run, model, data, seed)
         optimizer = make_optimizer(block, parts.module)
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
-        logger.info("%s: %s", title, "\n  ".join(_what_trains(model, parts.weights, precision)))
+        logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -166,8 +167,8 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
     )
 
 
-def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
-    cfg, block, seed, device = run.cfg, PROMPT.settings(run.cfg), run.cfg.SOLVER.SEED, run.device
+def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
+    cfg, block, device = run.cfg, PROMPT.settings(run.cfg), run.device
     train = data.benchmark.train
     cache = cache_features(model, make_loader(cfg, train, train=False, pin_memory=device.type == "cuda"), device)
     data.train_watch.look()
@@ -204,7 +205,7 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     )
 
 
-def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
+def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
     weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
@@ -213,7 +214,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     if cfg.SOLVER.SYNC_BN:
         model.image = sync_batch_norm(model.image, device)
     views = weights["vision_ssl"] > 0
-    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda")
+    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda", seed=seed)
     stage = ImageStage(
         model,
         weights=weights,
@@ -223,6 +224,8 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
         self_supervision=cfg.MODEL.SSL_TYPE,
         side_on_views=cfg.MODEL.SIE_TWINS,
         ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
+        positives=block.SSL_POSITIVES,
+        triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
@@ -241,11 +244,13 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
             found[one.name] = evaluation.mean["mAP"]
         return found
 
+    depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
     return StageParts(
         model,
         stage,
         stage.weights,
         batches,
+        summed={"identity": f"{len(model.heads)} heads", "triplet": f"{depths} depths"},
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
         evaluate=evaluate_epoch,
@@ -271,14 +276,15 @@ def _check_prompts(model: SvllReid, *, allowed: bool) -> None:
     )
 
 
-def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
+def _what_trains(stage: StageParts, precision: torch.dtype) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
+    model, weights = stage.model, stage.weights
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
-    summed = {"identity": f" ({len(model.heads)} heads)", "triplet": f" ({sum(map(bool, model.image.dims))} depths)"}
+    summed = {term: f" ({words})" for term, words in stage.summed.items()}
     on = ((term, weight) for term, weight in weights.items() if weight > 0)
     terms = (f"{weight:g} {term}{summed.get(term, '')}".removeprefix("1 ") for term, weight in on)
     return [
@@ -286,6 +292,7 @@ def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch
         f"training: {trains}",
         f"frozen: {frozen or 'nothing'}",
         f"loss = {' + '.join(terms)}",
+        *stage.notes,
     ]
 
 

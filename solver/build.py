@@ -58,14 +58,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, gathered: Mapping[int, Mapp
 
 
 def make_schedule(cfg_stage: CfgNode) -> Callable[[int, float], float]:
-    """(epoch from 1, initial rate) -> rate: a cosine where the stage has LR_MIN, steps where it has STEPS."""
-    if "STEPS" in cfg_stage:
+    """(epoch from 1, initial rate) -> rate: a cosine in the prompt stage, in the image stage what SCHEDULE says."""
+    if cfg_stage.get("SCHEDULE") == "steps":
         return partial(
             warmup_steps,
             steps=cfg_stage.STEPS,
             gamma=cfg_stage.GAMMA,
             warmup_epochs=cfg_stage.WARMUP_ITERS,
             warmup_factor=cfg_stage.WARMUP_FACTOR,
+        )
+    if cfg_stage.get("SCHEDULE") == "cosine":  # as TransReID, floor and start are the same for all groups
+        return partial(
+            warmup_cosine,
+            epochs=cfg_stage.MAX_EPOCHS,
+            floor=cfg_stage.LR_MIN_FACTOR * cfg_stage.BASE_LR,
+            warmup_epochs=cfg_stage.WARMUP_ITERS,
+            warmup_start=cfg_stage.WARMUP_FACTOR * cfg_stage.BASE_LR,
         )
     return partial(
         warmup_cosine,

@@ -212,6 +212,13 @@ MUTATIONS = (
         *("test_predictions_against_views", IMAGE, TRAINING),
     ),
     mutation(
+        "positives of the same camera",
+        "find_positives",
+        "_1 & (_2[:, None] != _2) & _3",
+        "_1 & (_2[:, None] == _2) & _3",
+        "tests/test_losses.py::test_several_positives",
+    ),
+    mutation(
         "image projector's batch norm over both views",
         "ImageStage",
         "(_1.image_projector(_2) for _2 in _3)",

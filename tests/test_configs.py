@@ -120,6 +120,7 @@ LIMITS = [  # key, the last valid values, the first invalid ones
     ("SOLVER.STAGE1.PROMPT_AUG_METHOD", ["mask", "swap", "mix"], ["shuffle"]),
     ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", ["all", "words"], ["start"]),
     ("SOLVER.STAGE2.STEPS", [(), (1,), (30, 50)], [(50, 30), (30, 30), (0,)]),
+    ("SOLVER.STAGE2.SSL_POSITIVES", ["image", "identity", "camera"], ["view"]),
     ("SOLVER.STAGE2.BASE_LR", [1e-9], [0.0]),
     ("SOLVER.STAGE2.IMS_PER_BATCH", [2], [1]),
     ("TEST.NECK_FEAT", ["before", "after"], ["middle"]),

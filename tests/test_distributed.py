@@ -291,6 +291,7 @@ def out_of_memory_on_last(folder: Path) -> None:
 IMAGE = {
     "image": {},
     "image SimSiam": {"self_supervision": "SIMSIAM"},
+    "image, positives of other cameras": {"positives": "camera"},
     "image, published choices undone": {"side_on_views": True, "ignore_same_identity": True, "margin": None},
     "image ResNet": {"tower": "resnet"},
     "image in fp32": {"dtype": torch.float32},

@@ -96,6 +96,7 @@ EXPANDED = {**FROM_FILE, "TEST.AQE": "True", "TEST.AQE_K": "9"}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
+IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
 SHOWN = ("images", "views", "test images")
 PICTURES = ("training pictures", "test pictures")
 # A stage's learning rate: what is logged (the first epoch's, and all of them) and what it does.
@@ -119,6 +120,7 @@ EFFECTS = (
     effect("MODEL.I2T_LOSS_WEIGHT", "0.0", "shape of text", "shape of prompts", on=IMAGE_ONLY),
     effect("MODEL.IF_LABELSMOOTH", "False", "identity", "image_text"),
     effect("MODEL.NO_MARGIN", "True", "triplet"),
+    effect("MODEL.TRIPLET_FEATURES", "last", "triplet"),
     effect("MODEL.SSL_TYPE", "SIMSIAM", "shape of image projector"),
     effect("MODEL.SSL_TYPE", "SIMSIAM", "vision_ssl", network=SIMSIAM),
     effect("MODEL.SSL_HIDDEN", "6", "shape of image projector", "shape of text projector"),
@@ -179,12 +181,18 @@ EFFECTS = (
     effect("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", "0.1", "tower after"),
     effect("SOLVER.STAGE2.STEPS", "(2,)", *IMAGE_RATES),
     effect("SOLVER.STAGE2.GAMMA", "0.5", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.SCHEDULE", "cosine", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.LR_MIN_FACTOR", "0.01", *IMAGE_RATES, on={"SOLVER.STAGE2.SCHEDULE": "cosine"}),
     effect("SOLVER.STAGE2.WARMUP_FACTOR", "0.1", *IMAGE_RATES, on={"SOLVER.STAGE2.WARMUP_ITERS": "2"}),
     effect("SOLVER.STAGE2.WARMUP_ITERS", "2", *IMAGE_RATES),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.4", "image loss", "tower after"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "shape of image projector"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "vision_ssl", network={}),
     effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl"),
+    effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl", on=IDENTITY),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "identity", "vision_ssl"),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "camera", "vision_ssl", on=IDENTITY),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "camera", "vision_ssl", on=SIMSIAM),
     effect("TEST.WEIGHT", OTHER, "figures of a test", on={"TEST.WEIGHT": NOISY}),
     effect("TEST.NECK_FEAT", "before", "figures", on=FROM_FILE),
     effect("TEST.PROTOCOL", "all", "figures", on=FROM_FILE),

@@ -885,7 +885,9 @@ def test_csv_form(tmp_path):
     expected = labels(folder(split(source, tmp_path / "folders")))
     for target in (
         tmp_path / "b" / "x.csv",
+        tmp_path / "new" / "folders" / "x.csv",
         tmp_path / "b" / "x",
+        tmp_path / "new" / "folder" / "x",
         tmp_path / "link" / "y.csv",
         tmp_path / "link" / "y",
     ):
@@ -947,7 +949,6 @@ def test_refuses(tmp_path):
         (f"{tmp_path}: is there already", source, tmp_path),
         (f"{source}/2: is there already", source, source / "2"),
         (f"{tmp_path}/dangling.csv: is there already", source, tmp_path / "dangling.csv", "--form", "csv"),
-        (f"{tmp_path}/x/y: there is no folder {tmp_path}/x", source, tmp_path / "x" / "y"),
         (f"{source}/new: is in {source}", source, source / "new"),
         (f"{source}/new.csv: is in {source}", source, source / "new.csv", "--form", "csv"),
         (f"{tmp_path}/left.part: ", source, tmp_path / "left"),
@@ -968,11 +969,11 @@ def test_refuses(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--train", "1"), "invalid value '1'"),
-        (("--train", "half"), "invalid value 'half'"),
-        (("--train", "nan"), "invalid value 'nan'"),
-        (("--query-per-camera", "0"), "invalid value '0'"),
-        (("--seed", "-1"), "invalid value '-1'"),
+        (("--train", "1"), "invalid value 1.0"),
+        (("--train", "half"), "'half'"),
+        (("--train", "nan"), "invalid value nan"),
+        (("--query-per-camera", "0"), "invalid value 0"),
+        (("--seed", "-1"), "invalid value -1"),
         (("--form", "voc"), "invalid choice: 'voc'"),
         (("--form", "csv", "--link"), "--link: a CSV file names the images where they are; there is nothing to link"),
     ],
@@ -1037,8 +1038,7 @@ def test_a_name_that_no_csv_file_can_hold(tmp_path):
     (source / os.fsdecode(b"J\xfcrgen")).mkdir()
     for name in ("c1_1.jpg", "c2_1.jpg"):
         (source / os.fsdecode(b"J\xfcrgen") / name).write_bytes(b"x")
-    assert "J\\udcfcrgen/c1_1.jpg': is no name that a CSV file can hold" in refused(
-        source, tmp_path / "x", "--form", "csv"
-    )
+    said = refused(source, tmp_path / "x", "--form", "csv")
+    assert "J\\udcfcrgen/c1_1.jpg" in said and "is no name that a CSV file can hold" in said
     for form in FORMS[:2]:
         folder(split(source, tmp_path / form, "--form", form))

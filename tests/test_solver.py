@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from yacs.config import CfgNode
 
@@ -53,6 +54,20 @@ def test_schedules_run_over_the_configured_epochs():
     assert rate(1, 1.0) == exactly((1.0 + 1e-5) / 2)
     assert rate(15, 1.0) == exactly(0.5)
     assert rate(30, 1.0) == 0
+
+
+@pytest.mark.parametrize("epochs, warmup", [(120, 20), (60, 0), (4, 7)])
+def test_the_image_stages_cosine_is_that_of_transreid(epochs, warmup):
+    """Which has timm's scheduler, with absolute bounds for all groups, and steps it at the start of epochs 1, 2, ..."""
+    cfg = block(SCHEDULE="cosine", MAX_EPOCHS=epochs, WARMUP_ITERS=warmup, WARMUP_FACTOR=0.01, BIAS_LR_FACTOR=2.0)
+    optimizer, rate = make_optimizer(cfg, Network()), make_schedule(cfg)
+    bounds = {"lr_min": 0.002 * cfg.BASE_LR, "warmup_lr_init": 0.01 * cfg.BASE_LR}
+    theirs = CosineLRScheduler(optimizer, t_initial=epochs, warmup_t=warmup, **bounds)
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.01, 0.02}
+    for epoch in range(1, epochs + 1):
+        theirs.step(epoch)
+        for group in optimizer.param_groups:
+            assert rate(epoch, group["initial_lr"]) == exactly(group["lr"]), epoch
 
 
 # ----------------------------------------------------------------------------------------------------------- optimisers

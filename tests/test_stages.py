@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from loss.contrast import ImageTextContrast
-from loss.self_supervised import NTXent
+from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
+from model.heads import Predictor
 from model.prompts import mask
 from processor.evaluate import Features, embed_all, evaluate, rank_trials
 from processor.image_stage import ImageStage, all_text_features
@@ -183,6 +184,33 @@ def test_images_of_the_same_identity_left_out_of_the_negatives_on_request():
     got = stage(batch).terms["vision_ssl"]
     torch.testing.assert_close(got, NTXent()(*heads, batch.pids), rtol=1e-4, atol=1e-5)
     assert got < NTXent()(*heads) - 1e-3
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("positives", ["identity", "camera"])
+def test_views_of_other_images_as_positives(positives, ignore):
+    stage, batch = image_stage(positives=positives, ignore_same_identity=ignore), image_batch(PIDS, cams=CAMS)
+    heads = [stage.model.image_projector(stage.model.encode_image(view).last) for view in batch.views]
+    found = find_positives(batch.pids, batch.side.camids if positives == "camera" else None)
+    expected = SupCon(one_by_one=ignore)(*heads, batch.pids, found)
+    torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positives", ["identity", "camera"])
+def test_views_of_other_images_as_positives_of_predictions(positives):
+    model = small_model(cams=2)
+    model.image_projector = Predictor(model.image.dims[1], hidden=7)
+    stage, batch = image_stage(model, positives=positives, self_supervision="SIMSIAM"), image_batch(PIDS, cams=CAMS)
+    first, second = (model.encode_image(view).last for view in batch.views)
+    found = find_positives(batch.pids, batch.side.camids if positives == "camera" else None)
+    expected = NegativeCosine()(model.image_projector(first), second, model.image_projector(second), first, found)
+    torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_triplets_of_the_last_feature_alone_on_request():
+    stage, batch = image_stage(triplet_features="last"), image_batch(PIDS, cams=CAMS)
+    last = stage.model.encode_image(batch.images, batch.side).last
+    torch.testing.assert_close(stage(batch).terms["triplet"], stage.triplet(last, batch.pids))
 
 
 @pytest.mark.parametrize("off", ALL)

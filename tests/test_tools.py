@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from configs import load, to_dict
+from configs import differences, load, to_dict
 from model import tiny_clip
 from tools import __main__ as listing
 from tools import benchmark
@@ -28,8 +27,7 @@ def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_tiny_clip, "CAMERAS", 3)
     file = tmp_path / "tiny.safetensors"
     words = ["--identities", "40", "--steps", "3", "--batch", "16", "--processes", "1", "--out", str(file)]
-    monkeypatch.setattr(sys, "argv", ["pretrain_tiny_clip", *words])
-    pretrain_tiny_clip.main()
+    pretrain_tiny_clip.main(words)
     facts = tiny_clip.facts(file)
     assert facts["steps"] == 3 and 0 <= facts["held_out_top1_of_32"] <= 1
     clip = tiny_clip.build()
@@ -54,13 +52,12 @@ def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
     assert (np.asarray(sheet.convert("RGB"))[40:, MARGIN:] < 200).any(axis=(0, 2)).sum() > 3 * 64
 
 
-def test_the_demo_lists_what_differs_from_the_recipe():
-    cfg = load("configs/demo/vit_svllreid.yml")
-    lines = "\n".join(demo.compare(cfg, load("configs/person/vit_svllreid.yml")))
-    assert "MODEL.NAME: ViT-Tiny-8 (published ViT-B-16)" in lines
-    assert "SOLVER.STAGE2.BASE_LR" in lines and "OUTPUT_DIR" not in lines and "SYNTHETIC" not in lines
+def test_what_differs_from_the_recipe():
     published = load("configs/person/vit_svllreid.yml")
-    assert list(demo.compare(published, published)) == []
+    found = differences(load("configs/demo/vit_svllreid.yml"), published, besides=demo.NO_DEPARTURE)
+    assert found["MODEL.NAME"] == ("ViT-Tiny-8", "ViT-B-16") and "SOLVER.STAGE2.BASE_LR" in found
+    assert not {"OUTPUT_DIR", "SOLVER.STAGE2.LOG_PERIOD"} & found.keys() and "SYNTHETIC" not in str(found)
+    assert differences(published, published) == {}
 
 
 def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
@@ -87,10 +84,9 @@ def test_every_tool_is_listed_with_a_sentence(capsys):
         assert importlib.util.find_spec(name) is not None
 
 
-def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
+def test_the_benchmark_compares_three_ways(capsys):
     words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
-    benchmark.main()
+    benchmark.main(words)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" tokens")[0].strip() for line in lines[1:]] == [
         *("4 prompts of 77", "4 prompts of 12", "2 prompts of 12"),

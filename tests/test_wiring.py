@@ -113,6 +113,20 @@ def test_every_epoch_of_the_image_stage_draws_batches_and_augmentations_anew(par
     assert [epoch for _, epoch in seen] == [1, 2, 1]
 
 
+@pytest.mark.parametrize("name", ["prompt", "image"])
+def test_a_repetition_of_a_stage_draws_others(parts, fitted, name):
+    """And the first time is as without a repetition."""
+    run, model, data = parts
+    seen = []
+    for stages, number in (([name], 0), ([name, name], 0), ([name, name], 1)):
+        run.cfg = changed(run.cfg, "PROCESSOR.STAGES", str(stages), "PROCESSOR.UNTRAINED_PROMPTS", "True")
+        build.run_stage(run, number, model, data)
+        drawn = [batch.pids.tolist() for batch in fitted["batches"](1, 0)]
+        seen.append((drawn, [each.initial_seed() for each in fitted["run"].parts.generators.values()]))
+    assert seen[0] == seen[1] and seen[1][0] != seen[2][0]
+    assert name == "image" or seen[1][1] != seen[2][1]  # prompts are augmented
+
+
 def test_the_prompt_stage_sees_every_image_once_as_it_is_tested(parts, fitted, monkeypatch):
     asked = []
 

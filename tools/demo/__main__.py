@@ -14,13 +14,12 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 from yacs.config import CfgNode
 
-from configs import ConfigError, load
+from configs import ConfigError, differences, load
 from utils.command import answer_early, parse, run_script
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -65,8 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     train(cfg, folder)
 
     write_sheet(make_benchmark(cfg), folder / SHEET, size=cfg.INPUT.SIZE_TRAIN)
-    departures = list(compare(cfg, load(PUBLISHED)))
-    logger.info("differences from configs/person/%s, the published recipe:\n%s", PUBLISHED.name, "\n".join(departures))
+    departures = differences(cfg, load(PUBLISHED), besides=NO_DEPARTURE)
+    lines = (f"  {key}: {ours} (published {published})" for key, (ours, published) in departures.items())
+    logger.info("differences from configs/person/%s, the published recipe:\n%s", PUBLISHED.name, "\n".join(lines))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     logger.info("files:\n%s", "\n".join(f"  {path}  {path.stat().st_size / 1e3:,.0f} kB" for path in files))
     return judge(folder)
@@ -83,16 +83,6 @@ def empty(folder: Path) -> None:
     if folder.is_symlink() or not earlier:
         raise UserError(f"{folder}: is in the way and is no earlier demo; move it away, or set OUTPUT_DIR")
     shutil.rmtree(folder)
-
-
-def compare(ours: CfgNode, published: CfgNode, prefix: str = "") -> Iterator[str]:
-    """A line for every setting of the recipe that differs."""
-    for name, value in ours.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, CfgNode):
-            yield from compare(value, published[name], f"{key}.")
-        elif value != published[name] and not any(key.startswith(word) or key.endswith(word) for word in NO_DEPARTURE):
-            yield f"  {key}: {value} (published {published[name]})"
 
 
 def judge(folder: Path) -> int:

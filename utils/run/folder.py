@@ -85,13 +85,19 @@ def earlier_run(path: Path) -> EarlierRun | None:
         damaged = str(error)
     if state is not None and (state.path == state_files(path)[-1] or not (path / CONFIG).exists()):
         return EarlierRun(state.contents["config"], evaluations, state)
-    try:  # an older state may be from before the run was given more epochs
+    # An older state may be from before the run was given more epochs.
+    return EarlierRun(read_config(path), evaluations, state, damaged)
+
+
+def read_config(path: Path) -> dict:
+    """The settings in a run's folder; UserError if they cannot be read."""
+    try:
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / CONFIG}: cannot be read ({one_line(error)}); move the run there away") from error
     if wrong := fault(config, Settings):
         raise UserError(f"{path / CONFIG}: is not a run's ({wrong}); give another OUTPUT_DIR")
-    return EarlierRun(config, evaluations, state, damaged)
+    return config
 
 
 class RunFolder:
