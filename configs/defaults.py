@@ -21,8 +21,8 @@ ERASED = Rule(
     lambda value: len(value) == 2 and 0 < value[0] <= value[1] < 1,
     "two fractions above 0 and below 1, the smaller first",
 )
-CHANNELS = Rule(lambda value: len(value) == 3, "three numbers")
-DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three positive numbers")
+CHANNELS = Rule(lambda value: len(value) in (0, 3), "three numbers")
+DEVIATIONS = Rule(lambda value: len(value) in (0, 3) and min(value, default=1) > 0, "three positive numbers")
 FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 SEEDS = within(0, 2**32 - 1)
 OPTIMIZERS = one_of("Adam", "AdamW", "SGD")
@@ -38,12 +38,13 @@ ORDER = Rule(
 ROWS = (
     Key("MODEL.DEVICE", "auto", "Device: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.", DEVICES, ALWAYS),
     Key("MODEL.NAME", "ViT-B-16",
-        "CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), or ViT-Tiny-8, which is in this "
-        "repository. (The published default, resnet50, is no name that the published programs know.)",
+        "CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), ViT-Tiny-8, which is in this "
+        "repository, or an image tower without text: timm/NAME (timm/vit_base_patch16_dinov3). (The published default, "
+        "resnet50, is no name that the published programs know.)",
         given("the name of an architecture, e.g. ViT-B-16")),
     Key("MODEL.PRETRAIN", "openai",
-        "CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (for ViT-Tiny-8), or none "
-        "(random weights).",
+        "Weights: a tag of open_clip's (openai, laion2b_s34b_b88k, ...) or, for a timm tower, of timm's (lvd1689m), a "
+        "file, rendered (for ViT-Tiny-8), or none (random weights).",
         given("a tag, a file, or none for random weights")),
     Key("MODEL.INIT_FROM", "",
         "Checkpoint whose weights training starts from: one of ours, or a published CLIP-ReID or SVLL-ReID file. Empty "
@@ -51,6 +52,14 @@ ROWS = (
     Key("MODEL.ACTIVATION", "auto",
         "quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP name theirs; other files do not.",
         one_of("auto", "quick_gelu", "gelu")),
+    Key("MODEL.POOLING", "auto",
+        "timm towers: token (class token), avg (mean over the patches), token+avg (both), or auto: the class token if "
+        "there is one, else the tower's own pooling.", one_of("auto", "token", "avg", "token+avg")),
+    Key("MODEL.EMBED_DIM", 0,
+        "timm towers: width of a learnt projection, the third feature; 0 for none. To be compared with prompts, it is "
+        "as wide as CLIP's text features (512 for ViT-B-16).", at_least(0)),
+    Key("MODEL.DROP_PATH_RATE", 0.0, "timm towers: rate of stochastic depth in the last block, where it is largest.",
+        FRACTION),
     Key("MODEL.STRIDE_SIZE", (16, 16),
         "Patch stride (vertical, horizontal) in pixels. Below the patch size patches overlap (OLP: 12 for patches of "
         "16).", SIZE),
@@ -86,8 +95,12 @@ ROWS = (
     Key("INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3),
         "Smallest and largest fraction of a view's area that random erasing takes. Published: always a third.", ERASED),
     Key("INPUT.PADDING", 10, "Black border in pixels around an image before the random crop.", at_least(0)),
-    Key("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), "Mean of the three channels, of pixels in 0..1.", CHANNELS),
-    Key("INPUT.PIXEL_STD", (0.229, 0.224, 0.225), "Standard deviation of the three channels.", DEVIATIONS),
+    Key("INPUT.PIXEL_MEAN", (),
+        "Mean of the three channels, of pixels in 0..1; () is the tower's own: of a timm tower what its weights were "
+        "trained with, else ImageNet's, (0.485, 0.456, 0.406).", CHANNELS),
+    Key("INPUT.PIXEL_STD", (),
+        "Standard deviation of the three channels; () is the tower's own, as for the mean. ImageNet's is (0.229, "
+        "0.224, 0.225).", DEVIATIONS),
 
     Key("DATASETS.NAMES", "market1501",
         "market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own images, at ROOT_DIR), or rendered "
@@ -183,6 +196,10 @@ ROWS = (
     Key("SOLVER.STAGE2.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
     Key("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.0, "Factor of the learning rate of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
+    Key("SOLVER.STAGE2.LAYER_DECAY", 1.0,
+        "Layer-wise learning rate decay (BEiT): factor of the learning rate from each block of the image tower to the "
+        "one before it; heads have the whole rate. 1.0 is off.",
+        Rule(lambda value: 0 < value <= 1, "above 0, up to 1")),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.SCHEDULE", "steps",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -92,8 +93,21 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
                 return resume_model(run.state.contents, str(run.state.path)).to(run.device)
         make = partial(make_model, run.cfg, data.benchmark, requested=requested)
         model = main_first(make).to(run.device)  # weights are downloaded by one process
+        with collective():
+            _check_abilities(run.cfg, model.image)
         copy_from_main(model)
     return model
+
+
+def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
+    """Raise WeightsError if the settings of stage 2 need what the image tower has not."""
+    block = IMAGE.settings(cfg)
+    needed = {"layer_of": ("LAYER_DECAY", block.LAYER_DECAY, 1.0)}
+    for method, (key, value, off) in needed.items():
+        if value != off and not hasattr(tower, method):
+            raise WeightsError(
+                f"{IMAGE.key(key)}: invalid value {value}, {cfg.MODEL.NAME} does not tell its layers; expected {off}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -108,7 +122,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         # A repetition draws other batches than the first time.
         seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
         parts = MAKE_STAGE[stage.name](run, model, data, seed)
-        optimizer = make_optimizer(block, parts.module)
+        optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
@@ -122,7 +136,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             name=stage.name,
             title=title,
             again=again,
-            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME),
+            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),

@@ -27,6 +27,7 @@ from torch import nn
 import utils.distributed as distributed
 from configs import load
 from datasets.build import identities_per_batch, make_loader
+from model.build import settle_pixels
 from model.heads import Predictor
 from model.prompts import mask, mix
 from processor.evaluate import NOTHING_MORE, embed_all, evaluate
@@ -123,7 +124,7 @@ def samples(folder: Path, split: str) -> list[Sample]:
 def config(*overrides: str):
     small = ["INPUT.SIZE_TRAIN", "(32, 16)", "INPUT.SIZE_TEST", "(32, 16)", "INPUT.PADDING", "2"]
     batches = ["DATALOADER.NUM_INSTANCE", "2", "SOLVER.STAGE2.IMS_PER_BATCH", "12", "TEST.IMS_PER_BATCH", "3"]
-    return load(None, [*small, *batches, "DATALOADER.NUM_WORKERS", "0", *overrides])
+    return settle_pixels(load(None, [*small, *batches, "DATALOADER.NUM_WORKERS", "0", *overrides]))
 
 
 def training(folder: Path) -> dict:

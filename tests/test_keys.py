@@ -50,6 +50,8 @@ BASE = {
     "INPUT.SIZE_TRAIN": "(32, 16)",
     "INPUT.SIZE_TEST": "(32, 16)",
     "INPUT.PADDING": "2",
+    "INPUT.PIXEL_MEAN": "(0.485, 0.456, 0.406)",
+    "INPUT.PIXEL_STD": "(0.229, 0.224, 0.225)",
     "DATASETS.NAMES": "synthetic",
     "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "8",
     "DATASETS.SYNTHETIC.TRAIN_IMAGES": "4",
@@ -94,6 +96,10 @@ RANDOM = {"MODEL.PRETRAIN": "none"}
 FROM_FILE = {"MODEL.INIT_FROM": NOISY}
 EXPANDED = {**FROM_FILE, "TEST.AQE": "True", "TEST.AQE_K": "9"}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
+TIMM = {
+    **{"MODEL.NAME": "timm/test_vit", "MODEL.PRETRAIN": "none", "PROCESSOR.STAGES": "image"},
+    **{"MODEL.I2T_LOSS_WEIGHT": "0.0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT": "0.0"},
+}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
 IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
@@ -107,6 +113,10 @@ EFFECTS = (
     effect("MODEL.NAME", SMALL, "shape of tower", on=RANDOM),
     effect("MODEL.PRETRAIN", "none", "start of tower", "start of text", "start of words"),
     effect("MODEL.INIT_FROM", NOISY, "start of tower", "start of text", "start of prompts", "figures"),
+    effect("MODEL.POOLING", "avg", "identity", "triplet", on=TIMM),
+    effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
+    effect("MODEL.EMBED_DIM", "8", "shape of heads", on=TIMM),
+    effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
     effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
     effect("MODEL.SIE_CAMERA", "True", "shape of side"),
@@ -177,6 +187,7 @@ EFFECTS = (
     effect("SOLVER.STAGE2.BASE_LR", "6e-4", *IMAGE_RATES),
     effect("SOLVER.STAGE2.BIAS_LR_FACTOR", "2.0", "tower after"),
     effect("SOLVER.STAGE2.LARGE_FC_LR", "True", "heads after"),
+    effect("SOLVER.STAGE2.LAYER_DECAY", "0.5", "tower after"),
     effect("SOLVER.STAGE2.WEIGHT_DECAY", "0.1", "tower after"),
     effect("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", "0.1", "tower after"),
     effect("SOLVER.STAGE2.STEPS", "(2,)", *IMAGE_RATES),

@@ -486,14 +486,6 @@ def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
         *((f"path,pid,split,{name}", (name, "mean camid?")) for name in ("cam", "cam_id", "camera_id", "cameraid")),
         *((f"path,pid,split,camid,{name}", (name, "mean viewid?")) for name in ("view", "viewpoint")),
         ("Filename,Identity,camera,set", ("path by filename, pid by identity, split by set?",)),
-        *(
-            (f"path,pid,split,w,{name}", (name.lower(), "cut the parts out"))
-            for name in ("x1", "bbox_left", "top", "roi")
-        ),
-        *(
-            (f"path,pid,split,w,{name}", (name.lower(), "column split"))
-            for name in ("is_query", "Junk", "is_distractor")
-        ),
     ],
 )
 def test_csv_header_that_is_wrong(tmp_path, header, words):

@@ -301,6 +301,14 @@ def test_fit_is_gradient_descent_with_the_epochs_own_rate():
     assert len(stage.seen) == 6
 
 
+def test_a_group_may_have_a_factor_of_the_scheduled_rate():
+    stage = Pull()
+    optimizer = sgd(stage)
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    fit(stage, toy_batches(1), optimizer, lambda epoch, lr: lr + 0.2, 1, run=stage_run())
+    assert stage.value.item() == pytest.approx(1 - 0.5 * (0.1 + 0.2) * 5)
+
+
 def test_the_order_of_an_epoch():
     events, stage = [], Pull()
     optimizer = torch.optim.SGD([{"params": [stage.value], "initial_lr": 0.1}], lr=0.1)

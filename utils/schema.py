@@ -120,6 +120,10 @@ class Architecture(TypedDict):
     ssl_type: NotRequired[Annotated[str, one_of("SIMCLR", "SIMSIAM")]]
     ssl_hidden: Positive
     ssl_out: Positive
+    pooling: NotRequired[Annotated[str, one_of("auto", "token", "avg", r"token\+avg")]]
+    embed_dim: NotRequired[Count]
+    drop_path: NotRequired[Fraction]
+    text_tower: NotRequired[Annotated[str, text(r"[\w./-]+", "the name of a CLIP, e.g. ViT-B-16")]]
 
 
 class Images(TypedDict):
