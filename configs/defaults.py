@@ -196,6 +196,10 @@ ROWS = (
     Key("SOLVER.STAGE2.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
     Key("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.0, "Factor of the learning rate of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
+    Key("SOLVER.STAGE2.LAYER_DECAY", 1.0,
+        "Layer-wise learning rate decay (BEiT): factor of the learning rate from each block of the image tower to the "
+        "one before it; heads have the whole rate. 1.0 is off.",
+        Rule(lambda value: 0 < value <= 1, "above 0, up to 1")),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.SCHEDULE", "steps",
@@ -238,6 +242,13 @@ ROWS = (
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
         "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
     Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.FLIP", False,
+        "Features are the mean over an image and its mirror image, taken before they are normalised."),
+    Key("TEST.AQE", False,
+        "Alpha query expansion (Radenovic et al., 2019): a query's feature becomes the mean, weighted by "
+        "similarity^alpha, of itself and its nearest gallery features. Comes before re-ranking."),
+    Key("TEST.AQE_K", 5, "Query expansion: nearest gallery images that are added to a query.", at_least(1)),
+    Key("TEST.AQE_ALPHA", 3.0, "Query expansion: exponent of the similarities; 0 weighs all alike.", at_least(0)),
     Key("TEST.RE_RANKING", False,
         "Re-ranking by k-reciprocal neighbours (Zhong et al., 2017). Published programs have the key but never read "
         "it."),

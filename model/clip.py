@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -53,6 +55,14 @@ class ViTTower(nn.Module):
     def grid_for(self, image_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of positions for images [H, W] at this patch stride."""
         return patch_grid(image_size, self.visual.patch_size, stride)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, as `model.towers` says."""
+        if block := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", name):
+            return int(block[1]) + 1
+        if name.startswith("visual.ln_post."):
+            return len(self.visual.transformer.resblocks)
+        return None if name == "visual.proj" else 0
 
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> class tokens; another size than the tower's has its position table resized."""

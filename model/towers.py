@@ -12,6 +12,11 @@ A tower with a position table has three names more, by which files of another im
     grid_for(image_size, stride) -> rows and columns for images [H, W]
     prefix: its rows before those of the patches; without this name, 1
 
+And, where it can:
+
+    layer_of(name) -> the layer of a parameter, for SOLVER.STAGE2.LAYER_DECAY: 0 for what comes before the blocks,
+        i + 1 for block i from 0 and, with the last, the norm after it; None for what comes after those
+
 To add one: its file, and a row of TOWERS.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -24,7 +25,7 @@ from processor.evaluate import evaluate
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
-from processor.result import reranking_settings, result_entry
+from processor.result import result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
 from solver.build import make_optimizer, make_schedule
@@ -40,7 +41,7 @@ from utils.distributed import (
 )
 from utils.errors import WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Evaluation, Reranking
+from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
 from utils.report import figures
 from utils.seeds import derive
 
@@ -92,8 +93,21 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
                 return resume_model(run.state.contents, str(run.state.path)).to(run.device)
         make = partial(make_model, run.cfg, data.benchmark, requested=requested)
         model = main_first(make).to(run.device)  # weights are downloaded by one process
+        with collective():
+            _check_abilities(run.cfg, model.image)
         copy_from_main(model)
     return model
+
+
+def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
+    """Raise WeightsError if the settings of stage 2 need what the image tower has not."""
+    block = IMAGE.settings(cfg)
+    needed = {"layer_of": ("LAYER_DECAY", block.LAYER_DECAY, 1.0)}
+    for method, (key, value, off) in needed.items():
+        if value != off and not hasattr(tower, method):
+            raise WeightsError(
+                f"{IMAGE.key(key)}: invalid value {value}, {cfg.MODEL.NAME} does not tell its layers; expected {off}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -108,7 +122,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         # A repetition draws other batches than the first time.
         seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
         parts = MAKE_STAGE[stage.name](run, model, data, seed)
-        optimizer = make_optimizer(block, parts.module)
+        optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
@@ -239,8 +253,8 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
             evaluation = evaluate_model(cfg, model, one, device)
             name = f"{one.name}  " if benchmark.parts else ""
             logger.info("%s  epoch %d/%d\n  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
-            facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
-            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts, **evaluation.mean)
+            facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts)
             found[one.name] = evaluation.mean["mAP"]
         return found
 
@@ -350,15 +364,19 @@ def evaluate_model(
         device=device,
         neck=cfg.TEST.NECK_FEAT == "after",
         normalise=cfg.TEST.FEAT_NORM,
-        reranking=_reranking(cfg),
+        refinement=refinement_of(cfg),
         side=side,
     )
 
 
-def _reranking(cfg: CfgNode) -> Reranking | None:
-    if not cfg.TEST.RE_RANKING:
-        return None
-    return Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+def refinement_of(cfg: CfgNode) -> Refinement:
+    """What TEST says of flip, query expansion and re-ranking."""
+    test = cfg.TEST
+    return Refinement(
+        test.FLIP,
+        QueryExpansion(test.AQE_K, test.AQE_ALPHA) if test.AQE else None,
+        Reranking(test.RE_RANKING_K1, test.RE_RANKING_K2, test.RE_RANKING_LAMBDA) if test.RE_RANKING else None,
+    )
 
 
 def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: Path | None = None) -> None:
@@ -381,6 +399,6 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
             checkpoint=checkpoint,
             notes=[*data.warnings, *data.train_watch.look(), *data.test_watch.look()],
         )
-        facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
-        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts, **evaluation.mean)
+        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts)
         run.add_result(entry)  # last: a run whose last entry is there is finished

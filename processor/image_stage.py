@@ -82,6 +82,11 @@ class ImageStage(nn.Module):
         self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else simclr
         self.one_view_at_a_time = has_batch_norm(model.image)  # as published
 
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, from 0; None for what comes after the tower's layers."""
+        tower, prefix = self.model.image, "model.image."
+        return tower.layer_of(name.removeprefix(prefix)) if name.startswith(prefix) else None
+
     def forward(self, batch: Batch) -> Losses:
         """The batch, or this process's share of it -> losses of the whole; terms of weight 0 are not computed."""
         on = {name: term for name, term in TERMS.items() if self.weights.get(name, 0.0) > 0}

@@ -33,6 +33,15 @@ def protocol_of(ignored: Ignored) -> str:
     return next((name for name, rule in PROTOCOLS.items() if rule is ignored), getattr(ignored, "__name__", "own"))
 
 
+def check_finite(query: Tensor, gallery: Tensor) -> None:
+    """Raise DataError if features [Q, D] or [G, D] are not finite."""
+    for name, features in (("query", query), ("gallery", gallery)):
+        finite = torch.isfinite(features).all(dim=1)
+        if not finite.all():
+            rows = (~finite).nonzero().flatten().tolist()
+            raise DataError(f"{len(rows)} {name} features are not finite, the first at row {rows[0]}")
+
+
 def rank_features(
     query: Tensor,
     gallery: Tensor,
@@ -53,7 +62,7 @@ def rank_features(
     Raises:
         DataError: features that are not finite; or no query has a match (the message says why, with examples).
     """
-    check_features(query, gallery)
+    check_finite(query, gallery)
     lengths = gallery.square().sum(dim=1)
 
     def distances(rows: slice) -> Tensor:
@@ -62,21 +71,6 @@ def rank_features(
         return chunk.square().sum(dim=1, keepdim=True) + lengths - 2 * chunk @ gallery.T
 
     return _rank(distances, query_labels, gallery_labels, ignored, top)
-
-
-def check_features(query: Tensor, gallery: Tensor) -> None:
-    """DataError if there is nothing to rank, or features are not finite."""
-    _check_counts(len(query), len(gallery))
-    for name, features in (("query", query), ("gallery", gallery)):
-        finite = torch.isfinite(features).all(dim=1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten().tolist()
-            raise DataError(f"{len(rows)} {name} features are not finite, the first at row {rows[0]}")
-
-
-def _check_counts(num_queries: int, num_gallery: int) -> None:
-    if not num_queries or not num_gallery:
-        raise DataError(f"nothing to rank: {num_queries} queries, {num_gallery} gallery images")
 
 
 def rank(
@@ -92,7 +86,8 @@ def _rank(
     distances: Callable[[slice], Tensor], query_labels: Labels, gallery_labels: Labels, ignored: Ignored, top: int
 ) -> Ranking:
     num_queries, num_gallery = len(query_labels.pids), len(gallery_labels.pids)
-    _check_counts(num_queries, num_gallery)
+    if not num_queries or not num_gallery:
+        raise DataError(f"nothing to rank: {num_queries} queries, {num_gallery} gallery images")
     size = max(1, PAIRS_AT_ONCE // num_gallery)
     chunks = [
         _rank_chunk(distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, ignored, top)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.metrics import check_features
+from utils.errors import DataError
+from utils.metrics import check_finite
 
 PAIRS_AT_ONCE = 2**24  # elements of the largest temporary tensor (float64: 128 MB); about five exist at a time
 
@@ -60,7 +61,9 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
     Raises:
         DataError: there is nothing to rank, or features are not finite.
     """
-    check_features(query, gallery)
+    if not len(query) or not len(gallery):
+        raise DataError(f"nothing to rank: {len(query)} queries, {len(gallery)} gallery images")
+    check_finite(query, gallery)
     num_queries = len(query)
     features = torch.cat([query.double(), gallery.double()])
     # Distances do not feel a shift, but |a|² + |b|² - 2ab loses digits to a common offset. The median is one of the
@@ -79,7 +82,7 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
     return result
 
 
-def _chunks(total: int, per_row: int) -> Iterator[slice]:
+def chunks(total: int, per_row: int) -> Iterator[slice]:
     """Slices of `total` rows, so that a tensor with `per_row` elements in each row keeps to PAIRS_AT_ONCE."""
     size = max(1, PAIRS_AT_ONCE // per_row)
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
@@ -102,7 +105,7 @@ def _neighbours(features: Tensor, count: int, distances: Tensor) -> tuple[Tensor
     copied = bool((copy_of != images).any())
     neighbours = images.new_empty(total, count)
     farthest = torch.empty_like(lengths)
-    for rows in _chunks(total, total):
+    for rows in chunks(total, total):
         block = torch.addmm(lengths, features[rows], features.T, alpha=-2)
         block = block.add_(lengths[rows, None]).clamp_(min=0)
         in_block = images[: len(block)]
@@ -116,7 +119,7 @@ def _neighbours(features: Tensor, count: int, distances: Tensor) -> tuple[Tensor
             ours = slice(0, queries.stop - queries.start)
             distances[queries] = (block[ours, num_queries:] / farthest[queries, None]).float()
         block[in_block, images[rows]] = -torch.inf
-        neighbours[rows] = _nearest(block, count)
+        neighbours[rows] = nearest(block, count)
     return neighbours, farthest
 
 
@@ -127,7 +130,7 @@ def _first_copies(features: Tensor) -> Tensor:
     return images.scatter_reduce(0, groups, images, "amin", include_self=False)[groups]
 
 
-def _nearest(distances: Tensor, count: int) -> Tensor:
+def nearest(distances: Tensor, count: int) -> Tensor:
     """Columns of the `count` smallest of each row [R, N], ascending; equal ones keep order. -> int64 [R, count]"""
     values, columns = distances.topk(min(count + 1, distances.shape[1]), dim=1, largest=False)
     # topk orders ties as it likes, and chooses freely among those for which there is no room.
@@ -145,7 +148,7 @@ def _reciprocal(neighbours: Tensor) -> Tensor:
     total, count = neighbours.shape
     images = torch.arange(total, device=neighbours.device)
     parts = [
-        (neighbours[neighbours[rows]] == images[rows, None, None]).any(dim=2) for rows in _chunks(total, count * count)
+        (neighbours[neighbours[rows]] == images[rows, None, None]).any(dim=2) for rows in chunks(total, count * count)
     ]
     return torch.cat(parts)
 
@@ -161,7 +164,7 @@ def _weights(features: Tensor, farthest: Tensor, neighbours: Tensor, k1: int) ->
     nearest, sets = neighbours[:, : k1 + 1], neighbours[:, :half]
     reciprocal, in_set = _reciprocal(nearest), _reciprocal(sets)
     counts, columns, values = [], [], []
-    for rows in _chunks(total, max(total, nearest.shape[1] * sets.shape[1])):
+    for rows in chunks(total, max(total, nearest.shape[1] * sets.shape[1])):
         candidates, is_candidate = nearest[rows], reciprocal[rows]
         chosen = is_candidate.new_zeros(len(candidates), total).scatter_(1, candidates, is_candidate)
         theirs, is_theirs = sets[candidates], in_set[candidates]  # [R, K, half]
@@ -184,7 +187,7 @@ def _weights(features: Tensor, farthest: Tensor, neighbours: Tensor, k1: int) ->
 def _pair_distances(features: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Squared distances of the pairs of images `left` and `right`, int64 [P] each. -> [P]"""
     distances = features.new_empty(len(left))
-    for pairs in _chunks(len(left), 16 * features.shape[1]):  # small pieces stay in the processor's cache
+    for pairs in chunks(len(left), 16 * features.shape[1]):  # small pieces stay in the processor's cache
         difference = features.index_select(0, left[pairs]).sub_(features.index_select(0, right[pairs]))
         distances[pairs] = difference.square_().sum(dim=1)
     return distances
@@ -200,7 +203,7 @@ def _mean_of_rows(weights: SparseRows, neighbours: Tensor) -> SparseRows:
     """Local query expansion (eq. 11): row i becomes the mean of the rows `neighbours[i]`, int64 [N, k2]. -> [N, N]"""
     total, k2 = neighbours.shape
     counts, columns, values = [], [], []
-    for rows in _chunks(total, k2 * int(weights.starts.diff().max())):
+    for rows in chunks(total, k2 * int(weights.starts.diff().max())):
         position, entries = weights.entries(neighbours[rows].flatten())
         place, order = (position // k2 * total + weights.columns[entries]).sort(stable=True)
         place, summands = place.unique_consecutive(return_counts=True)
@@ -219,7 +222,7 @@ def _jaccard(weights: SparseRows, num_queries: int) -> Iterator[tuple[slice, Ten
     starts = weights.starts
     num_gallery = len(starts) - 1 - num_queries
     holders = _transposed(weights, num_queries)
-    for rows in _chunks(num_queries, num_gallery):
+    for rows in chunks(num_queries, num_gallery):
         first = starts[:-1][rows]
         counts = starts[1:][rows] - first
         minima = weights.values.new_zeros(len(first), num_gallery)
