@@ -42,6 +42,7 @@ def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
+from datasets.build import RENDERED
 from datasets.check import quick_check
 from datasets.several import names_of
 from model.build import RESIZING, rebuild, settle_architecture
@@ -88,8 +89,11 @@ def main(argv: list[str] | None = None) -> Path:
         inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
         # All that can be wrong with any of them is found before the first is tested.
         ready = partial(prepare, cfg, architecture, weights, inherited)
-        on_main(partial(render_missing, cfg))
-        tests = [main_first(partial(ready, name, homes.get(name))) for name in names]
+        found = {}
+        for name in sorted(names, key=RENDERED.__contains__):  # what cannot be read is said before any is rendered
+            on_main(partial(render_missing, cfg, name))
+            found[name] = main_first(partial(ready, name, homes.get(name)))
+        tests = [found[name] for name in names]
         warnings = [on_main(partial(check, one.benchmark)) for one in tests]
         watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
         for one, warned, watch in zip(tests, warnings, watches, strict=True):

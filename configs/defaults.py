@@ -21,8 +21,8 @@ ERASED = Rule(
     lambda value: len(value) == 2 and 0 < value[0] <= value[1] < 1,
     "two fractions above 0 and below 1, the smaller first",
 )
-CHANNELS = Rule(lambda value: len(value) == 3, "three numbers")
-DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three positive numbers")
+CHANNELS = Rule(lambda value: len(value) in (0, 3), "three numbers")
+DEVIATIONS = Rule(lambda value: len(value) in (0, 3) and min(value, default=1) > 0, "three positive numbers")
 FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 SEEDS = within(0, 2**32 - 1)
 OPTIMIZERS = one_of("Adam", "AdamW", "SGD")
@@ -38,12 +38,13 @@ ORDER = Rule(
 ROWS = (
     Key("MODEL.DEVICE", "auto", "Device: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.", DEVICES, ALWAYS),
     Key("MODEL.NAME", "ViT-B-16",
-        "CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), or ViT-Tiny-8, which is in this "
-        "repository. (The published default, resnet50, is no name that the published programs know.)",
+        "CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), ViT-Tiny-8, which is in this "
+        "repository, or an image tower without text: timm/NAME (timm/vit_base_patch16_dinov3). (The published default, "
+        "resnet50, is no name that the published programs know.)",
         given("the name of an architecture, e.g. ViT-B-16")),
     Key("MODEL.PRETRAIN", "openai",
-        "CLIP's weights: an open_clip tag (openai, laion2b_s34b_b88k, ...), a file, rendered (for ViT-Tiny-8), or none "
-        "(random weights).",
+        "Weights: a tag of open_clip's (openai, laion2b_s34b_b88k, ...) or, for a timm tower, of timm's (lvd1689m), a "
+        "file, rendered (for ViT-Tiny-8), or none (random weights).",
         given("a tag, a file, or none for random weights")),
     Key("MODEL.INIT_FROM", "",
         "Checkpoint whose weights training starts from: one of ours, or a published CLIP-ReID or SVLL-ReID file. Empty "
@@ -51,6 +52,14 @@ ROWS = (
     Key("MODEL.ACTIVATION", "auto",
         "quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP name theirs; other files do not.",
         one_of("auto", "quick_gelu", "gelu")),
+    Key("MODEL.POOLING", "auto",
+        "timm towers: token (class token), avg (mean over the patches), token+avg (both), or auto: the class token if "
+        "there is one, else the tower's own pooling.", one_of("auto", "token", "avg", "token+avg")),
+    Key("MODEL.EMBED_DIM", 0,
+        "timm towers: width of a learnt projection, the third feature; 0 for none. To be compared with prompts, it is "
+        "as wide as CLIP's text features (512 for ViT-B-16).", at_least(0)),
+    Key("MODEL.DROP_PATH_RATE", 0.0, "timm towers: rate of stochastic depth in the last block, where it is largest.",
+        FRACTION),
     Key("MODEL.STRIDE_SIZE", (16, 16),
         "Patch stride (vertical, horizontal) in pixels. Below the patch size patches overlap (OLP: 12 for patches of "
         "16).", SIZE),
@@ -68,6 +77,9 @@ ROWS = (
         "Weight of the image-to-text loss (images against the prompts of all identities) in stage 2; 0.0 is off.",
         at_least(0)),
     Key("MODEL.IF_LABELSMOOTH", True, "Label smoothing of 0.1 in the identity and the image-to-text loss."),
+    Key("MODEL.TRIPLET_FEATURES", "all",
+        "Features with a triplet loss each, which are added: all (as CLIP-ReID: of the last two blocks, and projected) "
+        "or last (as TransReID: of the last block).", one_of("all", "last")),
     Key("MODEL.NO_MARGIN", False, "Soft-margin triplet loss, log(1 + exp(.)), instead of SOLVER.MARGIN."),
     Key("MODEL.SSL_TYPE", "SIMCLR",
         "Vision self-supervision: SIMCLR or SIMSIAM. Language self-supervision is always SimCLR.", SSL_TYPES),
@@ -83,8 +95,12 @@ ROWS = (
     Key("INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3),
         "Smallest and largest fraction of a view's area that random erasing takes. Published: always a third.", ERASED),
     Key("INPUT.PADDING", 10, "Black border in pixels around an image before the random crop.", at_least(0)),
-    Key("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), "Mean of the three channels, of pixels in 0..1.", CHANNELS),
-    Key("INPUT.PIXEL_STD", (0.229, 0.224, 0.225), "Standard deviation of the three channels.", DEVIATIONS),
+    Key("INPUT.PIXEL_MEAN", (),
+        "Mean of the three channels, of pixels in 0..1; () is the tower's own: of a timm tower what its weights were "
+        "trained with, else ImageNet's, (0.485, 0.456, 0.406).", CHANNELS),
+    Key("INPUT.PIXEL_STD", (),
+        "Standard deviation of the three channels; () is the tower's own, as for the mean. ImageNet's is (0.229, "
+        "0.224, 0.225).", DEVIATIONS),
 
     Key("DATASETS.NAMES", "market1501",
         "market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own images, at ROOT_DIR), or rendered "
@@ -180,10 +196,18 @@ ROWS = (
     Key("SOLVER.STAGE2.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
     Key("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.0, "Factor of the learning rate of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
+    Key("SOLVER.STAGE2.LAYER_DECAY", 1.0,
+        "Layer-wise learning rate decay (BEiT): factor of the learning rate from each block of the image tower to the "
+        "one before it; heads have the whole rate. 1.0 is off.",
+        Rule(lambda value: 0 < value <= 1, "above 0, up to 1")),
     Key("SOLVER.STAGE2.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
     Key("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
+    Key("SOLVER.STAGE2.SCHEDULE", "steps",
+        "Learning rate after warm-up: steps (as CLIP-ReID: falls at STEPS by GAMMA) or cosine (as TransReID: falls to "
+        "LR_MIN_FACTOR of BASE_LR in the last epoch).", one_of("steps", "cosine")),
     Key("SOLVER.STAGE2.STEPS", (40, 70), "Epochs at which the learning rate is multiplied by GAMMA.", ASCENDING),
     Key("SOLVER.STAGE2.GAMMA", 0.1, "Factor of the learning rate at each of STEPS.", above(0)),
+    Key("SOLVER.STAGE2.LR_MIN_FACTOR", 0.002, "The cosine ends at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
         "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "
@@ -191,7 +215,13 @@ ROWS = (
     Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
         at_least(0)),
     Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,
-        "Other images of the same identity are no negatives (SIMCLR only). Published: they are."),
+        "Other images of the same identity are no negatives (SIMCLR only). Published: they are. Where SSL_POSITIVES "
+        "makes them positives: these do not compete with each other."),
+    Key("SOLVER.STAGE2.SSL_POSITIVES", "image",
+        "Positives of a view in the vision self-supervision: image (published: the other view of the image), identity "
+        "(all other views of the identity in the batch, averaged) or camera (those from other cameras; where an "
+        "identity has none, as identity).",
+        one_of("image", "identity", "camera")),
     Key("SOLVER.STAGE2.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
         at_least(1), ALWAYS),
     Key("SOLVER.STAGE2.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
@@ -212,6 +242,13 @@ ROWS = (
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
         "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
     Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.FLIP", False,
+        "Features are the mean over an image and its mirror image, taken before they are normalised."),
+    Key("TEST.AQE", False,
+        "Alpha query expansion (Radenovic et al., 2019): a query's feature becomes the mean, weighted by "
+        "similarity^alpha, of itself and its nearest gallery features. Comes before re-ranking."),
+    Key("TEST.AQE_K", 5, "Query expansion: nearest gallery images that are added to a query.", at_least(1)),
+    Key("TEST.AQE_ALPHA", 3.0, "Query expansion: exponent of the similarities; 0 weighs all alike.", at_least(0)),
     Key("TEST.RE_RANKING", False,
         "Re-ranking by k-reciprocal neighbours (Zhong et al., 2017). Published programs have the key but never read "
         "it."),

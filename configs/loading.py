@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -20,9 +19,6 @@ from configs.defaults import BLOCKS, KEYS, defaults
 from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
 from configs.values import convert
 
-LARGEST = 100_000  # bytes of a YAML file; those in this repository have up to 1 600
-MOST = 2_000  # values in it, with repetitions by aliases
-LONGEST = 3_000  # characters of a value in it; Python cannot show numbers of many more
 CLOSE = 0.75  # similarity from which a known key is suggested for an unknown one
 
 
@@ -37,7 +33,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
         overrides: KEY, VALUE, KEY, VALUE, ... as on the command line; they come last.
 
     Raises:
-        ConfigError: a file that is missing, no YAML, or too large; unknown keys, each with the nearest one if one is
+        ConfigError: a file that is missing or no YAML; unknown keys, each with the nearest one if one is
             near, and values of the wrong type or out of range, all at once; settings that contradict each other.
     """
     settings = _Settings()
@@ -142,36 +138,11 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
 
 
 def _read(path: Path) -> dict:
-    """The contents of a YAML file. Pipes and devices, which may never end, are not read."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ConfigError("is not a regular file")
-    with path.open("rb") as file:
-        text = file.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        raise ConfigError(f"is not a configuration: larger than {LARGEST} bytes")
-    tree = yaml.load(text.decode("utf-8"), _Loader)
+    """The contents of a YAML file."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict | None):
         raise ConfigError(f"holds a {type(tree).__name__}, not keys and values")
     return tree or {}
-
-
-class _Loader(yaml.SafeLoader):
-    """Counts values with their repetitions by aliases: a few lines can stand for billions."""
-
-    count = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
-        """A value and all values in it."""
-        before, repeated = self.count, self.check_event(yaml.AliasEvent)
-        node: Any = super().compose_node(parent, index)
-        if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST:
-            raise ConfigError(f"is not a configuration: a value of more than {LONGEST} characters")
-        self.count += getattr(node, "count", 0) if repeated else 1  # without a count yet, it holds itself
-        if self.count > MOST:
-            raise ConfigError(f"is not a configuration: more than {MOST} values, with repetitions by aliases")
-        if not repeated:
-            node.count = self.count - before
-        return node
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -54,7 +54,7 @@ def _convert(value: Any, default: Any, *, single: bool = False) -> Any:
     value = literal(literal(value))  # once more: cmd.exe passes quotes on
     if isinstance(default, tuple):
         values = value if isinstance(value, (tuple, list)) else (value,)
-        kind = default[0]
+        kind = default[0] if default else 0.0
         return tuple(_convert(element, kind) for element in values)
     if isinstance(default, bool):
         word = WORDS.get(value.strip().lower()) if isinstance(value, str) else value

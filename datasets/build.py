@@ -89,10 +89,15 @@ BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
 }
 
 
-def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True) -> Benchmark:
+def make_benchmark(
+    cfg: CfgNode, name: str | None = None, *, train: bool = True, render: Callable[[CfgNode, str], object] | None = None
+) -> Benchmark:
     """The data set `name`, or what the config names; without `train`, its training images need not be there.
 
     With DATASETS.HOLD_OUT, the training images are what is tested on, and are read in any case.
+
+    Args:
+        render: called with the name of a rendered data set before it is read, and after all others were.
 
     Raises:
         DataError: an unknown name (the message has the right ones), or what the reader or the file system found wrong.
@@ -100,12 +105,16 @@ def make_benchmark(cfg: CfgNode, name: str | None = None, *, train: bool = True)
     if name is None:
         names = names_of(cfg.DATASETS.NAMES)
         if len(names) > 1:
-            return combine([make_benchmark(cfg, one, train=train) for one in names])
+            ordered = sorted(names, key=RENDERED.__contains__)
+            read = {one: make_benchmark(cfg, one, train=train, render=render) for one in ordered}
+            return combine([read[one] for one in names])
         name = names[0]
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise DataError(f"DATASETS.NAMES: invalid value {name!r}; {meant}expected one of {', '.join(BENCHMARKS)}")
+    if render is not None and name in RENDERED:
+        render(cfg, name)
     try:
         benchmark = BENCHMARKS[name](cfg, train or cfg.DATASETS.HOLD_OUT > 0)
     except OSError as error:  # wherever a reader met it: no rights, a name that is too long, a disk that fails
@@ -149,16 +158,26 @@ def identities_per_batch(cfg: CfgNode) -> int:
 
 
 def make_loader(
-    cfg: CfgNode, samples: Sequence[Sample], *, train: bool, views: bool = False, pin_memory: bool = False
+    cfg: CfgNode,
+    samples: Sequence[Sample],
+    *,
+    train: bool,
+    views: bool = False,
+    pin_memory: bool = False,
+    seed: int | None = None,
 ) -> DataLoader[Batch]:
     """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
     For training: identity-balanced batches, random transforms and, if asked for, views; before each epoch call
     `loader.dataset.set_epoch` and `loader.batch_sampler.set_epoch`. Else: all samples in order, test transform.
 
+    Args:
+        seed: of batches and transforms; None for SOLVER.SEED.
+
     Raises:
         UserError: batches that the processes cannot share evenly, or more identities in a batch than there are.
     """
+    seed = cfg.SOLVER.SEED if seed is None else seed
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     pixels = {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
     transform: TrainTransform | TestTransform
@@ -174,11 +193,11 @@ def make_loader(
         )
         instances = cfg.DATALOADER.NUM_INSTANCE
         pids = [sample.pid for sample in samples]
-        batches = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=cfg.SOLVER.SEED, **share)
+        batches = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=seed, **share)
     else:
         transform = TestTransform(cfg.INPUT.SIZE_TEST, **pixels)
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
-    images = Images(samples, transform, views=views, seed=cfg.SOLVER.SEED)
+    images = Images(samples, transform, views=views, seed=seed)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if workers:
         images.epoch.share_memory_()

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-
 from datasets.findings import Findings, cameras_of, few
 from datasets.labels import natural
 from datasets.published_counts import published_counts
-from utils.metrics import Ignored, ignore_nothing
+from utils.metrics import Ignored, ignore_nothing, same_camera
 from utils.records import Benchmark, Labels, Sample, Trial
 
 NAMED = 12  # cameras or columns in a line
 MOST = 0.5  # of the queries: a few copies happen in published data, so many mean that the test is none
-LABELS_AT_ONCE = 64  # rows of a block of the protocol's rule; many small blocks are quicker than few large ones
-PUBLISHED_NAMES = {
-    "train_images": "training images",
-    "train_identities": "training identities",
-    "query_images": "query images",
-    "gallery_images": "gallery images",
-}
 # Suffixes of image files, though not all readers take them.
 IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"),
@@ -64,17 +54,17 @@ def check_lists(
     trained = {contents.keys[sample.path] for sample in benchmark.train}
     parts = benchmark.evaluated()
     for part in parts:
-        where = f"{part.name}: " if len(parts) > 1 else ""
+        found.where = f"{part.name}: " if len(parts) > 1 else ""
         if not part.trials:
-            found.add("problem", "no trial", "there are no queries and no gallery", "name a test split", where=where)
+            found.add("problem", "no trial", "there are no queries and no gallery", "name a test split")
         for trial in part.trials:
-            _check_trial(trial, part.ignored, contents, found, where)
-            _check_leaks(trial, trained, contents, found, where)
-        _check_identities(part, found, where)
-        _check_unknown(part, found, where)
-        _check_common(part, found, where)
-        _check_omitted(part, found, where)
-        _check_published(part, found, where)
+            _check_trial(trial, part.ignored, contents, found)
+            _check_leaks(trial, trained, contents, found)
+        _check_identities(part, found)
+        _check_unknown(part, found)
+        _check_common(part, found)
+        _check_omitted(part, found)
+        _check_published(part, found)
 
 
 def _check_training(samples: Sequence[Sample], found: Findings, instances: int, identities: int | None) -> None:
@@ -111,21 +101,21 @@ def _check_training(samples: Sequence[Sample], found: Findings, instances: int, 
         found.add("warning", "few images", message, remedy, examples)
 
 
-def _check_trial(trial: Trial, ignored: Ignored, contents: Contents, found: Findings, where: str) -> None:
+def _check_trial(trial: Trial, ignored: Ignored, contents: Contents, found: Findings) -> None:
     for name, samples in (("query", trial.query), ("gallery", trial.gallery)):
         if not samples:
-            found.add("problem", f"no {name}", f"there are no {name} images", "name a test split", where=where)
-        _check_repeats(samples, name, contents, found, where)
+            found.add("problem", f"no {name}", f"there are no {name} images", "name a test split")
+        _check_repeats(samples, name, contents, found)
     if not trial.query or not trial.gallery:
         return
     if len({sample.pid for samples in trial for sample in samples}) == 1:
         message = "all query and gallery images are of one identity"
-        found.add("problem", "one answer", message, "every ranking is right: test with two or more", where=where)
-    _check_matches(trial, ignored, found, where)
-    _check_overlap(trial, ignored, contents, found, where)
+        found.add("problem", "one answer", message, "every ranking is right: test with two or more")
+    _check_matches(trial, ignored, found)
+    _check_overlap(trial, ignored, contents, found)
 
 
-def _check_matches(trial: Trial, ignored: Ignored, found: Findings, where: str) -> None:
+def _check_matches(trial: Trial, ignored: Ignored, found: Findings) -> None:
     matched = _matched(trial, ignored)
     present = {sample.pid for sample in trial.gallery}
     left_out = [sample for sample in trial.query if (sample.pid, sample.camid) not in matched]
@@ -133,19 +123,10 @@ def _check_matches(trial: Trial, ignored: Ignored, found: Findings, where: str) 
         return
     absent = [sample for sample in left_out if sample.pid not in present]
     hidden = [sample for sample in left_out if sample.pid in present]
-    cameras: dict[int, set[int]] = {sample.pid: set() for sample in hidden}
-    for sample in trial.gallery:
-        if sample.pid in cameras:
-            cameras[sample.pid].add(sample.camid)
-    own = all(cameras[sample.pid] == {sample.camid} for sample in hidden)
+    own = " (their own camera)" if ignored is same_camera else ""
     reasons = {
         "not in the gallery": (absent, "have an identity that the gallery lacks"),
-        "only ignored": (
-            hidden,
-            "have their identity in the gallery only in their own camera, which the protocol ignores"
-            if own
-            else "have their identity in the gallery only where the protocol ignores it",
-        ),
+        "only ignored": (hidden, f"have their identity in the gallery only where the protocol ignores it{own}"),
     }
     total = len(trial.query)
     if len(left_out) == total:
@@ -158,39 +139,36 @@ def _check_matches(trial: Trial, ignored: Ignored, found: Findings, where: str) 
             else "nothing could be evaluated: do queries and gallery belong together, are their labels right?"
         )
         message = f"none of {total} queries has a valid match: {counted}"
-        found.add("problem", "no match", message, remedy, examples, where=where)
+        found.add("problem", "no match", message, remedy, examples)
         return
     for kind, (queries, reason) in reasons.items():
         if queries:
             message = f"{len(queries)} of {total} queries have no valid match: they {reason}"
             remedy = "they are left out of the figures, which other programs may count otherwise"
-            found.add("warning", kind, message, remedy, map(found.labelled, queries), where=where)
+            found.add("warning", kind, message, remedy, map(found.labelled, queries))
 
 
 def _matched(trial: Trial, ignored: Ignored) -> set[tuple[int, int]]:
-    """Identity and camera of the queries that have a match.
-
-    The rule sees labels only, so that it is asked once for every pair of different ones, in blocks of neighbouring
-    identities: a mask of all pairs would not fit into memory.
-    """
-    queries, gallery = (sorted({(sample.pid, sample.camid) for sample in samples}) for samples in trial)
+    """Identity and camera of the queries that have a match."""
+    # The rule sees labels only: it is asked once for those of an identity. A mask of all pairs would not fit in memory.
+    queries, gallery = (_of_identities(samples) for samples in trial)
     matched = set()
-    for start in range(0, len(queries), LABELS_AT_ONCE):
-        rows = queries[start : start + LABELS_AT_ONCE]
-        first, behind = (bisect_left(gallery, pid, key=lambda label: label[0]) for pid in (rows[0][0], rows[-1][0] + 1))
-        block = gallery[first:behind]
-        if block:
-            one, other = _labels(rows), _labels(block)
-            counts = (one.pids[:, None] == other.pids) & ~ignored(one, other)
-            matched |= {label for label, any_counts in zip(rows, counts.any(dim=1).tolist(), strict=True) if any_counts}
+    for pid in queries.keys() & gallery.keys():
+        counts = ~ignored(Labels.of(queries[pid]), Labels.of(gallery[pid]))
+        pairs = zip(queries[pid], counts.any(dim=1).tolist(), strict=True)
+        matched |= {(pid, sample.camid) for sample, any_counts in pairs if any_counts}
     return matched
 
 
-def _labels(pairs: Sequence[tuple[int, int]]) -> Labels:
-    return Labels(*torch.tensor(pairs).T)
+def _of_identities(samples: Sequence[Sample]) -> dict[int, tuple[Sample, ...]]:
+    """One image of each camera of every identity."""
+    first: dict[int, dict[int, Sample]] = {}
+    for sample in samples:
+        first.setdefault(sample.pid, {}).setdefault(sample.camid, sample)
+    return {pid: tuple(cameras.values()) for pid, cameras in first.items()}
 
 
-def _check_repeats(samples: Sequence[Sample], name: str, contents: Contents, found: Findings, where: str = "") -> None:
+def _check_repeats(samples: Sequence[Sample], name: str, contents: Contents, found: Findings) -> None:
     keys, same, _ = contents
     if len({keys[sample.path] for sample in samples}) == len(samples):
         return
@@ -202,12 +180,12 @@ def _check_repeats(samples: Sequence[Sample], name: str, contents: Contents, fou
         more = sum(map(len, repeated)) - len(repeated)
         message = f"{more} of {len(samples)} {name} images repeat another (the same {same})"
         remedy = "they count more than once: leave one of each"
-        found.add("warning", f"{name} repeats", message, remedy, map(_pair, repeated), where=where)
+        found.add("warning", f"{name} repeats", message, remedy, map(_pair, repeated))
     torn = [[group[0], other] for group in repeated if (other := _other_identity(group))]
     if torn:
         message = f"{len(torn)} {name} images are there under two identities (the same {same})"
         remedy = "one of the labels is wrong: correct it, or take the images out"
-        found.add("warning", f"{name} contradictions", message, remedy, map(found.identities, torn), where=where)
+        found.add("warning", f"{name} contradictions", message, remedy, map(found.identities, torn))
 
 
 def _other_identity(group: Sequence[Sample]) -> Sample | None:
@@ -219,7 +197,7 @@ def _pair(samples: Sequence[Sample]) -> str:
     return f"{one} and {other}" if one != other else f"{one} (there twice)"
 
 
-def _check_overlap(trial: Trial, ignored: Ignored, contents: Contents, found: Findings, where: str) -> None:
+def _check_overlap(trial: Trial, ignored: Ignored, contents: Contents, found: Findings) -> None:
     """Queries that are in the gallery themselves, where the protocol does not ignore the pair."""
     keys, same, _ = contents
     wanted = {keys[sample.path] for sample in trial.query}
@@ -227,35 +205,27 @@ def _check_overlap(trial: Trial, ignored: Ignored, contents: Contents, found: Fi
     for sample in trial.gallery:
         if keys[sample.path] in wanted:
             there.setdefault(keys[sample.path], {}).setdefault((sample.pid, sample.camid), sample)
-    pairs = [(query, other) for query in trial.query for other in there.get(keys[query.path], {}).values()]
-    harmless = _ignored_labels({(q.pid, q.camid, g.pid, g.camid) for q, g in pairs}, ignored)
-    pairs = [(q, g) for q, g in pairs if (q.pid, q.camid, g.pid, g.camid) not in harmless]
+    pairs: list[tuple[Sample, Sample]] = []
+    for query in trial.query:
+        if others := tuple(there.get(keys[query.path], {}).values()):
+            drops = ignored(Labels.of((query,)), Labels.of(others))[0].tolist()
+            pairs += [(query, other) for other, dropped in zip(others, drops, strict=True) if not dropped]
     found_again = [(query, other) for query, other in pairs if query.pid == other.pid]
     if found_again:
         most, count = contents.most({query for query, _ in found_again}, trial.query)
         message = f"{count} queries find themselves in the gallery (the same {same})"
         remedy = "that answer is right by itself, and the figures too good: take them out of the gallery"
         level = "problem" if most else "warning"
-        found.add(level, "overlap", message, remedy, map(_pair, found_again), where=where)
+        found.add(level, "overlap", message, remedy, map(_pair, found_again))
     torn = [(query, other) for query, other in pairs if query.pid != other.pid]
     if torn:
         _, count = contents.most({query for query, _ in torn}, trial.query)
         message = f"{count} queries are in the gallery under another identity (the same {same})"
         remedy = "that answer counts as wrong: correct the label, or take the images out"
-        found.add("warning", "contradictions", message, remedy, map(found.identities, torn), where=where)
+        found.add("warning", "contradictions", message, remedy, map(found.identities, torn))
 
 
-def _ignored_labels(pairs: set[tuple[int, int, int, int]], ignored: Ignored) -> set[tuple[int, int, int, int]]:
-    """Those of the pairs (identity and camera of a query, the same of a gallery image) that the rule ignores."""
-    ordered, result = sorted(pairs), set()
-    for start in range(0, len(ordered), LABELS_AT_ONCE):
-        block = ordered[start : start + LABELS_AT_ONCE]
-        drops = ignored(_labels([pair[:2] for pair in block]), _labels([pair[2:] for pair in block])).diagonal()
-        result |= {pair for pair, dropped in zip(block, drops.tolist(), strict=True) if dropped}
-    return result
-
-
-def _check_leaks(trial: Trial, trained: set[Hashable], contents: Contents, found: Findings, where: str) -> None:
+def _check_leaks(trial: Trial, trained: set[Hashable], contents: Contents, found: Findings) -> None:
     """Test images that are training images.
 
     They share identities whatever their labels say, where these are of the data set (see `_check_identities`) or not.
@@ -269,20 +239,20 @@ def _check_leaks(trial: Trial, trained: set[Hashable], contents: Contents, found
         )
         remedy = "the figures would measure memory: separate the splits by identity"
         examples = [sample.path for side in leaks for sample in side]
-        found.add("problem" if leaks[0] and most else "warning", "leak", message, remedy, examples, where=where)
+        found.add("problem" if leaks[0] and most else "warning", "leak", message, remedy, examples)
 
 
-def _check_identities(part: Benchmark, found: Findings, where: str) -> None:
+def _check_identities(part: Benchmark, found: Findings) -> None:
     """Identities that are in training and test alike, by the data set's own labels."""
     if part.seen:
         tested = len({sample.pid for trial in part.trials for side in trial for sample in side})
         message = f"{len(part.seen)} of {tested} test identities are training identities, too"
         remedy = "the figures will not tell how well unknown ones are found: separate the splits by identity"
         examples = (f"identity {label}" for label in part.seen)
-        found.add("warning", "shared identities", message, remedy, examples, where=where)
+        found.add("warning", "shared identities", message, remedy, examples)
 
 
-def _check_unknown(part: Benchmark, found: Findings, where: str) -> None:
+def _check_unknown(part: Benchmark, found: Findings) -> None:
     """Unknown labels beside known ones; where all are unknown, the data set has none."""
     every = [sample for samples in lists_of(part) for sample in samples]
     for what, name, key in (("camid", "camera", "MODEL.SIE_CAMERA"), ("viewid", "viewpoint", "MODEL.SIE_VIEW")):
@@ -291,10 +261,10 @@ def _check_unknown(part: Benchmark, found: Findings, where: str) -> None:
             images = list(dict.fromkeys(unknown))
             message = f"{len(images)} of {len({sample.path for sample in every})} images have no known {name}"
             remedy = f"with {key} they get the mean over all {name}s; without it, nothing changes"
-            found.add("warning", f"unknown {name}", message, remedy, images, where=where)
+            found.add("warning", f"unknown {name}", message, remedy, images)
 
 
-def _check_common(part: Benchmark, found: Findings, where: str) -> None:
+def _check_common(part: Benchmark, found: Findings) -> None:
     """Warn if queries and gallery share no camera: perhaps each side has its own names for the same ones."""
     for trial in part.trials if part.ignored is not ignore_nothing else ():
         query, gallery = (cameras_of(samples, part.as_written) for samples in trial)
@@ -304,46 +274,41 @@ def _check_common(part: Benchmark, found: Findings, where: str) -> None:
                 "if a camera has two names, images from a query's own camera are not left out, and the figures are "
                 "too good: give it one"
             )
-            found.add("warning", "no common camera", message, remedy, where=where)
+            found.add("warning", "no common camera", message, remedy)
 
 
-def _check_omitted(part: Benchmark, found: Findings, where: str) -> None:
+def _check_omitted(part: Benchmark, found: Findings) -> None:
     """What the reader skipped, which nobody would miss otherwise."""
     files, folders, identities = part.omitted
     images = [path for path in files if _suffix(path) in IMAGES]
     others = [path for path in files if _suffix(path) not in IMAGES]
     for level, kind, paths, remedy in (
         ("warning", "images skipped", images, "these formats are not read: save them as .jpg or .png"),
-        (
-            "note",
-            "files skipped",
-            others,
-            "their names are not those of images; nothing is missed if they are none",
-        ),
+        ("note", "files skipped", others, "their names are not those of images; nothing is missed if they are none"),
     ):
         if paths:
             suffixes = Counter(map(_suffix, paths)).most_common()
             counts = ", ".join(f"{suffix or 'no suffix'}: {count}" for suffix, count in suffixes)
-            found.add(level, kind, f"{len(paths)} files skipped ({counts})", remedy, paths, where=where)
+            found.add(level, kind, f"{len(paths)} files skipped ({counts})", remedy, paths)
     if folders:
         message = f"{len(folders)} folders skipped where only images belong"
         remedy = "what is in them is not used: move the images up, or the folders away"
-        found.add("warning", "folders skipped", message, remedy, folders, where=where)
+        found.add("warning", "folders skipped", message, remedy, folders)
     if identities:
         message = f"{len(identities)} identities without an image"
         remedy = "their folders hold none that is read: they are not trained on or tested"
-        found.add("warning", "empty identities", message, remedy, sorted(identities, key=natural), where=where)
+        found.add("warning", "empty identities", message, remedy, sorted(identities, key=natural))
     if part.unused:
         message = f"not used: {few(part.unused, NAMED)}"
         remedy = "nothing is missed unless they label images, or hold images that are meant"
-        found.add("note", "not used", message, remedy, where=where)
+        found.add("note", "not used", message, remedy)
 
 
 def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _check_published(part: Benchmark, found: Findings, where: str) -> None:
+def _check_published(part: Benchmark, found: Findings) -> None:
     """One warning with all numbers that differ."""
     counts = published_counts(part.name, part.variant)
     if counts is None:
@@ -356,12 +321,13 @@ def _check_published(part: Benchmark, found: Findings, where: str) -> None:
     if part.train:
         ours["training images"] = len(part.train)
         ours["training identities"] = len({sample.pid for sample in part.train})
-    published = {PUBLISHED_NAMES.get(what, what): count for what, count in counts._asdict().items()}
+    fields = counts._asdict().items()
+    published = {what.replace("train_", "training_").replace("_", " "): count for what, count in fields}
     differing = {what: n for what, n in published.items() if n is not None and ours.get(what, n) != n}
     if differing:
         counted = ", ".join(f"{ours[what]:,} {what} (published {count:,})" for what, count in differing.items())
         variant = f" ({part.variant})" if part.variant else ""
-        name = "" if where else f"{part.name} "
+        name = "" if found.where else f"{part.name} "
         message = f"{name}differs from what is published{variant}: {counted}"
         remedy = "figures may not compare with published ones: is the copy whole, is it another version?"
-        found.add("warning", "counts", message, remedy, where=where)
+        found.add("warning", "counts", message, remedy)

@@ -62,16 +62,14 @@ class Findings:
     """Collects findings; of the same one about several trials, the first is kept and the others are counted."""
 
     written: Mapping[str, tuple[str, str]]  # Benchmark.as_written
+    where: str = ""  # of several data sets the one that is looked at
     levels: dict[str, dict[tuple[str, str], list[Finding]]] = field(
         default_factory=lambda: {"problem": {}, "warning": {}, "note": {}}
     )
 
-    def add(
-        self, level: str, kind: str, message: str, remedy: str, examples: Iterable[str] = (), *, where: str = ""
-    ) -> None:
-        """`where` names the data set if there are several trials of it or several sets."""
-        finding = Finding(kind, f"{where}{message}", remedy, tuple(examples)[:EXAMPLES])
-        self.levels[level].setdefault((kind, where), []).append(finding)
+    def add(self, level: str, kind: str, message: str, remedy: str, examples: Iterable[str] = ()) -> None:
+        finding = Finding(kind, f"{self.where}{message}", remedy, tuple(examples)[:EXAMPLES])
+        self.levels[level].setdefault((kind, self.where), []).append(finding)
 
     def labelled(self, sample: Sample) -> str:
         """An image with the labels that a finding is about."""

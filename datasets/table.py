@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, Found, LabelledImage, identity_of, known
+from datasets.labels import FOLDERS, JUNK, TRAIN, Found, LabelledImage, identity_of, known
 from utils.errors import DataError
 from utils.files import plain_file
 
@@ -21,19 +21,6 @@ ALIASES = {  # what other programs call these columns
     "split": ("set", "subset", "part", "partition", "fold"),
     "camid": ("cam", "camera", "camera_id", "cameraid", "cam_id"),
     "viewid": ("view", "viewpoint", "view_id", "viewpoint_id", "viewpointid"),
-}
-# Columns (by their letters and digits alone) that change what a row means -> what they are about, what to do.
-MEANINGS = {
-    re.compile(r"(b?box|boundingbox|rect|roi|crop).{0,6}|[xy][0-9]?|[xy](min|max)|left|top|right|bottom"): (
-        "about parts of images, which are read whole; cut the parts out, list them, and drop the column"
-    ),
-    re.compile(
-        r"(is)?(train|training|test|query|gallery|junk|distractor|ignored?|excluded?|included?|skip(ped)?|valid|used?|"
-        r"keep|drop(ped)?|deleted?|removed?|discard(ed)?)"
-    ): (
-        f"about which rows count, or where; write that into column split ({TRAIN}, {QUERY}, {GALLERY}), leave out "
-        f"what is not meant (pid {JUNK}), and drop the column"
-    ),
 }
 
 
@@ -119,10 +106,6 @@ def _check_header(file: Path, line: int, header: Sequence[str]) -> None:
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise DataError(f"{file} line {line}: the header has {twice[0]} twice")
-    for name in header:
-        for columns, meaning in MEANINGS.items():
-            if columns.fullmatch("".join(filter(str.isalnum, name))):
-                raise DataError(f"{file} line {line}: column {name} is {meaning}")
     # Other columns are the user's own; a misspelt camera would be lost silently.
     absent = [name for name in OPTIONAL if name not in header]
     for name in header:

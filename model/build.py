@@ -11,6 +11,7 @@ import torch
 from open_clip import CLIP
 from yacs.config import CfgNode
 
+from configs.defaults import KEYS
 from configs.stages import PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
 from model.pretrained import build_clip, load_clip
@@ -37,6 +38,8 @@ SETTLED = {
     "pixel_mean": "INPUT.PIXEL_MEAN",
     "pixel_std": "INPUT.PIXEL_STD",
 }
+# Settings that only some towers are made with: name in `architecture` -> configuration key.
+OPTIONS = {"pooling": "MODEL.POOLING", "embed_dim": "MODEL.EMBED_DIM", "drop_path": "MODEL.DROP_PATH_RATE"}
 # What decides on the position table; a command line that names one of them has the table resized.
 RESIZING = {"INPUT.SIZE_TRAIN", "MODEL.STRIDE_SIZE"}
 SIDE = {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
@@ -56,6 +59,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
     """
     text = any(STAGES[name].needs_text for name in cfg.PROCESSOR.STAGES) or cfg.MODEL.I2T_LOSS_WEIGHT > 0
     _check_tower(cfg, text)
+    cfg = settle_pixels(cfg)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
     architecture = {
         **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
@@ -70,6 +74,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "ssl_type": cfg.MODEL.SSL_TYPE,
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
         "ssl_out": cfg.MODEL.SSL_OUT,
+        **{field: attrgetter(key)(cfg) for field, key in OPTIONS.items() if field in tower.options},
     }
     for key, count, noun in (
         ("SIE_CAMERA", benchmark.num_cams, "camera"),
@@ -90,6 +95,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         model = build_network(architecture, clip)
     else:
         model = build_network({**architecture, "activation": AUTO}, None)
+        _fill(cfg, model)
     if grid := getattr(model.image, "grid", None):
         how = "overlapping " if min(architecture["stride"]) < tower.patch else ""
         facts = (name, *grid, how, tower.patch, architecture["stride"])
@@ -97,8 +103,32 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
     return model
 
 
+def settle_pixels(cfg: CfgNode) -> CfgNode:
+    """The configuration with the tower's own INPUT.PIXEL_MEAN and INPUT.PIXEL_STD, where it leaves them to the tower.
+
+    Raises:
+        WeightsError: there is no tower of this name.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    mean, std = find_tower(cfg.MODEL.NAME).pixels(cfg.MODEL.PRETRAIN)
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = cfg.INPUT.PIXEL_MEAN or mean, cfg.INPUT.PIXEL_STD or std
+    cfg.freeze()
+    return cfg
+
+
+def _fill(cfg: CfgNode, model: SvllReid) -> None:
+    """Load MODEL.PRETRAIN into an image tower that is no CLIP's."""
+    if load := find_tower(cfg.MODEL.NAME).fill:
+        for line in load(model.image, cfg.MODEL.PRETRAIN):
+            logger.info("%s", line)
+
+
 def _check_tower(cfg: CfgNode, text: bool) -> None:
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
+    for field, key in OPTIONS.items():
+        if field not in tower.options and attrgetter(key)(cfg) != KEYS[key].default:
+            raise WeightsError(f"{key}: invalid value {attrgetter(key)(cfg)}, which {name} has no use for")
     _check_covers(name, {f"INPUT.{key}": cfg.INPUT[key] for key in ("SIZE_TRAIN", "SIZE_TEST")})
     if not tower.stride and max(cfg.MODEL.STRIDE_SIZE) > tower.patch:
         raise WeightsError(
@@ -108,10 +138,11 @@ def _check_tower(cfg: CfgNode, text: bool) -> None:
     for key in ("SIE_CAMERA", "SIE_VIEW"):
         if not tower.side_width and cfg.MODEL[key]:
             raise WeightsError(f"MODEL.{key}: invalid value True, {name} takes no side information; expected False")
-    if text and not tower.is_clip:
+    if text and not tower.is_clip and (PROMPT.name in cfg.PROCESSOR.STAGES or not cfg.MODEL.INIT_FROM):
         raise WeightsError(
             f"MODEL.NAME {name}: has no text tower, which prompts and the image-to-text loss need; expected "
-            "PROCESSOR.STAGES \"('image',)\" and MODEL.I2T_LOSS_WEIGHT 0.0, or a CLIP, e.g. ViT-B-16"
+            "PROCESSOR.STAGES \"('image',)\" with MODEL.I2T_LOSS_WEIGHT 0.0 or with a checkpoint of stage 1 (prompt "
+            "learning) of a CLIP as MODEL.INIT_FROM, or a CLIP, e.g. ViT-B-16"
         )
 
 
@@ -137,6 +168,7 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
             logger.warning(
                 "MODEL.INIT_FROM: trained with %s %s, here %s", SETTLED[name], there[name], architecture[name]
             )
+    foreign = _take_text(architecture, weights) if architecture["sentences"] else {}
     reuse = plan_reuse(weights, architecture, str(data_fingerprint(benchmark)["train"]) if weights.trained_on else None)
     if reuse.prompts_anew and PROMPT.name not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
         raise WeightsError(
@@ -150,10 +182,13 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
     else:
         clip = _empty_clip(architecture)
     model = build_network(architecture, clip)
+    if foreign:
+        _fill(cfg, model)
+        _check_joint(model, weights.source)
     verdict = load_weights(
         model,
         weights,
-        spare=reuse.spare,
+        spare=reuse.spare | foreign,
         fresh={**reuse.fresh, "text tower": f"taken from MODEL.PRETRAIN {cfg.MODEL.PRETRAIN}"},
         resize=resize,
     )
@@ -164,6 +199,35 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
     if weights.trained_on is None and not {"identity classifiers", "prompts"} <= reuse.spare.keys():
         logger.warning("MODEL.INIT_FROM: does not say what it was trained on; its identities are taken for those here")
     return model
+
+
+def _take_text(architecture: dict, weights: Weights) -> dict[str, str]:
+    """Name the text tower that an image tower of another kind borrows -> parts of the file that it leaves, and why.
+
+    Raises:
+        WeightsError: the file is no checkpoint of this program that has one.
+    """
+    if find_tower(architecture["name"]).is_clip:
+        return {}
+    there = weights.architecture
+    if there is None or not there["sentences"]:
+        raise WeightsError(
+            f"MODEL.INIT_FROM {weights.source}: {architecture['name']} needs its text tower and prompts; expected a "
+            "checkpoint of this program that has them, e.g. of stage 1 (prompt learning)"
+        )
+    architecture["text_tower"] = there.get("text_tower") or there["name"]
+    image_parts = ("image tower", "side information", "batch-norm necks", "identity classifiers", "image projector")
+    return dict.fromkeys(image_parts, f"of {there['name']}") if there["name"] != architecture["name"] else {}
+
+
+def _check_joint(model: SvllReid, source: str) -> None:
+    """Raise WeightsError unless images and texts have features of one width."""
+    width = model.text.text_projection.shape[1]
+    if model.image.dims[2] != width:
+        raise WeightsError(
+            f"MODEL.EMBED_DIM: invalid value {model.image.dims[2]}, the text features of {source} have width {width}; "
+            f"expected {width}"
+        )
 
 
 def settle_architecture(
@@ -181,6 +245,7 @@ def settle_architecture(
     """
     architecture = dict(weights.architecture or {})
     if weights.architecture is None:
+        cfg = settle_pixels(cfg)
         facts = {field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()}
         facts |= {"template": template_of(cfg.DATASETS.NAMES), "ssl_hidden": cfg.MODEL.SSL_HIDDEN}
         architecture = describe(
@@ -202,7 +267,7 @@ def settle_architecture(
         if key in obeyed and asked != settled:
             differences.append(f"{key}: {asked} as asked for, trained with {settled}")
             architecture[name] = settled = asked
-        elif asked not in (settled, AUTO):
+        elif asked not in (settled, AUTO, []):
             differences.append(f"{key}: the checkpoint has {settled}, the configuration {asked}, which is not used")
         *blocks, leaf = key.split(".")
         attrgetter(".".join(blocks))(cfg)[leaf] = tuple(settled) if isinstance(settled, list) else settled
@@ -276,9 +341,11 @@ def rebuild(
 
 
 def _empty_clip(architecture: dict) -> CLIP | None:
-    """A CLIP to be filled from a file; None where the image tower is no CLIP's."""
+    """A CLIP to be filled from a file; None for an image tower that is no CLIP's and borrows no text tower."""
     name = architecture["name"]
-    return build_clip(name, architecture["activation"]) if find_tower(name).is_clip else None
+    if not find_tower(name).is_clip:
+        name = architecture.get("text_tower") if architecture["sentences"] else None
+    return build_clip(name, architecture["activation"]) if name else None
 
 
 def _plain(value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -53,6 +55,14 @@ class ViTTower(nn.Module):
     def grid_for(self, image_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of positions for images [H, W] at this patch stride."""
         return patch_grid(image_size, self.visual.patch_size, stride)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, as `model.towers` says."""
+        if block := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", name):
+            return int(block[1]) + 1
+        if name.startswith("visual.ln_post."):
+            return len(self.visual.transformer.resblocks)
+        return None if name == "visual.proj" else 0
 
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> class tokens; another size than the tower's has its position table resized."""
@@ -149,14 +159,16 @@ def patch_grid(image_size, patch, stride) -> tuple[int, int]:
 
 
 def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position table [1 + h*w, D] for grid `old` -> the same for grid `new`; the class token's row stays.
+    """Position table [..., p + h*w, D] for grid `old` -> the same for grid `new`; the p rows before it stay.
 
     Bilinear without antialiasing, as CLIP-ReID does it; open_clip's own helper is bicubic and antialiased, which
     changes the features by 3e-3.
     """
     if tuple(old) == tuple(new):
         return embedding
-    token, patches = embedding[:1], embedding[1:]
+    rows = embedding.flatten(0, -2)
+    tokens, patches = rows.split([len(rows) - old[0] * old[1], old[0] * old[1]])
     grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)  # [1, D, h, w]
     grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False, antialias=False)
-    return torch.cat([token, grid.flatten(2).transpose(1, 2)[0]])
+    rows = torch.cat([tokens, grid.flatten(2).transpose(1, 2)[0]])
+    return rows.reshape(*embedding.shape[:-2], *rows.shape)

@@ -7,6 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -123,11 +124,17 @@ def _read(name: str, pretrain: str) -> tuple[dict[str, Tensor], str | None]:
         return tiny_clip.load(), QUICK_GELU
     tag = hub.get_pretrained_cfg(name, pretrain)
     if tag:
-        return _read_file(_download(name, pretrain, tag))[0], QUICK_GELU if tag.get("quick_gelu") else GELU
+        activation = QUICK_GELU if tag.get("quick_gelu") else GELU
+        return _read_file(fetch(name, pretrain, tag, f" and MODEL.ACTIVATION {activation}"))[0], activation
+    tags = [tiny_clip.TAG] if name == tiny_clip.NAME else hub.list_pretrained_tags_by_model(name)
+    return _read_file(weights_path(pretrain, name, tags))
+
+
+def weights_path(pretrain: str, name: str, tags: Sequence[str]) -> Path:
+    """The file that MODEL.PRETRAIN names; WeightsError if it is none, with the tags that `name` has."""
     path = expanded(pretrain, "MODEL.PRETRAIN")
     if os.path.exists(path):
-        return _read_file(path)
-    tags = [tiny_clip.TAG] if name == tiny_clip.NAME else hub.list_pretrained_tags_by_model(name)
+        return path
     near = difflib.get_close_matches(pretrain, tags, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise WeightsError(
@@ -139,22 +146,40 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Read safetensors, an OpenAI archive or a pickled state dict; nothing in the file is ever executed as Python."""
     if is_torchscript(path):
         return read_torchscript(path), QUICK_GELU
-    contents = read_tensors(path)
-    state = state_in(contents, str(path))
-    if contents.get("format") == FORMAT or is_published(state):
-        raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
+    state = tower_state(path)
     if not any(name.startswith("visual.") for name in state):
         raise WeightsError(
             f"MODEL.PRETRAIN: {path} is {layout(state)}; expected a tag (openai), OpenAI's archive (ViT-B-16.pt), or a "
             "whole CLIP by open_clip's names (open_clip_model.safetensors, open_clip_pytorch_model.bin)"
         )
-    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    check_tensors(state, f"MODEL.PRETRAIN: {path}")
     return state, None
 
 
-def _download(name: str, tag: str, entry: dict) -> Path:
-    """The local file of one of open_clip's tags, from its cache or from the network."""
+def tower_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of MODEL.PRETRAIN, safetensors or pickled, under their own names.
+
+    Raises:
+        WeightsError: it is missing, damaged, or a network for re-identification.
+    """
+    contents = read_tensors(path)
+    state = state_in(contents, str(path))
+    if contents.get("format") == FORMAT or is_published(state):
+        raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    check_tensors(state, f"MODEL.PRETRAIN: {path}")
+    return state
+
+
+def fetch(name: str, tag: str, entry: dict, settings: str = "") -> Path:
+    """The local file of a tag, from the cache or from the network.
+
+    Args:
+        entry: `hf_hub` (repository/file) or `url`, as in open_clip's list.
+        settings: what to set besides MODEL.PRETRAIN when the file is copied by hand, for the message.
+
+    Raises:
+        WeightsError: it is not on this machine and cannot be downloaded.
+    """
     there = cached(entry)
     if there is not None:
         return there
@@ -162,8 +187,7 @@ def _download(name: str, tag: str, entry: dict) -> Path:
     if not _answers(where):
         raise WeightsError(
             f"MODEL.PRETRAIN {tag}: the weights of {name} are not on this machine and the network does not answer. "
-            f"Download {where} elsewhere, copy it here and set MODEL.PRETRAIN to its path"
-            + (" and MODEL.ACTIVATION quick_gelu" if entry.get("quick_gelu") else " and MODEL.ACTIVATION gelu")
+            f"Download {where} elsewhere, copy it here and set MODEL.PRETRAIN to its path{settings}"
         )
     try:
         return Path(hub.download_pretrained(entry))

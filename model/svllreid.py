@@ -81,14 +81,15 @@ def build_network(architecture: dict, clip: open_clip.CLIP | None) -> SvllReid:
     """The network of `architecture`: the one place where its parts meet.
 
     Args:
-        clip: with the weights that its towers start from; None for an image tower that is no CLIP's.
+        clip: with the weights that its towers start from, or the text tower alone if the image tower is no CLIP's;
+            None for a network of no CLIP's towers.
     """
     a, side, text, prompts = architecture, None, None, None
     if a["sie_camera"] or a["sie_view"]:
         switches = {"camera": a["sie_camera"], "view": a["sie_view"], "scale": a["sie_scale"]}
         side = partial(SideEmbedding, a["num_cams"], a["num_views"], **switches)
-    visual = clip.visual if clip else None
-    image: Any = make_tower(a["name"], tuple(a["image_size"]), tuple(a["stride"]), side=side, visual=visual)
+    visual = clip.visual if clip else None  # a tower that is no CLIP's passes it over
+    image: Any = make_tower(a["name"], tuple(a["image_size"]), tuple(a["stride"]), side=side, visual=visual, options=a)
     _, width, joint = image.dims
     if a["sentences"] and clip:
         text = TextTower(clip)

@@ -10,13 +10,20 @@ A tower with a position table has three names more, by which files of another im
     positions: its name in the state dict
     grid: its rows and columns
     grid_for(image_size, stride) -> rows and columns for images [H, W]
+    prefix: its rows before those of the patches; without this name, 1
+
+And, where it can:
+
+    layer_of(name) -> the layer of a parameter, for SOLVER.STAGE2.LAYER_DECAY: 0 for what comes before the blocks,
+        i + 1 for block i from 0 and, with the last, the norm after it; None for what comes after those
 
 To add one: its file, and a row of TOWERS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -25,18 +32,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from model.clip import ResNetTower, ViTTower
 from model.heads import SideEmbedding
 from model.pretrained import clip_config
+from model.timm_tower import fill, make_timm, pixels, read_facts
 
+TIMM = "timm/"  # how names of timm's towers begin
 VIT, RESNET = "vision transformer", "ResNet"  # CLIP's; MODEL.NAME is open_clip's name of the architecture
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Tower(NamedTuple):
     """What is known of a tower before it is made."""
 
-    make: Callable[..., nn.Module]  # (CLIP's visual tower or None, image_size, stride, side) -> the tower
+    make: Callable[..., nn.Module]  # (CLIP's visual tower or None, image_size, stride, side, **options) -> the tower
     patch: int = 1  # side in pixels of what a feature stands for: the smallest image, the largest stride
     stride: tuple[int, int] | None = None  # the only one; None: as MODEL.STRIDE_SIZE says
     side_width: Callable[[Any], int] | None = None  # of the side information's vectors; None: it takes none
-    is_clip: bool = False  # it is filled with MODEL.PRETRAIN, and there is a text tower
+    is_clip: bool = False  # there is a text tower, and MODEL.PRETRAIN is of both
+    options: tuple[str, ...] = ()  # further settings that it is made with, as they are called in `architecture`
+    fill: Callable[[Any, str], list[str]] | None = None  # (tower, MODEL.PRETRAIN) -> lines for the log; not of CLIP's
+    # MODEL.PRETRAIN -> mean and deviation of the channels that it was trained with
+    pixels: Callable[[str], tuple[tuple[float, ...], tuple[float, ...]]] = lambda pretrain: IMAGENET
 
 
 TOWERS = {
@@ -53,6 +69,8 @@ def find_tower(name: str) -> Tower:
     """
     if name in TOWERS:
         return TOWERS[name]
+    if name.startswith(TIMM):
+        return _timm_row(name.removeprefix(TIMM))
     vision = clip_config(name)["vision_cfg"]
     if isinstance(vision["layers"], int):
         return TOWERS[VIT]._replace(patch=vision["patch_size"])
@@ -66,6 +84,7 @@ def make_tower(
     *,
     side: Callable[[int], SideEmbedding] | None = None,
     visual: nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The image tower called `name`.
 
@@ -74,10 +93,25 @@ def make_tower(
         stride: (vertical, horizontal) patch stride in pixels.
         side: makes the side information's table for vectors of a width; None for a network without it.
         visual: CLIP's tower, for those that are CLIP's; changed in place.
+        options: further settings by name; those that it has no use for are passed over.
     """
     row = find_tower(name)
     table = side(row.side_width(visual)) if side and row.side_width else None
-    return row.make(visual, image_size, stride, table)
+    taken = {key: value for key, value in (options or {}).items() if key in row.options}
+    return row.make(visual, image_size, stride, table, **taken)
+
+
+def _timm_row(name: str) -> Tower:
+    facts = read_facts(name)
+    return Tower(
+        lambda visual, *settings, **options: make_timm(name, *settings, **options),
+        facts.patch,
+        facts.stride,
+        side_width=(lambda visual: facts.width) if facts.has_token else None,
+        options=("test_size", "pooling", "embed_dim", "drop_path"),
+        fill=lambda tower, pretrain: fill(tower, name, pretrain),
+        pixels=partial(pixels, name),
+    )
 
 
 def has_batch_norm(tower: nn.Module) -> bool:

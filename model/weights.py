@@ -240,26 +240,29 @@ class _PositionTable(NamedTuple):
     name: str  # in the network's state dict
     old: tuple[int, int] | None  # rows and columns in the file; None: unknown
     new: tuple[int, int]  # in the network
+    prefix: int  # rows before those of the patches
 
     @staticmethod
     def of(model: SvllReid, weights: Weights) -> _PositionTable | None:
         """The table of a network's tower, if it has one that the file has, too, in the same width."""
         name = f"image.{getattr(model.image, 'positions', None)}"
         wanted, there = model.state_dict().get(name), weights.tensors.get(name)
-        if wanted is None or there is None or there.shape[1:] != wanted.shape[1:]:
+        if wanted is None or there is None or _rowless(there) != _rowless(wanted):
             return None
+        grid, prefix = model.image.grid, getattr(model.image, "prefix", 1)
+        patches = there.shape[-2] - prefix
         if weights.architecture is None:  # of published files: the sizes that they are trained at
-            return _PositionTable(weights, name, published.GRIDS.get(len(there) - 1, (None,))[0], model.image.grid)
+            return _PositionTable(weights, name, published.GRIDS.get(patches, (None,))[0], grid, prefix)
         rows, columns = model.image.grid_for(*(tuple(weights.architecture[size]) for size in ("image_size", "stride")))
-        known = rows * columns == len(there) - 1  # else the file contradicts itself
-        return _PositionTable(weights, name, (rows, columns) if known else None, model.image.grid)
+        known = rows * columns == patches  # else the file contradicts itself
+        return _PositionTable(weights, name, (rows, columns) if known else None, grid, prefix)
 
     def fit(self, tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], faults: list[str], *, resize: bool) -> str:
         """Resize the table among `tensors`, or add to `faults` why it does not fit -> the outcome, if resized."""
         value, place, shown = tensors[self.name], wanted[self.name], self.weights.shown(self.name)
         if resize and self.old is None:
             faults.append(
-                f"{shown} has {len(value) - 1} positions in an unknown number of rows: "
+                f"{shown} has {value.shape[-2] - self.prefix} positions in an unknown number of rows: "
                 "convert the file with its own settings first (tools.convert_checkpoint); the copy says it"
             )
         elif resize and self.old and self.old != self.new:
@@ -272,16 +275,21 @@ class _PositionTable(NamedTuple):
         return ""
 
     def _unlike(self, value: Tensor) -> str:
-        positions, width = value.shape
+        positions, width = value.shape[-2:]
         grid = f" ({_times(self.old)} positions)" if self.old else ""
-        origin = published.GRIDS.get(positions - 1) if self.weights.architecture is None else None
+        origin = published.GRIDS.get(positions - self.prefix) if self.weights.architecture is None else None
         hint = f" such as {origin[1]} give," if origin else ""
+        wanted = self.new[0] * self.new[1] + self.prefix
         return (
-            f"{self.weights.shown(self.name)} is [{positions}, {width}]{grid},{hint} not "
-            f"[{self.new[0] * self.new[1] + 1}, {width}] ({_times(self.new)}); {SIZES} decide on it: set them as in "
-            "its training, or name the one to change on the command line of train_svllreid.py or test_svllreid.py, and "
-            "it is resized"
+            f"{self.weights.shown(self.name)} is [{positions}, {width}]{grid},{hint} not [{wanted}, {width}] "
+            f"({_times(self.new)}); {SIZES} decide on it: set them as in its training, or name the one to change on "
+            "the command line of train_svllreid.py or test_svllreid.py, and it is resized"
         )
+
+
+def _rowless(table: Tensor) -> tuple[int, ...]:
+    """The shape of a position table [..., rows, D] without its rows; () of what is none."""
+    return (*table.shape[:-2], table.shape[-1]) if table.ndim > 1 else ()
 
 
 def _times(grid: tuple[int, int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -24,7 +25,7 @@ from processor.evaluate import evaluate
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
-from processor.result import reranking_settings, result_entry
+from processor.result import result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
 from solver.build import make_optimizer, make_schedule
@@ -40,8 +41,9 @@ from utils.distributed import (
 )
 from utils.errors import WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Evaluation, Reranking
+from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
 from utils.report import figures
+from utils.seeds import derive
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +60,11 @@ class Data(NamedTuple):
     test_watch: Watch
 
 
-def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> Data:
+def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) -> Data:
     """Read and check the data set.
 
     Args:
-        prepare: called by the main process before, e.g. to render what is to be read.
+        render: as in `make_benchmark`.
 
     Raises:
         DataError: what is wrong with the data set, or it is not the one that the run was started with.
@@ -71,9 +73,7 @@ def read_data(run: Run, prepare: Callable[[CfgNode], object] | None = None) -> D
     with run.clock("data"):
         drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
         identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
-        if prepare is not None:
-            on_main(lambda: prepare(cfg))
-        benchmark = main_first(lambda: make_benchmark(cfg))
+        benchmark = main_first(lambda: make_benchmark(cfg, render=render))
         check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
         warnings = on_main(lambda: check().heed(logger))
         run.set_fingerprint(on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}))
@@ -93,8 +93,21 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
                 return resume_model(run.state.contents, str(run.state.path)).to(run.device)
         make = partial(make_model, run.cfg, data.benchmark, requested=requested)
         model = main_first(make).to(run.device)  # weights are downloaded by one process
+        with collective():
+            _check_abilities(run.cfg, model.image)
         copy_from_main(model)
     return model
+
+
+def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
+    """Raise WeightsError if the settings of stage 2 need what the image tower has not."""
+    block = IMAGE.settings(cfg)
+    needed = {"layer_of": ("LAYER_DECAY", block.LAYER_DECAY, 1.0)}
+    for method, (key, value, off) in needed.items():
+        if value != off and not hasattr(tower, method):
+            raise WeightsError(
+                f"{IMAGE.key(key)}: invalid value {value}, {cfg.MODEL.NAME} does not tell its layers; expected {off}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -106,11 +119,13 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     block, again = stage.settings(cfg), cfg.PROCESSOR.STAGES[:number].count(stage.name)
     title = f"{stage.title}, again" if again else stage.title
     with run.clock(title):
-        parts = MAKE_STAGE[stage.name](run, model, data)
-        optimizer = make_optimizer(block, parts.module)
+        # A repetition draws other batches than the first time.
+        seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
+        parts = MAKE_STAGE[stage.name](run, model, data, seed)
+        optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
-        logger.info("%s: %s", title, "\n  ".join(_what_trains(model, parts.weights, precision)))
+        logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -121,7 +136,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             name=stage.name,
             title=title,
             again=again,
-            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME),
+            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -166,8 +181,8 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
     )
 
 
-def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
-    cfg, block, seed, device = run.cfg, PROMPT.settings(run.cfg), run.cfg.SOLVER.SEED, run.device
+def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
+    cfg, block, device = run.cfg, PROMPT.settings(run.cfg), run.device
     train = data.benchmark.train
     cache = cache_features(model, make_loader(cfg, train, train=False, pin_memory=device.type == "cuda"), device)
     data.train_watch.look()
@@ -204,7 +219,7 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     )
 
 
-def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
+def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
     weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
@@ -213,7 +228,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
     if cfg.SOLVER.SYNC_BN:
         model.image = sync_batch_norm(model.image, device)
     views = weights["vision_ssl"] > 0
-    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda")
+    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda", seed=seed)
     stage = ImageStage(
         model,
         weights=weights,
@@ -223,6 +238,8 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
         self_supervision=cfg.MODEL.SSL_TYPE,
         side_on_views=cfg.MODEL.SIE_TWINS,
         ignore_same_identity=block.SSL_IGNORE_SAME_IDENTITY,
+        positives=block.SSL_POSITIVES,
+        triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
@@ -236,16 +253,18 @@ def _image_parts(run: Run, model: SvllReid, data: Data) -> StageParts:
             evaluation = evaluate_model(cfg, model, one, device)
             name = f"{one.name}  " if benchmark.parts else ""
             logger.info("%s  epoch %d/%d\n  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
-            facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
-            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts, **evaluation.mean)
+            facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts)
             found[one.name] = evaluation.mean["mAP"]
         return found
 
+    depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
     return StageParts(
         model,
         stage,
         stage.weights,
         batches,
+        summed={"identity": f"{len(model.heads)} heads", "triplet": f"{depths} depths"},
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
         evaluate=evaluate_epoch,
@@ -271,14 +290,15 @@ def _check_prompts(model: SvllReid, *, allowed: bool) -> None:
     )
 
 
-def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch.dtype) -> list[str]:
+def _what_trains(stage: StageParts, precision: torch.dtype) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
+    model, weights = stage.model, stage.weights
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in model.parameters())
     trains = ", ".join(f"{name} {count:,}" for name, count in training.items() if count)
     frozen = ", ".join(name for name, count in training.items() if not count)
-    summed = {"identity": f" ({len(model.heads)} heads)", "triplet": f" ({sum(map(bool, model.image.dims))} depths)"}
+    summed = {term: f" ({words})" for term, words in stage.summed.items()}
     on = ((term, weight) for term, weight in weights.items() if weight > 0)
     terms = (f"{weight:g} {term}{summed.get(term, '')}".removeprefix("1 ") for term, weight in on)
     return [
@@ -286,6 +306,7 @@ def _what_trains(model: SvllReid, weights: Mapping[str, float], precision: torch
         f"training: {trains}",
         f"frozen: {frozen or 'nothing'}",
         f"loss = {' + '.join(terms)}",
+        *stage.notes,
     ]
 
 
@@ -343,15 +364,19 @@ def evaluate_model(
         device=device,
         neck=cfg.TEST.NECK_FEAT == "after",
         normalise=cfg.TEST.FEAT_NORM,
-        reranking=_reranking(cfg),
+        refinement=refinement_of(cfg),
         side=side,
     )
 
 
-def _reranking(cfg: CfgNode) -> Reranking | None:
-    if not cfg.TEST.RE_RANKING:
-        return None
-    return Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+def refinement_of(cfg: CfgNode) -> Refinement:
+    """What TEST says of flip, query expansion and re-ranking."""
+    test = cfg.TEST
+    return Refinement(
+        test.FLIP,
+        QueryExpansion(test.AQE_K, test.AQE_ALPHA) if test.AQE else None,
+        Reranking(test.RE_RANKING_K1, test.RE_RANKING_K2, test.RE_RANKING_LAMBDA) if test.RE_RANKING else None,
+    )
 
 
 def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: Path | None = None) -> None:
@@ -374,6 +399,6 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
             checkpoint=checkpoint,
             notes=[*data.warnings, *data.train_watch.look(), *data.test_watch.look()],
         )
-        facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
-        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts, **evaluation.mean)
+        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts)
         run.add_result(entry)  # last: a run whose last entry is there is finished

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loss.contrast import ImageToText
 from loss.identity import IdentityLoss
-from loss.self_supervised import NegativeCosine, NTXent
+from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
@@ -19,6 +19,14 @@ from utils.distributed import gather
 from utils.records import Batch, ImageFeatures, Losses, SideInfo
 
 Outcome = tuple[Tensor, Tensor | None]  # the loss [], and scores [B, P] for its accuracy
+
+
+class Views(NamedTuple):
+    """The two views of every image."""
+
+    first: Tensor  # [B, D]
+    second: Tensor  # [B, D]
+    positives: Tensor | None = None  # [2B, 2B], of `find_positives`; None: only the other view
 
 
 class ImageStage(nn.Module):
@@ -35,6 +43,10 @@ class ImageStage(nn.Module):
         self_supervision: "SIMCLR" or "SIMSIAM", for which the model's image projector must have been made.
         side_on_views: whether views get side information; as published they do not.
         ignore_same_identity: whether SimCLR leaves other images of the same identity out of the negatives.
+        positives: of a view, "image" for the other view of its image, as published; "identity" for all other views of
+            its identity, "camera" for those from other cameras (`find_positives`).
+        triplet_features: that the triplet loss is computed of: "all" that the tower has (CLIP-ReID), or "last" alone
+            (TransReID).
     """
 
     text_features: Tensor | None
@@ -50,22 +62,30 @@ class ImageStage(nn.Module):
         self_supervision: str = "SIMCLR",
         side_on_views: bool = False,
         ignore_same_identity: bool = False,
+        positives: str = "image",
+        triplet_features: str = "all",
     ):
         super().__init__()
-        self.side_on_views, self.ignore_same_identity = side_on_views, ignore_same_identity
+        self.side_on_views, self.ignore_same_identity, self.positives = side_on_views, ignore_same_identity, positives
         self.model = model.requires_grad_(True)
         for frozen in (model.text, model.prompts, model.text_projector):
             if frozen is not None:
                 frozen.requires_grad_(False)
         for head in model.heads:
             head.neck.bias.requires_grad_(False)
-        self.weights = weights
+        self.weights, self.triplet_features = weights, triplet_features
         self.register_buffer("text_features", text_features, persistent=False)
         self.identity = IdentityLoss(smoothing)
         self.triplet = BatchHardTriplet(margin)
         self.image_text = ImageToText(smoothing)
-        self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else NTXent()
+        simclr = NTXent() if positives == "image" else SupCon(one_by_one=ignore_same_identity)
+        self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else simclr
         self.one_view_at_a_time = has_batch_norm(model.image)  # as published
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, from 0; None for what comes after the tower's layers."""
+        tower, prefix = self.model.image, "model.image."
+        return tower.layer_of(name.removeprefix(prefix)) if name.startswith(prefix) else None
 
     def forward(self, batch: Batch) -> Losses:
         """The batch, or this process's share of it -> losses of the whole; terms of weight 0 are not computed."""
@@ -74,11 +94,19 @@ class ImageStage(nn.Module):
         if any(not term.of_views for term in on.values()):
             features = _gathered(self.model.encode_image(batch.images, batch.side))
         for name, term in on.items():
-            seen = [gather(view) for view in self._view_features(batch)] if term.of_views else features
+            seen = self._views(batch, pids) if term.of_views else features
             terms[name], scores = term.compute(self, seen, pids)
             if scores is not None:
                 accuracy[name] = _accuracy(scores, pids)
         return weigh(terms, self.weights)._replace(accuracy=accuracy)
+
+    def _views(self, batch: Batch, pids: Tensor) -> Views:
+        """Of the whole batch, with identities [B]."""
+        first, second = (gather(view) for view in self._view_features(batch))
+        if self.positives == "image":
+            return Views(first, second)
+        camids = gather(batch.side.camids) if self.positives == "camera" else None
+        return Views(first, second, find_positives(pids, camids))
 
     def _view_features(self, batch: Batch) -> tuple[Tensor, ...]:
         """The two views of every image of this process, each [B, D]."""
@@ -96,18 +124,21 @@ class ImageStage(nn.Module):
         return self.identity(scores, pids), scores[0]
 
     def _triplet(self, features: ImageFeatures, pids: Tensor) -> Outcome:
-        return sum(self.triplet(depth, pids) for depth in features if depth is not None), None
+        depths = features if self.triplet_features == "all" else (features.last,)
+        return sum(self.triplet(depth, pids) for depth in depths if depth is not None), None
 
     def _image_text(self, features: ImageFeatures, pids: Tensor) -> Outcome:
         assert features.projected is not None
         scores = features.projected.detach() @ self.text_features.T
         return self.image_text(features.projected, self.text_features, pids), scores
 
-    def _vision_ssl(self, views: list[Tensor], pids: Tensor) -> Outcome:
+    def _vision_ssl(self, views: Views, pids: Tensor) -> Outcome:
         assert self.model.image_projector is not None
-        first, second = (self.model.image_projector(view) for view in views)  # batch norm sees one view at a time
+        first, second = (self.model.image_projector(view) for view in views[:2])  # batch norm sees one view at a time
         if isinstance(self.self_supervised, NegativeCosine):
-            return self.self_supervised(first, views[1], second, views[0]), None
+            return self.self_supervised(first, views.second, second, views.first, views.positives), None
+        if isinstance(self.self_supervised, SupCon):
+            return self.self_supervised(first, second, pids, views.positives), None
         return self.self_supervised(first, second, pids if self.ignore_same_identity else None), None
 
 
@@ -116,7 +147,7 @@ class Term(NamedTuple):
 
     compute: Callable[..., Outcome]  # of the stage, features and identities [B]
     weight: str  # the key of its weight in the configuration
-    of_views: bool = False  # whether it is given the two views [B, D] instead of the image's features
+    of_views: bool = False  # whether it is given the two Views instead of the image's features
 
 
 TERMS = {

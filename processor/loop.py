@@ -34,7 +34,7 @@ def fit(
 
     Args:
         batches: (epoch from 1, how many of its batches were done earlier) -> the others, with a length.
-        optimizer: each of its groups has its own first rate in `initial_lr`.
+        optimizer: each of its groups has its own first rate in `initial_lr`, and may have a factor in `lr_scale`.
         lr_at: (epoch, initial rate) -> rate.
         run: where to resume; what is recorded and saved, and when; raises Interrupted when somebody wants to stop.
         precision: torch.float32, or the dtype of autocast.
@@ -47,7 +47,7 @@ def fit(
         stage.train()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(epoch, group["initial_lr"])
+            group["lr"] = lr_at(epoch, group["initial_lr"]) * group.get("lr_scale", 1.0)
         loader = batches(epoch, at.step)
         total = at.step + len(loader)
         progress.start_epoch(at, total, lr_at(epoch, optimizer.defaults["lr"]))

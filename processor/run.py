@@ -13,6 +13,7 @@ import torch
 from yacs.config import CfgNode
 
 from configs import STAGES, to_dict
+from model.build import settle_pixels
 from processor.resume import check_fingerprint, check_resume, has_ended, stage_number
 from utils.clock import Clock
 from utils.devices import make_deterministic, pick_device
@@ -37,6 +38,7 @@ def open_run(cfg: CfgNode, path: Path) -> Iterator[Run]:
         UserError: the folder cannot be used, or holds a run that cannot be resumed with these settings.
         Interrupted: somebody stopped it; the message says what was saved.
     """
+    cfg = settle_pixels(cfg)
     if cfg.SOLVER.DETERMINISTIC:
         make_deterministic()
     device = join_processes(pick_device(cfg.MODEL.DEVICE))

@@ -142,6 +142,8 @@ class StageParts(NamedTuple):
     weights: Mapping[str, float]  # of its losses
     batches: Callable[[int, int], Batches]  # as in `fit`
     image_paths: Callable[[Tensor], Sequence[str]]
+    summed: Mapping[str, str] = {}  # of how many parts a loss is the sum, in words
+    notes: Sequence[str] = ()  # more lines for the log
     generators: Mapping[str, torch.Generator] = {}
     shares: int = 1
     # (epoch, what it returned in an epoch that is resumed, the optimizer) -> what is saved

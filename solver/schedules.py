@@ -9,9 +9,11 @@ from collections.abc import Sequence
 def warmup_cosine(
     epoch: int, lr: float, *, epochs: int, floor: float, warmup_epochs: int, warmup_start: float
 ) -> float:
-    """The prompt stage's rate: a line from `warmup_start` to `lr`, then a cosine from there to `floor`.
+    """A line from `warmup_start` to `lr`, then a cosine from there to `floor`: the rates of CLIP-ReID's prompt stage
+    and of TransReID.
 
-    As published, the cosine counts from epoch 0, not from the end of the warm-up, so it starts a little below `lr`.
+    It is timm's CosineLRScheduler, of which `step(epoch)` was called at the start of each epoch, from 1. As published,
+    the cosine counts from epoch 0, not from the end of the warm-up, so it starts a little below `lr`.
     """
     if epoch < warmup_epochs:
         return warmup_start + epoch * (lr - warmup_start) / warmup_epochs
@@ -23,6 +25,6 @@ def warmup_cosine(
 def warmup_steps(
     epoch: int, lr: float, *, steps: Sequence[int], gamma: float, warmup_epochs: int, warmup_factor: float
 ) -> float:
-    """The image stage's rate: a line from `warmup_factor` * `lr` to `lr`, times `gamma` for every step reached."""
+    """CLIP-ReID's image stage: a line from `warmup_factor` * `lr` to `lr`, times `gamma` for every step reached."""
     warm = min(epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
     return lr * (warmup_factor * (1 - warm) + warm) * gamma ** sum(step <= epoch for step in steps)

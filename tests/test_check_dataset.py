@@ -200,11 +200,9 @@ def test_no_query_has_a_match(ideal):
         assert "PROTOCOL" not in only(quick_check(with_test(ideal, **changes), **BATCH), "problem", "no match").remedy
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 10**6])
 @pytest.mark.parametrize("seed", range(3))
-def test_matches_equal_a_dense_mask(monkeypatch, seed, at_once):
-    """Whatever the size of the blocks; identities are neither dense nor sorted, and some are in one side only."""
-    monkeypatch.setattr(check_labels, "LABELS_AT_ONCE", at_once)
+def test_matches_equal_a_dense_mask(seed):
+    """Identities are neither dense nor sorted, and some are in one side only."""
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> tuple[Sample, ...]:
@@ -217,9 +215,6 @@ def test_matches_equal_a_dense_mask(monkeypatch, seed, at_once):
     matched = check_labels._matched(trial, same_camera)
     assert [(s.pid, s.camid) in matched for s in trial.query] == dense
     assert 0 < sum(dense) < 60
-    pairs = {(q.pid, q.camid, g.pid, g.camid) for q in trial.query for g in trial.gallery}
-    expected = {pair for pair in pairs if pair[:2] == pair[2:]}
-    assert check_labels._ignored_labels(pairs, same_camera) == expected and expected
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -604,7 +599,7 @@ def test_the_tool_takes_the_batch_from_the_configuration(market, capsys):
 
 def test_a_sheet_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for name in (*(str(tmp_path / name) for name in ("sheet.jpg", "nowhere/sheet.png", "folder.png")), "~nouser/x.png"):
+    for name in (*(str(tmp_path / name) for name in ("sheet.jpg", "folder.png")), "~nouser/x.png"):
         with pytest.raises(UserError, match=f"^--sheet {re.escape(name)}: "):
             run(tmp_path / "no data here", "--sheet", name)
 
@@ -615,7 +610,7 @@ def test_a_folder_of_sheets_that_cannot_be_written_to_is_refused_before_anything
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tool, "full_check", lambda *_, **named: pytest.fail("decodes"))
     (tmp_path / "runs").write_text("in the way")
-    with pytest.raises(UserError, match=r"^runs/check_market1501\.png: .*Not a directory.*--sheet"):
+    with pytest.raises(UserError, match=r"^--sheet runs/check_market1501\.png: .*Not a directory"):
         run(market)
 
     def refuse(**named):
@@ -624,9 +619,9 @@ def test_a_folder_of_sheets_that_cannot_be_written_to_is_refused_before_anything
     (tmp_path / "runs").unlink()
     monkeypatch.setattr(sheet.tempfile, "TemporaryFile", refuse)
     for words, name in (((), "runs/check_market1501.png"), (("--sheet", "x.png"), "x.png")):
-        with pytest.raises(UserError, match=re.escape(f"{name}: {tmp_path} cannot be written to (Permission denied)")):
+        with pytest.raises(UserError, match=re.escape(f"{name}: cannot be written (Permission denied)")):
             run(market, *words)
-    with pytest.raises(UserError, match=re.escape("xxx.png: File name too long")):
+    with pytest.raises(UserError, match=r"xxx\.png: .*File name too long"):
         run(market, "--sheet", f"{'x' * 300}.png")
 
 

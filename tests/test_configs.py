@@ -1,6 +1,5 @@
 """Configuration: what is converted, what is refused and by which key, the files in the repository, the command line."""
 
-import os
 import re
 from functools import reduce
 from operator import getitem
@@ -120,6 +119,7 @@ LIMITS = [  # key, the last valid values, the first invalid ones
     ("SOLVER.STAGE1.PROMPT_AUG_METHOD", ["mask", "swap", "mix"], ["shuffle"]),
     ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", ["all", "words"], ["start"]),
     ("SOLVER.STAGE2.STEPS", [(), (1,), (30, 50)], [(50, 30), (30, 30), (0,)]),
+    ("SOLVER.STAGE2.SSL_POSITIVES", ["image", "identity", "camera"], ["view"]),
     ("SOLVER.STAGE2.BASE_LR", [1e-9], [0.0]),
     ("SOLVER.STAGE2.IMS_PER_BATCH", [2], [1]),
     ("TEST.NECK_FEAT", ["before", "after"], ["middle"]),
@@ -276,9 +276,7 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
         ("BASE: settings.yml\n", "is its own BASE"),
         ("BASE: ./other.yml\n", "is its own BASE"),
         ("BASE: absent.yml\n", r"absent\.yml: No such file"),
-        ("BASE: .\n", "is not a regular file"),
-        ("BASE: /dev/zero\n", "/dev/zero: is not a regular file"),
-        ("BASE: pipe\n", "pipe: is not a regular file"),
+        ("BASE: .\n", "Is a directory"),
         ("a: [1", "is not YAML"),
         ("- 1\n- 2\n", "holds a list"),
         ("just words", "holds a str"),
@@ -287,40 +285,21 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
 )
 def test_files_that_are_no_settings(tmp_path, text, what):
     (tmp_path / "other.yml").write_text("BASE: settings.yml\n")
-    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=rf"^config file \S*(: [^\n]*)?{what}"):
         from_file(tmp_path, text)
 
 
-@pytest.mark.parametrize("path", ["", "absent.yml", "pipe"])
-def test_only_plain_files_are_read(tmp_path, path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match=rf"config file {tmp_path / path}: (is not a regular file|No such file)"):
-        load(tmp_path / path)
+def test_a_file_that_there_is_not_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=rf"config file {tmp_path}/absent.yml: No such file"):
+        load(tmp_path / "absent.yml")
 
 
-REPEATED = "a0: &a0 {x: 1, y: 2}\n"
-ABSURD = {
-    "mappings": REPEATED + "".join(f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}\n" for n in range(1, 60)),
-    "merged mappings": REPEATED + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
-    "lists": "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
-    "one long list": f"a: &a [{'1, ' * 1000}1]\nb: [{'*a, ' * 1000}*a]\n",
-    "many keys": "".join(f"k{n}: 1\n" for n in range(5000)),
-    "a long text": "OUTPUT_DIR: " + 200_000 * "x",
-    "a number that Python cannot show": "SOLVER: {SEED: 0x" + 6000 * "f" + "}",
-    "deep lists": 40_000 * "[",
-    "deep blocks": 400 * "{a: ",
-    "a list of itself": "SOLVER: {SEED: &a [*a]}",
-    "a mapping of itself": "SOLVER: &a {SEED: *a}",
-}
-
-
-@pytest.mark.parametrize("text", ABSURD.values(), ids=ABSURD)
-def test_files_of_absurd_size_are_refused_in_one_line(tmp_path, text):
+@pytest.mark.parametrize("text", [40_000 * "[", "SOLVER: {SEED: &a [*a]}", "SOLVER: &a {SEED: *a}"])
+def test_a_file_that_contains_itself_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(ConfigError) as caught:
         from_file(tmp_path, text)
     message = str(caught.value)
-    assert "settings.yml" in message and "\n" not in message and len(message) < 300
+    assert "settings.yml" in message and "\n" not in message
 
 
 def test_an_alias_is_what_it_repeats(tmp_path):
@@ -348,6 +327,7 @@ CONTRADICTIONS = [  # overrides, keys that are named, what is none
     (IGNORING, ["SSL_IGNORE"], ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "False"]),
     (NO_WEIGHTS, ["nothing to train"], ["MODEL.I2T_LOSS_WEIGHT", "0.1"]),
     (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"], [*ALONE, *NO_WEIGHTS[4:6]]),
+    (["TEST.AQE", "True", "TEST.FEAT_NORM", "False"], ["TEST.AQE", "TEST.FEAT_NORM"], ["TEST.AQE", "False"]),
     # What a stage that does not run would need is no contradiction.
     (["DATALOADER.NUM_INSTANCE", "7"], ["DATALOADER.NUM_INSTANCE 7"], ["PROCESSOR.STAGES", "prompt"]),
 ]

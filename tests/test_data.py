@@ -25,6 +25,7 @@ from datasets.hold_out import hold_out
 from datasets.images import Images, read_image
 from datasets.market1501 import market1501
 from datasets.transforms import TestTransform, TrainTransform
+from model.build import settle_pixels
 from utils.command import run_script
 from utils.errors import DataError, UserError, one_line
 from utils.metrics import rank, same_camera
@@ -466,7 +467,7 @@ def test_global_generators_stay_untouched(samples, monkeypatch):
 def config(*overrides: str):
     small = ["INPUT.SIZE_TRAIN", "(64, 32)", "INPUT.SIZE_TEST", "(32, 16)", "INPUT.PADDING", "4"]
     batches = ["DATALOADER.NUM_INSTANCE", "2", "SOLVER.STAGE2.IMS_PER_BATCH", "4", "TEST.IMS_PER_BATCH", "3"]
-    return load(None, [*small, *batches, "DATALOADER.NUM_WORKERS", "0", *overrides])
+    return settle_pixels(load(None, [*small, *batches, "DATALOADER.NUM_WORKERS", "0", *overrides]))
 
 
 def test_training_loader(samples):

@@ -50,6 +50,8 @@ BASE = {
     "INPUT.SIZE_TRAIN": "(32, 16)",
     "INPUT.SIZE_TEST": "(32, 16)",
     "INPUT.PADDING": "2",
+    "INPUT.PIXEL_MEAN": "(0.485, 0.456, 0.406)",
+    "INPUT.PIXEL_STD": "(0.229, 0.224, 0.225)",
     "DATASETS.NAMES": "synthetic",
     "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "8",
     "DATASETS.SYNTHETIC.TRAIN_IMAGES": "4",
@@ -92,9 +94,15 @@ TERMS = ("identity", "triplet", "image_text", "vision_ssl")
 SIE = {"MODEL.SIE_CAMERA": "True"}
 RANDOM = {"MODEL.PRETRAIN": "none"}
 FROM_FILE = {"MODEL.INIT_FROM": NOISY}
+EXPANDED = {**FROM_FILE, "TEST.AQE": "True", "TEST.AQE_K": "9"}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
+TIMM = {
+    **{"MODEL.NAME": "timm/test_vit", "MODEL.PRETRAIN": "none", "PROCESSOR.STAGES": "image"},
+    **{"MODEL.I2T_LOSS_WEIGHT": "0.0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT": "0.0"},
+}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
+IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
 SHOWN = ("images", "views", "test images")
 PICTURES = ("training pictures", "test pictures")
 # A stage's learning rate: what is logged (the first epoch's, and all of them) and what it does.
@@ -105,6 +113,10 @@ EFFECTS = (
     effect("MODEL.NAME", SMALL, "shape of tower", on=RANDOM),
     effect("MODEL.PRETRAIN", "none", "start of tower", "start of text", "start of words"),
     effect("MODEL.INIT_FROM", NOISY, "start of tower", "start of text", "start of prompts", "figures"),
+    effect("MODEL.POOLING", "avg", "identity", "triplet", on=TIMM),
+    effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
+    effect("MODEL.EMBED_DIM", "8", "shape of heads", on=TIMM),
+    effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
     effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
     effect("MODEL.SIE_CAMERA", "True", "shape of side"),
@@ -118,6 +130,7 @@ EFFECTS = (
     effect("MODEL.I2T_LOSS_WEIGHT", "0.0", "shape of text", "shape of prompts", on=IMAGE_ONLY),
     effect("MODEL.IF_LABELSMOOTH", "False", "identity", "image_text"),
     effect("MODEL.NO_MARGIN", "True", "triplet"),
+    effect("MODEL.TRIPLET_FEATURES", "last", "triplet"),
     effect("MODEL.SSL_TYPE", "SIMSIAM", "shape of image projector"),
     effect("MODEL.SSL_TYPE", "SIMSIAM", "vision_ssl", network=SIMSIAM),
     effect("MODEL.SSL_HIDDEN", "6", "shape of image projector", "shape of text projector"),
@@ -174,21 +187,32 @@ EFFECTS = (
     effect("SOLVER.STAGE2.BASE_LR", "6e-4", *IMAGE_RATES),
     effect("SOLVER.STAGE2.BIAS_LR_FACTOR", "2.0", "tower after"),
     effect("SOLVER.STAGE2.LARGE_FC_LR", "True", "heads after"),
+    effect("SOLVER.STAGE2.LAYER_DECAY", "0.5", "tower after"),
     effect("SOLVER.STAGE2.WEIGHT_DECAY", "0.1", "tower after"),
     effect("SOLVER.STAGE2.WEIGHT_DECAY_BIAS", "0.1", "tower after"),
     effect("SOLVER.STAGE2.STEPS", "(2,)", *IMAGE_RATES),
     effect("SOLVER.STAGE2.GAMMA", "0.5", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.SCHEDULE", "cosine", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.LR_MIN_FACTOR", "0.01", *IMAGE_RATES, on={"SOLVER.STAGE2.SCHEDULE": "cosine"}),
     effect("SOLVER.STAGE2.WARMUP_FACTOR", "0.1", *IMAGE_RATES, on={"SOLVER.STAGE2.WARMUP_ITERS": "2"}),
     effect("SOLVER.STAGE2.WARMUP_ITERS", "2", *IMAGE_RATES),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.4", "image loss", "tower after"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "shape of image projector"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "vision_ssl", network={}),
     effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl"),
+    effect("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "True", "vision_ssl", on=IDENTITY),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "identity", "vision_ssl"),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "camera", "vision_ssl", on=IDENTITY),
+    effect("SOLVER.STAGE2.SSL_POSITIVES", "camera", "vision_ssl", on=SIMSIAM),
     effect("TEST.WEIGHT", OTHER, "figures of a test", on={"TEST.WEIGHT": NOISY}),
     effect("TEST.NECK_FEAT", "before", "figures", on=FROM_FILE),
     effect("TEST.PROTOCOL", "all", "figures", on=FROM_FILE),
     effect("TEST.SIE", "none", "figures", on={**FROM_FILE, **SIE}),
     effect("TEST.FEAT_NORM", "False", "figures", on=FROM_FILE),
+    effect("TEST.FLIP", "True", "figures", on=FROM_FILE),
+    effect("TEST.AQE", "True", "figures", on=FROM_FILE),
+    effect("TEST.AQE_K", "3", "figures", on=EXPANDED),
+    effect("TEST.AQE_ALPHA", "40.0", "figures", on=EXPANDED),
     effect("TEST.RE_RANKING", "True", "figures", on=FROM_FILE),
     effect("TEST.RE_RANKING_K1", "3", "figures", on=RERANKED),
     effect("TEST.RE_RANKING_K2", "1", "figures", on=RERANKED),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from loss.contrast import ImageTextContrast, ImageToText
 from loss.identity import IdentityLoss
 from loss.precision import in_fp32
-from loss.self_supervised import NTXent
+from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from tests import reference as ref
@@ -62,6 +62,68 @@ def test_nt_xent_of_one_pair_is_zero_and_trains_nothing():
     assert torch.equal(a.grad, torch.zeros_like(a)) and torch.equal(b.grad, torch.zeros_like(b))
 
 
+UNLIKE = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 0, 0, 3])  # identities and cameras: 0 is in two, 1 in one, 2 has one image
+
+
+def partners(i: int, pids: list[int], camids: list[int] | None) -> list[int]:
+    """The positives of view i, of 2N."""
+    n = len(pids)
+    same = [j for j in range(2 * n) if j != i and pids[j % n] == pids[i % n]]
+    if camids is None:
+        return same
+    here = camids[i % n]
+    return [j for j in same if here >= 0 and camids[j % n] >= 0 and camids[j % n] != here] or same
+
+
+@pytest.mark.parametrize("camids", [None, UNLIKE[1], [0, -1, 1, -1, 2, 0], [4] * 6])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_several_positives(one_by_one, camids):
+    pids, n = UNLIKE[0], 6
+    a, b, total = draw(n, 4, seed=1), draw(n, 4, seed=2), 0
+    views = F.normalize(torch.cat([a, b]), dim=1)
+    for i, view in enumerate(views):
+        chosen = partners(i, pids, camids)
+        strangers = [j for j in range(2 * n) if pids[j % n] != pids[i % n]]
+        for p in chosen:
+            among = [p] if one_by_one else chosen
+            odds = sum((views[j] @ view / 0.1).exp() for j in among + strangers)
+            total = total - ((views[p] @ view / 0.1).exp() / odds).log() / len(chosen) / (2 * n)
+    found = find_positives(torch.tensor(pids), None if camids is None else torch.tensor(camids))
+    torch.testing.assert_close(SupCon(one_by_one=one_by_one)(a, b, torch.tensor(pids), found), total)
+
+
+@pytest.mark.parametrize("camids", [None, UNLIKE[1]])
+def test_predictions_against_several_positives(camids):
+    pids, n, total = UNLIKE[0], 6, 0
+    p1, z2, p2, z1 = (draw(n, 4, seed=seed).requires_grad_() for seed in range(4))
+    predictions, views = (F.normalize(torch.cat(pair), dim=1) for pair in ((p1, p2), (z1, z2)))
+    for i in range(2 * n):
+        chosen = partners(i, pids, camids)
+        total = total - sum(predictions[i] @ views[j] for j in chosen) / len(chosen) / (2 * n)
+    found = find_positives(torch.tensor(pids), None if camids is None else torch.tensor(camids))
+    loss = NegativeCosine()(p1, z2, p2, z1, found)
+    torch.testing.assert_close(loss, total)
+    loss.backward()
+    assert z1.grad is None and z2.grad is None and p1.grad is not None
+
+
+def test_where_every_identity_has_one_image_its_other_view_is_the_only_positive():
+    p1, z2, p2, z1 = (draw(5, 4, seed=seed) for seed in range(4))
+    pids = torch.arange(5)
+    found = find_positives(pids, pids)
+    for one_by_one in (False, True):
+        torch.testing.assert_close(SupCon(one_by_one=one_by_one)(p1, z2, pids, found), NTXent()(p1, z2))
+    torch.testing.assert_close(NegativeCosine()(p1, z2, p2, z1, found), NegativeCosine()(p1, z2, p2, z1))
+
+
+def test_several_positives_without_negatives():
+    a, b, pids = draw(3, 4, seed=1).requires_grad_(), draw(3, 4, seed=2).requires_grad_(), torch.tensor([7, 7, 7])
+    loss = SupCon(one_by_one=True)(a, b, pids, find_positives(pids))
+    loss.backward()
+    assert loss.item() == 0 and not a.grad.any() and not b.grad.any()
+    assert SupCon()(a, b, pids, find_positives(pids)).isfinite()
+
+
 # ------------------------------------------------------------------------------------------------------- weights, terms
 
 
@@ -94,13 +156,16 @@ LOSSES = {
     "identity": (IdentityLoss(), [(6, 3)], True),
     "NT-Xent": (NTXent(), [(6, 4), (6, 4)], False),
     "NT-Xent with identities": (NTXent(), [(6, 4), (6, 4)], True),
+    "several positives": (SupCon(), [(6, 4), (6, 4)], True),
+    "several positives, one by one": (SupCon(one_by_one=True), [(6, 4), (6, 4)], True),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def arguments(name: str, dtype=torch.float64, scale: float = 1.0):
     _, shapes, labelled = LOSSES[name]
-    return [draw(*shape, seed=seed, scale=scale).to(dtype) for seed, shape in enumerate(shapes)], [PIDS] * labelled
+    labels = [PIDS, find_positives(PIDS)] if isinstance(LOSSES[name][0], SupCon) else [PIDS] * labelled
+    return [draw(*shape, seed=seed, scale=scale).to(dtype) for seed, shape in enumerate(shapes)], labels
 
 
 @every_loss

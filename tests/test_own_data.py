@@ -438,7 +438,6 @@ def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
         *(("path,pid,split,pid", "pid"), ("Filename,Identity,camera,set", "path by filename, pid by identity")),
         *((f"path,pid,split,{name}", "camid") for name in ("cam", "camera_id", "cameraid")),
         *((f"path,pid,split,camid,{name}", "viewid") for name in ("view", "viewpoint")),
-        *((f"path,pid,split,w,{name}", name.lower()) for name in ("x1", "bbox_left", "roi", "is_query", "Junk")),
     ],
 )
 def test_csv_header_that_is_wrong(tmp_path, header, word):
@@ -797,7 +796,9 @@ def test_csv_form(tmp_path):
     expected = labels(folder(split(source, tmp_path / "folders")))
     for target in (
         tmp_path / "b" / "x.csv",
+        tmp_path / "new" / "folders" / "x.csv",
         tmp_path / "b" / "x",
+        tmp_path / "new" / "folder" / "x",
         tmp_path / "link" / "y.csv",
         tmp_path / "link" / "y",
     ):
@@ -847,7 +848,6 @@ def test_refuses(tmp_path):
         (f"{tmp_path}/x: ", tmp_path / "x", new),
         (f"{source}/2: ", source, source / "2"),
         (f"{tmp_path}/dangling.csv: ", source, tmp_path / "dangling.csv", "--form", "csv"),
-        (f"{tmp_path}/x/y: ", source, tmp_path / "x" / "y"),
         (f"{source}/new: ", source, source / "new"),
         (f"{source}/new.csv: ", source, source / "new.csv", "--form", "csv"),
         (f"{tmp_path}/left.part: ", source, tmp_path / "left"),
@@ -872,7 +872,7 @@ def test_refuses(tmp_path):
 def test_a_command_line_that_is_wrong(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as error:
         split_dataset.main([str(crowd(tmp_path / "source")), str(tmp_path / "x"), *words])
-    assert error.value.code == 2 and words[-2 if "--link" not in words else -1] in capsys.readouterr().err
+    assert error.value.code == 2 and max(words, key=len) in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "x").exists()
 
 
@@ -915,8 +915,7 @@ def test_a_name_that_no_csv_file_can_hold(tmp_path):
     (source / os.fsdecode(b"J\xfcrgen")).mkdir()
     for name in ("c1_1.jpg", "c2_1.jpg"):
         (source / os.fsdecode(b"J\xfcrgen") / name).write_bytes(b"x")
-    assert "J\\udcfcrgen/c1_1.jpg': is no name that a CSV file can hold" in refused(
-        source, tmp_path / "x", "--form", "csv"
-    )
+    said = refused(source, tmp_path / "x", "--form", "csv")
+    assert "J\\udcfcrgen/c1_1.jpg" in said and "is no name that a CSV file can hold" in said
     for form in FORMS[:2]:
         folder(split(source, tmp_path / form, "--form", form))

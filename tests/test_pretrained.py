@@ -241,7 +241,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, state, words):
     ],
 )
 def test_unknown_names_are_answered_with_the_nearest_before_a_download(monkeypatch, name, tag, words):
-    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("downloaded before the name was checked"))
+    monkeypatch.setattr(pretrained, "fetch", lambda *_: pytest.fail("downloaded before the name was checked"))
     with pytest.raises(WeightsError, match=words):
         load_clip(name, tag)
 

@@ -78,19 +78,25 @@ BEHAVIOUR = table("""
 MODEL: {SIE_TWINS: False, SSL_HIDDEN: 4096, SSL_OUT: 256, INIT_FROM: ""}
 INPUT: {TWIN_ERASED_AREA: [0.33, 0.3333333333333333]}
 SOLVER.STAGE1: {PROMPT_AUG_TOKENS: all, TRAIN_PROJECTOR: False}
-SOLVER.STAGE2: {SSL_IGNORE_SAME_IDENTITY: False}
-TEST: {RE_RANKING_K1: 50, RE_RANKING_K2: 15, RE_RANKING_LAMBDA: 0.3}
+SOLVER.STAGE2: {SSL_IGNORE_SAME_IDENTITY: False, SSL_POSITIVES: image}
+TEST: {RE_RANKING_K1: 50, RE_RANKING_K2: 15, RE_RANKING_LAMBDA: 0.3, FLIP: False, AQE: False}
 PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 """)
+# What other recipes need and these programs have not.
+RECIPES = table("""
+MODEL: {TRIPLET_FEATURES: all}
+SOLVER.STAGE2: {SCHEDULE: steps, LR_MIN_FACTOR: 0.002, LAYER_DECAY: 1.0}
+""")
 # Keys that are ours, or of which the published default is of no use here: where, on what, which data, how far.
-OURS_ALONE = r"""MODEL\.(DEVICE|NAME|PRETRAIN|ACTIVATION)|TEST\.(SIE|PROTOCOL)|RESUME|DATASETS\.(ROOT_DIR|HOLD_OUT|NOUN)
+OURS_ALONE = r"""MODEL\.(DEVICE|NAME|PRETRAIN|ACTIVATION)|TEST\.(SIE|PROTOCOL|AQE_.*)|RESUME
+|DATASETS\.(ROOT_DIR|HOLD_OUT|NOUN)
 |DATASETS\.(VIEWPOINTS_TRAIN|VIEWPOINTS_TEST|VEHICLEID_SIZE|MSMT17_VAL|SYNTHETIC\..*)
 |SOLVER\.(PRECISION|CHECKPOINT_MINUTES|CLIP_GRAD_NORM|DETERMINISTIC|SYNC_BN)""".replace("\n", "")
 
 
 def test_the_defaults_are_the_published_ones():
     cfg = flat(load())
-    right = {**DEFAULTS, **BEHAVIOUR}
+    right = {**DEFAULTS, **BEHAVIOUR, **RECIPES}
     assert {key: cfg[key] for key in right} == right
     others = cfg.keys() - right.keys()
     assert {key for key in others if not re.fullmatch(OURS_ALONE, key)} == set()
@@ -103,8 +109,8 @@ INPUT: {PROB: 0.5, RE_PROB: 0.5, PADDING: 10, TWIN_ERASED_AREA: [0.33, 0.3333333
 DATALOADER: {NUM_INSTANCE: 4, NUM_WORKERS: 8}
 SOLVER: {SEED: 1234, MARGIN: 0.3}
 SOLVER.STAGE2: {OPTIMIZER_NAME: Adam, LARGE_FC_LR: False, BIAS_LR_FACTOR: 2.0, GAMMA: 0.1, WARMUP_ITERS: 10,
-  LOG_PERIOD: 50, SSL_IGNORE_SAME_IDENTITY: False}
-TEST: {IMS_PER_BATCH: 64, NECK_FEAT: before, FEAT_NORM: True, RE_RANKING: False}
+  LOG_PERIOD: 50, SSL_IGNORE_SAME_IDENTITY: False, SSL_POSITIVES: image}
+TEST: {IMS_PER_BATCH: 64, NECK_FEAT: before, FEAT_NORM: True, FLIP: False, AQE: False, RE_RANKING: False}
 PROCESSOR: {UNTRAINED_PROMPTS: False}
 """)
 PROMPT_STAGE = table("""
@@ -157,7 +163,7 @@ ROWS = {  # weight of identities, smoothing, stride, side information (camera, v
 def expected(name: str) -> dict:
     folder, _, file = name.partition("/")
     identity, smoothing, stride, (camera, view), prompt, (batch, rate, vision) = ROWS[name]
-    values = {**SHARED, **TOWER[file[:3]], **FOLDER[folder]}
+    values = {**SHARED, **RECIPES, **TOWER[file[:3]], **FOLDER[folder]}
     values |= {
         "MODEL.ID_LOSS_WEIGHT": identity,
         "MODEL.IF_LABELSMOOTH": smoothing,
@@ -322,7 +328,8 @@ def test_every_flat_key_makes_a_baseline(root, caplog, key):
 def test_the_flat_keys_are_those_of_the_image_stage_and_those_of_self_supervision_are_known():
     ours = {key.removeprefix("SOLVER.STAGE2.") for key in flat(load()) if key.startswith("SOLVER.STAGE2.")}
     gone = {key.removeprefix("SOLVER.STAGE2.") for key in {**DROPPED, **ONE_VALUE} if key.startswith("SOLVER.STAGE2.")}
-    published = (ours | gone) - {"SSL_LOSS_WEIGHT", "SSL_IGNORE_SAME_IDENTITY"}
+    others = {key.removeprefix("SOLVER.STAGE2.") for key in RECIPES}
+    published = (ours | gone) - {"SSL_LOSS_WEIGHT", "SSL_IGNORE_SAME_IDENTITY", "SSL_POSITIVES"} - others
     assert {key.removeprefix("SOLVER.") for key in FLAT} == published and len(FLAT) == 24
     ssl = {key for key in flat(load()) if re.search(r"SSL|TWIN|PROMPT_AUG|TRAIN_PROJECTOR", key)}
     assert ssl | set(SWITCHES) == SELF_SUPERVISION

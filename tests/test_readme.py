@@ -110,8 +110,7 @@ def understand_module(name: str, words: list[str]) -> None:
         return
     tool = program(name)
     words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
-    read = next(getattr(tool, each) for each in ("read_command_line", "_parse", "PARSER") if hasattr(tool, each))
-    getattr(read, "parse_args", read)(words)
+    getattr(tool, "read_command_line", tool.main)(words)
 
 
 @pytest.fixture(scope="module")

@@ -231,8 +231,8 @@ def test_what_an_epoch_begins_with_is_saved_and_handed_back(data, tmp_path, monk
     """As clusters, which decide on the stage's parameters: the optimiser is restored after them."""
     seen, real = [], build.MAKE_STAGE["image"]
 
-    def parts_of(run, model, data):
-        parts = real(run, model, data)
+    def parts_of(*arguments):
+        parts = real(*arguments)
 
         def before_epoch(epoch, epoch_state, optimizer):
             classifier = parts.module.model.heads[0].classifier

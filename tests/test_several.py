@@ -16,6 +16,7 @@ import train_svllreid
 from configs import ConfigError, load
 from datasets.build import make_benchmark
 from datasets.several import combine
+from tools.check_dataset import __main__ as check_dataset
 from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, WeightsError
@@ -101,6 +102,16 @@ def settings(tmp_path_factory) -> list[str]:
     ]
 
 
+def test_nothing_is_rendered_before_what_is_missing_is_said(settings, tmp_path):
+    """Nor before a wrong name is."""
+    for name in ("market1501", "marktet"):
+        words = [*settings, "DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.NAMES", f"synthetic+{name}"]
+        for main in (train_svllreid.main, check_dataset.main):
+            with pytest.raises(DataError, match=name if name == "marktet" else "Market-1501"):
+                main([*words, "OUTPUT_DIR", str(tmp_path / "run")])
+        assert list(tmp_path.iterdir()) == []
+
+
 def results(folder: Path) -> list[dict]:
     return json.loads((folder / "results.json").read_text())["evaluations"]
 
@@ -121,6 +132,10 @@ def test_training_on_two_and_testing_on_each(settings, tmp_path, capsys):
     assert [entry["side_information"] for entry in again] == ["same", "same"]
     said = capsys.readouterr().out
     assert "synthetic test" in said and "market1501 test" in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="Market-1501"):  # before the other one is rendered
+        test_svllreid.main(["TEST.WEIGHT", str(weight), "DATASETS.ROOT_DIR", str(tmp_path / "empty")])
+    assert list((tmp_path / "empty").iterdir()) == []
     # The cameras of each keep their numbers: alone, in another order, beside others, and without training images.
     root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1])
     shutil.copytree(root, tmp_path / "data")

@@ -4,10 +4,15 @@ import math
 
 import pytest
 import torch
+from builders import small_model
+from timm.models import VisionTransformer
+from timm.optim import param_groups_layer_decay
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from yacs.config import CfgNode
 
 from configs import load
+from processor.image_stage import ImageStage
 from solver.build import make_optimizer, make_schedule
 from solver.schedules import warmup_cosine, warmup_steps
 
@@ -53,6 +58,20 @@ def test_schedules_run_over_the_configured_epochs():
     assert rate(1, 1.0) == exactly((1.0 + 1e-5) / 2)
     assert rate(15, 1.0) == exactly(0.5)
     assert rate(30, 1.0) == 0
+
+
+@pytest.mark.parametrize("epochs, warmup", [(120, 20), (60, 0), (4, 7)])
+def test_the_image_stages_cosine_is_that_of_transreid(epochs, warmup):
+    """Which has timm's scheduler, with absolute bounds for all groups, and steps it at the start of epochs 1, 2, ..."""
+    cfg = block(SCHEDULE="cosine", MAX_EPOCHS=epochs, WARMUP_ITERS=warmup, WARMUP_FACTOR=0.01, BIAS_LR_FACTOR=2.0)
+    optimizer, rate = make_optimizer(cfg, Network()), make_schedule(cfg)
+    bounds = {"lr_min": 0.002 * cfg.BASE_LR, "warmup_lr_init": 0.01 * cfg.BASE_LR}
+    theirs = CosineLRScheduler(optimizer, t_initial=epochs, warmup_t=warmup, **bounds)
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.01, 0.02}
+    for epoch in range(1, epochs + 1):
+        theirs.step(epoch)
+        for group in optimizer.param_groups:
+            assert rate(epoch, group["initial_lr"]) == exactly(group["lr"]), epoch
 
 
 # ----------------------------------------------------------------------------------------------------------- optimisers
@@ -118,6 +137,36 @@ def test_a_stage_without_keys_for_biases_treats_all_alike():
     network = Network()
     got = settings(make_optimizer(block("STAGE1"), network), network)
     assert got == dict.fromkeys(BIASES | OTHERS, (0.01, 0.2))
+
+
+def test_layer_decay_is_timms():
+    """Of a vision transformer of timm's that has the same layers; with the factors of biases and classifiers."""
+    stage = ImageStage(small_model(cams=2), weights={}, text_features=None)
+    cfg = block(LAYER_DECAY=0.7, BIAS_LR_FACTOR=3.0, LARGE_FC_LR=True)
+    optimizer = make_optimizer(cfg, stage, stage.layer_of)
+    names = {parameter: name for name, parameter in stage.named_parameters()}
+    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
+    theirs = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5)
+    scales = {
+        p: group["lr_scale"] for group in param_groups_layer_decay(theirs, layer_decay=0.7) for p in group["params"]
+    }
+    scale = {name: scales[parameter] for name, parameter in theirs.named_parameters()}
+    assert scale["patch_embed.proj.weight"] == pytest.approx(0.7**4)
+    for ours, name in {
+        "visual.conv1.weight": "patch_embed.proj.weight",
+        "visual.class_embedding": "cls_token",
+        "visual.positional_embedding": "pos_embed",
+        "visual.ln_pre.weight": "pos_embed",
+        "side.table": "pos_embed",
+        **{f"visual.transformer.resblocks.{i}.mlp.c_fc.weight": f"blocks.{i}.mlp.fc1.weight" for i in range(3)},
+        "visual.ln_post.weight": "norm.weight",
+        "visual.proj": "head.weight",
+    }.items():
+        assert rates.pop(f"model.image.{ours}") == pytest.approx(0.01 * scale[name]), ours
+    assert rates["model.image.visual.transformer.resblocks.1.mlp.c_fc.bias"] == pytest.approx(0.03 * 0.7**2)
+    assert rates["model.heads.0.classifier.weight"] == pytest.approx(0.02)
+    assert all(rate >= 0.01 for name, rate in rates.items() if not name.startswith("model.image."))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])

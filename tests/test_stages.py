@@ -8,19 +8,35 @@ from functools import partial
 
 import pytest
 import torch
-from builders import benchmark, image_batch, small_model, stage_run
+from builders import IMAGE, benchmark, image_batch, small_model, stage_run
 from torch import nn
+from torch.nn import functional as F
 
 from loss.contrast import ImageTextContrast
-from loss.self_supervised import NTXent
+from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
+from model.heads import Predictor
 from model.prompts import mask
-from processor.evaluate import evaluate
+from processor.evaluate import Features, embed_all, evaluate, rank_trials
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import FeatureBatches, PromptStage, matching_accuracy
 from utils.errors import DataError
-from utils.records import Batch, FeatureBatch, Losses, Sample, SideInfo, Trial
+from utils.metrics import rank
+from utils.query_expansion import expand_queries
+from utils.records import (
+    Batch,
+    FeatureBatch,
+    Labels,
+    Losses,
+    QueryExpansion,
+    Refinement,
+    Reranking,
+    Sample,
+    SideInfo,
+    Trial,
+)
+from utils.reranking import rerank
 
 CPU = torch.device("cpu")
 
@@ -170,6 +186,33 @@ def test_images_of_the_same_identity_left_out_of_the_negatives_on_request():
     assert got < NTXent()(*heads) - 1e-3
 
 
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("positives", ["identity", "camera"])
+def test_views_of_other_images_as_positives(positives, ignore):
+    stage, batch = image_stage(positives=positives, ignore_same_identity=ignore), image_batch(PIDS, cams=CAMS)
+    heads = [stage.model.image_projector(stage.model.encode_image(view).last) for view in batch.views]
+    found = find_positives(batch.pids, batch.side.camids if positives == "camera" else None)
+    expected = SupCon(one_by_one=ignore)(*heads, batch.pids, found)
+    torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positives", ["identity", "camera"])
+def test_views_of_other_images_as_positives_of_predictions(positives):
+    model = small_model(cams=2)
+    model.image_projector = Predictor(model.image.dims[1], hidden=7)
+    stage, batch = image_stage(model, positives=positives, self_supervision="SIMSIAM"), image_batch(PIDS, cams=CAMS)
+    first, second = (model.encode_image(view).last for view in batch.views)
+    found = find_positives(batch.pids, batch.side.camids if positives == "camera" else None)
+    expected = NegativeCosine()(model.image_projector(first), second, model.image_projector(second), first, found)
+    torch.testing.assert_close(stage(batch).terms["vision_ssl"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_triplets_of_the_last_feature_alone_on_request():
+    stage, batch = image_stage(triplet_features="last"), image_batch(PIDS, cams=CAMS)
+    last = stage.model.encode_image(batch.images, batch.side).last
+    torch.testing.assert_close(stage(batch).terms["triplet"], stage.triplet(last, batch.pids))
+
+
 @pytest.mark.parametrize("off", ALL)
 def test_a_term_of_weight_0_does_not_exist(off):
     stage, batch = image_stage(), image_batch(PIDS, cams=CAMS)
@@ -256,6 +299,14 @@ def test_fit_is_gradient_descent_with_the_epochs_own_rate():
         value -= rate * (2 * value + 3)
     assert stage.value.item() == pytest.approx(value, rel=1e-5)
     assert len(stage.seen) == 6
+
+
+def test_a_group_may_have_a_factor_of_the_scheduled_rate():
+    stage = Pull()
+    optimizer = sgd(stage)
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    fit(stage, toy_batches(1), optimizer, lambda epoch, lr: lr + 0.2, 1, run=stage_run())
+    assert stage.value.item() == pytest.approx(1 - 0.5 * (0.1 + 0.2) * 5)
 
 
 def test_the_order_of_an_epoch():
@@ -422,6 +473,36 @@ def test_the_neck_is_the_models_business():
     model = Toy(torch.eye(5))
     evaluate(model, benchmark(pids=5), loader, device=CPU, neck=True)
     assert {neck for neck, _ in model.asked} == {True}
+
+
+@pytest.mark.parametrize("neck", [False, True])
+def test_flip_is_the_mean_with_the_mirror_image_before_normalisation(neck):
+    """Image by image, mirrored pixel by pixel; lengths differ, so that normalising first would give something else."""
+    model, images = small_model(cams=2).eval(), torch.randn(3, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
+    side = SideInfo(torch.tensor([0, 1, -1]), torch.zeros(3, dtype=torch.long))
+    batches = [Batch(images, torch.zeros(3), side, torch.arange(3))]
+    found = embed_all(model, batches, device=CPU, neck=neck, flip=True)
+    for number in range(3):
+        mirrored = torch.stack([images[number, :, :, column] for column in reversed(range(IMAGE[1]))], dim=-1)
+        one = SideInfo(*(ids[number : number + 1] for ids in side))
+        both = [model.embed(image[None], one, neck=neck)[0] for image in (images[number], mirrored)]
+        assert not torch.allclose(*both, atol=1e-3)
+        assert torch.allclose(found[number], (both[0] + both[1]) / 2, rtol=0, atol=1e-5)
+
+
+def test_queries_are_expanded_before_re_ranking():
+    generator = torch.Generator().manual_seed(3)
+    trial = benchmark(pids=6, cams=3).trials[0]
+    images = {sample: torch.randn(8, generator=generator) for sample in (*trial.query, *trial.gallery)}
+    rows = {sample: row for row, sample in enumerate(images)}
+    features = Features(rows, F.normalize(torch.stack([*images.values()])))
+    refinement = Refinement(query_expansion=QueryExpansion(4, 2.0), re_ranking=Reranking(4, 2, 0.3))
+    (found,) = rank_trials(benchmark(pids=6, cams=3), features, features, refinement)
+    query, gallery = (features.of(samples) for samples in trial)
+    distances = rerank(expand_queries(query, gallery, 4, 2.0), gallery, 4, 2, 0.3)
+    expected = rank(distances, *map(Labels.of, trial))
+    assert found.mAP == expected.mAP and torch.equal(found.cmc, expected.cmc)
+    assert found.mAP != rank(rerank(query, gallery, 4, 2, 0.3), *map(Labels.of, trial)).mAP
 
 
 def test_features_are_computed_once_for_all_trials():

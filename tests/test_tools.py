@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -28,8 +27,7 @@ def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_tiny_clip, "CAMERAS", 3)
     file = tmp_path / "tiny.safetensors"
     words = ["--identities", "40", "--steps", "3", "--batch", "16", "--processes", "1", "--out", str(file)]
-    monkeypatch.setattr(sys, "argv", ["pretrain_tiny_clip", *words])
-    pretrain_tiny_clip.main()
+    pretrain_tiny_clip.main(words)
     facts = tiny_clip.facts(file)
     assert facts["steps"] == 3 and 0 <= facts["held_out_top1_of_32"] <= 1
     clip = tiny_clip.build()
@@ -86,10 +84,9 @@ def test_every_tool_is_listed_with_a_sentence(capsys):
         assert importlib.util.find_spec(name) is not None
 
 
-def test_the_benchmark_compares_three_ways(monkeypatch, capsys):
+def test_the_benchmark_compares_three_ways(capsys):
     words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
-    benchmark.main()
+    benchmark.main(words)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" tokens")[0].strip() for line in lines[1:]] == [
         *("4 prompts of 77", "4 prompts of 12", "2 prompts of 12"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from builders import benchmark, image_batch
+from builders import benchmark, data_of, image_batch, new_run
 from torch import nn
 
 import test_svllreid
@@ -14,6 +14,7 @@ from model import build
 from model.build import load_model, make_model
 from model.heads import SideEmbedding
 from model.towers import TOWERS, Tower, has_batch_norm
+from processor.build import make_network
 from processor.image_stage import TERMS, ImageStage, Term
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError
@@ -109,6 +110,13 @@ def test_a_tower_is_trained_saved_resumed_and_tested(tmp_path, name, words, widt
 def test_what_a_tower_has_not_is_refused(name, words, key):
     with pytest.raises(WeightsError, match=key):
         make_model(load(BASELINE, ["MODEL.NAME", name, "MODEL.SIE_CAMERA", "False", *words]), benchmark())
+
+
+@pytest.mark.parametrize(("key", "value"), [("LAYER_DECAY", "0.5")])
+def test_abilities_that_a_tower_has_not_are_refused_before_anything_is_trained(tmp_path, key, value):
+    words = ["MODEL.NAME", "smallest", "MODEL.SIE_CAMERA", "False", f"SOLVER.STAGE2.{key}", value]
+    with pytest.raises(WeightsError, match=f"SOLVER.STAGE2.{key}: invalid value {value}"):
+        make_network(new_run(load(BASELINE, words), tmp_path), data_of(benchmark()))
 
 
 def test_a_tower_gets_its_table_of_side_information():

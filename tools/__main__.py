@@ -13,7 +13,6 @@ from pathlib import Path
 from utils.command import new_parser, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
-PARSER = new_parser(__doc__)
 
 
 def tools() -> Iterator[tuple[str, str]]:
@@ -27,7 +26,7 @@ def tools() -> Iterator[tuple[str, str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Print a line for every tool."""
-    PARSER.parse_args(argv)
+    new_parser(__doc__).parse_args(argv)
     listed = dict(tools())
     width = max(map(len, listed))
     for name, sentence in listed.items():

@@ -10,21 +10,27 @@ identity of the batch.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from utils.command import new_parser, run_script
+from utils.command import answer_early, new_parser, run_script
 
-PARSER = new_parser(__doc__)
-PARSER.add_argument("--name", default="ViT-Tiny-8", help="architecture")
-PARSER.add_argument("--device", default="auto")
-PARSER.add_argument("--batch", type=int, default=64, help="images")
-PARSER.add_argument("--identities", type=int, default=16, help="in the batch")
-PARSER.add_argument("--repeats", type=int, default=5)
+
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--name", default="ViT-Tiny-8", help="architecture")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=64, help="images")
+    parser.add_argument("--identities", type=int, default=16, help="in the batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args(argv)
+
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    PARSER.parse_args()
+    answer_early(read_command_line)
 
 import open_clip
 import torch
@@ -37,9 +43,9 @@ from utils.devices import describe, pick_device
 TEMPLATE = "A photo of a {} person."
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a line for each way."""
-    arguments = PARSER.parse_args()
+    arguments = read_command_line(argv)
     device = pick_device(arguments.device)
     clip = build_clip(arguments.name, QUICK_GELU)
     tower = TextTower(clip).to(device).requires_grad_(False)

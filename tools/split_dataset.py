@@ -18,84 +18,76 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.command import answer_early, new_parser, run_script
+
 FORMS = ("folders", "market", "csv")
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def number(kind: Callable, expected: str, accept: Callable) -> Callable:
-        def parse(text: str):
-            try:
-                value = kind(text)
-            except ValueError:
-                value = None
-            if value is None or not accept(value):
-                raise argparse.ArgumentTypeError(f"invalid value {text!r}; expected {expected}")
-            return value
-
-        return parse
-
-    share = number(float, "a share between 0 and 1, both excluded", lambda value: 0 < value < 1)
-    positive = number(int, "a whole number from 1", lambda value: value >= 1)
-    natural_number = number(int, "a whole number from 0", lambda value: value >= 0)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("source", metavar="SOURCE", help="the folder that holds a folder per identity")
-    parser.add_argument("target", metavar="TARGET", help="a new folder; for --form csv also a new file, *.csv")
-    parser.add_argument("--train", type=share, default=0.5, metavar="SHARE", help="of the identities (default 0.5)")
-    parser.add_argument(
-        *("--query-per-camera", "--query_per_camera"),
-        **{"type": positive, "default": 1, "metavar": "N"},
-        help="queries of every test identity and camera; without cameras, of every test identity (default 1)",
-    )
-    parser.add_argument("--seed", type=natural_number, default=0, metavar="N", help="of the draws (default 0)")
-    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
-    parser.add_argument("--link", action="store_true", help="link to the images instead of copying them")
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="the folder that holds a folder per identity")
+    add("target", metavar="TARGET", help="a new folder; for --form csv also a new file, *.csv")
+    add("--train", type=float, default=0.5, metavar="SHARE", help="of the identities (default 0.5)")
+    per_camera = "queries of every test identity and camera; without cameras, of every test identity (default 1)"
+    add("--query-per-camera", "--query_per_camera", type=int, default=1, metavar="N", help=per_camera)
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+    add("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
+    add("--link", action="store_true", help="link to the images instead of copying them")
     arguments = parser.parse_args(argv)
+    if not 0 < arguments.train < 1:
+        parser.error(f"--train: invalid value {arguments.train}; expected a share between 0 and 1, both excluded")
+    if arguments.query_per_camera < 1:
+        parser.error(f"--query-per-camera: invalid value {arguments.query_per_camera}; expected at least 1")
+    if arguments.seed < 0:
+        parser.error(f"--seed: invalid value {arguments.seed}; expected at least 0")
     if arguments.link and arguments.form == "csv":
         parser.error("--link: a CSV file names the images where they are; there is nothing to link")
     return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    _parse(None)
+    answer_early(read_command_line)
 
 import numpy as np
 
 from datasets.identity_folders import read_identities
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
-from utils.command import run_script
 from utils.errors import UserError
+from utils.files import replace_text
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
 from utils.records import Omitted
 
 TABLE, NAMES = "pictures.csv", "identities.txt"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
+Images = dict[str, list[LabelledImage]]  # train, query, gallery
 
 
 class Splits(NamedTuple):
     """Who is in which split, and what the evaluation can go by."""
 
-    images: dict[str, list[LabelledImage]]  # train, query, gallery
+    images: Images
     protocol: str
     moved: list[str]  # identities that were drawn for testing and cannot be tested
     unknown: int  # images without a camera
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Split as the command line says."""
-    arguments = _parse(argv)
+    arguments = read_command_line(argv)
     source, target = expanded(arguments.source, "SOURCE"), expanded(arguments.target, "TARGET")
     try:
         _check_places(source, target)
@@ -134,34 +126,44 @@ def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: 
     count = round(share * len(identities))
     order = rng.permutation(len(identities)).tolist()
     drawn = set(order[count:])  # for testing
-    splits: dict[str, list[LabelledImage]] = {name: [] for name in FOLDERS}
+    splits: Images = {name: [] for name in FOLDERS}
     moved = []
     for number, identity in enumerate(identities):
         seen = cameras[identity]
-        if number in drawn and _can_be_tested(seen, protocol):
+        every = [image for images in seen.values() for image in images]
+        if number in drawn and len(seen if protocol == CROSS_CAMERA else every) > 1:
             asked = set(_queries(seen, queries, rng))
-            for image in _all(seen):
+            for image in every:
                 splits[QUERY if image in asked else GALLERY].append(image)
             continue
-        splits[TRAIN] += _all(seen)
+        splits[TRAIN] += every
         if number in drawn:
             moved.append(identity)
-    _check_sides(splits, len(identities), share, len(moved))
+    if not identities:
+        raise UserError("SOURCE has no images in folders of their identities")
+    for side, what in ((TRAIN, "training"), (QUERY, "testing")):
+        if not splits[side]:
+            why = "; the others have too few images for a query and a gallery" if side == QUERY and moved else ""
+            raise UserError(f"--train {share:g} of {len(identities)} identities leaves none for {what}{why}")
     return Splits(splits, protocol, moved, unknown)
 
 
-def write(splits: dict[str, list[LabelledImage]], source: Path, target: Path, *, form: str, link: bool = False) -> None:
+def write(splits: Images, source: Path, target: Path, *, form: str, link: bool = False) -> None:
     """Write the splits of images below `source` to `target`, which is there as a whole or not at all.
 
     Raises:
         UserError: two images would have the same name, or a name is none that a CSV file can hold.
         OSError: what the file system says.
     """
-    if form == "csv":
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if form == "csv" and target.suffix.lower() == ".csv":
         _write_csv(splits, source, target)
         return
     with _whole(target) as folder:
-        _write_images(splits, folder, market=form == "market", link=link)
+        if form == "csv":
+            _write_csv(splits, source, folder / TABLE)
+        else:
+            _write_images(splits, folder, market=form == "market", link=link)
 
 
 def _check_places(source: Path, target: Path) -> None:
@@ -169,31 +171,11 @@ def _check_places(source: Path, target: Path) -> None:
         raise UserError(f"{source}: there is no such folder")
     if os.path.lexists(target):
         raise UserError(f"{target}: is there already, and is not overwritten")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.absolute().parent}")
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{target}: is in {source}, in which nothing is changed")
     ready = [name for name in (*FOLDERS[QUERY], *FOLDERS[GALLERY]) if (source / name).is_dir()]
     if len(ready) > 1:
         raise UserError(f"{source}: is split already (it holds {' and '.join(ready)})")
-
-
-def _check_sides(splits: dict[str, list[LabelledImage]], count: int, share: float, moved: int) -> None:
-    if not count:
-        raise UserError("SOURCE has no images in folders of their identities")
-    if not splits[TRAIN]:
-        raise UserError(f"--train {share:g} of {count} identities leaves none for training")
-    if not splits[QUERY]:
-        why = "; the others have too few images for a query and a gallery" if moved else ""
-        raise UserError(f"--train {share:g} of {count} identities leaves none for testing{why}")
-
-
-def _all(seen: dict[str, list[LabelledImage]]) -> list[LabelledImage]:
-    return [image for images in seen.values() for image in images]
-
-
-def _can_be_tested(seen: dict[str, list[LabelledImage]], protocol: str) -> bool:
-    return len(seen) > 1 if protocol == CROSS_CAMERA else len(_all(seen)) > 1
 
 
 def _queries(seen: dict[str, list[LabelledImage]], count: int, rng: np.random.Generator) -> list[LabelledImage]:
@@ -225,7 +207,7 @@ def _whole(target: Path) -> Iterator[Path]:
         raise
 
 
-def _write_images(splits: dict[str, list[LabelledImage]], folder: Path, *, market: bool, link: bool) -> None:
+def _write_images(splits: Images, folder: Path, *, market: bool, link: bool) -> None:
     numbers = numbering("identities", {p.identity: p.path for images in splits.values() for p in images})
     width = max(4, len(str(len(numbers))))  # 0002, as Market-1501; from 1, as 0 is its distractor
     names = {identity: f"{number + 1:0{width}}" for identity, number in numbers.items()}
@@ -252,37 +234,22 @@ def _write_images(splits: dict[str, list[LabelledImage]], folder: Path, *, marke
         (folder / NAMES).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
-def _write_csv(splits: dict[str, list[LabelledImage]], source: Path, target: Path) -> None:
+def _write_csv(splits: Images, source: Path, file: Path) -> None:
     # Relative to where things really are: ".." of a link is not the folder that the link is in.
-    inside = target.suffix.lower() != ".csv"
-    here = os.path.join(os.path.realpath(target.parent), target.name) if inside else os.path.realpath(target.parent)
-    there = os.path.relpath(os.path.realpath(source), here)
-    rows = [
+    there = os.path.relpath(os.path.realpath(source), os.path.realpath(file.parent))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "pid", "camid", "viewid", "split"))
+    writer.writerows(
         (os.path.join(there, os.path.relpath(image.path, source)), image.identity, image.camera, "", side)
         for side, images in splits.items()
         for image in images
-    ]
-    for path, *_ in rows:
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{path!r}: is no name that a CSV file can hold; rename it") from error
-    if inside:
-        with _whole(target) as folder:
-            _write_rows(folder / TABLE, rows)
-    else:
-        _write_rows(target, rows)
-
-
-def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
-    with file.open("x", encoding="utf-8", newline="") as opened:
-        try:
-            writer = csv.writer(opened, lineterminator="\n")
-            writer.writerow(("path", "pid", "camid", "viewid", "split"))
-            writer.writerows(rows)
-        except BaseException:
-            file.unlink()
-            raise
+    )
+    try:
+        replace_text(file, text.getvalue())
+    except UnicodeEncodeError as error:
+        row = error.object.splitlines()[error.object.count("\n", 0, error.start)]
+        raise UserError(f"{row!r}: is no name that a CSV file can hold; rename it") from error
 
 
 def _left_out(omitted: Omitted) -> Iterator[str]:

@@ -40,7 +40,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 from datasets.check import quick_check
 from tools.check_dataset.full import full_check
 from tools.check_dataset.report import text
-from tools.check_dataset.sheet import check_place, check_sheet, write_sheet
+from tools.check_dataset.sheet import check_sheet, write_sheet
 from tools.demo.render import rendered_benchmark
 from utils.paths import expanded
 
@@ -50,16 +50,15 @@ SHEETS = Path("runs")
 def main(argv: Sequence[str] | None = None) -> int:
     """Check what the command line names; 0 if it can be used, 1 if not."""
     cfg, options = read_command_line(argv)
-    sheet = options.sheet
+    sheet = expanded(options.sheet, "--sheet") if options.sheet else None
     if sheet is not None:
-        sheet = expanded(sheet, "--sheet")
         check_sheet(sheet)
 
     benchmark = rendered_benchmark(cfg)
     if sheet is None and not options.quick:
         name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
         sheet = SHEETS / f"check_{name}.png"
-        check_place(sheet)
+        check_sheet(sheet)
     instances = cfg.DATALOADER.NUM_INSTANCE
     drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
     identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if drawn else None

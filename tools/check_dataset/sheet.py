@@ -24,23 +24,12 @@ def check_sheet(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UserError(f"--sheet {path}: expected a name that ends in .png")
     try:
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"--sheet {path}: there is no folder {path.absolute().parent}")
         if path.is_dir():
             raise UserError(f"--sheet {path}: is a folder")
-    except OSError as error:
-        raise UserError(f"--sheet {path}: {error.strerror}") from error
-    check_place(path)
-
-
-def check_place(path: Path) -> None:
-    """UserError if the folder that `path` is to be in is none, or cannot be made or written to."""
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
             pass
     except OSError as error:
-        raise UserError(f"{path}: {parent} cannot be written to ({error.strerror}); see --sheet") from error
+        raise UserError(f"--sheet {path}: cannot be written ({error.strerror})") from error
 
 
 def write_sheet(benchmark: Benchmark, path: Path, *, size: Sequence[int]) -> None:

@@ -8,21 +8,28 @@ go to --folder, one folder each; what is there already is read, not run again, a
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from utils.command import add_settings, new_parser, run_script
+from utils.command import add_settings, answer_early, new_parser, run_script
 
-PARSER = new_parser(__doc__)
-PARSER.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-PARSER.add_argument("--folder", type=Path, default=Path("runs/compare"))
-add_settings(PARSER, "settings of all runs, after --")
+
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/compare"))
+    add_settings(parser, "settings of all runs, after --")
+    return parser.parse_args(argv)
+
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    PARSER.parse_args()
+    answer_early(read_command_line)
 
 import torch
 import yaml
@@ -47,9 +54,9 @@ PIXELS, FROZEN = "raw pixels", "tiny CLIP before training"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then print."""
-    arguments = PARSER.parse_args()
+    arguments = read_command_line(argv)
     log_to_screen()
     scores: dict[str, list[dict]] = {name: [] for name in (PIXELS, FROZEN, *METHODS)}
     for seed in arguments.seeds:

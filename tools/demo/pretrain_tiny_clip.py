@@ -10,27 +10,34 @@ streams: nobody of the demo's is seen here, nor any of its cameras. Contrastive 
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from utils.command import new_parser, run_script
+from utils.command import answer_early, new_parser, run_script
 
-PARSER = new_parser(__doc__)
-PARSER.add_argument("--identities", type=int, default=24000)
-PARSER.add_argument("--steps", type=int, default=3600)
-PARSER.add_argument("--batch", type=int, default=192)
-PARSER.add_argument("--lr", type=float, default=1.5e-3)
-PARSER.add_argument("--seed", type=int, default=0)
-PARSER.add_argument("--processes", type=int, default=2, help="that render images")
-PARSER.add_argument("--out", type=Path, help="the shipped file if it is not given")
+
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--identities", type=int, default=24000)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="that render images")
+    parser.add_argument("--out", type=Path, help="the shipped file if it is not given")
+    return parser.parse_args(argv)
+
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    PARSER.parse_args()
+    answer_early(read_command_line)
 
 import numpy as np
 import open_clip
@@ -55,8 +62,8 @@ HELD_OUT = 1024  # identities for the score and the folding
 TEMPLATES = ("A photo of a X X X X person.", "A photo of a X X X X vehicle.")
 
 
-def main() -> None:
-    args = PARSER.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = read_command_line(argv)
     args.out = args.out or tiny_clip.FILE
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.manual_seed(args.seed)

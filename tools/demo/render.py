@@ -75,8 +75,7 @@ def render_missing(cfg: CfgNode, names: str | None = None) -> list[Path]:
 
 def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
     """`make_benchmark`, of data sets that may have to be rendered first."""
-    render_missing(cfg, name)
-    return make_benchmark(cfg, name)
+    return make_benchmark(cfg, name, render=render_missing)
 
 
 def write_synthetic(root: Path, *, kind: Kind = PEOPLE, progress: bool | None = None, **parameters: float) -> Path:
