@@ -31,6 +31,8 @@ def check_together(cfg: CfgNode) -> None:
     faults = [*(_contradictions(cfg) if IMAGE.name in stages else ())]
     if PROMPT.name in stages and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
         faults.append("SOLVER.STAGE1.LR_MIN is above SOLVER.STAGE1.BASE_LR")
+    if cfg.TEST.AQE and not cfg.TEST.FEAT_NORM:
+        faults.append("TEST.AQE True weighs by cosine similarities, TEST.FEAT_NORM False does not normalise features")
     if faults:
         raise ConfigError("contradicting settings: " + "; ".join(faults))
 

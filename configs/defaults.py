@@ -249,6 +249,13 @@ ROWS = (
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
         "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
     Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.FLIP", False,
+        "Features are the mean over an image and its mirror image, taken before they are normalised."),
+    Key("TEST.AQE", False,
+        "Alpha query expansion (Radenovic et al., 2019): a query's feature becomes the mean, weighted by "
+        "similarity^alpha, of itself and its nearest gallery features. Comes before re-ranking."),
+    Key("TEST.AQE_K", 5, "Query expansion: nearest gallery images that are added to a query.", at_least(1)),
+    Key("TEST.AQE_ALPHA", 3.0, "Query expansion: exponent of the similarities; 0 weighs all alike.", at_least(0)),
     Key("TEST.RE_RANKING", False,
         "Re-ranking by k-reciprocal neighbours (Zhong et al., 2017). Published programs have the key but never read "
         "it."),

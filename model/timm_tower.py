@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, group_parameters
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,7 +28,31 @@ AUTO, TOKEN, AVG, BOTH = "auto", "token", "avg", "token+avg"  # MODEL.POOLING
 ANY_SIZE = {"strict_img_size": False, "dynamic_img_size": True}
 
 
-class TokenTower(nn.Module):
+class TimmTower(nn.Module):
+    """What all of them share.
+
+    Args:
+        net: timm's, without a classifier.
+        dims: widths of the features before the last block and after it.
+        embed_dim: width of a learnt projection of the latter; 0 for none.
+    """
+
+    net: Any
+
+    def __init__(self, net: nn.Module, dims: tuple[int, int], embed_dim: int):
+        super().__init__()
+        self.net = net
+        self.dims = (*dims, embed_dim)
+        self.projection = nn.Linear(dims[1], embed_dim, bias=False) if embed_dim else None
+        self.side: SideEmbedding | None = None
+        self.layers = group_parameters(net, self.net.group_matcher(), reverse=True)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, as `model.towers` says."""
+        return None if name.startswith("projection.") else self.layers.get(name.removeprefix("net."), 0)
+
+
+class TokenTower(TimmTower):
     """A transformer with a class token: plain ViT, DINOv2, DINOv3, EVA-02.
 
     Args:
@@ -46,8 +70,6 @@ class TokenTower(nn.Module):
         prefix: rows of that table before those of the patches.
     """
 
-    net: Any
-
     def __init__(
         self,
         net: VisionTransformer | Eva,
@@ -59,17 +81,15 @@ class TokenTower(nn.Module):
         pooling: str = AUTO,
         embed_dim: int = 0,
     ):
-        super().__init__()
-        self.net, self.side, self.side_on_all, self.pooling = net, side, side_on_all, pooling
+        width: Any = net.num_features * (2 if pooling == BOTH else 1)
+        super().__init__(net, (width, width), embed_dim)
+        self.side, self.side_on_all, self.pooling = side, side_on_all, pooling
         self.prefix = 0 if net.no_embed_class else net.num_prefix_tokens
         self.positions = None if net.pos_embed is None else "net.pos_embed"
         self.patch = net.patch_embed.patch_size
         self.grid = net.patch_embed.grid_size
         if isinstance(net.patch_embed, PatchEmbed):
             self._set_stride(image_size, stride)
-        width = net.num_features * (2 if pooling == BOTH else 1)
-        self.dims = (width, width, embed_dim)
-        self.projection = nn.Linear(width, embed_dim, bias=False) if embed_dim else None
 
     def grid_for(self, image_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches for images [H, W] at this patch stride."""
@@ -111,23 +131,12 @@ class TokenTower(nn.Module):
         return torch.cat([token, patches.mean(dim=1)], dim=1) if self.pooling == BOTH else token
 
 
-class MapTower(nn.Module):
-    """Any other tower: Swin, ConvNeXt, ResNet, RepViT, ...; pooled and normalised by timm's own head.
-
-    Args:
-        net: timm's, without a classifier.
-        embed_dim: width of a learnt projection of the last feature; 0 for none.
-    """
-
-    side = None
-    net: Any
+class MapTower(TimmTower):
+    """Any other tower: Swin, ConvNeXt, ResNet, RepViT, ...; pooled and normalised by timm's own head."""
 
     def __init__(self, net: nn.Module, *, embed_dim: int = 0):
-        super().__init__()
-        self.net = net
         width: Any = getattr(net, "head_hidden_size", net.num_features)
-        self.dims = (0, width, embed_dim)
-        self.projection = nn.Linear(width, embed_dim, bias=False) if embed_dim else None
+        super().__init__(net, (0, width), embed_dim)
 
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> the pooled feature, and its projection."""

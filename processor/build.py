@@ -26,7 +26,7 @@ from processor.evaluate import evaluate
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
-from processor.result import reranking_settings, result_entry
+from processor.result import result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
 from solver.build import make_optimizer, make_schedule
@@ -42,7 +42,7 @@ from utils.distributed import (
 )
 from utils.errors import WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Evaluation, Reranking
+from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
 from utils.report import figures
 from utils.seeds import derive
 
@@ -242,7 +242,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         positives=block.SSL_POSITIVES,
         triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
-    notes = _save_memory(stage, block)
+    notes = save_memory(stage, block)
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
         loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -255,8 +255,8 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
             evaluation = evaluate_model(cfg, model, one, device)
             name = f"{one.name}  " if benchmark.parts else ""
             logger.info("%s  epoch %d/%d\n  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
-            facts = {"data_set": one.name, "re_ranking": reranking_settings(evaluation)}
-            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts, **evaluation.mean)
+            facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts)
             found[one.name] = evaluation.mean["mAP"]
         return found
 
@@ -275,7 +275,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
     )
 
 
-def _save_memory(stage: ImageStage, block: CfgNode) -> list[str]:
+def save_memory(stage: ImageStage, block: CfgNode) -> list[str]:
     """Lines for the log: by which means the image tower takes less memory."""
     tower, size, notes = stage.model.image, block.MINI_BATCH, []
     if block.GRAD_CHECKPOINTING:
@@ -382,15 +382,19 @@ def evaluate_model(
         device=device,
         neck=cfg.TEST.NECK_FEAT == "after",
         normalise=cfg.TEST.FEAT_NORM,
-        reranking=_reranking(cfg),
+        refinement=refinement_of(cfg),
         side=side,
     )
 
 
-def _reranking(cfg: CfgNode) -> Reranking | None:
-    if not cfg.TEST.RE_RANKING:
-        return None
-    return Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+def refinement_of(cfg: CfgNode) -> Refinement:
+    """What TEST says of flip, query expansion and re-ranking."""
+    test = cfg.TEST
+    return Refinement(
+        test.FLIP,
+        QueryExpansion(test.AQE_K, test.AQE_ALPHA) if test.AQE else None,
+        Reranking(test.RE_RANKING_K1, test.RE_RANKING_K2, test.RE_RANKING_LAMBDA) if test.RE_RANKING else None,
+    )
 
 
 def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: Path | None = None) -> None:
@@ -413,6 +417,6 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
             checkpoint=checkpoint,
             notes=[*data.warnings, *data.train_watch.look(), *data.test_watch.look()],
         )
-        facts = {"data_set": one.name, "re_ranking": entry["re_ranking"]}
-        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts, **evaluation.mean)
+        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+        run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts)
         run.add_result(entry)  # last: a run whose last entry is there is finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +13,22 @@ from model.svllreid import SvllReid
 from processor.features import compute_features
 from utils.distributed import on_main
 from utils.metrics import rank, rank_features
-from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Reranking, Sample, SideInfo
+from utils.query_expansion import expand_queries
+from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Refinement, Sample, SideInfo
 from utils.reranking import rerank
+
+NOTHING_MORE = Refinement()
+
+
+class Features(NamedTuple):
+    """Features of some samples."""
+
+    samples: dict[Sample, int]  # -> row
+    rows: Tensor  # [N, D + E]
+
+    def of(self, samples: Sequence[Sample]) -> Tensor:
+        """Those of `samples` [M], in their order. -> [M, D + E]"""
+        return self.rows[[self.samples[sample] for sample in samples]]
 
 
 def evaluate(
@@ -24,7 +39,7 @@ def evaluate(
     device: torch.device,
     neck: bool = False,
     normalise: bool = True,
-    reranking: Reranking | None = None,
+    refinement: Refinement = NOTHING_MORE,
     side: str = "same",
 ) -> Evaluation:
     """Rank every trial's gallery for its queries, in fp32 whatever the training's precision.
@@ -36,45 +51,75 @@ def evaluate(
         loader: samples -> batches in their order, test transform; of several processes, each has its share of them.
         neck: compare features after the batch-norm necks.
         normalise: compare features of length 1.
-        reranking: rank by k-reciprocal distances instead.
+        refinement: what is done besides; query expansion needs `normalise`.
         side: "same" takes cameras and viewpoints as they are, "mean" takes the mean over all that the network knows,
             "none" leaves side information out.
 
     Raises:
         DataError: an image cannot be read; features that are not finite; a trial without any valid query.
     """
-    samples = {sample: None for trial in benchmark.trials for side in trial for sample in side}  # a set with an order
-    rows = {sample: row for row, sample in enumerate(samples)}
-    features = embed_all(model, loader(list(samples)), device=device, neck=neck, side=side)
-    if normalise:
-        features = F.normalize(features, dim=1)
+    samples = [sample for trial in benchmark.trials for side in trial for sample in side]
+    options: dict[str, Any] = {"device": device, "neck": neck, "flip": refinement.flip, "side": side}
+    features = features_of(samples, model, loader, normalise=normalise, **options)
+    return Evaluation(on_main(lambda: rank_trials(benchmark, features, features, refinement)), refinement, side)
 
-    def rank_all() -> tuple[Ranking, ...]:
-        rankings = []
-        for trial in benchmark.trials:
-            query, gallery = (features[[rows[sample] for sample in side]] for side in trial)
-            labels = (Labels.of(side) for side in trial)
-            if reranking is None:
-                rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
-            else:
-                rankings.append(rank(rerank(query, gallery, *reranking), *labels, ignored=benchmark.ignored))
-        return tuple(rankings)
 
-    return Evaluation(on_main(rank_all), reranking, side)
+def features_of(
+    samples: Iterable[Sample],
+    model: SvllReid,
+    loader: Callable[[Sequence[Sample]], Iterable[Batch]],
+    *,
+    normalise: bool = True,
+    **options: Any,
+) -> Features:
+    """Features of `samples`, each once; the arguments are those of `evaluate`, the options those of `embed_all`."""
+    rows = {sample: row for row, sample in enumerate(dict.fromkeys(samples))}
+    features = embed_all(model, loader(list(rows)), **options)
+    return Features(rows, F.normalize(features, dim=1) if normalise else features)
+
+
+def rank_trials(
+    benchmark: Benchmark, queries: Features, galleries: Features, refinement: Refinement
+) -> tuple[Ranking, ...]:
+    """The ranking of every trial; expansion of queries comes before re-ranking."""
+    rankings = []
+    for trial in benchmark.trials:
+        query, gallery = queries.of(trial.query), galleries.of(trial.gallery)
+        labels = (Labels.of(side) for side in trial)
+        if refinement.query_expansion:
+            query = expand_queries(query, gallery, *refinement.query_expansion)
+        if refinement.re_ranking:
+            distances = rerank(query, gallery, *refinement.re_ranking)
+            rankings.append(rank(distances, *labels, ignored=benchmark.ignored))
+        else:
+            rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
+    return tuple(rankings)
 
 
 @torch.no_grad()
 def embed_all(
-    model: SvllReid, batches: Iterable[Batch], *, device: torch.device, neck: bool = False, side: str = "same"
+    model: SvllReid,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    neck: bool = False,
+    flip: bool = False,
+    side: str = "same",
 ) -> Tensor:
     """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32; `side` as in `evaluate`.
 
     Of several processes, each has a share of the `batches`; all get all vectors.
+
+    Args:
+        flip: take the mean over an image and its mirror image. It is that of the features as they come from the
+            network, not yet normalised, as usual; since a neck is affine, before or after it makes no difference.
     """
     model.eval()
 
     def embed(batch: Batch) -> Tensor:
-        return model.embed(batch.images, _known(batch.side, side), neck=neck)
+        known = _known(batch.side, side)
+        features = model.embed(batch.images, known, neck=neck)
+        return (features + model.embed(batch.images.flip(-1), known, neck=neck)) / 2 if flip else features
 
     features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.

@@ -12,11 +12,6 @@ from utils.metrics import protocol_of
 from utils.records import Benchmark, Evaluation
 
 
-def reranking_settings(evaluation: Evaluation) -> dict | None:
-    """How an evaluation was re-ranked, as plain types."""
-    return evaluation.reranking._asdict() if evaluation.reranking else None
-
-
 def result_entry(
     when: str,
     cfg: CfgNode,
@@ -53,7 +48,7 @@ def result_entry(
         "side_information": evaluation.side,
         "network": {name: architecture[name] for name in SETTLED},
         "notes": list(notes),
-        "re_ranking": reranking_settings(evaluation),
+        **evaluation.refinement.entry(),
         "precision": "fp32",
         "seed": seed,
         "checkpoint": str(checkpoint) if checkpoint else None,

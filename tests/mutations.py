@@ -48,6 +48,8 @@ IMAGE = "test_the_image_stage_and_the_gradient_of_every_tensor"
 GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_of_every_epoch"
 VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
+EXPANSION = "tests/test_query_expansion.py::test_as_the_formula_says"
+FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
 INTERRUPTED = f"{RESUME}::test_a_run_that_is_interrupted_again_and_again_ends_the_same"
@@ -294,6 +296,22 @@ MUTATIONS = (
         "round(k1 / 2)",
         RERANKING,
     ),
+    mutation(
+        "similarities without their exponent",
+        "expand_queries",
+        "_1.gather(1, _2).clamp(min=0) ** alpha",
+        "_1.gather(1, _2).clamp(min=0)",
+        EXPANSION,
+    ),
+    mutation(
+        "an expanded query without itself",
+        "expand_queries",
+        "query[rows] + (_1[:, None] @ gallery[_2])[:, 0]",
+        "(_1[:, None] @ gallery[_2])[:, 0]",
+        EXPANSION,
+    ),
+    mutation("the same image twice for flip", "embed_all", "_1.images.flip(-1)", "_1.images", FLIP),
+    mutation("mirrored upside down", "embed_all", "_1.images.flip(-1)", "_1.images.flip(-2)", FLIP),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
     # Resuming a run
     mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),

@@ -327,6 +327,7 @@ CONTRADICTIONS = [  # overrides, keys that are named, what is none
     (IGNORING, ["SSL_IGNORE"], ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "False"]),
     (NO_WEIGHTS, ["nothing to train"], ["MODEL.I2T_LOSS_WEIGHT", "0.1"]),
     (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"], [*ALONE, *NO_WEIGHTS[4:6]]),
+    (["TEST.AQE", "True", "TEST.FEAT_NORM", "False"], ["TEST.AQE", "TEST.FEAT_NORM"], ["TEST.AQE", "False"]),
     # What a stage that does not run would need is no contradiction.
     (["DATALOADER.NUM_INSTANCE", "7"], ["DATALOADER.NUM_INSTANCE 7"], ["PROCESSOR.STAGES", "prompt"]),
 ]

@@ -30,13 +30,13 @@ from datasets.build import identities_per_batch, make_loader
 from model.build import settle_pixels
 from model.heads import Predictor
 from model.prompts import mask, mix
-from processor.evaluate import embed_all, evaluate
+from processor.evaluate import NOTHING_MORE, embed_all, evaluate
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.command import run_script
 from utils.errors import DataError, UserError
-from utils.records import Batch, FeatureBatch, Reranking, Sample, Trial
+from utils.records import Batch, FeatureBatch, QueryExpansion, Refinement, Reranking, Sample, Trial
 
 pytestmark = pytest.mark.slow
 
@@ -170,15 +170,15 @@ def a_benchmark(folder: Path, **changes):
     return benchmark(pids=4, trials=trials, **changes)
 
 
-def evaluation(folder: Path, reranking: Reranking | None = None, **changes) -> dict:
+def evaluation(folder: Path, refinement: Refinement = NOTHING_MORE, **changes) -> dict:
     model = small_model(cams=2)
     loader = partial(make_loader, config(), train=False)
-    got = evaluate(model, a_benchmark(folder, **changes), loader, device=CPU, reranking=reranking)
+    got = evaluate(model, a_benchmark(folder, **changes), loader, device=CPU, refinement=refinement)
     return {
         "figures": got.values(),
         "cmc": [t.cmc for t in got.trials],
         "counts": [t[3:] for t in got.trials],
-        "reranking": got.reranking,
+        "refinement": got.refinement,
     }
 
 
@@ -305,6 +305,7 @@ PROMPT = {
     "prompt of one image": {"pids": (0, 1, 2, 3), "rows": 3},
     "prompt in fp32": {"dtype": torch.float32},
 }
+REFINED = Refinement(True, QueryExpansion(2, 3.0), Reranking(3, 2, 0.3))
 CHECKS = {
     **{name: partial(image_gradients, **options) for name, options in IMAGE.items()},
     **{name: partial(prompt_gradients, **options) for name, options in PROMPT.items()},
@@ -312,7 +313,7 @@ CHECKS = {
     "training": training,
     **{f"features {size}": partial(features, size=size) for size in (1, 3, 64)},
     "evaluation": evaluation,
-    "evaluation re-ranked": partial(evaluation, reranking=Reranking(3, 2, 0.3)),
+    "evaluation refined": partial(evaluation, refinement=REFINED),
     "nothing to find": partial(evaluation, ignored=nothing_to_find),
     "damaged": partial(damaged, number=4, workers=0),
     "damaged, read by a worker": partial(damaged, number=1, workers=1),
@@ -464,12 +465,12 @@ def test_features_are_those_of_one_process_bit_for_bit(several, alone, size):
             assert torch.equal(one[name], expected[name])
 
 
-@pytest.mark.parametrize("name", ["evaluation", "evaluation re-ranked"])
+@pytest.mark.parametrize("name", ["evaluation", "evaluation refined"])
 def test_an_evaluation_is_that_of_one_process(several, alone, name):
     expected = alone(name)
     for got in results(several, name):
         assert got["figures"] == expected["figures"] and 0 < got["figures"][0]["mAP"] < 1
-        assert (got["counts"], got["reranking"]) == (expected["counts"], expected["reranking"])
+        assert (got["counts"], got["refinement"]) == (expected["counts"], expected["refinement"])
         assert all(torch.equal(*pair) for pair in zip(got["cmc"], expected["cmc"], strict=True))
 
 

@@ -94,6 +94,7 @@ TERMS = ("identity", "triplet", "image_text", "vision_ssl")
 SIE = {"MODEL.SIE_CAMERA": "True"}
 RANDOM = {"MODEL.PRETRAIN": "none"}
 FROM_FILE = {"MODEL.INIT_FROM": NOISY}
+EXPANDED = {**FROM_FILE, "TEST.AQE": "True", "TEST.AQE_K": "9"}
 RERANKED = {**FROM_FILE, "TEST.RE_RANKING": "True", "TEST.RE_RANKING_K1": "6", "TEST.RE_RANKING_K2": "3"}
 TIMM = {
     **{"MODEL.NAME": "timm/test_vit", "MODEL.PRETRAIN": "none", "PROCESSOR.STAGES": "image"},
@@ -114,7 +115,7 @@ EFFECTS = (
     effect("MODEL.INIT_FROM", NOISY, "start of tower", "start of text", "start of prompts", "figures"),
     effect("MODEL.POOLING", "avg", "identity", "triplet", on=TIMM),
     effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
-    effect("MODEL.EMBED_DIM", "8", "shape of tower", "shape of heads", on=TIMM),
+    effect("MODEL.EMBED_DIM", "8", "shape of heads", on=TIMM),
     effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
     effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
@@ -208,6 +209,10 @@ EFFECTS = (
     effect("TEST.PROTOCOL", "all", "figures", on=FROM_FILE),
     effect("TEST.SIE", "none", "figures", on={**FROM_FILE, **SIE}),
     effect("TEST.FEAT_NORM", "False", "figures", on=FROM_FILE),
+    effect("TEST.FLIP", "True", "figures", on=FROM_FILE),
+    effect("TEST.AQE", "True", "figures", on=FROM_FILE),
+    effect("TEST.AQE_K", "3", "figures", on=EXPANDED),
+    effect("TEST.AQE_ALPHA", "40.0", "figures", on=EXPANDED),
     effect("TEST.RE_RANKING", "True", "figures", on=FROM_FILE),
     effect("TEST.RE_RANKING_K1", "3", "figures", on=RERANKED),
     effect("TEST.RE_RANKING_K2", "1", "figures", on=RERANKED),

@@ -305,14 +305,15 @@ def test_a_reranked_test_is_compared_with_its_settings(plan, capsys):
     pretend_reranked(plan, mAP=86.5)
     assert call(plan) == 0
     text = paragraph(capsys.readouterr().out, RE_RANKED)
-    assert "reproduced: mAP -0.2" in text and "re-ranked with k1 50, k2 15, lambda 0.3" in text
+    assert "reproduced: mAP -0.2" in text and "re-ranked (k1 50, k2 15, lambda 0.3)" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"re_ranking": None}, "not re-ranked"),
-        ({"re_ranking": {"k1": 20, "k2": 6, "lambda_value": 0.3}}, "expected re-ranked with k1 50"),
+        ({"re_ranking": {"k1": 20, "k2": 6, "lambda_value": 0.3}}, r"expected re-ranked \(k1 50"),
+        ({"flip": True}, "was flip, re-ranked"),
         ({"data_fingerprint": {"train": None, "test": "c" * 16}}, "another network or of other images"),
         ({"checkpoint": "elsewhere/ViT-B-16_60.pth"}, "another network or of other images"),
     ],
@@ -412,7 +413,7 @@ def test_a_row_is_trained_tested_with_reranking_and_compared(tmp_path, capsys, m
     words = ["--seed", "3", "--tolerance", "100", "--rank-tolerance", "100"]
     assert call(plan, "--run", row.name, OVERLAPPING, *words) == 0
     text = capsys.readouterr().out
-    assert "re-ranked with k1 6, k2 2, lambda 0.3" in paragraph(text, row.name)
+    assert "re-ranked (k1 6, k2 2, lambda 0.3)" in paragraph(text, row.name)
     assert "there: 32 training images of 8 identities" in paragraph(text, OVERLAPPING)
     assert "not the published recipe: MODEL.NAME" in paragraph(text, OVERLAPPING)
 

@@ -3,27 +3,40 @@
 The losses themselves are compared with the reference in test_equality.py, whole trainings in test_replay.py.
 """
 
-import copy
 import logging
 from functools import partial
 
 import pytest
 import torch
-from builders import benchmark, image_batch, small_model, small_resnet_model, stage_run
+from builders import IMAGE, benchmark, image_batch, small_model, stage_run
 from torch import nn
+from torch.nn import functional as F
 
 from loss.contrast import ImageTextContrast
 from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from model.heads import Predictor
 from model.prompts import mask
-from processor.chunks import encode_in_chunks
-from processor.evaluate import evaluate
+from processor.evaluate import Features, embed_all, evaluate, rank_trials
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import FeatureBatches, PromptStage, matching_accuracy
 from utils.errors import DataError
-from utils.records import Batch, FeatureBatch, ImageFeatures, Losses, Sample, SideInfo, Trial
+from utils.metrics import rank
+from utils.query_expansion import expand_queries
+from utils.records import (
+    Batch,
+    FeatureBatch,
+    Labels,
+    Losses,
+    QueryExpansion,
+    Refinement,
+    Reranking,
+    Sample,
+    SideInfo,
+    Trial,
+)
+from utils.reranking import rerank
 
 CPU = torch.device("cpu")
 
@@ -198,78 +211,6 @@ def test_triplets_of_the_last_feature_alone_on_request():
     stage, batch = image_stage(triplet_features="last"), image_batch(PIDS, cams=CAMS)
     last = stage.model.encode_image(batch.images, batch.side).last
     torch.testing.assert_close(stage(batch).terms["triplet"], stage.triplet(last, batch.pids))
-
-
-class Noise(nn.Module):
-    """A tower's with random draws, as drop path has them."""
-
-    def __init__(self, image: nn.Module):
-        super().__init__()
-        self.image, self.dims, self.side = image, image.dims, image.side
-        self.drop = nn.Dropout(0.3)
-
-    def forward(self, images, side=None):
-        return ImageFeatures(*(self.drop(depth) for depth in self.image(images, side)))
-
-
-def gradients(stage: ImageStage, batch: Batch) -> dict[str, torch.Tensor]:
-    """And the loss."""
-    stage.zero_grad(set_to_none=True)
-    loss = stage(batch).total
-    loss.backward()
-    return {"loss": loss.detach(), **{n: p.grad for n, p in stage.named_parameters() if p.grad is not None}}
-
-
-@pytest.mark.parametrize("means", ["mini batch", "checkpointing", "both", "chunks of one", "bf16"])
-def test_less_memory_the_same_gradients(means):
-    stage, batch = image_stage(side_on_views=True).double(), image_batch(PIDS, cams=CAMS)
-    batch = batch._replace(images=batch.images.double(), views=batch.views.double())
-    if means == "bf16":  # (matrices of other shapes may be rounded otherwise)
-        stage, batch = stage.float(), batch._replace(images=batch.images.float(), views=batch.views.float())
-    with torch.autocast("cpu", torch.bfloat16, enabled=means == "bf16"):
-        expected = gradients(stage, batch)
-        stage.mini_batch = {"checkpointing": 0, "chunks of one": 1}.get(means, 4)
-        stage.model.image.set_grad_checkpointing(means in ("checkpointing", "both"))
-        blocks, towers = Count(stage.model.image.visual.transformer.resblocks[1]), Count(stage.model.image)
-        got = gradients(stage, batch)
-    if means == "checkpointing":  # again for the gradient
-        assert towers.rows == [6, 12] and sorted(blocks.rows) == [6, 6, 12, 12]
-    elif means != "chunks of one":
-        assert towers.rows == [4, 2, 4, 4, 4, 4, 4, 4, 2, 4]
-    assert expected.keys() == got.keys()
-    near = 0.02 if means == "bf16" else 1e-12
-    for name, value in expected.items():
-        assert (got[name] - value).abs().max() <= near * max(1, value.abs().max()), name
-
-
-def test_chunks_draw_the_same_again():
-    stage, batch = image_stage(weights={**ALL, "vision_ssl": 0.0}), image_batch(PIDS, cams=CAMS)
-    stage.model.image, stage.mini_batch = Noise(stage.model.image).train(), 4
-    torch.manual_seed(3)
-    got = gradients(stage, batch)
-    after = torch.get_rng_state()
-    torch.manual_seed(3)
-    whole = stage.model.image
-    parts = [whole(batch.images[rows], SideInfo(*(f[rows] for f in batch.side))) for rows in (slice(4), slice(4, 6))]
-    assert torch.equal(after, torch.get_rng_state())
-    features = ImageFeatures(*(torch.cat(depth) for depth in zip(*parts, strict=True)))
-    stage.zero_grad()
-    losses = [stage._identity(features, batch.pids)[0], stage._triplet(features, batch.pids)[0]]
-    (ALL["identity"] * losses[0] + losses[1] + 0.7 * stage._image_text(features, batch.pids)[0]).backward()
-    for name, parameter in stage.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-6)
-
-
-def test_batch_norm_counts_a_chunk_once():
-    model = small_resnet_model().train()
-    expected = copy.deepcopy(model.image)
-    images = image_batch(PIDS, views=False).images
-    for chunk in images.split(4):
-        expected(chunk)
-    encode_in_chunks(model.image, images, None, 4).projected.sum().backward()
-    for (name, got), value in zip(model.image.named_buffers(), expected.buffers(), strict=True):
-        assert torch.equal(got, value), name
 
 
 @pytest.mark.parametrize("off", ALL)
@@ -532,6 +473,36 @@ def test_the_neck_is_the_models_business():
     model = Toy(torch.eye(5))
     evaluate(model, benchmark(pids=5), loader, device=CPU, neck=True)
     assert {neck for neck, _ in model.asked} == {True}
+
+
+@pytest.mark.parametrize("neck", [False, True])
+def test_flip_is_the_mean_with_the_mirror_image_before_normalisation(neck):
+    """Image by image, mirrored pixel by pixel; lengths differ, so that normalising first would give something else."""
+    model, images = small_model(cams=2).eval(), torch.randn(3, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
+    side = SideInfo(torch.tensor([0, 1, -1]), torch.zeros(3, dtype=torch.long))
+    batches = [Batch(images, torch.zeros(3), side, torch.arange(3))]
+    found = embed_all(model, batches, device=CPU, neck=neck, flip=True)
+    for number in range(3):
+        mirrored = torch.stack([images[number, :, :, column] for column in reversed(range(IMAGE[1]))], dim=-1)
+        one = SideInfo(*(ids[number : number + 1] for ids in side))
+        both = [model.embed(image[None], one, neck=neck)[0] for image in (images[number], mirrored)]
+        assert not torch.allclose(*both, atol=1e-3)
+        assert torch.allclose(found[number], (both[0] + both[1]) / 2, rtol=0, atol=1e-5)
+
+
+def test_queries_are_expanded_before_re_ranking():
+    generator = torch.Generator().manual_seed(3)
+    trial = benchmark(pids=6, cams=3).trials[0]
+    images = {sample: torch.randn(8, generator=generator) for sample in (*trial.query, *trial.gallery)}
+    rows = {sample: row for row, sample in enumerate(images)}
+    features = Features(rows, F.normalize(torch.stack([*images.values()])))
+    refinement = Refinement(query_expansion=QueryExpansion(4, 2.0), re_ranking=Reranking(4, 2, 0.3))
+    (found,) = rank_trials(benchmark(pids=6, cams=3), features, features, refinement)
+    query, gallery = (features.of(samples) for samples in trial)
+    distances = rerank(expand_queries(query, gallery, 4, 2.0), gallery, 4, 2, 0.3)
+    expected = rank(distances, *map(Labels.of, trial))
+    assert found.mAP == expected.mAP and torch.equal(found.cmc, expected.cmc)
+    assert found.mAP != rank(rerank(query, gallery, 4, 2, 0.3), *map(Labels.of, trial)).mAP
 
 
 def test_features_are_computed_once_for_all_trials():

@@ -114,6 +114,16 @@ def test_stride_and_other_sizes():
         make_timm("beit_base_patch16_224", (224, 224), (16, 16), test_size=(256, 128))
 
 
+def test_layers_are_counted_from_the_patches_to_the_last_block():
+    tower = make_timm(
+        "test_vit", (160, 160), (16, 16), SideEmbedding(2, 1, 64, camera=True, view=False, scale=1.0), embed_dim=4
+    )
+    found = {name: tower.layer_of(name) for name, _ in tower.named_parameters()}
+    assert {found[name] for name in ("net.patch_embed.proj.weight", "net.pos_embed", "side.table")} == {0}
+    assert [found[f"net.blocks.{block}.mlp.fc1.weight"] for block in (0, 5)] == [1, 6]
+    assert found["net.norm.weight"] == 6 and found["projection.weight"] is None
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     tower = make_timm("test_vit", (160, 160), (16, 16)).train()
     images, gradients = torch.randn(2, 3, 160, 160), []

@@ -22,9 +22,10 @@ from processor.result import result_entry
 from tools.demo.render import rendered_benchmark
 from utils.errors import UserError, WeightsError
 from utils.metrics import ignore_nothing
-from utils.records import Omitted, Reranking
+from utils.records import Omitted, Refinement
 from utils.report import figures, table
 from utils.run.folder import RunFolder, check_unused
+from utils.schema import Entry, fault
 from utils.stopping import Interrupted
 
 CPU = torch.device("cpu")
@@ -180,26 +181,55 @@ def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path
     assert stage.triplet.margin == 0.3 and stage.identity.smoothing == stage.image_text.smoothing == 0.1
 
 
-def test_what_is_re_ranked_says_so_everywhere(cfg, parts, fitted, caplog, tmp_path):
+EXPANDED = {"k": 2, "alpha": 1.5}
+RERANKED = {"k1": 6, "k2": 3, "lambda_value": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("words", "entry", "said", "columns"),
+    [
+        (["TEST.FLIP", "True"], {"flip": True}, "flip", {"flip": "yes"}),
+        (
+            ["TEST.AQE", "True", "TEST.AQE_K", "2", "TEST.AQE_ALPHA", "1.5"],
+            {"query_expansion": EXPANDED},
+            "query expansion (k 2, alpha 1.5)",
+            {"query expansion": "k 2, alpha 1.5"},
+        ),
+        (
+            [
+                *("TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3"),
+                *("TEST.RE_RANKING_LAMBDA", "0.2"),
+            ],
+            {"re_ranking": RERANKED},
+            "re-ranked (k1 6, k2 3, lambda 0.2)",
+            {"re-ranking": "k1 6, k2 3, lambda 0.2"},
+        ),
+    ],
+    ids=["flip", "query expansion", "re-ranking"],
+)
+def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, cfg, parts, fitted, caplog, tmp_path):
     _, model, data = parts
     benchmark = data.benchmark
-    words = ["TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3"]
-    reranked = changed(cfg, *words, "TEST.RE_RANKING_LAMBDA", "0.2", "SOLVER.STAGE2.EVAL_PERIOD", "3")
-    plain, evaluation = (build.evaluate_model(one, model, benchmark, CPU) for one in (cfg, reranked))
-    assert evaluation.reranking == Reranking(k1=6, k2=3, lambda_value=0.2) and plain.reranking is None
-    assert evaluation.mean["mINP"] != plain.mean["mINP"]
-    assert figures(evaluation).endswith("re-ranked (k1 6, k2 3, lambda 0.2)") and "re-ranked" not in figures(plain)
+    refined = changed(cfg, *words, "SOLVER.STAGE2.EVAL_PERIOD", "3")
+    plain, evaluation = (build.evaluate_model(one, model, benchmark, CPU) for one in (cfg, refined))
+    nothing = {"flip": False, "query_expansion": None, "re_ranking": None}
+    assert evaluation.refinement.entry() == {**nothing, **entry} and plain.refinement.entry() == nothing
+    assert figures(evaluation).endswith(f"  {said}") and figures(plain)[-1].isdigit()
 
     entries = [entry_of(cfg, model, benchmark, one) for one in (plain, evaluation)]
-    assert [entry["re_ranking"] for entry in entries] == [None, {"k1": 6, "k2": 3, "lambda_value": 0.2}]
+    assert [{name: one[name] for name in nothing} for one in entries] == [nothing, {**nothing, **entry}]
+    assert all(fault(one, Entry) is None for one in entries)
+    assert [Refinement.of(json.loads(json.dumps(one))) for one in entries] == [plain.refinement, evaluation.refinement]
+    assert Refinement.of({}) == plain.refinement  # earlier versions' entries
     header, _, first, second = table(entries).splitlines()
-    assert header.endswith("re-ranking") and first.endswith("none") and second.endswith("k1 6, k2 3, lambda 0.2")
-    assert "re-ranking" not in table(entries[:1])
+    ((column, cell),) = columns.items()
+    assert header.endswith(f"{column}") and header.partition("valid queries")[2].strip() == column
+    assert first.endswith("none") and second.endswith(cell) and column not in table(entries[:1])
 
     with caplog.at_level("INFO"):
-        train_stage("image", new_run(reranked, tmp_path / "reranked"), model, data)
-    assert [line["re_ranking"] for line in recorded(tmp_path / "reranked")] == [entries[1]["re_ranking"]]
-    assert any("re-ranked (k1 6, k2 3, lambda 0.2)" in message for message in caplog.messages)
+        train_stage("image", new_run(refined, tmp_path / "refined"), model, data)
+    assert [{name: line[name] for name in nothing} for line in recorded(tmp_path / "refined")] == [{**nothing, **entry}]
+    assert any(said in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
-from utils.records import Reranking
+from utils.records import Refinement, Reranking
 from utils.report import COLUMNS
 from utils.run import CONFIG, RESULTS
 from utils.run.folder import read_config
@@ -116,7 +116,7 @@ SHOWN = ("mAP", "rank1", "rank5")
 # Keys that a row or an option decides on; the published figures are of the test split.
 OWNED = (
     *("OUTPUT_DIR", "DATASETS.ROOT_DIR", "SOLVER.SEED", "DATASETS.NAMES", "DATASETS.HOLD_OUT"),
-    *("TEST.WEIGHT", "TEST.RE_RANKING"),
+    *("TEST.WEIGHT", "TEST.FLIP", "TEST.AQE", "TEST.RE_RANKING"),
 )
 # Settings that say where, on what and how often something is logged, not how a number comes about.
 NO_DEPARTURE = (
@@ -129,7 +129,7 @@ class Result(NamedTuple):
     """A row that has been run."""
 
     figures: Figures
-    reranking: Reranking | None = None
+    refinement: Refinement = Refinement()
     version: str | None = None  # of MSMT17; None for other data sets
 
 
@@ -304,7 +304,8 @@ def find_result(row: Row, plan: Plan) -> Result | None:
         return None
     # By the folder that it was trained from, wherever --root is now.
     root = Path(trained.DATASETS.ROOT_DIR).expanduser()
-    return Result(_figures(entry), version=version_of_msmt17(root) if row.data_set == "msmt17" else None)
+    version = version_of_msmt17(root) if row.data_set == "msmt17" else None
+    return Result(_figures(entry), Refinement.of(entry), version)
 
 
 def _find_test(row: Row, plan: Plan) -> Result | None:
@@ -317,11 +318,11 @@ def _find_test(row: Row, plan: Plan) -> Result | None:
     network = Path(str(test.get("checkpoint"))).parts[-2:] == plan.checkpoint(row).parts[-2:]
     if training is None or not network or len(set(images)) > 1:
         raise UserError(f"{folder}: holds a test of another network or of other images than {trained}; move it away")
-    wanted = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
-    if test.get("re_ranking") != wanted._asdict():
-        how = test.get("re_ranking") or "not re-ranked"
-        raise UserError(f"{folder / RESULTS}: the test was {how}; expected re-ranked with {wanted}")
-    return Result(_figures(test), wanted, training.version)
+    reranking = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+    done, wanted = Refinement.of(test), Refinement(re_ranking=reranking)
+    if done != wanted:
+        raise UserError(f"{folder / RESULTS}: the test was {str(done) or 'not re-ranked'}; expected {wanted}")
+    return Result(_figures(test), done, training.version)
 
 
 def _last(folder: Path, when: str) -> dict | None:
@@ -407,7 +408,7 @@ def ours(row: Row, outcome: Result | str | None, plan: Plan, tolerance: Toleranc
         limits = f"tolerance {tolerance.mAP:g} of mAP, {tolerance.rank:g} of rank-k"
         unverified = ", and the published figures are unverified" if row.unverified else ""
         words.append(f"{verdict}: {figures(off, '+')} ({limits}{unverified})")
-    words.append(f"re-ranked with {outcome.reranking}" if outcome.reranking else "not re-ranked")
+    words.append(str(outcome.refinement) or "not re-ranked")
     if outcome.version:
         words.append(f"MSMT17 {outcome.version}")
     if departures := plan.departures(row):

@@ -33,6 +33,15 @@ def protocol_of(ignored: Ignored) -> str:
     return next((name for name, rule in PROTOCOLS.items() if rule is ignored), getattr(ignored, "__name__", "own"))
 
 
+def check_finite(query: Tensor, gallery: Tensor) -> None:
+    """Raise DataError if features [Q, D] or [G, D] are not finite."""
+    for name, features in (("query", query), ("gallery", gallery)):
+        finite = torch.isfinite(features).all(dim=1)
+        if not finite.all():
+            rows = (~finite).nonzero().flatten().tolist()
+            raise DataError(f"{len(rows)} {name} features are not finite, the first at row {rows[0]}")
+
+
 def rank_features(
     query: Tensor,
     gallery: Tensor,
@@ -53,10 +62,7 @@ def rank_features(
     Raises:
         DataError: features that are not finite; or no query has a match (the message says why, with examples).
     """
-    for name, features in (("query", query), ("gallery", gallery)):
-        if not torch.isfinite(features).all():
-            rows = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
-            raise DataError(f"{len(rows)} {name} features are not finite, the first at row {rows[0]}")
+    check_finite(query, gallery)
     lengths = gallery.square().sum(dim=1)
 
     def distances(rows: slice) -> Tensor:

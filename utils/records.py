@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,6 +154,16 @@ class Losses(NamedTuple):
     accuracy: dict[str, Tensor] = {}  # noqa: RUF012 (never changed) term -> [], a fraction, by its own scores
 
 
+class QueryExpansion(NamedTuple):
+    """The settings of alpha query expansion (Radenovic et al., 2019)."""
+
+    k: int  # nearest gallery images that are added to a query
+    alpha: float  # exponent of the similarities that weigh them
+
+    def __str__(self) -> str:
+        return f"k {self.k}, alpha {self.alpha:g}"
+
+
 class Reranking(NamedTuple):
     """The settings of k-reciprocal re-ranking (Zhong et al., 2017)."""
 
@@ -163,6 +173,40 @@ class Reranking(NamedTuple):
 
     def __str__(self) -> str:
         return f"k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_value:g}"
+
+
+class Refinement(NamedTuple):
+    """What was done at test besides comparing the features of images; nothing by default."""
+
+    flip: bool = False  # features are means over the image and its mirror image
+    query_expansion: QueryExpansion | None = None
+    re_ranking: Reranking | None = None
+
+    @staticmethod
+    def of(entry: Mapping) -> Refinement:
+        """What an entry of results.json says; what earlier versions could not do is missing there."""
+        expansion, reranking = entry.get("query_expansion"), entry.get("re_ranking")
+        return Refinement(
+            bool(entry.get("flip")),
+            QueryExpansion(*map(expansion.get, QueryExpansion._fields)) if expansion else None,
+            Reranking(*map(reranking.get, Reranking._fields)) if reranking else None,
+        )
+
+    def entry(self) -> dict[str, Any]:
+        """The same as plain types, for an entry of results.json or a line of metrics.jsonl."""
+        return {
+            "flip": self.flip,
+            "query_expansion": self.query_expansion._asdict() if self.query_expansion else None,
+            "re_ranking": self.re_ranking._asdict() if self.re_ranking else None,
+        }
+
+    def __str__(self) -> str:
+        done = [
+            "flip" if self.flip else "",
+            f"query expansion ({self.query_expansion})" if self.query_expansion else "",
+            f"re-ranked ({self.re_ranking})" if self.re_ranking else "",
+        ]
+        return ", ".join(filter(None, done))
 
 
 class Ranking(NamedTuple):
@@ -179,7 +223,7 @@ class Evaluation(NamedTuple):
     """All trials of a benchmark."""
 
     trials: tuple[Ranking, ...]
-    reranking: Reranking | None = None  # None: not re-ranked
+    refinement: Refinement = Refinement()
     side: str = "none"  # side information: same (as in training), mean (of all in training) or none
 
     def values(self) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
+from utils.metrics import check_finite
 
 PAIRS_AT_ONCE = 2**24  # elements of the largest temporary tensor (float64: 128 MB); about five exist at a time
 
@@ -90,14 +91,10 @@ def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
         raise ValueError(f"query {[*query.shape]} and gallery {[*gallery.shape]} must be [Q, D] and [G, D]")
     if not len(query) or not len(gallery):
         raise DataError(f"nothing to rank: {len(query)} queries, {len(gallery)} gallery images")
-    for name, features in (("query", query), ("gallery", gallery)):
-        finite = torch.isfinite(features).all(dim=1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten().tolist()
-            raise DataError(f"{len(rows)} {name} features are not finite, the first at row {rows[0]}")
+    check_finite(query, gallery)
 
 
-def _chunks(total: int, per_row: int) -> Iterator[slice]:
+def chunks(total: int, per_row: int) -> Iterator[slice]:
     """Slices of `total` rows, so that a tensor with `per_row` elements in each row keeps to PAIRS_AT_ONCE."""
     size = max(1, PAIRS_AT_ONCE // per_row)
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
@@ -120,7 +117,7 @@ def _neighbours(features: Tensor, count: int, distances: Tensor) -> tuple[Tensor
     copied = bool((copy_of != images).any())
     neighbours = images.new_empty(total, count)
     farthest = torch.empty_like(lengths)
-    for rows in _chunks(total, total):
+    for rows in chunks(total, total):
         block = torch.addmm(lengths, features[rows], features.T, alpha=-2)
         block = block.add_(lengths[rows, None]).clamp_(min=0)
         in_block = images[: len(block)]
@@ -134,7 +131,7 @@ def _neighbours(features: Tensor, count: int, distances: Tensor) -> tuple[Tensor
             ours = slice(0, queries.stop - queries.start)
             distances[queries] = (block[ours, num_queries:] / farthest[queries, None]).float()
         block[in_block, images[rows]] = -torch.inf
-        neighbours[rows] = _nearest(block, count)
+        neighbours[rows] = nearest(block, count)
     return neighbours, farthest
 
 
@@ -145,7 +142,7 @@ def _first_copies(features: Tensor) -> Tensor:
     return images.scatter_reduce(0, groups, images, "amin", include_self=False)[groups]
 
 
-def _nearest(distances: Tensor, count: int) -> Tensor:
+def nearest(distances: Tensor, count: int) -> Tensor:
     """Columns of the `count` smallest of each row [R, N], ascending; equal ones keep order. -> int64 [R, count]"""
     values, columns = distances.topk(min(count + 1, distances.shape[1]), dim=1, largest=False)
     # topk orders ties as it likes, and chooses freely among those for which there is no room.
@@ -163,7 +160,7 @@ def _reciprocal(neighbours: Tensor) -> Tensor:
     total, count = neighbours.shape
     images = torch.arange(total, device=neighbours.device)
     parts = [
-        (neighbours[neighbours[rows]] == images[rows, None, None]).any(dim=2) for rows in _chunks(total, count * count)
+        (neighbours[neighbours[rows]] == images[rows, None, None]).any(dim=2) for rows in chunks(total, count * count)
     ]
     return torch.cat(parts)
 
@@ -179,7 +176,7 @@ def _weights(features: Tensor, farthest: Tensor, neighbours: Tensor, k1: int) ->
     nearest, sets = neighbours[:, : k1 + 1], neighbours[:, :half]
     reciprocal, in_set = _reciprocal(nearest), _reciprocal(sets)
     counts, columns, values = [], [], []
-    for rows in _chunks(total, max(total, nearest.shape[1] * sets.shape[1])):
+    for rows in chunks(total, max(total, nearest.shape[1] * sets.shape[1])):
         candidates, is_candidate = nearest[rows], reciprocal[rows]
         chosen = is_candidate.new_zeros(len(candidates), total).scatter_(1, candidates, is_candidate)
         theirs, is_theirs = sets[candidates], in_set[candidates]  # [R, K, half]
@@ -202,7 +199,7 @@ def _weights(features: Tensor, farthest: Tensor, neighbours: Tensor, k1: int) ->
 def _pair_distances(features: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Squared distances of the pairs of images `left` and `right`, int64 [P] each. -> [P]"""
     distances = features.new_empty(len(left))
-    for pairs in _chunks(len(left), 16 * features.shape[1]):  # small pieces stay in the processor's cache
+    for pairs in chunks(len(left), 16 * features.shape[1]):  # small pieces stay in the processor's cache
         difference = features.index_select(0, left[pairs]).sub_(features.index_select(0, right[pairs]))
         distances[pairs] = difference.square_().sum(dim=1)
     return distances
@@ -218,7 +215,7 @@ def _mean_of_rows(weights: SparseRows, neighbours: Tensor) -> SparseRows:
     """Local query expansion (eq. 11): row i becomes the mean of the rows `neighbours[i]`, int64 [N, k2]. -> [N, N]"""
     total, k2 = neighbours.shape
     counts, columns, values = [], [], []
-    for rows in _chunks(total, k2 * int(weights.starts.diff().max())):
+    for rows in chunks(total, k2 * int(weights.starts.diff().max())):
         position, entries = weights.entries(neighbours[rows].flatten())
         place, order = (position // k2 * total + weights.columns[entries]).sort(stable=True)
         place, summands = place.unique_consecutive(return_counts=True)
@@ -237,7 +234,7 @@ def _jaccard(weights: SparseRows, num_queries: int) -> Iterator[tuple[slice, Ten
     starts = weights.starts
     num_gallery = len(starts) - 1 - num_queries
     holders = _transposed(weights, num_queries)
-    for rows in _chunks(num_queries, num_gallery):
+    for rows in chunks(num_queries, num_gallery):
         first = starts[:-1][rows]
         counts = starts[1:][rows] - first
         minima = weights.values.new_zeros(len(first), num_gallery)

@@ -223,7 +223,20 @@ class Reranking(TypedDict):
     lambda_value: Fraction
 
 
-class Entry(Figures):
+class QueryExpansion(TypedDict):
+    k: Positive
+    alpha: Annotated[float, number(0, expected="a number of at least 0")]
+
+
+class Refinement(TypedDict):
+    """What was done at test besides comparing features."""
+
+    flip: NotRequired[bool]
+    query_expansion: NotRequired[QueryExpansion]
+    re_ranking: NotRequired[Reranking]
+
+
+class Entry(Figures, Refinement):
     """One evaluation in results.json."""
 
     when: str
@@ -232,7 +245,6 @@ class Entry(Figures):
     queries: Count
     data_set: str
     protocol: NotRequired[str]
-    re_ranking: NotRequired[Reranking]
 
 
 class Results(TypedDict):
