@@ -4,8 +4,8 @@
     python test_svllreid.py --config_file configs/person/vit_svllreid.yml TEST.WEIGHT runs/market/ViT-B-16_60.pth
 
 Without --config_file, settings are those that the checkpoint was trained with; on other data sets than in training, all
-but TEST.PROTOCOL and DATASETS.HOLD_OUT, which say something of the data. Published CLIP-ReID and SVLL-ReID files hold
-no settings: they need --config_file. Training images are not needed.
+but TEST.PROTOCOL and DATASETS.HOLD_OUT, which say something of the data. Published files (of
+CLIP-ReID, SVLL-ReID, person towers) hold no settings: they need --config_file. Training images are not needed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> Path:
     log_to_screen()
     arguments, cfg = read_command_line(argv)
     requested, weight = arguments.overrides[::2], cfg.TEST.WEIGHT
-    weights = read_weights(weight)
+    weights = read_weights(weight, cfg.MODEL.NAME)
     if not arguments.config_file:
         cfg = settings_of(weights, arguments.overrides)
     names, homes = names_of(cfg.DATASETS.NAMES), homes_of(weights)

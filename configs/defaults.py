@@ -39,16 +39,17 @@ ROWS = (
     Key("MODEL.DEVICE", "auto", "Device: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.", DEVICES, ALWAYS),
     Key("MODEL.NAME", "ViT-B-16",
         "CLIP's architecture by open_clip's name (ViT-B-16, ViT-L-14, RN50, ...), ViT-Tiny-8, which is in this "
-        "repository, or an image tower without text: timm/NAME (timm/vit_base_patch16_dinov3). (The published default, "
-        "resnet50, is no name that the published programs know.)",
+        "repository, or an image tower without text: a person tower (personvit_base, solider_swin_tiny, ...) or "
+        "timm/NAME (timm/vit_base_patch16_dinov3); see docs/towers.md. (The published default, resnet50, is no name "
+        "that the published programs know.)",
         given("the name of an architecture, e.g. ViT-B-16")),
     Key("MODEL.PRETRAIN", "openai",
         "Weights: a tag of open_clip's (openai, laion2b_s34b_b88k, ...) or, for a timm tower, of timm's (lvd1689m), a "
         "file, rendered (for ViT-Tiny-8), or none (random weights).",
         given("a tag, a file, or none for random weights")),
     Key("MODEL.INIT_FROM", "",
-        "Checkpoint whose weights training starts from: one of ours, or a published CLIP-ReID or SVLL-ReID file. Empty "
-        "for none."),
+        "Checkpoint whose weights training starts from: one of ours, or a published one (CLIP-ReID, SVLL-ReID, a "
+        "fine-tuned person tower). Empty for none."),
     Key("MODEL.ACTIVATION", "auto",
         "quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP name theirs; other files do not.",
         one_of("auto", "quick_gelu", "gelu")),
@@ -60,6 +61,8 @@ ROWS = (
         "as wide as CLIP's text features (512 for ViT-B-16).", at_least(0)),
     Key("MODEL.DROP_PATH_RATE", 0.0, "timm towers: rate of stochastic depth in the last block, where it is largest.",
         FRACTION),
+    Key("MODEL.SEMANTIC_WEIGHT", 0.2,
+        "SOLIDER's towers: from 0.0, features of appearance, to 1.0, semantic ones. Published: 0.2.", within(0, 1)),
     Key("MODEL.STRIDE_SIZE", (16, 16),
         "Patch stride (vertical, horizontal) in pixels. Below the patch size patches overlap (OLP: 12 for patches of "
         "16).", SIZE),

@@ -63,9 +63,18 @@ ONE_VALUE = {
     "SOLVER.STAGE2.WARMUP_METHOD": ("linear", "there is no other warm-up here"),
 }
 
+# What to use in place of a file of another program, where there is something.
+INSTEAD = {
+    "SOLIDER": "configs/person/solider_swin_{tiny,small,base}.yml, its recipe in our keys",
+    "TransReID": (
+        "configs/person/personvit_base.yml, its recipe in our keys, with MODEL.NAME transreid_base, transreid_ssl_base, "
+        "transreid_ssl_small, personvit_base or personvit_small; its jigsaw patch module (JPM) is not here"
+    ),
+}
+
 # Other programs with similar files: beginnings of "KEY VALUE" that only they have.
 OTHER_PROGRAMS = {
-    "SOLIDER": ("MODEL.SEMANTIC_WEIGHT ", "MODEL.PRETRAIN_HW_RATIO ", "MODEL.TRANSFORMER_TYPE swin_"),
+    "SOLIDER": ("MODEL.PRETRAIN_HW_RATIO ", "MODEL.TRANSFORMER_TYPE swin_"),
     "TransReID": (
         *("MODEL.JPM ", "MODEL.SHIFT_NUM ", "MODEL.SHUFFLE_GROUP ", "MODEL.DEVIDE_LENGTH ", "MODEL.RE_ARRANGE "),
         *("MODEL.TRANSFORMER_TYPE vit_", "MODEL.TRANSFORMER_TYPE deit_"),
@@ -159,7 +168,8 @@ def _refuse_other_programs(values: Mapping[str, Any]) -> None:
     settings = {key: " ".join((key, str(value).lstrip("('\""))) for key, value in values.items()}
     for program, signs in OTHER_PROGRAMS.items():
         if theirs := [key for key, setting in settings.items() if setting.startswith(signs)]:
-            raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files are not supported")
+            instead = f"; instead: {INSTEAD[program]}" if program in INSTEAD else ""
+            raise ConfigError(f"has keys of {program} ({', '.join(theirs)}), whose files are not supported{instead}")
 
 
 def _method(flat: list[str], staged: list[str], values: Mapping[str, Any], where: str) -> dict[str, Any]:

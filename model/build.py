@@ -39,7 +39,12 @@ SETTLED = {
     "pixel_std": "INPUT.PIXEL_STD",
 }
 # Settings that only some towers are made with: name in `architecture` -> configuration key.
-OPTIONS = {"pooling": "MODEL.POOLING", "embed_dim": "MODEL.EMBED_DIM", "drop_path": "MODEL.DROP_PATH_RATE"}
+OPTIONS = {
+    "pooling": "MODEL.POOLING",
+    "embed_dim": "MODEL.EMBED_DIM",
+    "drop_path": "MODEL.DROP_PATH_RATE",
+    "semantic_weight": "MODEL.SEMANTIC_WEIGHT",
+}
 # What decides on the position table; a command line that names one of them has the table resized.
 RESIZING = {"INPUT.SIZE_TRAIN", "MODEL.STRIDE_SIZE"}
 SIDE = {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
@@ -74,7 +79,7 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "ssl_type": cfg.MODEL.SSL_TYPE,
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
         "ssl_out": cfg.MODEL.SSL_OUT,
-        **{field: attrgetter(key)(cfg) for field, key in OPTIONS.items() if field in tower.options},
+        **_options(cfg),
     }
     for key, count, noun in (
         ("SIE_CAMERA", benchmark.num_cams, "camera"),
@@ -117,6 +122,12 @@ def settle_pixels(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def _options(cfg: CfgNode) -> dict:
+    """The values of those of OPTIONS that the tower is made with."""
+    options = find_tower(cfg.MODEL.NAME).options
+    return {field: attrgetter(key)(cfg) for field, key in OPTIONS.items() if field in options}
+
+
 def _fill(cfg: CfgNode, model: SvllReid) -> None:
     """Load MODEL.PRETRAIN into an image tower that is no CLIP's."""
     if load := find_tower(cfg.MODEL.NAME).fill:
@@ -155,8 +166,8 @@ def _check_covers(name: str, sizes: Mapping[str, Sequence[int]]) -> None:
 
 def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, resize: bool) -> SvllReid:
     """A network for training that starts from MODEL.INIT_FROM, and from CLIP where that file lacks CLIP's part."""
-    weights = read_weights(cfg.MODEL.INIT_FROM)
-    there = weights.architecture or {"activation": QUICK_GELU}
+    weights = read_weights(cfg.MODEL.INIT_FROM, cfg.MODEL.NAME)
+    there = weights.architecture or {"activation": QUICK_GELU if find_tower(cfg.MODEL.NAME).is_clip else AUTO}
     if architecture["activation"] not in (AUTO, there["activation"]):
         raise WeightsError(
             f"MODEL.ACTIVATION {architecture['activation']}: {weights.source} was trained with {there['activation']}; "
@@ -246,7 +257,7 @@ def settle_architecture(
     architecture = dict(weights.architecture or {})
     if weights.architecture is None:
         cfg = settle_pixels(cfg)
-        facts = {field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()}
+        facts = {field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()} | _options(cfg)
         facts |= {"template": template_of(cfg.DATASETS.NAMES), "ssl_hidden": cfg.MODEL.SSL_HIDDEN}
         architecture = describe(
             weights.tensors,
@@ -285,7 +296,7 @@ def load_model(path: str | Path, cfg: CfgNode | None = None) -> SvllReid:
         WeightsError: not a checkpoint, its tensors do not fit its description or `cfg`, or a published file without
             `cfg`.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, cfg.MODEL.NAME if cfg else "")
     if weights.architecture is None and cfg is None:
         raise WeightsError(f"{path}: is a published file, which does not say its image size and stride; give cfg, too")
     architecture = weights.architecture or settle_architecture(cfg, weights)[1]
@@ -312,7 +323,7 @@ def rebuild(
         testing: leave out what only training needs.
         resize: whether a position table of another grid is resized, or refused.
     """
-    spare = {}
+    spare, fresh = {}, dict.fromkeys(weights.lacking, "new, which changes no distance")
     if testing:
         spare = dict.fromkeys(FOR_TRAINING, "at test")
         unused = dict.fromkeys(("sentences", "language_ssl", "vision_ssl"), False)
@@ -327,9 +338,9 @@ def rebuild(
         with torch.device("meta"):  # first without memory: a damaged description may be of a network of any size
             skeleton = build_network({**architecture, "sentences": False}, _empty_clip(architecture))
             text = dict.fromkeys(("text tower", "prompts"), "compared below")
-            load_weights(skeleton, weights, spare={**spare, **text}, resize=resize)
+            load_weights(skeleton, weights, spare={**spare, **text}, fresh=fresh, resize=resize)
         model = build_network(architecture, _empty_clip(architecture))
-        verdict = load_weights(model, weights, spare=spare, resize=resize)
+        verdict = load_weights(model, weights, spare=spare, fresh=fresh, resize=resize)
     except (WeightsError, ValueError) as error:
         if weights.architecture is None:
             raise

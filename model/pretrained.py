@@ -7,7 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import open_clip
@@ -31,8 +31,11 @@ TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ra
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
 
 
-def clip_config(name: str) -> dict:
+def clip_config(name: str, others: Iterable[str] = ()) -> dict:
     """The architecture called `name`, as open_clip.CLIP takes it.
+
+    Args:
+        others: names of towers that are no CLIP's, for the message.
 
     Raises:
         WeightsError: open_clip does not know the name, or it is not a CLIP of OpenAI's two forms: a vision transformer
@@ -42,6 +45,7 @@ def clip_config(name: str) -> dict:
         return tiny_clip.config()
     names = [tiny_clip.NAME, *open_clip.list_models()]
     if name not in names:
+        names = [*names, *others]
         alike = [each for each in names if each.lower() == name.strip().lower()]
         near = alike or difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
         hint = (

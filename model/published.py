@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.clip import GELU, QUICK_GELU, patch_grid
+from model.clip import AUTO, GELU, QUICK_GELU, patch_grid
 from utils.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -105,22 +105,24 @@ def describe(
         WeightsError: naming the key that contradicts the file.
     """
     name = architecture["name"]
+    clip = any(key.startswith("image.visual.") for key in tensors)
     resnet = "image.visual.layer1.0.conv1.weight" in tensors
-    if not tower.is_clip or resnet != (tower.side_width is None):
+    if clip and (not tower.is_clip or resnet != (tower.side_width is None)):
         holds, expected = ("ResNet", "RN50") if resnet else ("vision transformer", "ViT-B-16")
         raise WeightsError(f"{source}: holds a {holds} of CLIP; MODEL.NAME {name} is none; expected e.g. {expected}")
     rows = len(tensors.get("image.side.table", ()))
-    camera, view = _side(architecture, rows, resnet=resnet, refused=side_refused, source=source)
+    table = f"{source}: {'cv_embed' if clip else 'base.sie_embed'}"
+    camera, view = _side(architecture, rows, table, used=tower.side_width is not None, refused=side_refused)
     views = VIEWPOINTS if camera and view else rows
     image = [tensors.get(f"image_projector.{layer}.weight") for layer in (0, 6)]
     text = [tensors.get(f"text_projector.{layer}.weight") for layer in (0, 6)]
     hidden, out = image if image[1] is not None else text  # SimSiam's head has another hidden layer
     simsiam = image[0] is not None and image[1] is None
-    if architecture["activation"] == GELU:
+    if clip and architecture["activation"] == GELU:
         raise WeightsError(f"{source}: MODEL.ACTIVATION gelu: published files mean quick_gelu, which auto knows")
     return {
         **architecture,
-        "activation": QUICK_GELU,
+        "activation": QUICK_GELU if clip else AUTO,
         "stride": list(tower.stride or architecture["stride"]),
         "sie_camera": camera,
         "sie_view": view,
@@ -137,27 +139,27 @@ def describe(
     }
 
 
-def _side(architecture: dict, rows: int, *, resnet: bool, refused: bool, source: str) -> tuple[bool, bool]:
+def _side(architecture: dict, rows: int, table: str, *, used: bool, refused: bool) -> tuple[bool, bool]:
     """Whether a table of side information of so many rows is of cameras, and of viewpoints."""
     camera, view = architecture["sie_camera"], architecture["sie_view"]
-    if resnet:  # published ResNets make room for a table and never use it
+    if not used:  # published ResNets make room for a table and never use it
         return False, False
     if rows and not (camera or view or refused):
         raise WeightsError(
-            f"{source}: cv_embed, of {rows} rows, is a table of side information: set MODEL.SIE_CAMERA or "
+            f"{table}, of {rows} rows, is a table of side information: set MODEL.SIE_CAMERA or "
             "MODEL.SIE_VIEW True and MODEL.SIE_COE as in its training, or MODEL.SIE_CAMERA False on the command line "
             "to do without"
         )
     if not rows and (camera or view):
         raise WeightsError(
-            f"{source}: has no cv_embed, so it was trained without side information; MODEL.SIE_CAMERA and "
-            "MODEL.SIE_VIEW must be False"
+            f"{table} is missing, so it was trained without side information; MODEL.SIE_CAMERA and MODEL.SIE_VIEW "
+            "must be False"
         )
     views = VIEWPOINTS if camera and view else rows
     fits = rows % views == 0 if camera and view else rows != PAIRS if camera else rows <= VIEWPOINTS
     if (camera or view) and not fits:
         raise WeightsError(
-            f"{source}: cv_embed has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
+            f"{table} has {rows} rows; with viewpoints alone there are at most {VIEWPOINTS}, with cameras "
             f"and viewpoints a multiple of that (VeRi: {PAIRS}). Set MODEL.SIE_CAMERA and MODEL.SIE_VIEW as in its "
             "training, or both False on the command line to do without"
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import timm
@@ -99,7 +100,10 @@ class TokenTower(TimmTower):
         embed, old = self.net.patch_embed, self.net.patch_embed.grid_size
         self.grid = embed.grid_size = self.grid_for(image_size, stride)
         embed.num_patches = self.grid[0] * self.grid[1]
-        embed.proj.stride = tuple(stride)
+        stem = self.patch[0] // embed.proj.kernel_size[0]  # its own stride; 1 without one
+        if any(step % stem for step in stride):
+            raise WeightsError(f"MODEL.STRIDE_SIZE: invalid value {tuple(stride)}; expected multiples of {stem}")
+        embed.proj.stride = tuple(step // stem for step in stride)
         if self.positions:
             table = resample_abs_pos_embed(self.net.pos_embed.data, self.grid, old, num_prefix_tokens=self.prefix)
             self.net.pos_embed = nn.Parameter(table)
@@ -132,10 +136,13 @@ class TokenTower(TimmTower):
 
 
 class MapTower(TimmTower):
-    """Any other tower: Swin, ConvNeXt, ResNet, RepViT, ...; pooled and normalised by timm's own head."""
+    """Any other tower: Swin, ConvNeXt, ResNet, RepViT, ...; pooled and normalised by timm's own head.
 
-    def __init__(self, net: nn.Module, *, embed_dim: int = 0):
-        width: Any = getattr(net, "head_hidden_size", net.num_features)
+    Its linear layer, if it has one (`num_classes`), makes the feature.
+    """
+
+    def __init__(self, net: Any, *, embed_dim: int = 0):
+        width: Any = net.num_classes or getattr(net, "head_hidden_size", net.num_features)
         super().__init__(net, (0, width), embed_dim)
 
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
@@ -155,7 +162,7 @@ def make_timm(
     embed_dim: int = 0,
     drop_path: float = 0.0,
     side_on_all: bool = False,
-    **arguments: Any,
+    create: Callable[..., Any] | None = None,
 ) -> TokenTower | MapTower:
     """The tower that timm calls `name`, without trained weights.
 
@@ -164,31 +171,33 @@ def make_timm(
         stride: of towers that let it be chosen (`Facts.stride` is None).
         test_size: another image size that it must take.
         drop_path: largest rate of stochastic depth, that of the last block.
-        arguments: more for `timm.create_model`.
+        create: makes timm's tower of arguments of its class; None: as it is.
 
     Raises:
         WeightsError: an image size or a pooling that this tower does not have.
     """
     facts = read_facts(name)
+    arguments: dict[str, Any] = {}
     if facts.takes_size:
         arguments["img_size"] = tuple(image_size)
     arguments |= {key: value for key, value in ANY_SIZE.items() if key in facts.arguments}
-    if drop_path:
+    if drop_path or "drop_path_rate" in facts.arguments:  # timm's own default is 0.1 for some
         arguments["drop_path_rate"] = drop_path
     if pooling not in (AUTO, *((TOKEN, AVG, BOTH) if facts.has_token else ())):
         raise WeightsError(f"MODEL.POOLING {pooling}: timm/{name} has no class token; expected {AUTO}, its own pooling")
 
-    def make(side: SideEmbedding | None) -> TokenTower | MapTower:
-        net: Any = timm.create_model(name, num_classes=0, **arguments)
+    def make(side: SideEmbedding | None, **more: Any) -> TokenTower | MapTower:
+        net = (create or partial(timm.create_model, name, num_classes=0))(**arguments, **more)
         if facts.has_token:
             options: dict[str, Any] = {"side_on_all": side_on_all, "pooling": pooling, "embed_dim": embed_dim}
             return TokenTower(net, image_size, stride, side, **options)
         return MapTower(net, embed_dim=embed_dim)
 
-    for key, size in {"INPUT.SIZE_TRAIN": image_size, "INPUT.SIZE_TEST": test_size or image_size}.items():
+    quick = {"weight_init": "skip"} if "weight_init" in facts.arguments else {}
+    for size, key in {tuple(test_size or image_size): "INPUT.SIZE_TEST", tuple(image_size): "INPUT.SIZE_TRAIN"}.items():
         try:
             with torch.device("meta"), torch.no_grad():
-                make(None).eval().to("meta")(torch.zeros(1, 3, *size))
+                make(None, **quick).eval().to("meta")(torch.zeros(1, 3, *size))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{key} {tuple(size)}: timm/{name} does not take images of this size ({one_line(error)}); expected "

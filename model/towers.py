@@ -18,7 +18,7 @@ And, where it can:
         i + 1 for block i from 0 and, with the last, the norm after it; None for what comes after those
     set_grad_checkpointing(enable=True), for SOLVER.STAGE2.GRAD_CHECKPOINTING, as timm's and open_clip's towers
 
-To add one: its file, and a row of TOWERS.
+To add one: its file, and a row of TOWERS; a published tower that timm can build is a row of `model.families`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model import families
 from model.clip import ResNetTower, ViTTower
+from model.families import FAMILIES, IMAGENET
 from model.heads import SideEmbedding
 from model.pretrained import clip_config
 from model.timm_tower import fill, make_timm, pixels, read_facts
 
 TIMM = "timm/"  # how names of timm's towers begin
 VIT, RESNET = "vision transformer", "ResNet"  # CLIP's; MODEL.NAME is open_clip's name of the architecture
-
-
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Tower(NamedTuple):
@@ -72,7 +71,9 @@ def find_tower(name: str) -> Tower:
         return TOWERS[name]
     if name.startswith(TIMM):
         return _timm_row(name.removeprefix(TIMM))
-    vision = clip_config(name)["vision_cfg"]
+    if name in FAMILIES:
+        return _family_row(name)
+    vision = clip_config(name, others=FAMILIES)["vision_cfg"]
     if isinstance(vision["layers"], int):
         return TOWERS[VIT]._replace(patch=vision["patch_size"])
     return TOWERS[RESNET]
@@ -112,6 +113,22 @@ def _timm_row(name: str) -> Tower:
         options=("test_size", "pooling", "embed_dim", "drop_path"),
         fill=lambda tower, pretrain: fill(tower, name, pretrain),
         pixels=partial(pixels, name),
+    )
+
+
+def _family_row(name: str) -> Tower:
+    family = FAMILIES[name]
+    facts = read_facts(family.timm)
+    width = family.arguments.get("embed_dim", facts.width)
+    own = [*(["pooling"] if facts.has_token else []), *(["semantic_weight"] if family.semantic else [])]
+    return Tower(
+        lambda visual, *settings, **options: families.make(name, *settings, **options),
+        facts.patch,
+        facts.stride,
+        side_width=(lambda visual: width) if facts.has_token else None,
+        options=("test_size", "embed_dim", "drop_path", *own),
+        fill=lambda tower, pretrain: families.fill(tower, name, pretrain),
+        pixels=lambda pretrain: family.pixels,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from model import published
 from model.clip import resize_positions
+from model.families import FAMILIES, candidates, read_family, refuse_branches, state_of
 from model.files import check_tensors, layout, state_in
 from model.svllreid import SvllReid
 from model.towers import find_tower
@@ -44,6 +46,8 @@ class Weights(NamedTuple):
     trained_on: str | None = None  # fingerprint of its training images, where the file says it
     tested_on: tuple[str, ...] = ()  # the same of the queries and galleries of each of its data sets
     prompts_trained: bool = True  # whether the prompts were ever trained
+    names: Callable[[str], str] | None = None  # our name of a tensor -> that in the file; None: the same
+    lacking: tuple[str, ...] = ()  # PARTS that files of its kind never have
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of PARTS."""
@@ -51,14 +55,17 @@ class Weights(NamedTuple):
 
     def shown(self, key: str) -> str:
         """A tensor's name as it stands in the file."""
-        return key if self.architecture else published.published_name(key, self.tensors)
+        return self.names(key) if self.names else key
 
 
-def read_weights(path: str | Path) -> Weights:
-    """Read a checkpoint of this program, or a published CLIP-ReID or SVLL-ReID file.
+def read_weights(path: str | Path, name: str = "") -> Weights:
+    """Read a checkpoint of this program, a published CLIP-ReID or SVLL-ReID file, or that of a published tower.
+
+    Args:
+        name: MODEL.NAME, for the latter, which does not say what it is.
 
     Raises:
-        WeightsError: no such file, damaged, would execute code, or neither of the two.
+        WeightsError: no such file, damaged, would execute code, or none of these.
     """
     source = str(path)
     if is_torchscript(path):
@@ -66,14 +73,31 @@ def read_weights(path: str | Path) -> Weights:
     contents = read_tensors(path)
     if contents.get("format") == FORMAT:
         return weights_in(contents, source)
-    state = state_in(contents, source)
+    state = state_of(name, contents) if name in FAMILIES else state_in(contents, source)
     if published.is_published(state):
         check_tensors(state, source)
-        return Weights(source, published.from_published(state, source=source), None, None)
+        tensors = published.from_published(state, source=source)
+        return Weights(source, tensors, None, None, names=partial(published.published_name, state=tensors))
+    if name in FAMILIES:
+        return _of_family(name, contents, source)
+    refuse_branches(state, source)
+    if likely := candidates(state):
+        raise WeightsError(
+            f"{source}: is a fine-tuned network of another program, which does not say its MODEL.NAME; expected one of "
+            f"{', '.join(likely)}, by --config_file or on the command line"
+        )
     raise WeightsError(
         f"{source}: is neither a checkpoint of this program (no format {FORMAT!r} in it) nor a published CLIP-ReID or "
         f"SVLL-ReID file (no image_encoder.* in it), but {layout(state)}; CLIP's own weights are for MODEL.PRETRAIN"
     )
+
+
+def _of_family(name: str, contents: dict, source: str) -> Weights:
+    found = read_family(name, contents, source)
+    if not found.is_network:
+        raise WeightsError(f"{source}: is a pre-trained tower without heads, which MODEL.PRETRAIN takes")
+    lacking = () if FAMILIES[name].has_heads else ("batch-norm necks", "identity classifiers")
+    return Weights(source, found.tensors, None, None, names=found.shown, lacking=lacking)
 
 
 def weights_in(contents: dict, source: str) -> Weights:
@@ -118,7 +142,8 @@ def plan_reuse(weights: Weights, architecture: dict, trained_on: str | None = No
     anew where they do not.
     """
     pids = architecture["num_pids"]
-    fresh = dict.fromkeys(("side information", "identity classifiers", "image projector", "text projector"), "new")
+    parts = ("side information", "identity classifiers", "image projector", "text projector", *weights.lacking)
+    fresh = dict.fromkeys(parts, "new")
     other_data = None not in (weights.trained_on, trained_on) and weights.trained_on != trained_on
     spare = {}
 

@@ -452,7 +452,7 @@ def test_a_key_that_had_an_effect_has_one_value(root, caplog, key):
 OTHERS = [
     ("TransReID", "MODEL: {JPM: True, RE_ARRANGE: True, SHIFT_NUM: 5}\n", ["MODEL.JPM", "MODEL.RE_ARRANGE"]),
     ("TransReID", "MODEL: {TRANSFORMER_TYPE: vit_base_patch16_224_TransReID}\n", ["MODEL.TRANSFORMER_TYPE"]),
-    ("SOLIDER", "MODEL: {SEMANTIC_WEIGHT: 0.2, TRANSFORMER_TYPE: x}\n", ["MODEL.SEMANTIC_WEIGHT"]),
+    ("SOLIDER", "MODEL: {PRETRAIN_HW_RATIO: 2, SEMANTIC_WEIGHT: 0.2}\n", ["MODEL.PRETRAIN_HW_RATIO"]),
     ("SOLIDER", "MODEL: {TRANSFORMER_TYPE: 'swin_base_patch4_window7_224'}\n", ["MODEL.TRANSFORMER_TYPE"]),
     ("fast-reid", "MODEL: {BACKBONE: {DEPTH: 50x}}\nSOLVER: {OPT: SGD}\n", ["MODEL.BACKBONE.DEPTH"]),
     ("fast-reid", "_BASE_: ../Base-bagtricks.yml\n", ["_BASE_"]),
@@ -464,6 +464,7 @@ def test_files_of_other_programs_are_told_by_their_keys(root, program, text, key
     with pytest.raises(ConfigError, match=rf"root\.yml: has keys of {program} .*not supported") as caught:
         root(text + BASE)  # flat keys, as theirs
     assert all(key in str(caught.value) for key in keys) and "did you mean" not in str(caught.value)
+    assert ("configs/person/" in str(caught.value)) == (program != "fast-reid")
 
 
 def test_a_checkpoint_has_our_keys_only():

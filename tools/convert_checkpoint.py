@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{target}: is there already, and is not overwritten")
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.absolute().parent}")
-    weights = read_weights(arguments.source)
+    weights = read_weights(arguments.source, cfg.MODEL.NAME)
     try:
         if weights.architecture is None:
             _from_published(weights, target, cfg, arguments.overrides[::2])
@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:
     cfg, architecture, _ = settle_architecture(cfg, weights, requested=requested)
-    _, verdict = rebuild(weights, architecture)  # does it fit?
+    model, verdict = rebuild(weights, architecture)  # does it fit?
     contents = {
-        "model": weights.tensors,
+        "model": model.state_dict(),
         "stage": None,
         "epoch": None,
         "config": to_dict(cfg),

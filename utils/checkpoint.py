@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from utils.unreadable import why_unreadable
 FORMAT = "svllreid-1"
 PARTS = ("model", "architecture", "config")
 SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}  # of files of weights
+HARMLESS: list = [argparse.Namespace]  # classes without code that files may hold besides tensors and plain types
 LONGEST_HEADER = 100_000_000  # bytes of safetensors' JSON header, its own limit
 ARCHIVE_START = b"PK\x03\x04"  # by which torch, too, tells its archives from its older form, a bare pickle
 FOLDER = 0x10  # mark of a record that is a folder
@@ -92,7 +95,8 @@ def read_tensors(path: str | Path) -> dict:
             check_archive(path)
             if is_torchscript(path):
                 raise WeightsError(f"{path}: is TorchScript, not a dictionary of tensors")
-        with open(path, "rb") as file:  # opened, because torch takes a name that ends in .safetensors at its word
+        # Opened, because torch takes a name that ends in .safetensors at its word.
+        with open(path, "rb") as file, torch.serialization.safe_globals(HARMLESS):
             contents = torch.load(file, map_location="cpu", weights_only=True)
     except (WeightsError, MemoryError):
         raise
@@ -245,8 +249,13 @@ class _TorchScript(pickle.Unpickler):
         return self.storages[key]
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str) -> None:
+def load_strictly(
+    module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str, shown: Callable[[str], str] = str
+) -> None:
     """Copy `state` into `module`, which must have exactly these tensors in exactly these shapes.
+
+    Args:
+        shown: what a tensor is called in the file.
 
     Raises:
         WeightsError: naming the first missing, unexpected and mis-shaped tensors, with `source` and `hint`.
@@ -255,9 +264,10 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, source: str, h
     faults = []
     for word, names in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
         if names:
-            faults.append(f"{len(names)} {word} ({', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''})")
+            some = ", ".join(shown(name) for name in sorted(names)[:3])
+            faults.append(f"{len(names)} {word} ({some}{', …' if len(names) > 3 else ''})")
     shapes = [
-        f"{name} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
+        f"{shown(name)} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
         for name in wanted.keys() & state.keys()
         if state[name].shape != wanted[name].shape
     ]
