@@ -127,7 +127,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
-        average = WeightAverage(parts.module, block.EMA) if block.get("EMA") else None
+        average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
         logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
@@ -152,7 +152,6 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             precision=precision,
             scaler=scaler,
             clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-            average=average,
         )
         if average:
             average.swap()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from processor.progress import Progress
 from processor.stage_run import Batches, Position, StageRun
-from solver.average import WeightAverage
 from utils.devices import autocast
 from utils.distributed import average_gradients, collective
 from utils.progress import progress as bar
@@ -28,7 +27,6 @@ def fit(
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler | None = None,
     clip_norm: float = 0.0,
-    average: WeightAverage | None = None,
 ) -> None:
     """Train `stage`, a module that turns a batch into Losses.
 
@@ -42,7 +40,6 @@ def fit(
         precision: torch.float32, or the dtype of autocast.
         scaler: of the loss, for torch.float16: an update that overflows is skipped, and counted.
         clip_norm: the gradient of all parameters as one vector is shortened to this length; 0.0 is off.
-        average: of the weights, to be kept.
     """
     at, progress = run.position, Progress(run, epochs, scaler)
     for epoch in range(at.epoch, epochs + 1):
@@ -63,8 +60,6 @@ def fit(
                 (scaler.scale(losses.total) if scaler else losses.total).backward()
                 average_gradients(trained)
                 finite = _update(optimizer, trained, losses.total.detach(), scaler, clip_norm)
-                if average is not None:
-                    average.update()
                 at = at._replace(step=at.step + 1, steps=at.steps + 1)
                 progress.add(at, batch, losses, finite)
                 stop, ended = run.stop_requested(), at.step == total

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -16,15 +17,16 @@ class WeightAverage:
 
     Args:
         module: those of its parameters that train are averaged.
+        optimizer: makes the updates.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, decay: float, optimizer: Optimizer):
         self.parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self.averages = {name: weight.detach().clone() for name, weight in self.parameters.items()}
         self._average = get_ema_multi_avg_fn(decay)
+        optimizer.register_step_post_hook(self._update)
 
-    def update(self) -> None:
-        """Call it after every step of the optimiser."""
+    def _update(self, *_) -> None:
         self._average(list(self.averages.values()), [weight.detach() for weight in self.parameters.values()], None)
 
     def swap(self) -> None:

@@ -197,8 +197,8 @@ def test_the_average_of_the_weights_is_timms():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     network[2].bias.requires_grad_(False)
-    average, theirs = WeightAverage(network, 0.9), ModelEmaV3(network, 0.9, exclude_buffers=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    average, theirs = WeightAverage(network, 0.9, optimizer), ModelEmaV3(network, 0.9, exclude_buffers=True)
     for step in range(4):
         if step == 2:  # in between, as for an evaluation
             weights = copy.deepcopy(network.state_dict())
@@ -209,14 +209,13 @@ def test_the_average_of_the_weights_is_timms():
             assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
         network(torch.randn(5, 3)).square().sum().backward()
         optimizer.step()
-        average.update()
         theirs.update(network)
     assert average.averages.keys() == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight"}
     for name, value in average.averages.items():
         assert torch.equal(value, theirs.module.get_parameter(name))
     for wrong in ({}, {**average.averages, "x": torch.ones(1)}, {**average.averages, "0.bias": torch.ones(3)}):
         with pytest.raises(ValueError, match="average"):
-            WeightAverage(network, 0.9).load(wrong)
+            average.load(wrong)
 
 
 def test_adam_as_published():
