@@ -124,7 +124,6 @@ def test_a_folder_per_identity(people):
     assert folder(people, noun="vehicle").template == "A photo of a {} vehicle."
     assert folder(people, protocol="all").ignored is ignore_nothing
     assert labels(folder(people, protocol="all")) == labels(benchmark)  # cameras that are there are kept
-    refuses(people, "TEST.PROTOCOL", "'any'", "cross-camera", protocol="any")
     write(people, "query/2/c1_9.jpg", "gallery/anna/c1_9.jpg", "gallery/2/c2_9.jpg")
     assert folder(people).seen == ("2", "anna") and folder(people, train=False).seen == ()
 
@@ -872,7 +871,8 @@ def test_refuses(tmp_path):
 def test_a_command_line_that_is_wrong(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as error:
         split_dataset.main([str(crowd(tmp_path / "source")), str(tmp_path / "x"), *words])
-    assert error.value.code == 2 and words[-1 if "--link" in words else 0] in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert error.value.code == 2 and any(word in said for word in words if word.startswith("--"))
     assert not (tmp_path / "x").exists()
 
 
