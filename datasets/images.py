@@ -121,11 +121,16 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
-            colours = _rgb(image)
-            turn = UPRIGHT.get(orientation(image))  # after decoding: PNG files may have it at their end
-            return colours if turn is None else colours.transpose(turn)
+            return upright_rgb(image)
     except Exception as error:  # of any type: decoders have faults of their own
         raise DataError(f"{shown(path)}: cannot be read as an image ({one_line(error)})") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """What `read_image` makes of an image that Pillow has opened; its errors are DataError or Pillow's own."""
+    colours = _rgb(image)
+    turn = UPRIGHT.get(orientation(image))  # after decoding: PNG files may have it at their end
+    return colours if turn is None else colours.transpose(turn)
 
 
 def shown(path: str) -> str:
