@@ -177,7 +177,7 @@ def as_rgb(image: Input) -> Image.Image:
         return read_image(os.fspath(image))
     if isinstance(image, Image.Image):
         try:
-            return upright_rgb(image)
+            return upright_rgb(image.copy())
         except Exception as error:  # of any type: an image that was opened is decoded only now
             raise DataError(f"{getattr(image, 'filename', '') or 'image'}: cannot be decoded ({error})") from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
