@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from configs.defaults import KEYS
 from utils.command import Pairs, check_there, new_parser
 from utils.errors import UserError
-from utils.progress import progress
 
 if TYPE_CHECKING:
     from processor.inference import Embedder
     from utils.feature_file import FeatureFile
+    from utils.progress import progress
 
 
 def parse(
@@ -81,6 +81,7 @@ def embed_files(embedder: Embedder, paths: Sequence[str]) -> tuple[FeatureFile, 
         UserError: none can be read.
     """
     from utils.feature_file import FeatureFile
+    from utils.progress import progress
 
     unreadable: set[int] = set()
 
