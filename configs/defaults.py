@@ -188,6 +188,13 @@ ROWS = (
     # Stage 2 fine-tunes the image tower. (Of a single image, batch norm has no statistics.)
     Key("SOLVER.STAGE2.IMS_PER_BATCH", 64, "Images in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.",
         at_least(2)),
+    Key("SOLVER.STAGE2.MINI_BATCH", 0,
+        "Images that a process puts through the image tower at once, for batches that do not fit into its memory. "
+        "Losses and gradients are those of the whole batch, but for batch norm; the tower computes a third more "
+        "(GradCache: Gao et al., 2021). 0 is all.", at_least(0)),
+    Key("SOLVER.STAGE2.GRAD_CHECKPOINTING", False,
+        "Gradient checkpointing of the image tower: its blocks keep less and compute a third more. Affects speed and "
+        "memory only.", None, ALWAYS),
     Key("SOLVER.STAGE2.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
     Key("SOLVER.STAGE2.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
     Key("SOLVER.STAGE2.MAX_EPOCHS", 100,
@@ -212,6 +219,9 @@ ROWS = (
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
         "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "
         "training; every published file sets 10.)", at_least(0)),
+    Key("SOLVER.STAGE2.EMA", 0.0,
+        "Decay of an exponential moving average of the weights, e.g. 0.9998. Checkpoints and evaluations have the "
+        "average, resume states both. 0.0 is off.", FRACTION),
     Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
         at_least(0)),
     Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,

@@ -28,11 +28,7 @@ SIZES = {"small": "test_list_800.txt", "medium": "test_list_1600.txt", "large": 
 TRIALS = 10
 SEED = 1234
 EXAMPLE = "0000001 1401"
-ORIGIN = Origin(
-    "VehicleID",
-    ("VehicleID_V1.0", "VehicleID", "PKU-VehicleID", "vehicleid", "VehicleID/VehicleID_V1.0"),
-    "ask its authors for it; it is never downloaded here",
-)
+ORIGIN = Origin("VehicleID", ("VehicleID_V1.0", "VehicleID", "PKU-VehicleID", "vehicleid", "VehicleID/VehicleID_V1.0"))
 
 
 def vehicleid(
@@ -49,10 +45,6 @@ def vehicleid(
         DataError: naming the folder or list that is missing, the line that is wrong, or the images that are listed but
             not there.
     """
-    if size not in SIZES:
-        raise DataError(f"VehicleID: invalid size {size!r}; expected {', '.join(SIZES)}")
-    if trials < 1:
-        raise DataError(f"VehicleID: {trials} trials; expected 1 or more, {TRIALS} by protocol")
     folder = usual_folder(root, ORIGIN, (LISTS, IMAGES))
     samples = _read(folder, TRAIN) if train else ()
     test = _read(folder, SIZES[size])
