@@ -184,6 +184,8 @@ def make_loader(
             padding=cfg.INPUT.PADDING,
             erase=cfg.INPUT.RE_PROB,
             erase_view=cfg.INPUT.TWIN_ERASED_AREA,
+            jpeg=cfg.INPUT.JPEG_PROB,
+            jpeg_quality=cfg.INPUT.JPEG_QUALITY,
             **pixels,
         )
         instances = cfg.DATALOADER.NUM_INSTANCE
