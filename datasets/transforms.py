@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from datasets.changes import Change
+
 ERASED = (0.02, 1 / 3)  # smallest and largest share of a training image that is erased ...
 VIEW_ERASED = (0.33, 1 / 3)  # ... and, as published, of a view
 
@@ -62,16 +64,21 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Evaluation, and the features of the prompt stage: bilinear resize (not bicubic, as published), normalisation."""
+    """Evaluation, and the features of the prompt stage: bilinear resize (not bicubic, as published), normalisation.
+
+    Args:
+        change: of the decoded image, before anything else.
+    """
 
     __test__ = False  # not a test case, whatever its name looks like to pytest
 
-    def __init__(self, size, *, mean, std):
+    def __init__(self, size, *, mean, std, change: Change | None = None):
+        self.change = change
         self.steps = v2.Compose([v2.Resize(list(size), InterpolationMode.BILINEAR), _to_tensor(mean, std)])
 
     def __call__(self, image: Image.Image, *, views: bool = False) -> tuple[Tensor, None]:
         """An image -> tensor [3, H, W]; there are no views."""
-        return self.steps(image), None
+        return self.steps(image if self.change is None else self.change(image)), None
 
 
 def _to_tensor(mean, std) -> v2.Compose:
