@@ -937,22 +937,22 @@ def test_refuses(tmp_path):
     before = contents(tmp_path)
     new = tmp_path / "new"
     for word, *arguments in (
-        (f"{tmp_path}/x: there is no such folder", tmp_path / "x", new),
-        (f"{tmp_path}: is there already", source, tmp_path),
-        (f"{source}/2: is there already", source, source / "2"),
-        (f"{tmp_path}/dangling.csv: is there already", source, tmp_path / "dangling.csv", "--form", "csv"),
-        (f"{source}/new: is in {source}", source, source / "new"),
-        (f"{source}/new.csv: is in {source}", source, source / "new.csv", "--form", "csv"),
+        (f"SOURCE {tmp_path}/x: ", tmp_path / "x", new),
+        (f"TARGET {tmp_path}: ", source, tmp_path),
+        (f"TARGET {source}/2: ", source, source / "2"),
+        (f"TARGET {tmp_path}/dangling.csv: ", source, tmp_path / "dangling.csv", "--form", "csv"),
+        (f"TARGET {source}/new: is inside SOURCE", source, source / "new"),
+        (f"TARGET {source}/new.csv: is inside SOURCE", source, source / "new.csv", "--form", "csv"),
         (f"{tmp_path}/left.part: ", source, tmp_path / "left"),
         (f"{tmp_path}/flat: ", tmp_path / "flat", new),
-        ("SOURCE has no images", tmp_path / "empty", new),
+        (f"SOURCE {tmp_path}/empty: ", tmp_path / "empty", new),
         ("--train 0.5 of 4 identities", tmp_path / "poor", new),
         ("identities '01' (", tmp_path / "zeros", new),
-        (f"{tmp_path}/done: is split already", tmp_path / "done", new),
+        (f"SOURCE {tmp_path}/done: is split already", tmp_path / "done", new),
         ("SOURCE ~nouser/x: ", "~nouser/x", new),
         ("TARGET ~nouser/x: ", source, "~nouser/x"),
         (f"{tmp_path / ('x' * 300)}: File name too long", tmp_path / ("x" * 300), new),
-        (f"{tmp_path / ('x' * 300)}: cannot be written (File name too long)", source, tmp_path / ("x" * 300)),
+        (f"TARGET {tmp_path / ('x' * 300)}: cannot be written (File name too long)", source, tmp_path / ("x" * 300)),
     ):
         assert refused(*arguments).startswith(word)
     assert contents(tmp_path) == before and not new.exists()
@@ -964,8 +964,8 @@ def test_refuses(tmp_path):
         (("--train", "1"), "invalid value 1.0"),
         (("--train", "half"), "'half'"),
         (("--train", "nan"), "invalid value nan"),
-        (("--query-per-camera", "0"), "invalid value 0"),
-        (("--seed", "-1"), "invalid value -1"),
+        (("--query-per-camera", "0"), "invalid value '0'"),
+        (("--seed", "-1"), "invalid value '-1'"),
         (("--form", "voc"), "invalid choice: 'voc'"),
         (("--form", "csv", "--link"), "--link: a CSV file names the images where they are; there is nothing to link"),
     ],
@@ -1000,14 +1000,14 @@ def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, capsys, 
     target = tmp_path / ("x.csv" if form == "csv" else "x")
     code = run_script(lambda: split_dataset.main([str(source), str(target), "--form", form]))
     assert code == 2
-    assert capsys.readouterr().err == f"error: {target}: cannot be written (No space left on device)\n"
+    assert capsys.readouterr().err == f"error: TARGET {target}: cannot be written (No space left on device)\n"
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_target_that_comes_while_it_is_written(tmp_path, monkeypatch):
     source, target = crowd(tmp_path / "source"), tmp_path / "target"
     monkeypatch.setattr(split_dataset.shutil, "copyfile", lambda *_: target.mkdir(exist_ok=True))
-    assert refused(source, target) == f"{target}: is there already, and is not overwritten"
+    assert refused(source, target).startswith(f"TARGET {target}: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"] and not any(target.iterdir())
 
 

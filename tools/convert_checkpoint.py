@@ -45,9 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments, cfg = read_command_line(argv)
     target = expanded(arguments.target)
     if target.exists():
-        raise UserError(f"{target}: is there already, and is not overwritten")
+        raise UserError(f"TARGET {target}: exists already and is not overwritten")
     if not target.absolute().parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.absolute().parent}")
+        raise UserError(f"TARGET {target}: there is no folder {target.absolute().parent}")
     weights = read_weights(arguments.source)
     try:
         if weights.architecture is None:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             _to_published(weights, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        raise UserError(f"TARGET {target}: cannot be written ({error.strerror})") from error
 
 
 def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:
