@@ -188,6 +188,13 @@ ROWS = (
     # Stage 2 fine-tunes the image tower. (Of a single image, batch norm has no statistics.)
     Key("SOLVER.STAGE2.IMS_PER_BATCH", 64, "Images in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.",
         at_least(2)),
+    Key("SOLVER.STAGE2.MINI_BATCH", 0,
+        "Images that a process puts through the image tower at once, for batches that do not fit into its memory. "
+        "Losses and gradients are those of the whole batch, but for batch norm; the tower computes a third more "
+        "(GradCache: Gao et al., 2021). 0 is all.", at_least(0)),
+    Key("SOLVER.STAGE2.GRAD_CHECKPOINTING", False,
+        "Gradient checkpointing of the image tower: its blocks keep less and compute a third more. Affects speed and "
+        "memory only.", None, ALWAYS),
     Key("SOLVER.STAGE2.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
     Key("SOLVER.STAGE2.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
     Key("SOLVER.STAGE2.MAX_EPOCHS", 100,

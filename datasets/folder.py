@@ -51,10 +51,8 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
 
     Raises:
         DataError: saying what is missing, empty or ambiguous, and where; a camera that is unknown though the protocol
-            goes by cameras; or an unknown protocol.
+            goes by cameras.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"TEST.PROTOCOL: invalid value {protocol!r}; expected {' or '.join(PROTOCOLS)}")
     splits, table, omitted, unused = read_splits(root, train=train)
     if protocol == CROSS_CAMERA:
         asked = [image for split in splits if train or split != TRAIN for image in splits[split]]

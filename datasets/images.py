@@ -7,10 +7,11 @@ import random
 import stat
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,16 +25,6 @@ PAGE = (255, 255, 255)  # what transparent images lie on
 ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")  # modes
 # What Pillow calls a grey value of 16 bits; until version 11 it read such PNG files as "I", of 32 bits.
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation may be
-UPRIGHT = {  # EXIF orientation -> how to turn the image; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Pillow's warnings do not name the file. Of those files that it reads all the same, nothing needs to be said.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -121,9 +112,10 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
-            colours = _rgb(image)
-            turn = UPRIGHT.get(orientation(image))  # after decoding: PNG files may have it at their end
-            return colours if turn is None else colours.transpose(turn)
+            image.load()  # PNG files may have their orientation at the end
+            with suppress(Exception):  # of any type: the block may hold anything
+                ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except Exception as error:  # of any type: decoders have faults of their own
         raise DataError(f"{shown(path)}: cannot be read as an image ({one_line(error)})") from error
 
@@ -133,20 +125,9 @@ def shown(path: str) -> str:
     return path if path.isprintable() else repr(path)
 
 
-def orientation(image: Image.Image) -> int:
-    """An image's EXIF orientation, 1 (upright) to 8; 1 if it has none, a damaged one, or Pillow applies it."""
-    if METADATA.isdisjoint(image.info) or image.format == "TIFF":
-        return 1
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # of any type: the block may hold anything
-        return 1
-
-
 def _rgb(image: Image.Image) -> Image.Image:
     if image.format == "JPEG" and image.mode == "RGB":
-        image.load()  # and no copy, which would cost more than all that is looked at here
-        return image
+        return image  # no copy, which would cost more than all that is looked at here
     if image.mode == "F":
         raise DataError("grey values with fractions have no agreed range; save it with 8 bits")
     if image.mode in DEEP:

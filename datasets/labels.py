@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +20,6 @@ CAMERA = re.compile(r"(?:^|_)c([0-9]+)(?:s[0-9]+)?(?=[_.]|$)")  # Market-1501 ha
 DIGITS = re.compile(r"([0-9]+)")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+\Z")  # a whole number, as spreadsheets and pandas write it
 NO_LABEL = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", JUNK))
-# In what two spellings of one label may differ -> what removes the difference.
-SPELLINGS: dict[str, Callable[[str], str]] = {
-    "wide letters": lambda label: unicodedata.normalize("NFKC", label),
-    "capital letters": str.lower,
-    "blanks": lambda label: re.sub("(?<![0-9]) | (?![0-9])", "", " ".join(label.split())),  # 1 2 is not 12
-    "a decimal .0": lambda label: DECIMAL.sub(r"\1", label),
-    "leading zeros": lambda label: re.sub("(?<![0-9])0+(?=[0-9])", "", label),
-}
 WORDS = {  # before a number: c3 is 3
     "cameras": re.compile(r"\A((c|cam|camera)[^\w\s]*_*)?(?=[0-9])"),
     "viewpoints": re.compile(r"\A((v|view|viewpoint)[^\w\s]*_*)?(?=[0-9])"),
@@ -116,20 +108,14 @@ def numbering(what: str, labels: Mapping[str, str]) -> dict[str, int]:
         one = first.setdefault(text, label)
         if one != label:
             raise DataError(
-                f"{what} {one!r} ({labels[one]}) and {label!r} ({labels[label]}) differ in {_difference(one, label)} "
-                "alone; expected one spelling"
+                f"{what} {one!r} ({labels[one]}) and {label!r} ({labels[label]}) may be two spellings of one label; "
+                "expected one spelling"
             )
     return {label: number for number, label in enumerate(ordered)}
 
 
-def _plain(label: str, *, keep: str = "") -> str:
-    """What all spellings of a label have in common; one of the SPELLINGS may be kept apart."""
-    for name, take_away in SPELLINGS.items():
-        label = label if name == keep else take_away(label)
-    return label
-
-
-def _difference(one: str, other: str) -> str:
-    if _plain(one) != _plain(other):
-        return "the word in front"
-    return " and ".join(name for name in SPELLINGS if _plain(one, keep=name) != _plain(other, keep=name)) or "blanks"
+def _plain(label: str) -> str:
+    """What all spellings of a label have in common."""
+    label = " ".join(unicodedata.normalize("NFKC", label).lower().split())
+    label = re.sub("(?<![0-9]) | (?![0-9])", "", label)  # 1 2 is not 12
+    return re.sub("(?<![0-9])0+(?=[0-9])", "", DECIMAL.sub(r"\1", label))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -108,10 +107,4 @@ def _read(folder: Path, lists: tuple[str, ...], images: Path) -> list[Sample]:
             if match is None or int(match[1]) == 0:
                 raise DataError(f"{path}: line {line.number} names {line.image}, which {NAMING.misfit(match)}")
             samples.append(Sample(os.path.join(inside, line.image), line.pid, int(match[1]) - 1))
-    paths = Counter(sample.path for sample in samples)
-    if len(paths) < len(samples):
-        raise DataError(
-            f"{folder}: {' and '.join(lists)} share {len(samples) - len(paths)} images, e.g. "
-            f"{paths.most_common(1)[0][0]}; expected lists that share none"
-        )
     return sorted(samples)

@@ -24,18 +24,15 @@ class IdentitySampler(Sampler[list[int]]):
         pids: identity of every image.
         identities, instances: P and K, of the whole batch, over all processes.
         seed: of the draws, together with the epoch.
-        rank, world_size: this process's share of the P identities of every batch.
+        rank, world_size: this process's share of the P identities of every batch, of which all must have equally many.
 
     Raises:
         DataError: fewer than P identities.
-        ValueError: P or K below 1; P cannot be shared evenly among the processes.
     """
 
     def __init__(
         self, pids: Sequence[int], identities: int, instances: int, *, seed: int, rank: int = 0, world_size: int = 1
     ):
-        if min(identities, instances) < 1:
-            raise ValueError(f"{identities} identities x {instances} instances is no batch")
         self.rows: dict[int, list[int]] = {}
         for row, pid in enumerate(pids):
             self.rows.setdefault(int(pid), []).append(row)
@@ -44,8 +41,6 @@ class IdentitySampler(Sampler[list[int]]):
                 f"SOLVER.STAGE2.IMS_PER_BATCH {identities * instances} with DATALOADER.NUM_INSTANCE {instances} takes "
                 f"{identities} identities a batch; the training set has {len(self.rows)}"
             )
-        if identities % world_size:
-            raise ValueError(f"{identities} identities a batch cannot be shared by {world_size} processes")
         self.identities, self.instances, self.seed = identities, instances, seed
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0)

@@ -49,10 +49,6 @@ def vehicleid(
         DataError: naming the folder or list that is missing, the line that is wrong, or the images that are listed but
             not there.
     """
-    if size not in SIZES:
-        raise DataError(f"VehicleID: invalid size {size!r}; expected {', '.join(SIZES)}")
-    if trials < 1:
-        raise DataError(f"VehicleID: {trials} trials; expected 1 or more, {TRIALS} by protocol")
     folder = usual_folder(root, ORIGIN, (LISTS, IMAGES))
     samples = _read(folder, TRAIN) if train else ()
     test = _read(folder, SIZES[size])

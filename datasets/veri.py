@@ -98,15 +98,9 @@ def read_viewpoints(paths: Sequence[Path]) -> dict[str, int]:
         for number, text in lines:
             match = ANNOTATION.fullmatch(text)
             if match is None:
-                image, *_, viewpoint = text.split(" ")
-                if ANNOTATION.fullmatch(f"{text.rpartition(' ')[0]} {UNKNOWN}"):
-                    raise DataError(
-                        f"{path}: line {number} gives {image[:60]} the viewpoint {viewpoint[:20]!r}; expected 0 to 7, "
-                        f"or {UNKNOWN} where it is not known"
-                    )
                 raise DataError(
                     f"{path}: line {number} is {text[:60]!r} ({text.count(' ') + 1} fields); expected 42: an image, "
-                    "40 coordinates, a viewpoint from 0 to 7"
+                    f"40 coordinates, a viewpoint from 0 to 7, or {UNKNOWN} where it is not known"
                 )
             known.setdefault(match[1], int(match[2]))
     return known

@@ -64,6 +64,10 @@ class ViTTower(nn.Module):
             return len(self.visual.transformer.resblocks)
         return None if name == "visual.proj" else 0
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks keep only their inputs, and are computed again for the gradient."""
+        self.visual.set_grad_checkpointing(enable)
+
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
         """Images [B, 3, H, W] -> class tokens; another size than the tower's has its position table resized."""
         visual = self.visual

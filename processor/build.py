@@ -21,6 +21,7 @@ from datasets.check import quick_check
 from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
+from model.towers import has_batch_norm
 from processor.evaluate import evaluate
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
@@ -102,12 +103,12 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
 def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
     """Raise WeightsError if the settings of stage 2 need what the image tower has not."""
     block = IMAGE.settings(cfg)
-    needed = {"layer_of": ("LAYER_DECAY", block.LAYER_DECAY, 1.0)}
-    for method, (key, value, off) in needed.items():
-        if value != off and not hasattr(tower, method):
-            raise WeightsError(
-                f"{IMAGE.key(key)}: invalid value {value}, {cfg.MODEL.NAME} does not tell its layers; expected {off}"
-            )
+    for key, off, method, lack in (
+        ("LAYER_DECAY", 1.0, "layer_of", "does not tell its layers"),
+        ("GRAD_CHECKPOINTING", False, "set_grad_checkpointing", "has no gradient checkpointing"),
+    ):
+        if block[key] != off and not hasattr(tower, method):
+            raise WeightsError(f"{IMAGE.key(key)}: invalid value {block[key]}, {cfg.MODEL.NAME} {lack}; expected {off}")
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -241,6 +242,7 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         positives=block.SSL_POSITIVES,
         triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
+    notes = save_memory(stage, block)
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
         loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -265,11 +267,27 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         stage.weights,
         batches,
         summed={"identity": f"{len(model.heads)} heads", "triplet": f"{depths} depths"},
+        notes=notes,
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
         evaluate=evaluate_epoch,
         epoch_ended=data.train_watch.look,
     )
+
+
+def save_memory(stage: ImageStage, block: CfgNode) -> list[str]:
+    """Lines for the log: by which means the image tower takes less memory."""
+    tower, size, notes = stage.model.image, block.MINI_BATCH, []
+    if block.GRAD_CHECKPOINTING:
+        tower.set_grad_checkpointing(True)
+        notes.append("gradient checkpointing: the blocks of the image tower are computed again for the gradient")
+    if size:
+        stage.mini_batch = size
+        notes.append(f"{size} images at a time go through the image tower, and again for the gradient")
+        if has_batch_norm(tower):
+            message = "%s %d: the image tower has batch norm, which sees that many images instead of the batch"
+            logger.warning(message, IMAGE.key("MINI_BATCH"), size)
+    return notes
 
 
 MAKE_STAGE = {PROMPT.name: _prompt_parts, IMAGE.name: _image_parts}

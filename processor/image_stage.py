@@ -15,6 +15,7 @@ from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
+from processor.chunks import encode_in_chunks
 from utils.distributed import gather
 from utils.records import Batch, ImageFeatures, Losses, SideInfo
 
@@ -47,9 +48,13 @@ class ImageStage(nn.Module):
             its identity, "camera" for those from other cameras (`find_positives`).
         triplet_features: that the triplet loss is computed of: "all" that the tower has (CLIP-ReID), or "last" alone
             (TransReID).
+
+    Attributes:
+        mini_batch: images that go through the tower at once; 0 is all.
     """
 
     text_features: Tensor | None
+    mini_batch = 0
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class ImageStage(nn.Module):
         on = {name: term for name, term in TERMS.items() if self.weights.get(name, 0.0) > 0}
         pids, terms, accuracy = gather(batch.pids), {}, {}
         if any(not term.of_views for term in on.values()):
-            features = _gathered(self.model.encode_image(batch.images, batch.side))
+            features = _gathered(self._encode(batch.images, batch.side))
         for name, term in on.items():
             seen = self._views(batch, pids) if term.of_views else features
             terms[name], scores = term.compute(self, seen, pids)
@@ -111,11 +116,14 @@ class ImageStage(nn.Module):
     def _view_features(self, batch: Batch) -> tuple[Tensor, ...]:
         """The two views of every image of this process, each [B, D]."""
         assert batch.views is not None
-        tower, side = self.model.image, batch.side if self.side_on_views else None
+        side = batch.side if self.side_on_views else None
         if self.one_view_at_a_time:
-            return tuple(tower(view, side).last for view in batch.views)
+            return tuple(self._encode(view, side).last for view in batch.views)
         both = SideInfo(*(field.repeat(2) for field in side)) if side else None
-        return tower(batch.views.flatten(0, 1), both).last.chunk(2)
+        return self._encode(batch.views.flatten(0, 1), both).last.chunk(2)
+
+    def _encode(self, images: Tensor, side: SideInfo | None) -> ImageFeatures:
+        return encode_in_chunks(self.model.image, images, side, self.mini_batch)
 
     # The terms, each of the features and identities of the whole batch.
 

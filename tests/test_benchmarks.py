@@ -259,19 +259,13 @@ def test_msmt17_wrong_lines(root, msmt, line, reported):
 
 
 def test_msmt17_image_in_two_lines(root, msmt):
-    """The same line twice is one image; two identities, or two lists that are trained on together, are a mistake."""
+    """The same line twice is one image; two identities are a mistake."""
     whole = msmt17(root)
     lines, path = LISTS["query"], msmt / "list_query.txt"
     path.write_text("\n".join([*lines, lines[0]]))
     assert msmt17(root) == whole
     path.write_text("\n".join([*lines, lines[0][:-1] + "7"]))
     assert message_of(msmt17, root).endswith("_0_ex.jpg has identity 1 in line 1 and 7 in line 3")
-    path.write_text("\n".join(lines))
-    (msmt / "list_val.txt").write_text("\n".join(LISTS["val"] + LISTS["train"][:1]))
-    message = message_of(msmt17, root)
-    assert message.startswith(
-        f"{msmt}: list_train.txt and list_val.txt share 1 images, e.g. {msmt}/train/0001/0001_003"
-    )
 
 
 def test_lists_of_other_systems(root, msmt):
@@ -523,7 +517,6 @@ def test_vehicleid_without_training_images(root, listed):
 
 
 def test_vehicleid_missing_or_wrong(root, listed):
-    assert "'huge'" in message_of(vehicleid, root, size="huge") and "0 trials" in message_of(vehicleid, root, trials=0)
     path = listed / "train_test_split" / "test_list_800.txt"
     for contents in (b"0000200\n", b"\xff\xd8\xff\xe0"):
         path.write_bytes(contents)

@@ -622,6 +622,15 @@ def every_step_has_a_state(place: Place, before: Run, after: Run) -> None:
     assert numbers == [2, 8]  # ends of stages; all steps and ends of stages
 
 
+def the_tower_is_in_chunks(place: Place, before: Run, after: Run) -> None:
+    text = "6 images at a time go through the image tower"
+    assert [run.logged(text) for run in (before, after)] == [0, 1]
+
+
+def blocks_are_checkpointed(place: Place, before: Run, after: Run) -> None:
+    assert [run.logged("gradient checkpointing") for run in (before, after)] == [0, 1]
+
+
 def nothing_to_do(place: Place, before: Run, after: Run) -> None:
     assert before.logged("batch norm") == after.logged("batch norm") == 0
 
@@ -651,6 +660,8 @@ ELSEWHERE = {
     "SOLVER.STAGE2.EVAL_PERIOD": Elsewhere("1", "lines in the log", an_epoch_is_evaluated),
     # Matrices of another shape are multiplied in another order. A step of training moves a number by up to 3e-4.
     "TEST.IMS_PER_BATCH": Elsewhere("5", "speed and memory", features_come_in_more_batches, rounding=1e-5),
+    "SOLVER.STAGE2.MINI_BATCH": Elsewhere("6", "memory", the_tower_is_in_chunks, rounding=1e-5),
+    "SOLVER.STAGE2.GRAD_CHECKPOINTING": Elsewhere("True", "memory", blocks_are_checkpointed),
     "OUTPUT_DIR": Elsewhere("", "where files are written", the_run_has_a_folder_of_its_own),
     "RESUME": Elsewhere("False", "whether an earlier run is gone on with", an_earlier_run_is_refused),
     "SOLVER.CHECKPOINT_MINUTES": Elsewhere("1e-9", "how much is lost when it breaks off", every_step_has_a_state),
@@ -702,6 +713,7 @@ def test_every_key_is_entered_once():
 def test_what_may_change_on_resume_changes_no_number():
     """But for files that the data's fingerprint stands for, and the checkpoint of a test."""
     others = {"DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "TEST.WEIGHT"}
-    cuda = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC"}  # may change numbers there
-    assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (ELSEWHERE.keys() - cuda) | others
+    # These may change numbers on CUDA and with batch norm.
+    numbers = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC", "SOLVER.STAGE2.MINI_BATCH"}
+    assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (ELSEWHERE.keys() - numbers) | others
     assert {row.name for row in ROWS if row.on_resume == UNTIL_OVER} == {s.key("MAX_EPOCHS") for s in STAGES.values()}

@@ -4,11 +4,10 @@ import csv
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from datasets.several import combine
 from datasets.transforms import TrainTransform
 from tools import split_dataset
 from tools.check_dataset.report import text
-from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.metrics import ignore_nothing, rank, same_camera
 from utils.records import Benchmark, Labels
@@ -33,7 +31,6 @@ from utils.records import Benchmark, Labels
 HEADER = "path,pid,camid,viewid,split\n"
 FORMS = ("folders", "market", "csv")
 BATCH = {"instances": 1, "identities": 2}
-MARKET = (("bounding_box_train", 1), ("query", 2), ("bounding_box_test", 3))
 RIGHT = ("train/1/c1_1.jpg", "query/2/c1_1.jpg", "gallery/2/c2_1.jpg")
 
 
@@ -127,7 +124,6 @@ def test_a_folder_per_identity(people):
     assert folder(people, noun="vehicle").template == "A photo of a {} vehicle."
     assert folder(people, protocol="all").ignored is ignore_nothing
     assert labels(folder(people, protocol="all")) == labels(benchmark)  # cameras that are there are kept
-    refuses(people, "TEST.PROTOCOL", "'any'", "cross-camera", protocol="any")
     write(people, "query/2/c1_9.jpg", "gallery/anna/c1_9.jpg", "gallery/2/c2_9.jpg")
     assert folder(people).seen == ("2", "anna") and folder(people, train=False).seen == ()
 
@@ -161,50 +157,33 @@ def test_testing_needs_no_training_part_but_numbers_its_cameras_where_it_is_ther
     refuses(people, f"{people / 'train'}: holds no image")
 
 
-@pytest.mark.parametrize(
-    ("split", "missing"),
-    [("train", "train (or bounding_box_train)"), ("query", "query"), ("gallery", "gallery (or bounding_box_test)")],
-)
-def test_a_split_missing_or_empty(people, split, missing):
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_a_split_missing_or_empty(people, split):
     shutil.rmtree(people / split)
-    others = ", ".join(name for name in ("train", "query", "gallery") if name != split)
-    for fault in (f"DATASETS.ROOT_DIR {people}: there is no folder {missing} beside {others}", f"{people / split}: "):
+    for fault in (f"DATASETS.ROOT_DIR {people}: there is no folder {split}", f"{people / split}: "):
         assert refuses(people).startswith(fault)
         if split != "train":
             assert refuses(people, train=False) == refuses(people)
         write(people / split, "-1/c1_1.jpg", "5/notes.txt")  # junk and texts do not count
 
 
-BESIDE = {  # what is added to a right data set -> words of the message, {root} for its place
-    "two folders of one split": (("bounding_box_test/2_c1.jpg",), ("ROOT_DIR {root}", "gallery and bounding_box_test")),
-    "images beside identities": (("query/c1_5.jpg",), ("{root}/query: ", "(c1_5.jpg)", "such folders (2)")),
-    "a folder in an identity": (("query/2/old/c1_5.jpg",), ("{root}/query/2/old: ",)),
-    "two spellings": (("gallery/02/c1_1.jpg",), ("'02' ({root}/gallery/02/c1_1.jpg)", "'2' (", "leading zeros alone")),
-    "a blank name": (("train/  /c1_1.jpg",), ("{root}/train: ", "('  ')")),
-    "an identity that is none": (("gallery/NaN/c2_1.jpg",), ("{root}/gallery/NaN: ", "'NaN'")),
-}
-
-
-@pytest.mark.parametrize(("names", "words"), BESIDE.values(), ids=BESIDE)
-def test_what_is_wrong_with_folders(tmp_path, names, words):
-    root = write(tmp_path, *RIGHT)
-    folder(root)
-    write(root, *names)
-    refuses(root, *(word.format(root=root) for word in words))
-
-
-ALONE = {
-    "not split": (("anna/1.jpg", "bob/2.jpg"), ("(such as anna)", "`python -m tools.split_dataset {root} TARGET`")),
-    "something else": (("docs/readme.txt", "1.jpg"), ("neither the folders train, query and gallery",)),
-    "capital letters": (("Train/1/c1.jpg", "Query/2/c1.jpg", "Gallery/2/c2.jpg"), ("found Train, expected train",)),
+WRONG = {  # what there is -> words of the message, {root} for its place
+    "two folders of one split": ((*RIGHT, "bounding_box_test/2_c1.jpg"), ("gallery and bounding_box_test",)),
+    "images beside identities": ((*RIGHT, "query/c1_5.jpg"), ("{root}/query: ", "c1_5.jpg")),
+    "a folder in an identity": ((*RIGHT, "query/2/old/c1_5.jpg"), ("{root}/query/2/old: ",)),
+    "two spellings": ((*RIGHT, "gallery/02/c1_1.jpg"), ("'02' ({root}/gallery/02/c1_1.jpg)", "'2' (")),
+    "a blank name": ((*RIGHT, "train/  /c1_1.jpg"), ("{root}/train: ", "'  '")),
+    "an identity that is none": ((*RIGHT, "gallery/NaN/c2_1.jpg"), ("{root}/gallery/NaN: ", "'NaN'")),
+    "not split": (("anna/1.jpg", "bob/2.jpg"), ("anna", "tools.split_dataset {root}")),
+    "something else": (("docs/readme.txt", "1.jpg"), ("DATASETS.ROOT_DIR {root}: ",)),
     "a capital letter": (("train/1/c1.jpg", "Query/2/c1.jpg", "gallery/2/c2.jpg"), ("found Query, expected query",)),
     "one folder above": (tuple(f"mine/{name}" for name in RIGHT), ("expected {root}/mine",)),
 }
 
 
-@pytest.mark.parametrize(("names", "words"), ALONE.values(), ids=ALONE)
-def test_folders_that_are_no_data_set(tmp_path, names, words):
-    refuses(write(tmp_path, *names), f"DATASETS.ROOT_DIR {tmp_path}: ", *(word.format(root=tmp_path) for word in words))
+@pytest.mark.parametrize(("names", "words"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_folders(tmp_path, names, words):
+    refuses(write(tmp_path, *names), *(word.format(root=tmp_path) for word in words))
 
 
 def test_roots_that_are_neither_folder_nor_table(tmp_path):
@@ -321,39 +300,24 @@ def test_a_name_without_an_identity(tmp_path, name):
     refuses(root, f"{root}/query/{name}: ", "identity")
 
 
-NAMES = ("train/{}_c1_1.jpg", "train/{}_c2_2.jpg", "query/0009_c1_1.jpg", "gallery/{}_c2_1.jpg")
-
-
 @pytest.mark.parametrize(
-    ("names", "one", "other", "counts", "number"),
+    ("one", "other", "third"),
     [
-        (("001_0", "001_1", "002_0"), "001_0", "001_1", (4, 3), "001"),  # clothes, a track, a part
-        (("0001_20230101", "0002_20230101", "0001_20230102"), "0001_20230101", "0001_20230102", (4, 3), "0001"),
-        (("0001-0", "0001-2023-01-02", "2"), "0001-0", "0001-2023-01-02", (4, 3), "0001"),
-        (("07 1", "08 1", "07 2"), "07 1", "07 2", (4, 3), "07"),
-        (("7", "7_b", "8"), "7", "7_b", (4, 3), "7"),
-        (("p07_0", "p08_0", "p07_1"), "p07_0", "p07_1", (4, 3), "p07"),
-        (("person_3_a", "x", "person_3_b"), "person_3_a", "person_3_b", (4, 3), "person_3"),
-        (("-1_0", "2", "3"), "-1", "-1_0", (4, 4), "-1"),
+        ("001_0", "001_1", "002_0"),  # clothes, a track, a part
+        ("0001-0", "0001-2023-01-02", "2"),
+        ("07 1", "07 2", "08 1"),
+        ("7", "7_b", "8"),
+        ("p07_0", "p07_1", "p08_0"),
+        ("person_3_a", "person_3_b", "x"),
+        ("-1", "-1_0", "2"),
     ],
 )
-def test_names_that_can_be_read_in_two_ways(tmp_path, names, one, other, counts, number):
+@pytest.mark.parametrize("place", ["train/{}_c2_2.jpg", "gallery/{}_c2_1.jpg"])
+def test_names_that_can_be_read_in_two_ways(tmp_path, one, other, third, place):
     """What stands before the camera may be more than the identity, in one split or between training and test."""
-    root = write(tmp_path / "x", *(place.format(name) for place, name in zip(NAMES[:2], names[:2], strict=True)))
-    write(root, NAMES[2], NAMES[3].format(names[2]))
-    for train in (True, False):
-        said = refuses(
-            root, f"{one} and {other} (there are {counts[0]})", f"{number} (there are {counts[1]})", train=train
-        )
-        assert said.startswith(f"{root}: ") and "a folder per identity" in said and "CSV file" in said
-    # The remedy is taken as it is meant.
-    for path in list(root.rglob("*.jpg")):
-        identity = path.name.split("_c")[0]
-        if identity != "-1_0":
-            write(root, f"{path.parent.name}/{identity}/{path.name}")
-        path.unlink()
-    write(root, "gallery/0009/c3_1.jpg")
-    assert folder(root).num_pids == len({*names[:2]} - {"-1_0"})
+    root = write(tmp_path, f"train/{one}_c1_1.jpg", f"train/{third}_c1_1.jpg", "query/9_c1_1.jpg", "gallery/9_c2_1.jpg")
+    write(root, place.format(other))
+    assert refuses(root, f"{one} and {other} ").startswith(f"{root}: ")
 
 
 @pytest.mark.parametrize("one, other", [("anna_b", "anna_c"), ("12-AB", "12-CD"), ("12AB", "12CD"), ("a_1", "a_2")])
@@ -367,20 +331,15 @@ def test_folders_of_cameras_are_no_identities(tmp_path, one, other):
     """Unless the names in them say the camera."""
     names = [f"{folder}/{number:04}.jpg" for folder in (one, other, "c3") for number in range(4)]
     source = write(tmp_path / "source", *names)
-    with pytest.raises(DataError) as error:
-        split_dataset.main([str(source), str(tmp_path / "x")])
-    seen = ", ".join(sorted(({one, other, "c3"}) - {"-1"}, key=natural))
-    assert f"{source}: holds folders of cameras, by their names ({seen}); expected a folder per" in str(error.value)
-    assert "CSV file" in str(error.value) and not (tmp_path / "x").exists()
+    assert "folders of cameras" in refused(source, tmp_path / "x") and not (tmp_path / "x").exists()
     for side in ("train", "query", "gallery"):
         shutil.copytree(source, tmp_path / "own" / side)
-    refuses(tmp_path / "own", f"{tmp_path}/own/train: ", "folders of cameras", protocol="all")
-    write(source, *(name.replace("/", f"/c{number % 2}_") for number, name in enumerate(names)))
-    for name in names:
-        (source / name).unlink()
-    split_dataset.main([str(source), str(tmp_path / "x")])
+    refuses(tmp_path / "own", f"{tmp_path}/own/train: ", protocol="all")
+    for number, name in enumerate(names):
+        (source / name).rename((source / name).with_name(f"c{number % 2}_{number}.jpg"))
+    split(source, tmp_path / "x")
     write(tmp_path / "names", "cama/1.jpg", "camilla/1.jpg", "camilla/2.jpg", "c3/1.jpg", "c4/1.jpg", "c4/2.jpg")
-    split_dataset.main([str(tmp_path / "names"), str(tmp_path / "y"), "--train", "0.7"])
+    split(tmp_path / "names", tmp_path / "y", "--train", "0.7")
 
 
 # ------------------------------------------------------------------------------------------------------------------ CSV
@@ -451,15 +410,10 @@ def test_csv_with_absolute_paths_and_paths_above(tmp_path):
 @pytest.mark.parametrize(
     ("line", "word"),
     [
-        *(("d.jpg,2,1,,test", "split 'test'"), ("d.jpg,2,1,,", "split ''"), ("d.jpg,,1,,query", "pid is empty")),
-        *((",2,1,,query", "path is empty"), ("a.jpg,2,1,,query", "in line 2"), ("./b.jpg,2,1,,query", "in line 3")),
-        *(("z.jpg,2,1,,query", "no file {root}/z.jpg"), (".,2,1,,query", "no file {root}/.")),
-        *(("x\\z.jpg,2,1,,query", "not \\"), ("d.jpg,2,1,query", "has 4 fields, the header 5")),
-        *(
-            ("d.jpg,2,1,,query,", "has 6 fields"),
-            ('"d.jpg,2,1,,query', "unexpected end"),
-            ('"d"x.jpg,2,1,,query', "CSV"),
-        ),
+        *(("d.jpg,2,1,,test", "split 'test'"), ("d.jpg,2,1,,", "split ''"), ("d.jpg,,1,,query", "pid")),
+        *((",2,1,,query", "path"), ("a.jpg,2,1,,query", "line 2"), ("./b.jpg,2,1,,query", "line 3")),
+        *(("x\\z.jpg,2,1,,query", "{root}/x\\z.jpg"), (".,2,1,,query", "{root}/.")),
+        *(("d.jpg,2,1,query", "4 fields"), ("d.jpg,2,1,,query,", "6 fields"), ('"d.jpg,2,1,,query', "CSV")),
     ],
 )
 def test_csv_line_that_is_wrong(tmp_path, line, word):
@@ -477,20 +431,17 @@ def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
+    ("header", "word"),
     [
-        ("pid,camid", ("no path, split (found: pid, camid)", "path,pid,camid,viewid,split")),
-        ("", ("no path, pid, split (found: nothing)",)),
-        ("path;pid;split", ("(found: path;pid;split)", "commas")),
-        ("path,pid,split,pid", ("pid twice",)),
-        *((f"path,pid,split,{name}", (name, "mean camid?")) for name in ("cam", "cam_id", "camera_id", "cameraid")),
-        *((f"path,pid,split,camid,{name}", (name, "mean viewid?")) for name in ("view", "viewpoint")),
-        ("Filename,Identity,camera,set", ("path by filename, pid by identity, split by set?",)),
+        *(("pid,camid", "no path, split"), ("", "no path, pid, split"), ("path;pid;split", "path;pid;split")),
+        *(("path,pid,split,pid", "pid"), ("Filename,Identity,camera,set", "path by filename, pid by identity")),
+        *((f"path,pid,split,{name}", "camid") for name in ("cam", "camera_id", "cameraid")),
+        *((f"path,pid,split,camid,{name}", "viewid") for name in ("view", "viewpoint")),
     ],
 )
-def test_csv_header_that_is_wrong(tmp_path, header, words):
+def test_csv_header_that_is_wrong(tmp_path, header, word):
     root = table(tmp_path, f"{header}\n")
-    refuses(root, f"{root}/pictures.csv line 1: ", *words)
+    refuses(root, f"{root}/pictures.csv line 1: ", word)
 
 
 @pytest.mark.parametrize("columns", ["cam_label,camid", "patch,video_id", "timestamp,pose", "camera,camid", "id,label"])
@@ -510,11 +461,8 @@ def test_csv_columns_without_a_name(tmp_path):
 def test_csv_with_an_empty_split(tmp_path, split):
     lines = [line for line in rows().splitlines() if not line.endswith(f",{split}")]
     root = table(tmp_path, "\n".join([*lines, f"d.jpg,-1,1,,{split}"]))
-    said = refuses(root, f"{root}/pictures.csv: ", f"split {split}")
-    if split == "train":
-        assert folder(root, train=False).train == ()
-    else:
-        assert refuses(root, train=False) == said
+    said = refuses(root, f"{root}/pictures.csv: ", split)
+    assert split == "train" or refuses(root, train=False) == said
 
 
 def test_csv_for_testing_needs_no_training_images(tmp_path):
@@ -535,10 +483,9 @@ def test_csv_of_another_encoding(tmp_path):
 
 LABEL = {"identities": "d.jpg,{},9,,train\ne.jpg,{},9,,train", "cameras": "d.jpg,1,{},,train\ne.jpg,1,{},,train"}
 LABEL["viewpoints"] = "d.jpg,1,1,{},train\ne.jpg,1,1,{},train"
-SPELLINGS = [  # two of one label, of any kind, and what they differ in
-    *(("08", "8", "leading zeros"), ("8", "8.0", "a decimal .0"), ("8", "08.00", "a decimal .0 and leading zeros")),
-    *(("Hall", "hall", "capital letters"), ("gate a", "gatea", "blanks"), ("ＡＢ", "AB", "wide letters")),
-    *(("West 08", "west8", "capital letters and blanks and leading zeros"), ("gate 8", "gate  8", "blanks")),
+SPELLINGS = [  # two of one label, of any kind
+    *(("08", "8"), ("8", "8.0"), ("8", "08.00"), ("Hall", "hall"), ("gate a", "gatea"), ("ＡＢ", "AB")),
+    *(("West 08", "west8"), ("gate 8", "gate  8")),
 ]
 ALIKE = [
     *(("cameras", "c8", "8", True), ("cameras", "Cam 08", "camera_8", True), ("cameras", "cam-8", "8.0", True)),
@@ -551,14 +498,11 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("what", LABEL)
-@pytest.mark.parametrize(("one", "other", "difference"), SPELLINGS)
-def test_csv_two_spellings_of_one_label(tmp_path, what, one, other, difference):
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_csv_two_spellings_of_one_label(tmp_path, what, one, other):
     """Each would be a label of its own: a query's own camera would not be left out, an identity would not be found."""
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
-    said = refuses(root, f"differ in {difference} alone", f"{one!r} ({root}/d.jpg)", f"{other!r} ({root}/e.jpg)")
-    assert said.startswith(f"{what} ")
-    table(root, rows(LABEL[what].format(other, other)))
-    assert len(folder(root).train) == 3
+    refuses(root, what, f"{one!r} ({root}/d.jpg)", f"{other!r} ({root}/e.jpg)")
 
 
 @pytest.mark.parametrize(("what", "one", "other", "alike"), ALIKE)
@@ -566,7 +510,7 @@ def test_csv_words_before_a_number(tmp_path, what, one, other, alike):
     """c8 is 8 where it can mean nothing else; nothing is refused that may be right."""
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
     if alike:
-        refuses(root, repr(one), repr(other), "differ in the word in front")
+        refuses(root, repr(one), repr(other))
     else:
         assert len(folder(root).train) == 3
 
@@ -614,15 +558,9 @@ def halls(root: Path, query: tuple[str, str], gallery: tuple[str, str]) -> Path:
 
 def test_the_check_shows_labels_as_they_were_read(tmp_path):
     """Cameras of all splits together, and identities with an image of each."""
-    root = halls(tmp_path, ("hall", "N"), ("yard", "hall"))
-    benchmark = folder(root)
+    benchmark = folder(halls(tmp_path, ("hall", "N"), ("yard", "hall")))
     shown = text(benchmark, quick_check(benchmark, **BATCH))
-    assert "\ncameras of all splits: 3 (N, hall, yard)\n" in shown
-    assert "\nidentities as read: anna (a.jpg), bob (b.jpg), q0 (c.jpg), ...\n" in shown
-    write(tmp_path / "market", *(f"Market-1501-v15.09.15/{split}/0002_c{c}s1_1_00.jpg" for split, c in MARKET))
-    benchmark = market1501(tmp_path / "market")
-    shown = text(benchmark, quick_check(benchmark, **BATCH))
-    assert "\ncameras of all splits: 3\n" in shown and "identities as read" not in shown
+    assert "3 (N, hall, yard)" in shown and "anna (a.jpg), bob (b.jpg), q0 (c.jpg)" in shown
 
 
 def test_findings_name_labels_as_they_were_written(tmp_path):
@@ -720,9 +658,8 @@ def test_three_forms_are_one(tmp_path, cameras, link):
         assert all(os.path.islink(sample.path) == link for sample in samples)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("seed", "queries"), [(0, 1), (1, 2)])
 @pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
-@pytest.mark.parametrize("queries", [1, 2])
 def test_no_image_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
     source = crowd(tmp_path / "source", cameras=cameras)
     write(source, "lone/c1_1.jpg" if cameras else "lone/1.jpg", "still/c1_1.jpg", "still/c1_2.jpg")
@@ -745,12 +682,11 @@ def test_no_image_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
     assert not cameras or "still" in owners["train"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_query_has_a_match_in_another_camera(tmp_path, seed):
+def test_every_query_has_a_match_in_another_camera(tmp_path):
     source = crowd(tmp_path / "source")
     write(source, *(f"pair{number}/c{camera}_1.jpg" for number in range(6) for camera in (1, 2)))
     write(source, *(f"alone{number}/c1_{image}.jpg" for number in range(6) for image in range(3)))
-    (trial,) = folder(split(source, tmp_path / "target", "--seed", str(seed))).trials
+    (trial,) = folder(split(source, tmp_path / "target")).trials
     distances = torch.rand(len(trial.query), len(trial.gallery))
     ranking = rank(distances, Labels.of(trial.query), Labels.of(trial.gallery), ignored=same_camera)
     assert ranking.num_valid == ranking.num_queries > 5
@@ -799,8 +735,8 @@ def test_the_share_of_training_identities(tmp_path):
         assert benchmark.num_pids == count
         assert len({sample.pid for sample in benchmark.trials[0].gallery}) == 10 - count
     for share, side in (("0.01", "training"), ("0.99", "testing")):
-        expected = f"--train {share} of 10 identities leaves none for {side}"
-        assert refused(source, tmp_path / "x", "--train", share) == expected
+        said = refused(source, tmp_path / "x", "--train", share)
+        assert f"--train {share} of 10 identities" in said and side in said
     assert not (tmp_path / "x").exists()
 
 
@@ -817,45 +753,27 @@ def test_queries_are_drawn(tmp_path):
 
 
 def test_the_report(tmp_path, capsys):
-    """Counts, what is left out, who was moved and why, and a command that works."""
+    """Counts, what is left out, and a command that works."""
     source = crowd(tmp_path / "source")
-    write(source, *(f"lone{number}/c1_1.jpg" for number in range(12)), "-1/c1_junk.jpg")
-    write(source, "anna/a.gif", "2/notes.txt", "nobody/1.heic")
-    target = split(source, tmp_path / "my target", "--train", "0.1")
+    write(source, "lone/c1_1.jpg", "-1/c1_junk.jpg", "anna/a.gif", "nobody/1.heic")
+    target = split(source, tmp_path / "my target")
     junk, files, folders, *said = capsys.readouterr().out.splitlines()
-    benchmark = folder(target)
-    assert junk.startswith(f"{source}/-1: ")
-    assert files.startswith("3 files ") and f"{source}/2/notes.txt, {source}/anna/a.gif, {source}/nobody/1" in files
-    assert folders.startswith("1 folders ") and folders.endswith(f"{source}/nobody")
-    assert not any("junk" in sample.path for sample in (*benchmark.train, *benchmark.trials[0].gallery))
-    for line, name, samples in zip(said, ("train", "query", "gallery"), labels(benchmark), strict=False):
+    assert f"{source}/-1" in junk and f"{source}/anna/a.gif, {source}/nobody/1.heic" in files
+    assert f"{source}/nobody" in folders
+    for line, name, samples in zip(said, ("train", "query", "gallery"), labels(folder(target)), strict=False):
         words = line.split()
-        assert words[0] == name and words[1] == str(len(samples))
-        assert words[3] == str(len({pid for pid, *_ in samples})) and words[6] == "cameras"
-    assert said[3].endswith(", ...") and "'lone" in said[3] and "seen by one camera: " in said[3]
-    assert 8 <= int(said[3].split()[0]) <= 12
+        assert words[:2] == [name, str(len(samples))] and words[3] == str(len({pid for pid, *_ in samples}))
     command = shlex.split(said[-1])
     assert command[0] == "python" and command[-4:] == ["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(target)]
 
 
 def test_the_report_without_cameras(tmp_path, capsys):
-    source = crowd(tmp_path / "none", cameras=False)
-    for count in (len(contents(source)), len(contents(source))):  # none has a camera; then all but two
-        target = split(source, tmp_path / f"{len(contents(source))}")
-        said = capsys.readouterr().out
-        assert f"{count} images have none in their names" in said and "trained on" not in said
-        command = shlex.split(said.splitlines()[-1])
-        assert command[-4:] == ["DATASETS.ROOT_DIR", str(target), "TEST.PROTOCOL", "all"]
-        write(source, *(f"{CROWD[0]}/c{camera}_1.jpg" for camera in (1, 2)))
-    source = write(tmp_path / "still", *(f"{i}/c{i}_{n}.jpg" for i in range(4) for n in range(2)), "9/c9_1.jpg")
-    for seed in range(20):
-        root = split(source, tmp_path / f"two{seed}", "--seed", str(seed), "--train", "0.2")
-        said = capsys.readouterr().out
-        assert "no identity was seen by two" in said
-        assert said.endswith("TEST.PROTOCOL all\n") and folder(root, protocol="all").num_cams == 5
-        if "trained on" in said:
-            break
-    assert "1 of the identities drawn for testing are trained on, with one image: '9'\n" in said
+    """Or where the camera of no two images of anybody differs: the protocol is set."""
+    still = write(tmp_path / "still", *(f"{i}/c{i}_{n}.jpg" for i in range(4) for n in range(2)))
+    for number, source in enumerate((crowd(tmp_path / "none", cameras=False), still)):
+        split(source, tmp_path / f"{number}")
+        command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+        assert command[-4:] == ["DATASETS.ROOT_DIR", str(tmp_path / f"{number}"), "TEST.PROTOCOL", "all"]
 
 
 def test_market_form_says_who_is_who(tmp_path):
@@ -914,93 +832,60 @@ def test_links_lead_to_the_images(tmp_path, monkeypatch):
     refuses(tmp_path / "elsewhere", "is a link to nothing")
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    """`... | head -1`"""
-    source = crowd(tmp_path / "source")
-    command = [sys.executable, "-m", "tools.split_dataset", str(source), str(tmp_path / "target")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        running.stdout.close()
-        assert running.stderr.read() == b""
-    assert running.returncode == 141 and (tmp_path / "target" / "train").is_dir()
-
-
 def test_refuses(tmp_path):
     """Nothing is overwritten, nothing written into SOURCE."""
     source = crowd(tmp_path / "source")
     write(tmp_path / "flat", "1.jpg")
     write(tmp_path / "empty", "a/notes.txt")
-    write(tmp_path / "poor", *(f"{number}/1.jpg" for number in range(4)))
     write(tmp_path / "zeros", "01/c1_1.jpg", "1/c1_1.jpg")
     split(source, tmp_path / "done")
     (tmp_path / "left.part").mkdir()
     (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")
     before = contents(tmp_path)
-    new = tmp_path / "new"
+    new, long = tmp_path / "new", tmp_path / ("x" * 300)
     for word, *arguments in (
-        (f"SOURCE {tmp_path}/x: ", tmp_path / "x", new),
-        (f"TARGET {tmp_path}: ", source, tmp_path),
-        (f"TARGET {source}/2: ", source, source / "2"),
-        (f"TARGET {tmp_path}/dangling.csv: ", source, tmp_path / "dangling.csv", "--form", "csv"),
-        (f"TARGET {source}/new: is inside SOURCE", source, source / "new"),
-        (f"TARGET {source}/new.csv: is inside SOURCE", source, source / "new.csv", "--form", "csv"),
+        (f"{tmp_path}/x: ", tmp_path / "x", new),
+        (f"{source}/2: ", source, source / "2"),
+        (f"{tmp_path}/dangling.csv: ", source, tmp_path / "dangling.csv", "--form", "csv"),
+        (f"{source}/new: ", source, source / "new"),
+        (f"{source}/new.csv: ", source, source / "new.csv", "--form", "csv"),
         (f"{tmp_path}/left.part: ", source, tmp_path / "left"),
         (f"{tmp_path}/flat: ", tmp_path / "flat", new),
-        (f"SOURCE {tmp_path}/empty: ", tmp_path / "empty", new),
-        ("--train 0.5 of 4 identities", tmp_path / "poor", new),
+        (f"{tmp_path}/empty: ", tmp_path / "empty", new),
         ("identities '01' (", tmp_path / "zeros", new),
-        (f"SOURCE {tmp_path}/done: is split already", tmp_path / "done", new),
-        ("SOURCE ~nouser/x: ", "~nouser/x", new),
-        ("TARGET ~nouser/x: ", source, "~nouser/x"),
-        (f"{tmp_path / ('x' * 300)}: File name too long", tmp_path / ("x" * 300), new),
-        (f"TARGET {tmp_path / ('x' * 300)}: cannot be written (File name too long)", source, tmp_path / ("x" * 300)),
+        (f"{tmp_path}/done: ", tmp_path / "done", new),
+        *(("SOURCE ~nouser/x: ", "~nouser/x", new), ("TARGET ~nouser/x: ", source, "~nouser/x")),
+        *((f"{long}: ", long, new), (f"{long}: ", source, long)),
     ):
-        assert refused(*arguments).startswith(word)
+        assert word in refused(*arguments)
     assert contents(tmp_path) == before and not new.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    "words",
     [
-        (("--train", "1"), "invalid value 1.0"),
-        (("--train", "half"), "'half'"),
-        (("--train", "nan"), "invalid value nan"),
-        (("--query-per-camera", "0"), "invalid value '0'"),
-        (("--seed", "-1"), "invalid value '-1'"),
-        (("--form", "voc"), "invalid choice: 'voc'"),
-        (("--form", "csv", "--link"), "--link: a CSV file names the images where they are; there is nothing to link"),
+        *(("--train", "1"), ("--train", "nan"), ("--query-per-camera", "0"), ("--seed", "-1"), ("--form", "voc")),
+        ("--form", "csv", "--link"),  # a CSV file names the images where they are
     ],
 )
-def test_a_command_line_that_is_wrong(tmp_path, capsys, words, expected):
-    source = crowd(tmp_path / "source")
+def test_a_command_line_that_is_wrong(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as error:
-        split_dataset.main([str(source), str(tmp_path / "x"), *words])
-    assert error.value.code == 2 and expected in capsys.readouterr().err
+        split_dataset.main([str(crowd(tmp_path / "source")), str(tmp_path / "x"), *words])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert error.value.code == 2 and any(word in said for word in words if word.startswith("--"))
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, capsys, form):
-    source = crowd(tmp_path / "source")
-    written = []
+def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, form):
+    source, target = crowd(tmp_path / "source"), tmp_path / ("x.csv" if form == "csv" else "x")
 
     def full(*_):
-        written.append(1)
-        if len(written) > 3:
-            raise OSError(28, "No space left on device")
-
-    class Writer:
-        def writerow(self, row):
-            pass
-
-        def writerows(self, rows):
-            raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(split_dataset.shutil, "copyfile", full)
-    monkeypatch.setattr(split_dataset.csv, "writer", lambda *_, **__: Writer())
-    target = tmp_path / ("x.csv" if form == "csv" else "x")
-    code = run_script(lambda: split_dataset.main([str(source), str(target), "--form", form]))
-    assert code == 2
-    assert capsys.readouterr().err == f"error: TARGET {target}: cannot be written (No space left on device)\n"
+    monkeypatch.setattr(split_dataset.csv, "writer", lambda *_, **__: SimpleNamespace(writerow=full, writerows=full))
+    assert refused(source, target, "--form", form).startswith(f"TARGET {target}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

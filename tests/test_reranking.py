@@ -177,21 +177,6 @@ def test_features_are_left_alone():
 # ----------------------------------------------------------------------------------------------------------- bad values
 
 
-@pytest.mark.parametrize(
-    ("change", "names"),
-    [
-        *(({"k1": 0}, "k1"), ({"k1": 2.5}, "k1"), ({"k2": 0}, "k2")),
-        *(({"lambda_value": value}, "lambda_value") for value in (-0.1, 1.1, math.nan)),
-        ({"gallery": torch.ones(5, 3)}, r"query \[20, 8\] and gallery \[5, 3\]"),
-        ({"query": torch.ones(8)}, r"query \[8\]"),
-    ],
-)
-def test_what_makes_no_sense(change: dict, names: str):
-    query, gallery = split(clustered())
-    with pytest.raises(ValueError, match=names):
-        rerank(**{"query": query, "gallery": gallery, "k1": 8, "k2": 3, "lambda_value": 0.3, **change})
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_features_that_are_not_finite(value: float):
     query, gallery = split(clustered())

@@ -112,7 +112,7 @@ def test_what_a_tower_has_not_is_refused(name, words, key):
         make_model(load(BASELINE, ["MODEL.NAME", name, "MODEL.SIE_CAMERA", "False", *words]), benchmark())
 
 
-@pytest.mark.parametrize(("key", "value"), [("LAYER_DECAY", "0.5")])
+@pytest.mark.parametrize(("key", "value"), [("LAYER_DECAY", "0.5"), ("GRAD_CHECKPOINTING", "True")])
 def test_abilities_that_a_tower_has_not_are_refused_before_anything_is_trained(tmp_path, key, value):
     words = ["MODEL.NAME", "smallest", "MODEL.SIE_CAMERA", "False", f"SOLVER.STAGE2.{key}", value]
     with pytest.raises(WeightsError, match=f"SOLVER.STAGE2.{key}: invalid value {value}"):

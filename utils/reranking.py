@@ -59,10 +59,11 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
         than 2e-7, and the result is much the largest tensor here.
 
     Raises:
-        ValueError: k1, k2, lambda_value or the shapes make no sense.
         DataError: there is nothing to rank, or features are not finite.
     """
-    _check(query, gallery, k1, k2, lambda_value)
+    if not len(query) or not len(gallery):
+        raise DataError(f"nothing to rank: {len(query)} queries, {len(gallery)} gallery images")
+    check_finite(query, gallery)
     num_queries = len(query)
     features = torch.cat([query.double(), gallery.double()])
     # Distances do not feel a shift, but |a|² + |b|² - 2ab loses digits to a common offset. The median is one of the
@@ -79,19 +80,6 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
     for rows, jaccard in _jaccard(weights, num_queries):
         result[rows] += (1 - lambda_value) * jaccard
     return result
-
-
-def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float) -> None:
-    for name, value in (("k1", k1), ("k2", k2)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
-    if not 0 <= lambda_value <= 1:
-        raise ValueError(f"lambda_value must be between 0 and 1, not {lambda_value!r}")
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"query {[*query.shape]} and gallery {[*gallery.shape]} must be [Q, D] and [G, D]")
-    if not len(query) or not len(gallery):
-        raise DataError(f"nothing to rank: {len(query)} queries, {len(gallery)} gallery images")
-    check_finite(query, gallery)
 
 
 def chunks(total: int, per_row: int) -> Iterator[slice]:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datasets.check import check_files, look
 from datasets.check_labels import Contents, check_lists
 from datasets.findings import Findings, Report
-from datasets.images import FORMATS, orientation, read_image
+from datasets.images import FORMATS, read_image
 from utils.errors import DataError
 from utils.progress import progress
 from utils.records import Benchmark
@@ -78,7 +78,7 @@ def _decode_one(path: str) -> Decoded:
     try:
         image = read_image(path)  # as training does
         with Image.open(path, formats=FORMATS) as header:
-            mode, turned = header.mode, orientation(header) != 1
+            mode, turned = header.mode, _is_turned(header)
     except DataError as error:
         return Decoded(str(error))
     except Exception as error:  # a decoder's own fault ends a training just as well
@@ -86,6 +86,13 @@ def _decode_one(path: str) -> Decoded:
     digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
     digest.update(image.tobytes())
     return Decoded("", *image.size, mode, turned, digest.digest())
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # of any type: the block may hold anything
+        return False
 
 
 def _check_decoded(images: Mapping[str, Decoded], found: Findings) -> None:
