@@ -98,7 +98,7 @@ ROWS = (
     Key("INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3),
         "Smallest and largest fraction of a view's area that random erasing takes. Published: always a third.", ERASED),
     Key("INPUT.JPEG_PROB", 0.0,
-        "Probability of JPEG compression as an augmentation, of training images and of views; 0.0 is off.", within(0, 1)),
+        "Probability of JPEG compression as an augmentation, of training images and views; 0.0 is off.", within(0, 1)),
     Key("INPUT.JPEG_QUALITY", (20, 90), "Smallest and largest quality of that compression, 1 to 100.", QUALITIES),
     Key("INPUT.PADDING", 10, "Black border in pixels around an image before the random crop.", at_least(0)),
     Key("INPUT.PIXEL_MEAN", (),
