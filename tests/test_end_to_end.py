@@ -33,7 +33,6 @@ from utils.checkpoint import read_checkpoint, read_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
-from utils.run.folder import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -370,21 +369,6 @@ def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "No space left on device" in line
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt"])
-def test_a_named_pipe_is_no_file_of_a_run(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"OUTPUT_DIR .*{name}: not a regular file"):
-        check_writable(tmp_path)
-
-
-def test_a_named_pipe_is_no_csv_file(tmp_path):
-    os.mkfifo(tmp_path / "mine.csv")
-    words = ["--quick", "DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]
-    command = [sys.executable, "-m", "tools.check_dataset", *words]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "mine.csv: cannot be read (not a regular file)" in done.stderr
 
 
 KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
