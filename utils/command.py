@@ -31,15 +31,17 @@ def parse(
     *,
     files: Sequence[str] = (),
     config_file: str | None = None,
+    options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
 ) -> argparse.Namespace:
     """Read a command line, and answer what it asks of the configuration.
 
     Args:
         files: names of required paths.
         config_file: where the command line names none.
+        options: adds the tool's own.
 
     Returns:
-        `config_file` (a path or None), the `files` by name, and `overrides` (KEY VALUE KEY VALUE ...).
+        `config_file` (a path or None), the `files` and options by name, and `overrides` (KEY VALUE KEY VALUE ...).
 
     Raises:
         ConfigError: --help-keys or --print_config cannot be answered.
@@ -60,6 +62,7 @@ def parse(
         help="print the keys that begin with PREFIX, with defaults, meanings and valid values",
     )
     parser.add_argument("--local-rank", "--local_rank", type=_local_rank, help=argparse.SUPPRESS)
+    options(parser)
     for file in files:
         parser.add_argument(file, metavar=file.upper())
     add_settings(

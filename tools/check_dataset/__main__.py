@@ -3,10 +3,6 @@
     python -m tools.check_dataset --config_file configs/person/vit_svllreid.yml DATASETS.ROOT_DIR /data
     python -m tools.check_dataset --quick DATASETS.NAMES msmt17 DATASETS.ROOT_DIR /data
 
-    --quick          labels and files only, a few seconds; else every image is decoded, with all cores
-    --sheet FILE.png contact sheet of training identities (rows) in their cameras (columns);
-                     without --quick, runs/check_NAME.png if it is not given
-
 Exit code 1 if training or evaluation could not work, 2 if there is nothing to check (a wrong folder or setting).
 """
 
@@ -25,13 +21,16 @@ from utils.command import answer_early, parse, run_script
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
-    """The settings, and this tool's own options."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--quick", action="store_true")
-    flags.add_argument("--sheet", type=Path)
-    options, others = flags.parse_known_args(argv)
-    arguments = parse(__doc__, others)
-    return load(arguments.config_file, arguments.overrides), options
+    """The settings, and the words of the command line."""
+    arguments = parse(__doc__, argv, options=_options)
+    return load(arguments.config_file, arguments.overrides), arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    quick = "labels and files only, a few seconds; else every image is decoded, with all cores"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    sheet = "contact sheet of training identities in their cameras; without --quick, runs/check_NAME.png by default"
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help=sheet)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
