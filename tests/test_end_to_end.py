@@ -29,7 +29,7 @@ from model import tiny_clip
 from processor import build
 from tools.demo import __main__ as demo
 from tools.demo.render import write_synthetic
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, read_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
@@ -398,6 +398,13 @@ def test_what_ended_a_process_is_reported_in_one_line(capsys, error, cause, word
         return
     assert line.startswith("error: ") and words in line and "disk full?)" not in line
     assert line.count("DATALOADER.NUM_WORKERS") == 1 and "memory" in line
+
+
+def test_an_empty_checkpoint_is_not_taken_for_a_dead_worker(tmp_path, capsys):
+    file = tmp_path / "empty.pth"
+    file.touch()
+    assert run_script(lambda: read_tensors(file)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}: is empty")
 
 
 def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):

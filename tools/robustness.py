@@ -28,19 +28,19 @@ import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
 from utils.command import answer_early, check_there, parse, run_script
 
+OPTIONS = {
+    "--corruptions": {"type": int, "default": 0, "metavar": "RUNS", "help": "corruptions in place of the changes"}
+}
+
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, CfgNode, int]:
     """The words of the command line, the settings as for a test, and how many runs of corruptions."""
-    arguments = parse(__doc__, argv, options=_options)
+    arguments = parse(__doc__, argv, options=OPTIONS)
     if arguments.corruptions < 0:
         raise ConfigError(f"--corruptions: invalid value {arguments.corruptions}, expected a number of runs from 1 on")
     cfg = load_for_test(arguments.config_file, arguments.overrides)
     check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
     return arguments, cfg, arguments.corruptions
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corruptions", type=int, default=0, metavar="RUNS", help="corruptions in place of changes")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -3,7 +3,7 @@
     python -m tools.check_dataset --config_file configs/person/vit_svllreid.yml DATASETS.ROOT_DIR /data
     python -m tools.check_dataset --quick DATASETS.NAMES msmt17 DATASETS.ROOT_DIR /data
 
-Exit code 1 if training or evaluation could not work, 2 if there is nothing to check (a wrong folder or setting).
+Exit code 1 if training or evaluation could not work, 2 if there is no data set to check (a wrong folder or setting).
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ import utils.threads  # noqa: F401
 from configs import STAGES, ConfigError, load
 from utils.command import answer_early, parse, run_script
 
+OPTIONS = {
+    "--quick": {
+        "action": "store_true",
+        "help": "check labels and files only, in a few seconds; otherwise every image is decoded, on all cores",
+    },
+    "--sheet": {
+        "type": Path,
+        "metavar": "FILE.png",
+        "help": "where to draw the contact sheet: training identities (rows) in their cameras (columns); "
+        "default: runs/check_NAME.png, with --quick none",
+    },
+}
+
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
-    """The settings, and the words of the command line."""
-    arguments = parse(__doc__, argv, options=_options)
+    """The settings, and this tool's own options."""
+    arguments = parse(__doc__, argv, options=OPTIONS)
     return load(arguments.config_file, arguments.overrides), arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    quick = "labels and files only, a few seconds; else every image is decoded, with all cores"
-    parser.add_argument("--quick", action="store_true", help=quick)
-    sheet = "contact sheet of training identities in their cameras; without --quick, runs/check_NAME.png by default"
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help=sheet)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
