@@ -52,6 +52,10 @@ ROWS = (
     Key("MODEL.INIT_FROM", "",
         "Checkpoint whose weights training starts from: one of ours, or a published CLIP-ReID or SVLL-ReID file. Empty "
         "for none."),
+    Key("MODEL.INIT_CLASSIFIER", "random",
+        "Start of identity classifiers that MODEL.INIT_FROM does not have: random (near zero, as published) or means "
+        "(class means of the training images' features, of length 1; imprinted weights: Qi et al., 2018).",
+        one_of("random", "means")),
     Key("MODEL.ACTIVATION", "auto",
         "quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP name theirs; other files do not.",
         one_of("auto", "quick_gelu", "gelu")),
