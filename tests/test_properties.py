@@ -128,19 +128,6 @@ def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(over
     assert again == cfg and plain(leaves(to_dict(again))[key]) == plain(value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("SOLVER: {SEED: 2001-99-99}", "a: !!int x", "a: !!bool maybe", "a: !!timestamp x", "{" * 3000),
-        *("a: &x {b: *x}", 'BASE: "\\0"'),
-    ],
-)
-def test_a_file_that_the_yaml_reader_stumbles_over(tmp_path, text):
-    (tmp_path / "x.yml").write_text(text)
-    with pytest.raises(ConfigError, match=f"config file {re.escape(str(tmp_path))}"):
-        load(tmp_path / "x.yml")
-
-
 @bounded(200)
 @given(st.text() | st.tuples(KEYS, st.integers(0, 40), st.text(max_size=2)), WORDS)
 def test_an_unknown_key_is_refused_by_its_name(changed, text):
