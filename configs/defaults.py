@@ -219,6 +219,9 @@ ROWS = (
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
         "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "
         "training; every published file sets 10.)", at_least(0)),
+    Key("SOLVER.STAGE2.EMA", 0.0,
+        "Decay of an exponential moving average of the weights, e.g. 0.9998. Checkpoints and evaluations have the "
+        "average, resume states both. 0.0 is off.", FRACTION),
     Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
         at_least(0)),
     Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,

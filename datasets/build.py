@@ -60,14 +60,6 @@ def _veri(cfg: CfgNode, train: bool) -> Benchmark:
     return veri(_root(cfg), train=train, viewpoints=files)
 
 
-def _vehicleid(cfg: CfgNode, train: bool) -> Benchmark:
-    return vehicleid(_root(cfg), train=train, size=cfg.DATASETS.VEHICLEID_SIZE)
-
-
-def _folder(cfg: CfgNode, train: bool) -> Benchmark:
-    return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
-
-
 def parameters_of(cfg: CfgNode) -> Parameters:
     """What the rendered data sets of this configuration depend on."""
     return Parameters(**{key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()})
@@ -83,8 +75,8 @@ BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
     "msmt17": _msmt17,
     "occ_duke": lambda cfg, train: occ_duke(_root(cfg), train=train),
     "veri": _veri,
-    "VehicleID": _vehicleid,
-    "folder": _folder,
+    "VehicleID": lambda cfg, train: vehicleid(_root(cfg), train=train, size=cfg.DATASETS.VEHICLEID_SIZE),
+    "folder": lambda cfg, train: folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train),
     **{name: partial(_rendered, name) for name in RENDERED},
 }
 

@@ -29,6 +29,7 @@ from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, 
 from processor.result import result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
+from solver.average import WeightAverage
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
 from utils.distributed import (
@@ -126,13 +127,14 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
+        average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
         logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
             number,
             parts,
-            Training(optimizer, precision, scaler),
+            Training(optimizer, precision, scaler, average),
             _periods(cfg, stage),
             name=stage.name,
             title=title,
@@ -151,6 +153,8 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             scaler=scaler,
             clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
         )
+        if average:
+            average.swap()
         check_identical(model)
         if parts.ended is not None:
             parts.ended()
@@ -243,6 +247,8 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
     notes = save_memory(stage, block)
+    if block.EMA:
+        notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
         loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]

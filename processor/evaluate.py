@@ -111,19 +111,28 @@ def embed_all(
     Of several processes, each has a share of the `batches`; all get all vectors.
 
     Args:
-        flip: take the mean over an image and its mirror image. It is that of the features as they come from the
-            network, not yet normalised, as usual; since a neck is affine, before or after it makes no difference.
+        neck, flip: as `embed_images`.
     """
     model.eval()
 
     def embed(batch: Batch) -> Tensor:
-        known = _known(batch.side, side)
-        features = model.embed(batch.images, known, neck=neck)
-        return (features + model.embed(batch.images.flip(-1), known, neck=neck)) / 2 if flip else features
+        return embed_images(model, batch.images, _known(batch.side, side), neck=neck, flip=flip)
 
     features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.
     return features.cpu() if device.type == "mps" else features
+
+
+def embed_images(model: SvllReid, images: Tensor, side: SideInfo | None, *, neck: bool, flip: bool) -> Tensor:
+    """Images [B, 3, H, W] -> the vectors [B, D + E] that retrieval compares, not yet normalised.
+
+    Args:
+        neck: after the batch-norm necks.
+        flip: take the mean over an image and its mirror image, as usual of features that are not normalised; since a
+            neck is affine, before or after it makes no difference.
+    """
+    features = model.embed(images, side, neck=neck)
+    return (features + model.embed(images.flip(-1), side, neck=neck)) / 2 if flip else features
 
 
 def _known(side: SideInfo, how: str) -> SideInfo | None:

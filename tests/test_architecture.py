@@ -18,7 +18,7 @@ FLOORS = {
 }
 TOP = 4
 # Of a run: its settings, and what of them may change.
-OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer")}
+OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer", "inference")}
 # Of the configuration's folder, but without its settings: any module may import them.
 TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.

@@ -196,6 +196,7 @@ EFFECTS = (
     effect("SOLVER.STAGE2.LR_MIN_FACTOR", "0.01", *IMAGE_RATES, on={"SOLVER.STAGE2.SCHEDULE": "cosine"}),
     effect("SOLVER.STAGE2.WARMUP_FACTOR", "0.1", *IMAGE_RATES, on={"SOLVER.STAGE2.WARMUP_ITERS": "2"}),
     effect("SOLVER.STAGE2.WARMUP_ITERS", "2", *IMAGE_RATES),
+    effect("SOLVER.STAGE2.EMA", "0.5", "tower after"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.4", "image loss", "tower after"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "shape of image projector"),
     effect("SOLVER.STAGE2.SSL_LOSS_WEIGHT", "0.0", "vision_ssl", network={}),

@@ -86,7 +86,7 @@ PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 RECIPES = table("""
 MODEL: {TRIPLET_FEATURES: all}
 SOLVER.STAGE2: {SCHEDULE: steps, LR_MIN_FACTOR: 0.002, LAYER_DECAY: 1.0, MINI_BATCH: 0,
-  GRAD_CHECKPOINTING: False}
+  GRAD_CHECKPOINTING: False, EMA: 0.0}
 """)
 # Keys that are ours, or of which the published default is of no use here: where, on what, which data, how far.
 OURS_ALONE = r"""MODEL\.(DEVICE|NAME|PRETRAIN|ACTIVATION)|TEST\.(SIE|PROTOCOL|AQE_.*)|RESUME

@@ -263,6 +263,32 @@ def test_the_scaler_of_fp16_is_resumed(data, tmp_path):
     assert_same(tmp_path, tmp_path / "straight")
 
 
+def test_the_average_of_the_weights_is_resumed_saved_and_evaluated(data, tmp_path, monkeypatch):
+    changes = {**ONLY_IMAGE, "SOLVER__STAGE2__EMA": "0.6", "SOLVER__STAGE2__EVAL_PERIOD": "1"}
+    changes["SOLVER__STAGE2__CHECKPOINT_PERIOD"] = "1"
+    train(tmp_path, data, crash=7, **changes)
+    train(tmp_path, data, **changes)
+
+    real, evaluated = build.evaluate_model, []
+
+    def evaluate_model(cfg, model, *rest):
+        evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
+        return real(cfg, model, *rest)
+
+    monkeypatch.setattr(build, "evaluate_model", evaluate_model)
+    straight = tmp_path / "straight"
+    train(straight, data, **changes)
+    assert_same(tmp_path, straight)
+    saved = [read_checkpoint(straight / "run" / f"ViT-Tiny-8_{epoch}.pth")["model"] for epoch in (1, 2)]
+    for seen, expected in zip(evaluated[1:], saved, strict=True):
+        assert all(torch.equal(seen[name], value) for name, value in expected.items())
+    last = read_tensors(states(straight)[-1])
+    averages = {name.removeprefix("model."): value for name, value in last["run"]["average"].items()}
+    assert averages and all(torch.equal(saved[1][name], value) for name, value in averages.items())
+    assert not any(torch.equal(last["model"][name], value) for name, value in averages.items())
+    assert "moving average of the weights" in log(straight)
+
+
 def test_the_evaluations_of_several_data_sets_are_there_once(data, tmp_path, monkeypatch):
     """Those that were made and not written are made anew; the run has ended with the last of them."""
     changes = {**ONLY_IMAGE, "DATASETS__NAMES": "('synthetic', 'synthetic_occluded')"}

@@ -46,10 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     target = expanded(arguments.target)
     if target.exists():
         raise UserError(f"{target}: is there already, and is not overwritten")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.absolute().parent}")
     weights = read_weights(arguments.source)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if weights.architecture is None:
             _from_published(weights, target, cfg, arguments.overrides[::2])
         else:

@@ -194,6 +194,7 @@ class RunState(TypedDict):
     position: Position
     optimizer: OptimizerState
     scaler: NotRequired[dict[str, float]]
+    average: NotRequired[dict[str, Tensor]]  # of the weights
     random: RandomStates
     stage_number: NotRequired[Count]  # in PROCESSOR.STAGES
     best: dict[str, Best]  # by data set
