@@ -141,6 +141,8 @@ EFFECTS = (
     effect("INPUT.SIZE_TEST", "(64, 32)", "test images", "figures", on=FROM_FILE),
     effect("INPUT.PROB", "1.0", "images", "views"),
     effect("INPUT.RE_PROB", "1.0", "images", "views"),
+    effect("INPUT.JPEG_PROB", "1.0", "images", "views"),
+    effect("INPUT.JPEG_QUALITY", "(5, 6)", "images", "views", on={"INPUT.JPEG_PROB": "1.0"}),
     effect("INPUT.TWIN_ERASED_AREA", "(0.1, 0.2)", "views"),
     effect("INPUT.PADDING", "4", "images", "views"),
     effect("INPUT.PIXEL_MEAN", "(0.485, 0.456, 0.5)", *SHOWN),
