@@ -118,7 +118,8 @@ def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(over
     event("taken")
     value = leaves(to_dict(cfg))[key]
     if isinstance(default, list):
-        assert type(value) is list and {type(element) for element in value} <= {type(element) for element in default}
+        assert type(value) is list
+        assert not default or {type(element) for element in value} <= {type(element) for element in default}
     else:
         assert type(value) is type(default)
     numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, float)]
