@@ -23,6 +23,7 @@ from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
+from processor.class_means import start_from_means
 from processor.evaluate import evaluate, evaluate_changed
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
@@ -99,7 +100,15 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
         with collective():
             _check_abilities(run.cfg, model.image)
         copy_from_main(model)
+        if run.cfg.MODEL.INIT_CLASSIFIER == "means" and model.new_classifiers:
+            start_from_means(model, _ordered_loader(run, data), run.device)
+            copy_from_main(model)  # sums of many numbers may differ in their last bits
     return model
+
+
+def _ordered_loader(run: Run, data: Data) -> DataLoader[Batch]:
+    """All training images, in order, without augmentation."""
+    return make_loader(run.cfg, data.benchmark.train, train=False, pin_memory=run.device.type == "cuda")
 
 
 def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
@@ -188,9 +197,9 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
 
 
 def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
-    cfg, block, device = run.cfg, PROMPT.settings(run.cfg), run.device
+    block, device = PROMPT.settings(run.cfg), run.device
     train = data.benchmark.train
-    cache = cache_features(model, make_loader(cfg, train, train=False, pin_memory=device.type == "cuda"), device)
+    cache = cache_features(model, _ordered_loader(run, data), device)
     data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)

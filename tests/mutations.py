@@ -321,8 +321,8 @@ MUTATIONS = (
         "None",
         "tests/test_robustness.py::test_corruptions_are_drawn_by_image_and_run_and_always_the_same",
     ),
-    mutation("the same image twice for flip", "embed_images", "_1.flip(-1)", "_1", FLIP),
-    mutation("mirrored upside down", "embed_images", "_1.flip(-1)", "_1.flip(-2)", FLIP),
+    mutation("the same image twice for flip", "embed_images", "images.flip(-1)", "images", FLIP),
+    mutation("mirrored upside down", "embed_images", "images.flip(-1)", "images.flip(-2)", FLIP),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
     # Resuming a run
     mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),

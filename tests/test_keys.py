@@ -117,6 +117,7 @@ EFFECTS = (
     effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
     effect("MODEL.EMBED_DIM", "8", "shape of heads", on=TIMM),
     effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
+    effect("MODEL.INIT_CLASSIFIER", "means", "classifiers of a run", on={"PROCESSOR.STAGES": "prompt"}),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),
     effect("MODEL.STRIDE_SIZE", "(6, 6)", "shape of tower"),
     effect("MODEL.SIE_CAMERA", "True", "shape of side"),
