@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,12 +17,14 @@ from yacs.config import CfgNode
 
 from configs.stages import IMAGE, PROMPT, STAGES, Stage
 from datasets.build import identities_per_batch, make_benchmark, make_loader
+from datasets.changes import Change
 from datasets.check import quick_check
 from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
-from processor.evaluate import evaluate
+from processor.class_means import start_from_means
+from processor.evaluate import evaluate, evaluate_changed
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
@@ -98,7 +100,15 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
         with collective():
             _check_abilities(run.cfg, model.image)
         copy_from_main(model)
+        if run.cfg.MODEL.INIT_CLASSIFIER == "means" and model.new_classifiers:
+            start_from_means(model, _ordered_loader(run, data), run.device)
+            copy_from_main(model)  # sums of many numbers may differ in their last bits
     return model
+
+
+def _ordered_loader(run: Run, data: Data) -> DataLoader[Batch]:
+    """All training images, in order, without augmentation."""
+    return make_loader(run.cfg, data.benchmark.train, train=False, pin_memory=run.device.type == "cuda")
 
 
 def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
@@ -187,9 +197,9 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
 
 
 def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
-    cfg, block, device = run.cfg, PROMPT.settings(run.cfg), run.device
+    block, device = PROMPT.settings(run.cfg), run.device
     train = data.benchmark.train
-    cache = cache_features(model, make_loader(cfg, train, train=False, pin_memory=device.type == "cuda"), device)
+    cache = cache_features(model, _ordered_loader(run, data), device)
     data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)
@@ -380,17 +390,38 @@ def evaluate_model(
     Raises:
         WeightsError: the benchmark has cameras or viewpoints that the side-information table was not made for.
     """
-    side = settle_side(cfg.TEST.SIE, model.architecture, benchmark, at_home=at_home)
-    return evaluate(
-        model,
-        benchmark,
-        partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
-        device=device,
-        neck=cfg.TEST.NECK_FEAT == "after",
-        normalise=cfg.TEST.FEAT_NORM,
-        refinement=refinement_of(cfg),
-        side=side,
-    )
+    return evaluate(model, benchmark, **_test_options(cfg, model, benchmark, device, at_home))
+
+
+def evaluate_changes(
+    cfg: CfgNode,
+    model: SvllReid,
+    benchmark: Benchmark,
+    device: torch.device,
+    changes: Mapping[str, Change | None],
+    *,
+    at_home: bool | None = True,
+) -> Iterator[tuple[str, Evaluation]]:
+    """Evaluations as TEST says of changed queries and the gallery as it is, by the names of `changes`.
+
+    What a change draws for an image depends on neither SOLVER.SEED nor the other changes.
+    """
+    options = _test_options(cfg, model, benchmark, device, at_home)
+    loaders = {name: partial(options["loader"], change=change, seed=0) for name, change in changes.items()}
+    return evaluate_changed(model, benchmark, loaders, **options)
+
+
+def _test_options(
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device, at_home: bool | None
+) -> dict[str, Any]:
+    return {
+        "loader": partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
+        "device": device,
+        "neck": cfg.TEST.NECK_FEAT == "after",
+        "normalise": cfg.TEST.FEAT_NORM,
+        "refinement": refinement_of(cfg),
+        "side": settle_side(cfg.TEST.SIE, model.architecture, benchmark, at_home=at_home),
+    }
 
 
 def refinement_of(cfg: CfgNode) -> Refinement:

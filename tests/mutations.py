@@ -49,6 +49,7 @@ GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_o
 VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
 EXPANSION = "tests/test_query_expansion.py::test_as_the_formula_says"
+CHANGED = "tests/test_robustness.py::test_queries_are_changed_and_the_gallery_is_not"
 FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
@@ -310,8 +311,18 @@ MUTATIONS = (
         "(_1[:, None] @ gallery[_2])[:, 0]",
         EXPANSION,
     ),
-    mutation("the same image twice for flip", "embed_all", "_1.images.flip(-1)", "_1.images", FLIP),
-    mutation("mirrored upside down", "embed_all", "_1.images.flip(-1)", "_1.images.flip(-2)", FLIP),
+    mutation(
+        "queries are as they were", "evaluate_changed", "_1(_2, model, changed)", "_1(_2, model, loader)", CHANGED
+    ),
+    mutation(
+        "what a corruption draws is not seeded",
+        "Corruption.__call__",
+        "np.random.seed(seed)",
+        "None",
+        "tests/test_robustness.py::test_corruptions_are_drawn_by_image_and_run_and_always_the_same",
+    ),
+    mutation("the same image twice for flip", "embed_images", "images.flip(-1)", "images", FLIP),
+    mutation("mirrored upside down", "embed_images", "images.flip(-1)", "images.flip(-2)", FLIP),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
     # Resuming a run
     mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),

@@ -1,5 +1,6 @@
 """From folders to batches: the Market-1501 reader, held-out identities, transforms, draws, broken files."""
 
+import io
 import math
 import os
 import random
@@ -249,6 +250,26 @@ def test_flipped_always_never_half_of_the_time():
         assert sum(mirrored) in times
 
 
+def compressed(original: Image.Image, quality: int) -> torch.Tensor:
+    file = io.BytesIO()
+    original.save(file, "JPEG", quality=quality)
+    return pixels(Image.open(file))
+
+
+@pytest.mark.parametrize("probability, times", [(0.0, range(1)), (1.0, range(200, 201)), (0.5, range(75, 126))])
+def test_compressed_with_the_given_probability_at_any_quality_of_the_range(probability, times):
+    torch.manual_seed(0)
+    original = noise(*SIZE)
+    qualities = {quality: compressed(original, quality) for quality in range(29, 33)}
+    transform, seen = plain(jpeg=probability, jpeg_quality=(30, 31)), Counter()
+    for _ in range(200):
+        image, views = transform(original, views=True)
+        if not close(image, pixels(original)):
+            seen[next(quality for quality, expected in qualities.items() if close(image, expected))] += 1
+        assert probability != 1 or not any(close(view, pixels(original)) for view in views)
+    assert seen.total() in times and seen.keys() == ({30, 31} if probability else set())
+
+
 def test_padded_black_and_cropped_anywhere():
     """Each result is a window of the image in a border of -1; all 5 x 5 windows come up."""
     original, padding = noise(*SIZE), 2
@@ -364,7 +385,7 @@ def samples(tmp_path) -> list[Sample]:
 
 
 def images(samples, *, views: bool = True, seed: int = 0, epoch: int = 1) -> Images:
-    transform = TrainTransform(SIZE, **HALF, flip=0.5, padding=4, erase=0.5)
+    transform = TrainTransform(SIZE, **HALF, flip=0.5, padding=4, erase=0.5, jpeg=0.5)
     made = Images(samples, transform, views=views, seed=seed)
     made.set_epoch(epoch)
     return made

@@ -29,11 +29,10 @@ from model import tiny_clip
 from processor import build
 from tools.demo import __main__ as demo
 from tools.demo.render import write_synthetic
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, read_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
-from utils.run.folder import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -372,21 +371,6 @@ def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
     assert line.startswith("error: ") and "No space left on device" in line
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt"])
-def test_a_named_pipe_is_no_file_of_a_run(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"OUTPUT_DIR .*{name}: not a regular file"):
-        check_writable(tmp_path)
-
-
-def test_a_named_pipe_is_no_csv_file(tmp_path):
-    os.mkfifo(tmp_path / "mine.csv")
-    words = ["--quick", "DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]
-    command = [sys.executable, "-m", "tools.check_dataset", *words]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "mine.csv: cannot be read (not a regular file)" in done.stderr
-
-
 KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
@@ -414,6 +398,13 @@ def test_what_ended_a_process_is_reported_in_one_line(capsys, error, cause, word
         return
     assert line.startswith("error: ") and words in line and "disk full?)" not in line
     assert line.count("DATALOADER.NUM_WORKERS") == 1 and "memory" in line
+
+
+def test_an_empty_checkpoint_is_not_taken_for_a_dead_worker(tmp_path, capsys):
+    file = tmp_path / "empty.pth"
+    file.touch()
+    assert run_script(lambda: read_tensors(file)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}: is empty")
 
 
 def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):

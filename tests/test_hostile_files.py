@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import GONE, LOOP, SMALL, STRANGE, TEMPLATE, benchmark, places, with_strange
+from builders import GONE, SMALL, STRANGE, TEMPLATE, benchmark, places, with_strange
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -528,7 +528,6 @@ def test_whatever_is_done_to_a_description_the_file_is_read_or_refused(tmp_path,
         ("architecture.name", "hf-hub:x/y", "architecture.name"),
         ("architecture.activation", "relu", "architecture.activation"),
         ("config.SOLVER.SEED", GONE, "config.SOLVER.SEED"),
-        ("config.MODEL", LOOP, "config['MODEL']"),
         ("config.TEST.SIE", 5, "TEST.SIE"),
         ("fingerprint", [0, 0], "fingerprint"),
         ("fingerprint.data_fingerprint.parts", ["a", 5], "data_fingerprint"),

@@ -84,7 +84,8 @@ PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 """)
 # What other recipes need and these programs have not.
 RECIPES = table("""
-MODEL: {TRIPLET_FEATURES: all}
+MODEL: {TRIPLET_FEATURES: all, INIT_CLASSIFIER: random}
+INPUT: {JPEG_PROB: 0.0, JPEG_QUALITY: [20, 90]}
 SOLVER.STAGE2: {SCHEDULE: steps, LR_MIN_FACTOR: 0.002, LAYER_DECAY: 1.0, MINI_BATCH: 0,
   GRAD_CHECKPOINTING: False, EMA: 0.0}
 """)

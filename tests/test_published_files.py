@@ -97,7 +97,7 @@ def test_there_and_back_is_exact(ours, published, data, tmp_path):
 
 def test_nothing_is_overwritten(ours, published):
     before = published.read_bytes()
-    with pytest.raises(UserError, match=r"published\.pth: is there already"):
+    with pytest.raises(UserError, match=r"published\.pth: exists"):
         convert_checkpoint.main([str(ours), str(published)])
     assert published.read_bytes() == before
 

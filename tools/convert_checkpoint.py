@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments, cfg = read_command_line(argv)
     target = expanded(arguments.target)
     if target.exists():
-        raise UserError(f"{target}: is there already, and is not overwritten")
+        raise UserError(f"TARGET {target}: exists already and is not overwritten")
     weights = read_weights(arguments.source)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             _to_published(weights, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        raise UserError(f"TARGET {target}: cannot be written ({error.strerror})") from error
 
 
 def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:

@@ -14,7 +14,6 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from processor.inference import Embedder
     from utils.feature_file import FeatureFile
-    from utils.progress import progress
 
 
 def parse(
