@@ -189,6 +189,7 @@ def measure(
     values = torch.arange(-SCALE, SCALE + 1) / SCALE
     curve = curve_of(values, same, different)
     eer, place = equal_error(curve)
+    place = place.clamp(min=1)  # where all is the wrong way round: a threshold that can be written down
     places = {target: int(place_at_fpr(curve, target)) for target in targets}
     # Less than one pair would have to be accepted: whatever is accepted is too much.
     places = {target: at for target, at in places.items() if at and target * int(different.sum()) >= 1}
@@ -204,8 +205,9 @@ def measure(
     def point(at: int, target: float | None, value: Tensor, reached: Tensor) -> Point:
         threshold = curve.thresholds[at]
         column = int((again.thresholds == threshold).nonzero())
-        rates = (curve.fpr[at], again.fpr[:, column]), (1 - curve.tpr[at], 1 - again.tpr[:, column])
-        return Point(float(threshold), *(_estimate(*rate) for rate in rates), target, _estimate(value, reached))
+        fpr = _estimate(curve.fpr[at], again.fpr[:, column])
+        fnr = _estimate(1 - curve.tpr[at], 1 - again.tpr[:, column])
+        return Point(float(threshold), fpr, fnr, target, _estimate(value, reached))
 
     found: dict[float, Point | None] = dict.fromkeys(targets)
     for target, at in places.items():
