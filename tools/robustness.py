@@ -4,10 +4,9 @@
     python -m tools.robustness --corruptions 10 TEST.WEIGHT runs/market/ViT-B-16_60.pth
 
 Changes are brightness and contrast (less and more), warm and cool light, gamma, and JPEG compression; nothing is drawn.
-
-    --corruptions RUNS  instead, in each run, one of the 19 corruptions of imagecorruptions with severity 1 to 5, drawn
-                        for every query: the benchmark of Chen et al. (NeurIPS 2021; 10 runs, with rain as a twentieth)
-                        where only queries are corrupted; needs pip install -r requirements-extra.txt
+With --corruptions: instead, in each run, one of the 19 corruptions of imagecorruptions with severity 1 to 5, drawn for
+every query: the benchmark of Chen et al. (NeurIPS 2021; 10 runs, with rain as a twentieth) where only queries are
+corrupted; needs pip install -r requirements-extra.txt
 
 Settings are those of test_svllreid.py. The table has mAP and rank-1, and what the changes cost. robustness.json gets
 entries like those of results.json, with `query_change` and `drop` (clean minus changed, as fractions).
@@ -29,18 +28,19 @@ import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
 from utils.command import answer_early, check_there, parse, run_script
 
+OPTIONS = {
+    "--corruptions": {"type": int, "default": 0, "metavar": "RUNS", "help": "corruptions in place of the changes"}
+}
+
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, CfgNode, int]:
     """The words of the command line, the settings as for a test, and how many runs of corruptions."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--corruptions", type=int, default=0)
-    options, others = flags.parse_known_args(argv)
-    if options.corruptions < 0:
-        raise ConfigError(f"--corruptions: invalid value {options.corruptions}, expected a number of runs from 1 on")
-    arguments = parse(__doc__, others)
+    arguments = parse(__doc__, argv, options=OPTIONS)
+    if arguments.corruptions < 0:
+        raise ConfigError(f"--corruptions: invalid value {arguments.corruptions}, expected a number of runs from 1 on")
     cfg = load_for_test(arguments.config_file, arguments.overrides)
     check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
-    return arguments, cfg, options.corruptions
+    return arguments, cfg, arguments.corruptions
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
