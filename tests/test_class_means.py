@@ -15,9 +15,8 @@ PIDS = [0, 1, 2, 2, 1, 0, 2]
 
 
 def test_rows_are_class_means_of_what_the_neck_gives():
-    model = small_model(pids=3, cams=2).double().train()
+    model = small_model(pids=3, cams=2)
     batch = image_batch(PIDS, cams=[0, 1, 1, 0, 0, 1, 1], views=False)
-    batch = batch._replace(images=batch.images.double())
     for head in model.heads:
         torch.nn.init.uniform_(head.neck.weight)
     features = model.eval().encode_image(batch.images, batch.side)
