@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from builders import write_synthetic
 
 from configs import ConfigError, load, to_dict
 from datasets.market1501 import FOLDERS
 from tools import reproduce
-from tools.demo.render import write_synthetic
 from tools.reproduce import ROWS, Plan, Row, Tolerance
 from utils.command import parse
 from utils.errors import UserError

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import write_synthetic
 from PIL import Image
 
 import test_svllreid
@@ -23,7 +24,6 @@ from datasets.market1501 import read_market_folders
 from datasets.synthetic import MANIFEST, VIEWPOINT_FILES
 from datasets.veri import veri
 from tools.demo import render, sets
-from tools.demo.render import write_synthetic
 from tools.demo.rendering.vehicle import Vehicle, viewpoint
 from tools.demo.sets import OCCLUDED, PEOPLE, VEHICLES, Kind, RenderedSet
 from utils.checkpoint import read_checkpoint
