@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -111,15 +110,18 @@ def _ordered_loader(run: Run, data: Data) -> DataLoader[Batch]:
     return make_loader(run.cfg, data.benchmark.train, train=False, pin_memory=run.device.type == "cuda")
 
 
-def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
+def _check_abilities(cfg: CfgNode, tower: Any) -> None:
     """Raise WeightsError if the settings of stage 2 need what the image tower has not."""
-    block = IMAGE.settings(cfg)
-    for key, off, method, lack in (
-        ("LAYER_DECAY", 1.0, "layer_of", "does not tell its layers"),
-        ("GRAD_CHECKPOINTING", False, "set_grad_checkpointing", "has no gradient checkpointing"),
-    ):
-        if block[key] != off and not hasattr(tower, method):
-            raise WeightsError(f"{IMAGE.key(key)}: invalid value {block[key]}, {cfg.MODEL.NAME} {lack}; expected {off}")
+    name, block = cfg.MODEL.NAME, IMAGE.settings(cfg)
+    if block.LAYER_DECAY != 1 and not hasattr(tower, "layer_of"):
+        key = IMAGE.key("LAYER_DECAY")
+        raise WeightsError(f"{key}: invalid value {block.LAYER_DECAY}, {name} does not tell its layers; expected 1.0")
+    if block.GRAD_CHECKPOINTING:
+        try:
+            tower.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:  # the latter is timm's
+            key = IMAGE.key("GRAD_CHECKPOINTING")
+            raise WeightsError(f"{key}: invalid value True, {name} does not have it; expected False") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
