@@ -299,6 +299,7 @@ def test_a_result_that_cannot_be_written_is_reported_before_it_is_computed(train
     assert "rank-1" not in capsys.readouterr().out
 
 
+@pytest.mark.slow  # starts a process
 def test_ctrl_c_ends_with_one_line(trained, tmp_path):
     words = arguments(
         "configs/demo/vit_base.yml",
@@ -331,6 +332,7 @@ def test_ctrl_c_ends_with_one_line(trained, tmp_path):
     assert line in (tmp_path / "run" / "train_log.txt").read_text()
 
 
+@pytest.mark.slow  # starts a process
 @pytest.mark.parametrize("streams", [">&- 2>/dev/full", "2>&- | head -n 1"])
 def test_a_screen_that_is_not_there_or_of_few_letters_ends_no_training(trained, tmp_path, streams):
     folder = os.fsencode(tmp_path) + "/nächst".encode() + b"\xff"
@@ -346,6 +348,7 @@ def test_a_screen_that_is_not_there_or_of_few_letters_ends_no_training(trained, 
     assert f"into {tmp_path}/nächst\\udcff\n" in log and "test it again" in log
 
 
+@pytest.mark.slow  # starts a process
 def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "tools.check_dataset", "--quick", "DATASETS.NAMES", "synthetic"]

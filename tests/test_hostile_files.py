@@ -953,6 +953,7 @@ def test_parts_of_an_image_are_refused_and_damaged_ones_are_read_or_refused(tmp_
 # With Python's own settings for warnings, as users have them.
 
 
+@pytest.mark.slow  # starts a process
 def test_what_is_read_is_read_in_silence_and_what_is_not_is_one_line(tmp_path):
     """Twice, as every epoch does."""
     for number, block in enumerate(exif_blocks().values()):

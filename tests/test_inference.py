@@ -8,36 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from configs import load, to_dict
 from datasets.build import make_loader
 from datasets.find_images import find_images
 from datasets.images import read_image
-from model.build import load_model, make_model
+from model.build import load_model
 from processor.evaluate import embed_all
 from processor.inference import Embedder
 from tools import embed
-from tools.demo.render import rendered_benchmark
-from utils.checkpoint import save_checkpoint
 from utils.errors import DataError, UserError, WeightsError
 from utils.feature_file import read_features
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A checkpoint of the tiny CLIP with side information, whose necks do something, and its test images."""
-    root = tmp_path_factory.mktemp("trained")
-    words = ["DATASETS.ROOT_DIR", str(root), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "3", "MODEL.DEVICE", "cpu"]
-    words += ["DATASETS.SYNTHETIC.TEST_IDENTITIES", "2", "DATASETS.SYNTHETIC.TEST_IMAGES", "6"]
-    cfg = load("configs/demo/vit_svllreid.yml", words)
-    benchmark = rendered_benchmark(cfg)
-    model = make_model(cfg, benchmark)
-    with torch.no_grad():
-        for head in model.heads:
-            head.neck.running_mean.normal_()
-            head.neck.running_var.uniform_(0.5, 2)
-    path = root / "model.pth"
-    save_checkpoint(path, {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture})
-    return path, cfg, benchmark
 
 
 def paths_of(benchmark):

@@ -59,8 +59,8 @@ def test_the_curve_is_that_of_loops_over_thresholds():
             assert found.tpr[place_at_fpr(found, target)].item() == pytest.approx(best, abs=1e-12)
 
 
-def problem(identities: int = 8, each: int = 6, spread: float = 0.7, seed: int = 0) -> list[tuple[Images, Images]]:
-    """Two trials on the same images; some are both queries and in the gallery."""
+def problem(identities: int = 8, each: int = 6, spread: float = 0.7, seed: int = 0):
+    """Features, and two trials on their images; some are both queries and in the gallery."""
     generator = torch.Generator().manual_seed(seed)
     pids = torch.arange(identities).repeat_interleave(each)
     features = torch.randn(identities, 16, generator=generator).double()[pids]  # of which no sum rounds to another bin
@@ -69,25 +69,25 @@ def problem(identities: int = 8, each: int = 6, spread: float = 0.7, seed: int =
     camids = torch.randint(3, pids.shape, generator=generator)
 
     def images(rows: torch.Tensor) -> Images:
-        return Images(features[rows], Labels(10 * pids[rows] + 5, camids[rows]), rows)  # identities with gaps
+        return Images(rows, Labels(10 * pids[rows] + 5, camids[rows]))  # identities with gaps
 
     rows = torch.randperm(len(pids), generator=generator)
-    return [(images(rows[:20]), images(rows[12:])), (images(rows[30:]), images(rows[:36]))]
+    return features, [(images(rows[:20]), images(rows[12:])), (images(rows[30:]), images(rows[:36]))]
 
 
-def by_loops(trials, ignored, weights: dict[int, int] | None = None):
+def by_loops(features, trials, ignored, weights: dict[int, int] | None = None):
     """Histograms of all pairs that count, pair by pair."""
     same, different = torch.zeros(2, BINS, dtype=torch.float64)
     for query, gallery in trials:
-        queries = query.numbers.tolist()
+        queries, others = query.rows.tolist(), gallery.rows.tolist()
         dropped = ignored(query.labels, gallery.labels)
         for row, number in enumerate(queries):
-            for column, other in enumerate(gallery.numbers.tolist()):
-                twice = other in queries and queries.index(other) < row and number in gallery.numbers.tolist()
+            for column, other in enumerate(others):
+                twice = other in queries and queries.index(other) < row and number in others
                 if number == other or dropped[row, column]:
                     continue
                 pid, pid2 = int(query.labels.pids[row]), int(gallery.labels.pids[column])
-                score = float(query.features[row] @ gallery.features[column])
+                score = float(features[number] @ features[other])
                 weight = 1 if weights is None else weights[pid] * (weights[pid2] if pid != pid2 else 1)
                 if not twice:
                     (same if pid == pid2 else different)[math.floor(score * SCALE) + SCALE] += weight
@@ -98,19 +98,18 @@ def by_loops(trials, ignored, weights: dict[int, int] | None = None):
 @pytest.mark.parametrize("pairs", [1, 100, 2**22])
 def test_all_pairs_that_count_do_so_once(monkeypatch, ignored, pairs):
     monkeypatch.setattr(verification, "PAIRS_AT_ONCE", pairs)
-    trials = problem()
-    found, expected = PairScores(trials, ignored).histograms(), by_loops(trials, ignored)
+    data = problem()
+    found, expected = PairScores(*data, ignored).histograms(), by_loops(*data, ignored)
     assert all(torch.equal(mine.double(), theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
 def test_replicates_weigh_pairs_by_their_identities():
-    trials = problem()
-    scores = PairScores(trials, same_camera)
+    scores = PairScores(*problem(), same_camera)
     edges = torch.tensor([0, SCALE, SCALE + SCALE // 3, BINS - 1])
     drawn = torch.tensor([[1] * 8, [2, 0, 1, 3, 0, 1, 0, 1]])
     found = scores.resampled(edges, drawn)
     for row, weights in enumerate(drawn.tolist()):
-        expected = by_loops(trials, same_camera, dict(zip(scores.pids.tolist(), weights, strict=True)))
+        expected = by_loops(*problem(), same_camera, dict(zip(scores.pids.tolist(), weights, strict=True)))
         for mine, theirs in zip(found, expected, strict=True):
             bins = torch.searchsorted(edges, torch.arange(BINS), right=True) - 1
             assert torch.equal(mine[row], torch.zeros(4).double().scatter_add_(0, bins, theirs))
@@ -118,7 +117,7 @@ def test_replicates_weigh_pairs_by_their_identities():
 
 def measured(identities: int = 30, seed: int = 0, targets=(1e-1, 1e-2, 1e-9), **shape):
     generator = torch.Generator().manual_seed(seed)
-    return measure(PairScores(problem(identities, **shape), ignore_nothing), targets, generator=generator)
+    return measure(PairScores(*problem(identities, **shape), ignore_nothing), targets, generator=generator)
 
 
 def test_what_is_measured():
@@ -142,7 +141,7 @@ def test_intervals_are_as_wide_as_other_identities_make_them():
     found = [measured(40, seed, targets=()).eer.reached if seed < 8 else None for seed in range(8)]
     apart = []
     for seed in range(40):
-        scores = PairScores(problem(40, seed=seed), ignore_nothing)
+        scores = PairScores(*problem(40, seed=seed), ignore_nothing)
         apart.append(equal_error(curve_of(torch.arange(BINS).double(), *scores.histograms()))[0].item())
     width = sum(one.high - one.low for one in found) / len(found)
     assert 0.6 < width / (2 * 1.96 * torch.tensor(apart).std().item()) < 1.5
@@ -155,7 +154,7 @@ def test_nothing_to_measure(each):
 
 
 def test_features_that_are_not_finite():
-    trials = problem()
-    trials[0][0].features[3] = torch.nan
+    features, trials = problem()
+    features[3] = torch.nan
     with pytest.raises(DataError, match="row 3"):
-        PairScores(trials, same_camera)
+        PairScores(features, trials, same_camera)

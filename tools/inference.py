@@ -21,13 +21,15 @@ def parse(
     argv: Sequence[str] | None = None,
     *,
     options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
-    example: str,
+    words: tuple[str, str] = ("IMAGE", "images, folders of images, or patterns"),
+    example: str | None,
 ) -> argparse.Namespace:
     """Read the command line of such a tool.
 
     Args:
         options: adds the tool's own.
-        example: of images, for the message when there are none.
+        words: what stands before the first setting: its name, and what it means.
+        example: of images, for the message when there are none; None: there need not be any.
 
     Returns:
         `weight`, `config_file`, `device`, `batch_size` and `skip_unreadable`, the words before the first setting as
@@ -48,14 +50,14 @@ def parse(
         help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
     )
     options(parser)
-    add("images", nargs="*", metavar="IMAGE", help="images, folders of images, or patterns")
+    add("images", nargs="*", metavar=words[0], help=words[1])
     arguments = parser.parse_intermixed_args(argv)
-    words = arguments.images
-    first = next((place for place, word in enumerate(words) if word.partition("=")[0] in KEYS), len(words))
-    arguments.images = words[:first]
-    Pairs([], "overrides")(parser, arguments, words[first:])
-    if not arguments.images:
-        raise UserError(f"IMAGE: which images? e.g. {example}")
+    given = arguments.images
+    first = next((place for place, word in enumerate(given) if word.partition("=")[0] in KEYS), len(given))
+    arguments.images = given[:first]
+    Pairs([], "overrides")(parser, arguments, given[first:])
+    if example and not arguments.images:
+        raise UserError(f"{words[0]}: which images? e.g. {example}")
     check_there(arguments.weight, "--weight")
     return arguments
 

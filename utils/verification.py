@@ -33,9 +33,8 @@ STEPS = 240  # thresholds that a replicate chooses from: FPR differs by a twenti
 class Images(NamedTuple):
     """Queries, or a gallery."""
 
-    features: Tensor  # float32 [N, D], each of length 1
+    rows: Tensor  # int64 [N], of their features
     labels: Labels
-    numbers: Tensor  # int64 [N]: which image it is; the same in queries and gallery
 
 
 class Curve(NamedTuple):
@@ -110,6 +109,7 @@ class PairScores:
     An image is not compared with itself, and two images that are both queries and in the gallery count once.
 
     Args:
+        features: float32 [M, D] of all images, each of length 1.
         trials: (queries, gallery) of each.
         ignored: which pairs do not count, as in `Benchmark`.
 
@@ -117,10 +117,9 @@ class PairScores:
         DataError: features that are not finite.
     """
 
-    def __init__(self, trials: Sequence[tuple[Images, Images]], ignored: Ignored):
-        for query, gallery in trials:
-            check_finite(query.features, gallery.features)
-        self.trials, self.ignored = trials, ignored
+    def __init__(self, features: Tensor, trials: Sequence[tuple[Images, Images]], ignored: Ignored):
+        check_finite(features, features[:0])
+        self.features, self.trials, self.ignored = features, trials, ignored
         self.pids = torch.cat([side.labels.pids for trial in trials for side in trial]).unique()
 
     def histograms(self) -> tuple[Tensor, Tensor]:
@@ -156,16 +155,16 @@ class PairScores:
     def _chunks(self, what: str) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """A query identity, the gallery's [G] (both as places in `pids`), bins [Q, G], and pairs left out [Q, G]."""
         for query, gallery in self.trials:
-            queried, there = torch.isin(gallery.numbers, query.numbers), torch.isin(query.numbers, gallery.numbers)
+            others = self.features[gallery.rows]
+            queried, there = torch.isin(gallery.rows, query.rows), torch.isin(query.rows, gallery.rows)
             pids, own = (torch.searchsorted(self.pids, side.labels.pids) for side in (gallery, query))
-            size = max(1, PAIRS_AT_ONCE // len(pids))
+            size = max(1, PAIRS_AT_ONCE // max(1, len(pids)))
             for pid in progress(own.unique().tolist(), what):
-                for rows in (own == pid).nonzero().flatten().split(size):
-                    scores = query.features[rows] @ gallery.features.T
-                    bins = (scores * SCALE).floor().long().add_(SCALE).clamp_(0, BINS - 1)
-                    numbers = query.numbers[rows, None]
-                    twice = queried & there[rows, None] & (gallery.numbers <= numbers)  # or an image with itself
-                    dropped = self.ignored(Labels(*(field[rows] for field in query.labels)), gallery.labels)
+                for some in (own == pid).nonzero().flatten().split(size):
+                    rows = query.rows[some]
+                    bins = (self.features[rows] @ others.T * SCALE).floor().long().add_(SCALE).clamp_(0, BINS - 1)
+                    twice = queried & there[some, None] & (gallery.rows <= rows[:, None])  # or an image with itself
+                    dropped = self.ignored(Labels(*(field[some] for field in query.labels)), gallery.labels)
                     yield pid, pids, bins, dropped | twice
 
 
