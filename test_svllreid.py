@@ -13,28 +13,24 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
-from configs import ConfigError, load
+from configs import ConfigError, load_for_test
 from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
 
-def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
+def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
     """The words of the command line, and the settings; without a configuration file, TEST.WEIGHT alone."""
     arguments = parse(__doc__, argv)
-    overrides = arguments.overrides
-    if not arguments.config_file:  # the others stand on the checkpoint's
-        given = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("TEST.WEIGHT", "")
-        overrides = ["TEST.WEIGHT", given]
-    cfg = load(arguments.config_file, overrides)
-    if not cfg.TEST.WEIGHT:
-        raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
+    cfg = load_for_test(arguments.config_file, arguments.overrides)
     check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
     return arguments, cfg
 
@@ -42,20 +38,23 @@ def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
+import torch
+
 from datasets.build import RENDERED
 from datasets.check import quick_check
 from datasets.several import names_of
 from model.build import RESIZING, rebuild, settle_architecture
-from model.weights import read_weights
+from model.svllreid import SvllReid
+from model.weights import Weights, read_weights
 from processor.build import evaluate_model
 from processor.result import result_entry
-from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
+from processor.transfer import OF_THE_DATA, Prepared, check_held_out, homes_of, prepare, settings_of
 from tools.demo.render import render_missing
 from utils.devices import describe, pick_device
 from utils.distributed import join_processes, leave_processes, main_first, on_main
 from utils.fingerprint import Watch
 from utils.logs import log_to_screen
-from utils.records import Benchmark
+from utils.records import Benchmark, Evaluation
 from utils.report import table
 from utils.run import RESULTS
 from utils.run.folder import check_writable
@@ -64,62 +63,102 @@ from utils.run.results import append_result, read_results
 logger = logging.getLogger("test")
 
 
-def main(argv: list[str] | None = None) -> Path:
-    """Test as the command line says; the results file."""
-    log_to_screen()
-    arguments, cfg = read_command_line(argv)
+class Test(NamedTuple):
+    """A network that is tested, and where its results go."""
+
+    __test__ = False  # not a test case, whatever its name looks like to pytest
+
+    cfg: CfgNode
+    requested: list[str]  # keys of the command line
+    configured: bool  # by a file, not by the checkpoint
+    weights: Weights
+    model: SvllReid
+    architecture: dict
+    differences: list[str]  # of the settings from the checkpoint's
+    verdict: list[str]  # on the checkpoint's tensors
+    folder: Path
+
+
+class Ready(NamedTuple):
+    """A data set that can be tested on."""
+
+    prepared: Prepared
+    warnings: list[str]
+    watch: Watch
+
+
+def open_test(arguments: argparse.Namespace, cfg: CfgNode, results: str = RESULTS) -> Test:
+    """Read the checkpoint; `results` is the file that is to be added to."""
     requested, weight = arguments.overrides[::2], cfg.TEST.WEIGHT
     weights = read_weights(weight, cfg.MODEL.NAME)
     if not arguments.config_file:
         cfg = settings_of(weights, arguments.overrides)
-    names, homes = names_of(cfg.DATASETS.NAMES), homes_of(weights)
-    check_held_out(cfg, weights, names)
+    check_held_out(cfg, weights, names_of(cfg.DATASETS.NAMES))
     folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
     check_writable(folder)
-    read_results(folder / RESULTS)  # refused now if nothing can be added to it
+    read_results(folder / results)  # refused now if nothing can be added to it
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = rebuild(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
+    configured = bool(arguments.config_file)
+    return Test(cfg, requested, configured, weights, model, architecture, differences, verdict, folder)
 
-    entries: list[dict] = []
-    device = join_processes(pick_device(cfg.MODEL.DEVICE))
-    try:
-        for line in (*differences, *(f"TEST.WEIGHT: {line}" for line in verdict)):
+
+def data_sets(test: Test, device: torch.device) -> Iterator[Ready]:
+    """The data sets to test on, each announced; all that can be wrong with any of them is found before the first."""
+    for line in (*test.differences, *(f"TEST.WEIGHT: {line}" for line in test.verdict)):
+        logger.info("%s", line)
+    names, homes = names_of(test.cfg.DATASETS.NAMES), homes_of(test.weights)
+    inherited = set() if test.configured else OF_THE_DATA.keys() - set(test.requested)
+    ready = partial(prepare, test.cfg, test.architecture, test.weights, inherited)
+    found = {}
+    for name in sorted(names, key=RENDERED.__contains__):  # what cannot be read is said before any is rendered
+        on_main(partial(render_missing, test.cfg, name))
+        found[name] = main_first(partial(ready, name, homes.get(name)))
+    tests = [found[name] for name in names]
+    warnings = [on_main(partial(check, one.benchmark)) for one in tests]
+    watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
+    for one in map(Ready, tests, warnings, watches):
+        benchmark = one.prepared.benchmark
+        logger.info("%s on %s: %s: %s", test.weights.source, describe(device), benchmark.name, benchmark.counts())
+        for line in (*one.prepared.said, *one.prepared.notes):
             logger.info("%s", line)
-        model = model.to(device)
-        inherited = set() if arguments.config_file else OF_THE_DATA.keys() - set(requested)
-        # All that can be wrong with any of them is found before the first is tested.
-        ready = partial(prepare, cfg, architecture, weights, inherited)
-        found = {}
-        for name in sorted(names, key=RENDERED.__contains__):  # what cannot be read is said before any is rendered
-            on_main(partial(render_missing, cfg, name))
-            found[name] = main_first(partial(ready, name, homes.get(name)))
-        tests = [found[name] for name in names]
-        warnings = [on_main(partial(check, one.benchmark)) for one in tests]
-        watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
-        for one, warned, watch in zip(tests, warnings, watches, strict=True):
-            logger.info("%s on %s: %s: %s", weight, describe(device), one.benchmark.name, one.benchmark.counts())
-            for line in (*one.said, *one.notes):
-                logger.info("%s", line)
-            evaluation = evaluate_model(one.cfg, model, one.benchmark, device, at_home=one.at_home)
-            entry = result_entry(
-                "test",
-                one.cfg,
-                one.benchmark,
-                evaluation,
-                architecture=architecture,
-                seed=weights.config["SOLVER"]["SEED"] if weights.config else None,
-                fingerprint=one.fingerprint,
-                checkpoint=weight,
-                notes=[*differences, *one.notes, *warned, *watch.look()],
-            )
+        yield one
+
+
+def entry_of(test: Test, one: Ready, evaluation: Evaluation) -> dict:
+    """An evaluation as an entry of results.json."""
+    return result_entry(
+        "test",
+        one.prepared.cfg,
+        one.prepared.benchmark,
+        evaluation,
+        architecture=test.architecture,
+        seed=test.weights.config["SOLVER"]["SEED"] if test.weights.config else None,
+        fingerprint=one.prepared.fingerprint,
+        checkpoint=test.cfg.TEST.WEIGHT,
+        notes=[*test.differences, *one.prepared.notes, *one.warnings, *one.watch.look()],
+    )
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Test as the command line says; the results file."""
+    log_to_screen()
+    test = open_test(*read_command_line(argv))
+    entries: list[dict] = []
+    device = join_processes(pick_device(test.cfg.MODEL.DEVICE))
+    try:
+        model = test.model.to(device)
+        for one in data_sets(test, device):
+            cfg, benchmark, at_home = one.prepared.cfg, one.prepared.benchmark, one.prepared.at_home
+            entry = entry_of(test, one, evaluate_model(cfg, model, benchmark, device, at_home=at_home))
             entries.append(entry)
-            written = on_main(partial(append_result, folder, entry))
+            written = on_main(partial(append_result, test.folder, entry))
     finally:  # what was measured is shown, whatever comes after
         if entries:
             logger.info("%s\n%s", ", ".join(entry["data_set"] for entry in entries), table(entries))
         leave_processes()
     logger.info("added to %s", written)
-    return folder / RESULTS
+    return test.folder / RESULTS
 
 
 def check(benchmark: Benchmark) -> list[str]:

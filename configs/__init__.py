@@ -1,8 +1,8 @@
 """The configuration. `load(path, overrides)` reads it."""
 
 from configs.checks import ConfigError
-from configs.loading import differences, from_dict, load, to_dict
+from configs.loading import differences, from_dict, load, load_for_test, to_dict
 from configs.resuming import check_changes
 from configs.stages import STAGES
 
-__all__ = ["STAGES", "ConfigError", "check_changes", "differences", "from_dict", "load", "to_dict"]
+__all__ = ["STAGES", "ConfigError", "check_changes", "differences", "from_dict", "load", "load_for_test", "to_dict"]

@@ -21,6 +21,9 @@ ERASED = Rule(
     lambda value: len(value) == 2 and 0 < value[0] <= value[1] < 1,
     "two fractions above 0 and below 1, the smaller first",
 )
+QUALITIES = Rule(
+    lambda value: len(value) == 2 and 1 <= value[0] <= value[1] <= 100, "two numbers from 1 to 100, the smaller first"
+)
 CHANNELS = Rule(lambda value: len(value) in (0, 3), "three numbers")
 DEVIATIONS = Rule(lambda value: len(value) in (0, 3) and min(value, default=1) > 0, "three positive numbers")
 FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
@@ -50,6 +53,10 @@ ROWS = (
     Key("MODEL.INIT_FROM", "",
         "Checkpoint whose weights training starts from: one of ours, or a published one (CLIP-ReID, SVLL-ReID, a "
         "fine-tuned person tower). Empty for none."),
+    Key("MODEL.INIT_CLASSIFIER", "random",
+        "Start of identity classifiers that MODEL.INIT_FROM does not have: random (near zero, as published) or means "
+        "(class means of the training images' features, of length 1; imprinted weights: Qi et al., 2018).",
+        one_of("random", "means")),
     Key("MODEL.ACTIVATION", "auto",
         "quick_gelu, gelu, or auto: tags, OpenAI's archives and the tiny CLIP name theirs; other files do not.",
         one_of("auto", "quick_gelu", "gelu")),
@@ -97,6 +104,9 @@ ROWS = (
         within(0, 1)),
     Key("INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3),
         "Smallest and largest fraction of a view's area that random erasing takes. Published: always a third.", ERASED),
+    Key("INPUT.JPEG_PROB", 0.0,
+        "Probability of JPEG compression as an augmentation, of training images and views; 0.0 is off.", within(0, 1)),
+    Key("INPUT.JPEG_QUALITY", (20, 90), "Smallest and largest quality of that compression, 1 to 100.", QUALITIES),
     Key("INPUT.PADDING", 10, "Black border in pixels around an image before the random crop.", at_least(0)),
     Key("INPUT.PIXEL_MEAN", (),
         "Mean of the three channels, of pixels in 0..1; () is the tower's own: of a timm tower what its weights were "
@@ -222,6 +232,9 @@ ROWS = (
     Key("SOLVER.STAGE2.WARMUP_ITERS", 500,
         "*Epochs* of linear warm-up, whatever the published name says. (The published default, longer than any "
         "training; every published file sets 10.)", at_least(0)),
+    Key("SOLVER.STAGE2.EMA", 0.0,
+        "Decay of an exponential moving average of the weights, e.g. 0.9998. Checkpoints and evaluations have the "
+        "average, resume states both. 0.0 is off.", FRACTION),
     Key("SOLVER.STAGE2.SSL_LOSS_WEIGHT", 0.8, "Weight of the vision self-supervision; 0.0 is off and loads no views.",
         at_least(0)),
     Key("SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", False,

@@ -45,6 +45,21 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNo
     return settings.finish(overrides)
 
 
+def load_for_test(path: str | Path | None, overrides: Sequence[str]) -> CfgNode:
+    """The same for a test of TEST.WEIGHT; without a file TEST.WEIGHT alone, for the others stand on the checkpoint's.
+
+    Raises:
+        ConfigError: as `load`, and without TEST.WEIGHT.
+    """
+    if not path:
+        given = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("TEST.WEIGHT", "")
+        overrides = ["TEST.WEIGHT", given]
+    cfg = load(path, overrides)
+    if not cfg.TEST.WEIGHT:
+        raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
+    return cfg
+
+
 def to_dict(cfg: CfgNode) -> dict:
     """The configuration as nested dictionaries of plain types, for checkpoints and files."""
     return {

@@ -67,8 +67,9 @@ ONE_VALUE = {
 INSTEAD = {
     "SOLIDER": "configs/person/solider_swin_{tiny,small,base}.yml, its recipe in our keys",
     "TransReID": (
-        "configs/person/personvit_base.yml, its recipe in our keys, with MODEL.NAME transreid_base, transreid_ssl_base, "
-        "transreid_ssl_small, personvit_base or personvit_small; its jigsaw patch module (JPM) is not here"
+        "configs/person/personvit_base.yml, its recipe in our keys, with MODEL.NAME transreid_base, "
+        "transreid_ssl_base, transreid_ssl_small, personvit_base or personvit_small; its jigsaw patch module (JPM) is "
+        "not here"
     ),
 }
 

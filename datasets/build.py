@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
+from datasets.changes import Change
 from datasets.dukemtmc import dukemtmc, occ_duke
 from datasets.folder import folder
 from datasets.hold_out import hold_out
@@ -60,14 +61,6 @@ def _veri(cfg: CfgNode, train: bool) -> Benchmark:
     return veri(_root(cfg), train=train, viewpoints=files)
 
 
-def _vehicleid(cfg: CfgNode, train: bool) -> Benchmark:
-    return vehicleid(_root(cfg), train=train, size=cfg.DATASETS.VEHICLEID_SIZE)
-
-
-def _folder(cfg: CfgNode, train: bool) -> Benchmark:
-    return folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train)
-
-
 def parameters_of(cfg: CfgNode) -> Parameters:
     """What the rendered data sets of this configuration depend on."""
     return Parameters(**{key.lower(): value for key, value in cfg.DATASETS.SYNTHETIC.items()})
@@ -83,8 +76,8 @@ BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
     "msmt17": _msmt17,
     "occ_duke": lambda cfg, train: occ_duke(_root(cfg), train=train),
     "veri": _veri,
-    "VehicleID": _vehicleid,
-    "folder": _folder,
+    "VehicleID": lambda cfg, train: vehicleid(_root(cfg), train=train, size=cfg.DATASETS.VEHICLEID_SIZE),
+    "folder": lambda cfg, train: folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train),
     **{name: partial(_rendered, name) for name in RENDERED},
 }
 
@@ -165,6 +158,7 @@ def make_loader(
     views: bool = False,
     pin_memory: bool = False,
     seed: int | None = None,
+    change: Change | None = None,
 ) -> DataLoader[Batch]:
     """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
@@ -173,6 +167,7 @@ def make_loader(
 
     Args:
         seed: of batches and transforms; None for SOLVER.SEED.
+        change: of every image; not for training.
 
     Raises:
         UserError: batches that the processes cannot share evenly, or more identities in a batch than there are.
@@ -189,13 +184,15 @@ def make_loader(
             padding=cfg.INPUT.PADDING,
             erase=cfg.INPUT.RE_PROB,
             erase_view=cfg.INPUT.TWIN_ERASED_AREA,
+            jpeg=cfg.INPUT.JPEG_PROB,
+            jpeg_quality=cfg.INPUT.JPEG_QUALITY,
             **pixels,
         )
         instances = cfg.DATALOADER.NUM_INSTANCE
         pids = [sample.pid for sample in samples]
         batches = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=seed, **share)
     else:
-        transform = TestTransform(cfg.INPUT.SIZE_TEST, **pixels)
+        transform = TestTransform(cfg.INPUT.SIZE_TEST, change=change, **pixels)
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
     images = Images(samples, transform, views=views, seed=seed)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)

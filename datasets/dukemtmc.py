@@ -18,22 +18,20 @@ from utils.records import Benchmark
 
 EXAMPLE = "0001_c2_f0046182.jpg"
 PARENTS = ("dukemtmcreid/", "", "dukemtmc-reid/", "dukemtmc/", "DukeMTMC/")
+
+
+def _folders(*names: str) -> tuple[str, ...]:
+    return tuple(f"{parent}{name}" for parent, name in product(PARENTS, names))
+
+
 DUKE = Origin(
     "DukeMTMC-reID",
-    tuple(
-        f"{parent}{name}"
-        for parent, name in product(PARENTS, ("DukeMTMC-reID", "DukeMTMC-ReID", "dukemtmc-reid", "dukemtmcreid"))
-    ),
+    _folders("DukeMTMC-reID", "DukeMTMC-ReID", "dukemtmc-reid", "dukemtmcreid"),
     "its authors withdrew it in 2019, and it is never downloaded here",
 )
 OCCLUDED = Origin(
     "Occluded-Duke",
-    tuple(
-        f"{parent}{name}"
-        for parent, name in product(
-            PARENTS, ("Occluded_Duke", "Occluded-Duke", "Occluded-DukeMTMC", "Occluded-DukeMTMC-reID", "occluded_duke")
-        )
-    ),
+    _folders("Occluded_Duke", "Occluded-Duke", "Occluded-DukeMTMC", "Occluded-DukeMTMC-reID", "occluded_duke"),
     "its authors give lists that choose its images from DukeMTMC-reID, withdrawn in 2019; it is never downloaded here",
 )
 

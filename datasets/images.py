@@ -112,12 +112,17 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
-            image.load()  # PNG files may have their orientation at the end
-            with suppress(Exception):  # of any type: the block may hold anything
-                ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return upright_rgb(image)
     except Exception as error:  # of any type: decoders have faults of their own
         raise DataError(f"{shown(path)}: cannot be read as an image ({one_line(error)})") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """What `read_image` makes of an image that Pillow has opened, which may be changed; raises Pillow's own errors."""
+    image.load()  # PNG files may have their orientation at the end
+    with suppress(Exception):  # of any type: the block may hold anything
+        ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
 
 
 def shown(path: str) -> str:

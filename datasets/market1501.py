@@ -15,9 +15,8 @@ from datasets.naming import (
     PERSON,
     Naming,
     Origin,
-    all_omitted,
     dense_labels,
-    read_named_images,
+    read_three_folders,
     seen_in_training,
     usual_folder,
 )
@@ -27,7 +26,7 @@ from utils.records import Benchmark, Trial
 FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501", "market1501/Market-1501-v15.09.15")
 TRAIN, QUERY, GALLERY = MARKET_FORM
 NAMING = Naming("Market-1501", "0002_c1s1_000451_03.jpg")
-ORIGIN = Origin("Market-1501", FOLDERS, "ask its authors for it; it is never downloaded here")
+ORIGIN = Origin("Market-1501", FOLDERS)
 
 
 def market1501(root: Path, *, train: bool = True) -> Benchmark:
@@ -43,12 +42,7 @@ def read_market_folders(name: str, folder: Path, *, train: bool = True, naming: 
     """A benchmark from three folders of images named as Market-1501's."""
     own = "" if naming is NAMING else f"{naming.title}, "
     missing = f"{own}a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
-    found = {
-        split: read_named_images(folder / split, naming, missing=missing)
-        for split in ((TRAIN, QUERY, GALLERY) if train else (QUERY, GALLERY))
-    }
-    samples = {split: some for split, (some, _) in found.items()}
-    omitted = all_omitted(some for _, some in found.values())
-    train_samples, trial = samples.get(TRAIN, ()), Trial(samples[QUERY], samples[GALLERY])
-    seen = seen_in_training(train_samples, trial)
-    return Benchmark(name, PERSON, dense_labels(train_samples), (trial,), same_camera, seen=seen, omitted=omitted)
+    (training, *test), omitted = read_three_folders(folder, MARKET_FORM, naming, train=train, missing=missing)
+    trial = Trial(*test)
+    seen = seen_in_training(training, trial)
+    return Benchmark(name, PERSON, dense_labels(training), (trial,), same_camera, seen=seen, omitted=omitted)

@@ -23,7 +23,6 @@ from utils.records import Benchmark, Sample, Trial
 ORIGIN = Origin(
     "MSMT17",
     tuple(f"{parent}{name}" for parent in ("", "msmt17/") for name in ("MSMT17", "MSMT17_V1", "MSMT17_V2", "msmt17")),
-    "ask its authors for it; it is never downloaded here",
 )
 SPLITS = {"train": "test", "mask_train_v2": "mask_test_v2"}  # training folder -> test folder
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")

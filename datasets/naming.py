@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import DataError
-from utils.records import Omitted, Sample, Trial
+from utils.records import NOTHING, Omitted, Sample, Trial
 
 PERSON = "A photo of a {} person."
 VEHICLE = "A photo of a {} vehicle."
@@ -30,7 +30,7 @@ class Origin(NamedTuple):
 
     title: str  # as its authors call it
     folders: tuple[str, ...]  # usual places below ROOT_DIR; messages recommend the first
-    terms: str  # how to come by it
+    terms: str = "ask its authors for it; it is never downloaded here"  # how to come by it
 
 
 class Naming(NamedTuple):
@@ -135,6 +135,18 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tu
         kinds = f"{', '.join(SUFFIXES)}; identity other than {JUNK}"
         raise DataError(f"{folder}: holds no image that counts ({kinds}){too_deep(folder)}")
     return tuple(samples), omitted
+
+
+def read_three_folders(
+    folder: Path, names: Sequence[str], naming: Naming, *, train: bool, missing: str
+) -> tuple[list[tuple[Sample, ...]], Omitted]:
+    """The images of the folders for training (none without `train`), queries and gallery; and what was skipped."""
+    asked = [bool(train), True, True]
+    found = [
+        read_named_images(folder / name, naming, missing=missing) if there else ((), NOTHING)
+        for name, there in zip(names, asked, strict=True)
+    ]
+    return [samples for samples, _ in found], all_omitted(omitted for _, omitted in found)
 
 
 def all_omitted(some: Iterable[Omitted]) -> Omitted:

@@ -54,22 +54,12 @@ class Parameters:
         )
 
 
-def _people(folder: Path, train: bool) -> Benchmark:
-    return read_market_folders("synthetic", folder, train=train)
-
-
-def _occluded(folder: Path, train: bool) -> Benchmark:
-    return occ_duke(folder, train=train)
-
-
-def _vehicles(folder: Path, train: bool) -> Benchmark:
-    return veri(folder, train=train, viewpoints=[folder / name for name in VIEWPOINT_FILES])
-
-
 READERS: dict[str, Callable[[Path, bool], Benchmark]] = {
-    "synthetic": _people,
-    "synthetic_occluded": _occluded,
-    "synthetic_vehicle": _vehicles,
+    "synthetic": lambda folder, train: read_market_folders("synthetic", folder, train=train),
+    "synthetic_occluded": lambda folder, train: occ_duke(folder, train=train),
+    "synthetic_vehicle": lambda folder, train: veri(
+        folder, train=train, viewpoints=[folder / name for name in VIEWPOINT_FILES]
+    ),
 }
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from datasets.labels import FOLDERS, JUNK, TRAIN, Found, LabelledImage, identity_of, known
 from utils.errors import DataError
-from utils.files import plain_file
 
 REQUIRED, OPTIONAL = ("path", "pid", "split"), ("camid", "viewid")  # columns
 ALIASES = {  # what other programs call these columns
@@ -67,7 +66,7 @@ def read_table(file: Path, train: bool) -> Found:
 
 def _text(file: Path) -> str:
     try:
-        return plain_file(file).read_bytes().decode("utf-8-sig")
+        return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

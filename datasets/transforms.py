@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from datasets.changes import Change
+
 ERASED = (0.02, 1 / 3)  # smallest and largest share of a training image that is erased ...
 VIEW_ERASED = (0.33, 1 / 3)  # ... and, as published, of a view
 
@@ -20,13 +22,29 @@ class TrainTransform:
     normalisation, random erasing with normal noise. Views differ in the erased area alone: as published it is always a
     third of the image, if anything.
 
+    With `jpeg`, the probability of JPEG compression at a quality drawn from `jpeg_quality`, that comes first.
+
     Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
     """
 
-    def __init__(self, size, *, mean, std, flip: float, padding: int, erase: float, erase_view=VIEW_ERASED):
+    def __init__(
+        self,
+        size,
+        *,
+        mean,
+        std,
+        flip: float,
+        padding: int,
+        erase: float,
+        erase_view=VIEW_ERASED,
+        jpeg: float = 0.0,
+        jpeg_quality=(20, 90),
+    ):
         self.resize = v2.Resize(list(size), InterpolationMode.BICUBIC)
         self.augment = v2.Compose(
             [
+                # Where it is off, nothing is drawn for it: the other draws stay what they are.
+                *([v2.RandomApply([v2.JPEG(tuple(jpeg_quality))], jpeg)] if jpeg else ()),
                 v2.RandomHorizontalFlip(flip),
                 v2.Pad(padding),  # black, before normalisation: -1 with mean and deviation 0.5
                 v2.RandomCrop(list(size)),
@@ -46,16 +64,21 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Evaluation, and the features of the prompt stage: bilinear resize (not bicubic, as published), normalisation."""
+    """Evaluation, and the features of the prompt stage: bilinear resize (not bicubic, as published), normalisation.
+
+    Args:
+        change: of the decoded image, before anything else.
+    """
 
     __test__ = False  # not a test case, whatever its name looks like to pytest
 
-    def __init__(self, size, *, mean, std):
+    def __init__(self, size, *, mean, std, change: Change | None = None):
+        self.change = change
         self.steps = v2.Compose([v2.Resize(list(size), InterpolationMode.BILINEAR), _to_tensor(mean, std)])
 
     def __call__(self, image: Image.Image, *, views: bool = False) -> tuple[Tensor, None]:
         """An image -> tensor [3, H, W]; there are no views."""
-        return self.steps(image), None
+        return self.steps(image if self.change is None else self.change(image)), None
 
 
 def _to_tensor(mean, std) -> v2.Compose:

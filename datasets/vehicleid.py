@@ -28,11 +28,7 @@ SIZES = {"small": "test_list_800.txt", "medium": "test_list_1600.txt", "large": 
 TRIALS = 10
 SEED = 1234
 EXAMPLE = "0000001 1401"
-ORIGIN = Origin(
-    "VehicleID",
-    ("VehicleID_V1.0", "VehicleID", "PKU-VehicleID", "vehicleid", "VehicleID/VehicleID_V1.0"),
-    "ask its authors for it; it is never downloaded here",
-)
+ORIGIN = Origin("VehicleID", ("VehicleID_V1.0", "VehicleID", "PKU-VehicleID", "vehicleid", "VehicleID/VehicleID_V1.0"))
 
 
 def vehicleid(

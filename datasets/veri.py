@@ -21,9 +21,8 @@ from datasets.naming import (
     VEHICLE,
     Naming,
     Origin,
-    all_omitted,
     dense_labels,
-    read_named_images,
+    read_three_folders,
     seen_in_training,
     text_lines,
     usual_folder,
@@ -34,11 +33,7 @@ from utils.records import Benchmark, Sample, Trial
 
 TRAIN, QUERY, GALLERY = "image_train", "image_query", "image_test"
 NAMING = Naming("VeRi", "0001_c001_00016450_0.jpg")
-ORIGIN = Origin(
-    "VeRi",
-    ("VeRi", "VeRi-776", "VeRi776", "VeRi_with_plate", "veri"),
-    "ask its authors for it; it is never downloaded here",
-)
+ORIGIN = Origin("VeRi", ("VeRi", "VeRi-776", "VeRi776", "VeRi_with_plate", "veri"))
 UNKNOWN = -1
 # The base name, 40 coordinates (-1: the key point is not to be seen), the viewpoint.
 ANNOTATION = re.compile(r"(?:\S*[/\\])?([^\s/\\]+)(?: -?\d+(?:\.\d+)?){40} (-1|[0-7])")
@@ -63,25 +58,21 @@ def veri(root: Path, *, train: bool = True, viewpoints: Sequence[Path] = ()) -> 
     """
     folder = usual_folder(root, ORIGIN, (GALLERY, QUERY, TRAIN))
     missing = f"VeRi has {TRAIN}, {QUERY}, {GALLERY}"
-    found = {
-        split: read_named_images(folder / split, NAMING, missing=missing)
-        for split in ((TRAIN, QUERY, GALLERY) if train else (QUERY, GALLERY))
-    }
-    samples = {split: some for split, (some, _) in found.items()}
-    omitted = all_omitted(some for _, some in found.values())
+    splits, omitted = read_three_folders(folder, (TRAIN, QUERY, GALLERY), NAMING, train=train, missing=missing)
     if viewpoints:
         known = read_viewpoints(viewpoints)
-        samples = {split: _with_viewpoints(some, known) for split, some in samples.items()}
-        for split, some in samples.items():
-            unknown = sum(sample.viewid == UNKNOWN for sample in some)
-            if split == TRAIN and unknown == len(some):
+        splits = [_with_viewpoints(samples, known) for samples in splits]
+        for split, samples in zip((TRAIN, QUERY, GALLERY), splits, strict=True):
+            unknown = sum(sample.viewid == UNKNOWN for sample in samples)
+            if split == TRAIN and samples and unknown == len(samples):
                 names = ", ".join(map(str, viewpoints))
                 raise DataError(f"{names}: no viewpoint of any image in {folder / TRAIN}; {SOURCE}")
             if unknown:
-                _log.warning("%s: %d of %d images have no viewpoint: unknown", folder / split, unknown, len(some))
-    train_samples, trial = samples.get(TRAIN, ()), Trial(samples[QUERY], samples[GALLERY])
-    seen = seen_in_training(train_samples, trial)
-    return Benchmark("veri", VEHICLE, dense_labels(train_samples), (trial,), same_camera, seen=seen, omitted=omitted)
+                _log.warning("%s: %d of %d images have no viewpoint: unknown", folder / split, unknown, len(samples))
+    training, *test = splits
+    trial = Trial(*test)
+    seen = seen_in_training(training, trial)
+    return Benchmark("veri", VEHICLE, dense_labels(training), (trial,), same_camera, seen=seen, omitted=omitted)
 
 
 def read_viewpoints(paths: Sequence[Path]) -> dict[str, int]:

@@ -203,6 +203,7 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
         fresh={**reuse.fresh, "text tower": f"taken from MODEL.PRETRAIN {cfg.MODEL.PRETRAIN}"},
         resize=resize,
     )
+    model.new_classifiers = "identity classifiers" in reuse.spare or not weights.part("identity classifiers")
     if model.prompts is not None:
         model.prompts.trained = not reuse.prompts_anew
     for line in verdict:

@@ -111,7 +111,7 @@ def describe(
         holds, expected = ("ResNet", "RN50") if resnet else ("vision transformer", "ViT-B-16")
         raise WeightsError(f"{source}: holds a {holds} of CLIP; MODEL.NAME {name} is none; expected e.g. {expected}")
     rows = len(tensors.get("image.side.table", ()))
-    table = f"{source}: {'cv_embed' if clip else 'base.sie_embed'}"
+    table = f"{source}: {'cv_embed' if tower.is_clip else 'base.sie_embed'}"
     camera, view = _side(architecture, rows, table, used=tower.side_width is not None, refused=side_refused)
     views = VIEWPOINTS if camera and view else rows
     image = [tensors.get(f"image_projector.{layer}.weight") for layer in (0, 6)]

@@ -49,6 +49,7 @@ class SvllReid(nn.Module):
         self.image_projector = image_projector
         self.text_projector = text_projector
         self.num_pids = num_pids
+        self.new_classifiers = True  # not loaded from a file
         self.architecture = architecture
 
     def encode_image(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:

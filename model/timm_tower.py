@@ -52,6 +52,11 @@ class TimmTower(nn.Module):
         """The layer of a parameter, as `model.towers` says."""
         return None if name.startswith("projection.") else self.layers.get(name.removeprefix("net."), 0)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks keep only their inputs, and are computed again for the gradient; AssertionError if timm has
+        not made that for this tower."""
+        self.net.set_grad_checkpointing(enable)
+
 
 class TokenTower(TimmTower):
     """A transformer with a class token: plain ViT, DINOv2, DINOv3, EVA-02.

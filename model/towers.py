@@ -16,7 +16,8 @@ And, where it can:
 
     layer_of(name) -> the layer of a parameter, for SOLVER.STAGE2.LAYER_DECAY: 0 for what comes before the blocks,
         i + 1 for block i from 0 and, with the last, the norm after it; None for what comes after those
-    set_grad_checkpointing(enable=True), for SOLVER.STAGE2.GRAD_CHECKPOINTING, as timm's and open_clip's towers
+    set_grad_checkpointing(enable=True), for SOLVER.STAGE2.GRAD_CHECKPOINTING, as timm's and open_clip's towers;
+        AssertionError if it cannot
 
 To add one: its file, and a row of TOWERS; a published tower that timm can build is a row of `model.families`.
 """

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from configs.stages import IMAGE, PROMPT, STAGES, Stage
 from datasets.build import identities_per_batch, make_benchmark, make_loader
+from datasets.changes import Change
 from datasets.check import quick_check
 from model.build import make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
-from processor.evaluate import evaluate
+from processor.class_means import start_from_means
+from processor.evaluate import evaluate, evaluate_changed
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
 from processor.result import result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
+from solver.average import WeightAverage
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision
 from utils.distributed import (
@@ -97,18 +99,29 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
         with collective():
             _check_abilities(run.cfg, model.image)
         copy_from_main(model)
+        if run.cfg.MODEL.INIT_CLASSIFIER == "means" and model.new_classifiers:
+            start_from_means(model, _ordered_loader(run, data), run.device)
+            copy_from_main(model)  # sums of many numbers may differ in their last bits
     return model
 
 
-def _check_abilities(cfg: CfgNode, tower: nn.Module) -> None:
+def _ordered_loader(run: Run, data: Data) -> DataLoader[Batch]:
+    """All training images, in order, without augmentation."""
+    return make_loader(run.cfg, data.benchmark.train, train=False, pin_memory=run.device.type == "cuda")
+
+
+def _check_abilities(cfg: CfgNode, tower: Any) -> None:
     """Raise WeightsError if the settings of stage 2 need what the image tower has not."""
-    block = IMAGE.settings(cfg)
-    for key, off, method, lack in (
-        ("LAYER_DECAY", 1.0, "layer_of", "does not tell its layers"),
-        ("GRAD_CHECKPOINTING", False, "set_grad_checkpointing", "has no gradient checkpointing"),
-    ):
-        if block[key] != off and not hasattr(tower, method):
-            raise WeightsError(f"{IMAGE.key(key)}: invalid value {block[key]}, {cfg.MODEL.NAME} {lack}; expected {off}")
+    name, block = cfg.MODEL.NAME, IMAGE.settings(cfg)
+    if block.LAYER_DECAY != 1 and not hasattr(tower, "layer_of"):
+        key = IMAGE.key("LAYER_DECAY")
+        raise WeightsError(f"{key}: invalid value {block.LAYER_DECAY}, {name} does not tell its layers; expected 1.0")
+    if block.GRAD_CHECKPOINTING:
+        try:
+            tower.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:  # the latter is timm's
+            key = IMAGE.key("GRAD_CHECKPOINTING")
+            raise WeightsError(f"{key}: invalid value True, {name} does not have it; expected False") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -126,13 +139,14 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
+        average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
         logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
             number,
             parts,
-            Training(optimizer, precision, scaler),
+            Training(optimizer, precision, scaler, average),
             _periods(cfg, stage),
             name=stage.name,
             title=title,
@@ -151,6 +165,8 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             scaler=scaler,
             clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
         )
+        if average:
+            average.swap()
         check_identical(model)
         if parts.ended is not None:
             parts.ended()
@@ -183,9 +199,9 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
 
 
 def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
-    cfg, block, device = run.cfg, PROMPT.settings(run.cfg), run.device
+    block, device = PROMPT.settings(run.cfg), run.device
     train = data.benchmark.train
-    cache = cache_features(model, make_loader(cfg, train, train=False, pin_memory=device.type == "cuda"), device)
+    cache = cache_features(model, _ordered_loader(run, data), device)
     data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)
@@ -243,6 +259,8 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
     notes = save_memory(stage, block)
+    if block.EMA:
+        notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
         loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -374,17 +392,38 @@ def evaluate_model(
     Raises:
         WeightsError: the benchmark has cameras or viewpoints that the side-information table was not made for.
     """
-    side = settle_side(cfg.TEST.SIE, model.architecture, benchmark, at_home=at_home)
-    return evaluate(
-        model,
-        benchmark,
-        partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
-        device=device,
-        neck=cfg.TEST.NECK_FEAT == "after",
-        normalise=cfg.TEST.FEAT_NORM,
-        refinement=refinement_of(cfg),
-        side=side,
-    )
+    return evaluate(model, benchmark, **_test_options(cfg, model, benchmark, device, at_home))
+
+
+def evaluate_changes(
+    cfg: CfgNode,
+    model: SvllReid,
+    benchmark: Benchmark,
+    device: torch.device,
+    changes: Mapping[str, Change | None],
+    *,
+    at_home: bool | None = True,
+) -> Iterator[tuple[str, Evaluation]]:
+    """Evaluations as TEST says of changed queries and the gallery as it is, by the names of `changes`.
+
+    What a change draws for an image depends on neither SOLVER.SEED nor the other changes.
+    """
+    options = _test_options(cfg, model, benchmark, device, at_home)
+    loaders = {name: partial(options["loader"], change=change, seed=0) for name, change in changes.items()}
+    return evaluate_changed(model, benchmark, loaders, **options)
+
+
+def _test_options(
+    cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device, at_home: bool | None
+) -> dict[str, Any]:
+    return {
+        "loader": partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
+        "device": device,
+        "neck": cfg.TEST.NECK_FEAT == "after",
+        "normalise": cfg.TEST.FEAT_NORM,
+        "refinement": refinement_of(cfg),
+        "side": settle_side(cfg.TEST.SIE, model.architecture, benchmark, at_home=at_home),
+    }
 
 
 def refinement_of(cfg: CfgNode) -> Refinement:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Refinem
 from utils.reranking import rerank
 
 NOTHING_MORE = Refinement()
+Loader = Callable[[Sequence[Sample]], Iterable[Batch]]  # samples -> batches in their order, test transform
 
 
 class Features(NamedTuple):
@@ -34,7 +37,7 @@ class Features(NamedTuple):
 def evaluate(
     model: SvllReid,
     benchmark: Benchmark,
-    loader: Callable[[Sequence[Sample]], Iterable[Batch]],
+    loader: Loader,
     *,
     device: torch.device,
     neck: bool = False,
@@ -48,7 +51,7 @@ def evaluate(
 
     Args:
         model: on `device`; left in eval mode.
-        loader: samples -> batches in their order, test transform; of several processes, each has its share of them.
+        loader: of several processes, each has its share of the batches.
         neck: compare features after the batch-norm necks.
         normalise: compare features of length 1.
         refinement: what is done besides; query expansion needs `normalise`.
@@ -64,10 +67,32 @@ def evaluate(
     return Evaluation(on_main(lambda: rank_trials(benchmark, features, features, refinement)), refinement, side)
 
 
+def evaluate_changed(
+    model: SvllReid,
+    benchmark: Benchmark,
+    loaders: Mapping[str, Loader],
+    *,
+    loader: Loader,
+    normalise: bool = True,
+    refinement: Refinement = NOTHING_MORE,
+    **options: Any,
+) -> Iterator[tuple[str, Evaluation]]:
+    """An evaluation for each of `loaders`, of queries that it reads and a gallery that `loader` reads, by its name.
+
+    The other arguments are those of `evaluate`.
+    """
+    read: Any = partial(features_of, normalise=normalise, flip=refinement.flip, **options)
+    gallery = read(chain(*(trial.gallery for trial in benchmark.trials)), model, loader)
+    for name, changed in loaders.items():
+        queries = read(chain(*(trial.query for trial in benchmark.trials)), model, changed)
+        rankings = on_main(partial(rank_trials, benchmark, queries, gallery, refinement))
+        yield name, Evaluation(rankings, refinement, options.get("side", "same"))
+
+
 def features_of(
     samples: Iterable[Sample],
     model: SvllReid,
-    loader: Callable[[Sequence[Sample]], Iterable[Batch]],
+    loader: Loader,
     *,
     normalise: bool = True,
     **options: Any,
@@ -111,19 +136,28 @@ def embed_all(
     Of several processes, each has a share of the `batches`; all get all vectors.
 
     Args:
-        flip: take the mean over an image and its mirror image. It is that of the features as they come from the
-            network, not yet normalised, as usual; since a neck is affine, before or after it makes no difference.
+        neck, flip: as `embed_images`.
     """
     model.eval()
 
     def embed(batch: Batch) -> Tensor:
-        known = _known(batch.side, side)
-        features = model.embed(batch.images, known, neck=neck)
-        return (features + model.embed(batch.images.flip(-1), known, neck=neck)) / 2 if flip else features
+        return embed_images(model, batch.images, _known(batch.side, side), neck=neck, flip=flip)
 
     features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.
     return features.cpu() if device.type == "mps" else features
+
+
+def embed_images(model: SvllReid, images: Tensor, side: SideInfo | None, *, neck: bool, flip: bool) -> Tensor:
+    """Images [B, 3, H, W] -> the vectors [B, D + E] that retrieval compares, not yet normalised.
+
+    Args:
+        neck: after the batch-norm necks.
+        flip: take the mean over an image and its mirror image, as usual of features that are not normalised; since a
+            neck is affine, before or after it makes no difference.
+    """
+    features = model.embed(images, side, neck=neck)
+    return (features + model.embed(images.flip(-1), side, neck=neck)) / 2 if flip else features
 
 
 def _known(side: SideInfo, how: str) -> SideInfo | None:

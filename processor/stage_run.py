@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from solver.average import WeightAverage
 from solver.build import load_optimizer
 from utils.distributed import any_rank, average_statistics, collective
 from utils.errors import WeightsError, one_line
@@ -159,6 +160,7 @@ class Training(NamedTuple):
     optimizer: torch.optim.Optimizer
     precision: torch.dtype
     scaler: torch.amp.GradScaler | None
+    average: WeightAverage | None = None
 
 
 class SavedStageRun(StageRun):
@@ -213,17 +215,19 @@ class SavedStageRun(StageRun):
         return epoch_state
 
     def _restore(self, saved: RunState) -> None:
-        optimizer, _, scaler = self.training
+        optimizer, _, scaler, average = self.training
         with collective():
             try:
                 load_optimizer(optimizer, saved["optimizer"]["state"])
                 if scaler:
                     scaler.load_state_dict(saved["scaler"])
+                if average:
+                    average.load(saved["average"])
                 restore_random_states(saved["random"], self.parts.generators)
             except Exception as error:  # of any type: these parts are PyTorch's, NumPy's and Python's own
                 what = f"{type(error).__name__}: {one_line(error)}"
                 raise WeightsError(
-                    f"{self.run.state.path}: does not fit its optimizer, scaler or random generators ({what})"
+                    f"{self.run.state.path}: does not fit its optimizer, scaler, average or random generators ({what})"
                 ) from error
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
@@ -234,12 +238,14 @@ class SavedStageRun(StageRun):
 
     def after_epoch(self, epoch: int) -> None:
         average_statistics(self.model)
-        if self.periods.saves(epoch):
-            self.checkpoint = self.run.save(self.file.format(epoch=epoch), self._checkpoint(epoch))
-        if self.periods.evaluates(epoch):
-            for name, mAP in self.parts.evaluate(epoch).items():
-                if mAP > self.best.get(name, {"mAP": -1.0})["mAP"]:
-                    self.best[name] = {"epoch": epoch, "mAP": mAP}
+        average = self.training.average
+        with average.applied() if average else nullcontext():
+            if self.periods.saves(epoch):
+                self.checkpoint = self.run.save(self.file.format(epoch=epoch), self._checkpoint(epoch))
+            if self.periods.evaluates(epoch):
+                for name, mAP in self.parts.evaluate(epoch).items():
+                    if mAP > self.best.get(name, {"mAP": -1.0})["mAP"]:
+                        self.best[name] = {"epoch": epoch, "mAP": mAP}
         if epoch < self.periods.epochs and self.parts.epoch_ended is not None:
             with self.finishing_steps():  # a signal is heeded at the next epoch's first step
                 self.parts.epoch_ended()
@@ -262,12 +268,13 @@ class SavedStageRun(StageRun):
         return {"model": self.model.state_dict(), "stage": self.name, "epoch": epoch, **self.facts}
 
     def _resumable(self, position: Position) -> dict:
-        optimizer, precision, scaler = self.training
+        optimizer, precision, scaler, average = self.training
         return {
             "stage_number": self.number,
             "position": position._asdict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
+            **({"average": average.averages} if average else {}),
             "random": random_states(self.parts.generators),
             "best": self.best,
             "device": self.device.type,

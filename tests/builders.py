@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import torch
 
+from datasets.synthetic import Parameters
 from model.clip import ResNetTower, TextTower, ViTTower
 from model.heads import Projector, SideEmbedding
 from model.prompts import PromptLearner
@@ -17,6 +18,8 @@ from model.svllreid import SvllReid
 from processor.build import Data
 from processor.run import Run
 from processor.stage_run import StageRun
+from tools.demo.render import render
+from tools.demo.sets import PEOPLE, Kind, RenderedSet
 from utils.fingerprint import Watch
 from utils.metrics import same_camera
 from utils.records import Batch, Benchmark, Sample, SideInfo, Trial
@@ -152,12 +155,10 @@ WRAPPINGS = {
 
 
 GONE = object()
-LOOP: dict = {}
-LOOP["x"] = LOOP
 # What an edit or damage may leave where a field was.
 STRANGE = (
     *(GONE, None, True, "", "x", "{:9999999999}", "hf-hub:x/y", -1, 0, 10**9, 2**70, 10**500, 0.5, 1e9, math.nan),
-    *(math.inf, [], {}, [0, 0], [-1, -1], [None], {"x": 1}, LOOP),
+    *(math.inf, [], {}, [0, 0], [-1, -1], [None], {"x": 1}),
 )
 
 
@@ -200,3 +201,8 @@ def new_run(cfg: Any, path: Path, *, stopping: Stopping | None = None) -> Run:
 def data_of(benchmark: Benchmark) -> Data:
     """What a run trains on, without warnings or watched files."""
     return Data(benchmark, [], Watch("training images"), Watch("test images"))
+
+
+def write_synthetic(root: Path, *, kind: Kind = PEOPLE, progress: bool | None = None, **parameters: float) -> Path:
+    """`render` with the fields of `Parameters` by name."""
+    return render(root, RenderedSet(kind, Parameters(**parameters)), progress=progress)

@@ -49,9 +49,11 @@ GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_o
 VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
 EXPANSION = "tests/test_query_expansion.py::test_as_the_formula_says"
+CHANGED = "tests/test_robustness.py::test_queries_are_changed_and_the_gallery_is_not"
 FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
+AVERAGE = f"{RESUME}::test_the_average_of_the_weights_is_resumed_saved_and_evaluated"
 INTERRUPTED = f"{RESUME}::test_a_run_that_is_interrupted_again_and_again_ends_the_same"
 
 MUTATIONS = (
@@ -259,6 +261,15 @@ MUTATIONS = (
         *(RATES, TRAINING),
     ),
     mutation("steps an epoch late", "warmup_steps", "_1 <= epoch", "_1 < epoch", RATES, TRAINING),
+    mutation(
+        "layer decay a block late",
+        "_layer_scales",
+        "_1 ** (_2 - _3)",
+        "_1 ** (_2 - _3 - 1)",
+        "tests/test_solver.py::test_layer_decay_is_timms",
+    ),
+    mutation("evaluated without the average", "SavedStageRun.after_epoch", "_1.applied()", "nullcontext()", AVERAGE),
+    mutation("average not resumed", "SavedStageRun._restore", "average.load(_1)", "None", AVERAGE),
     # Images
     mutation(
         "views erased like training images",
@@ -310,8 +321,18 @@ MUTATIONS = (
         "(_1[:, None] @ gallery[_2])[:, 0]",
         EXPANSION,
     ),
-    mutation("the same image twice for flip", "embed_all", "_1.images.flip(-1)", "_1.images", FLIP),
-    mutation("mirrored upside down", "embed_all", "_1.images.flip(-1)", "_1.images.flip(-2)", FLIP),
+    mutation(
+        "queries are as they were", "evaluate_changed", "_1(_2, model, changed)", "_1(_2, model, loader)", CHANGED
+    ),
+    mutation(
+        "what a corruption draws is not seeded",
+        "Corruption.__call__",
+        "np.random.seed(seed)",
+        "None",
+        "tests/test_robustness.py::test_corruptions_are_drawn_by_image_and_run_and_always_the_same",
+    ),
+    mutation("the same image twice for flip", "embed_images", "images.flip(-1)", "images", FLIP),
+    mutation("mirrored upside down", "embed_images", "images.flip(-1)", "images.flip(-2)", FLIP),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
     # Resuming a run
     mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),

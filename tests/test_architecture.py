@@ -18,7 +18,7 @@ FLOORS = {
 }
 TOP = 4
 # Of a run: its settings, and what of them may change.
-OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer")}
+OPENS = {f"processor/{name}.py" for name in ("run", "resume", "result", "transfer", "inference")}
 # Of the configuration's folder, but without its settings: any module may import them.
 TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.
@@ -80,7 +80,8 @@ TOOLS = [
 ]
 CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "convert_checkpoint", "demo"))
 ANSWERED_EARLY = [
-    *((command, ["--help"], 0, "usage: ") for command in (*SCRIPTS, *TOOLS)),
+    *((command, ["--help"], 0, "usage: ") for command in SCRIPTS),
+    *((command, ["--help"], 0, f"usage: python {' '.join(command)} ") for command in TOOLS),
     *((command, ["--what"], 2, "unrecognized arguments: --what") for command in (*SCRIPTS, DEMO)),
     *((command, ["--help-keys", "MODEL.SSL"], 0, "MODEL.SSL_OUT = 256\n") for command in SCRIPTS),
     (SCRIPTS[0], ["--help-keys", "STRIDE"], 2, "error: no key begins with STRIDE; did you mean MODEL.STRIDE_SIZE?"),
@@ -91,6 +92,7 @@ ANSWERED_EARLY = [
     (SCRIPTS[0], ["DATASETS.ROOT_DIR", "/no", "OUTPUT_DIR", "/no"], 2, "DATASETS.ROOT_DIR /no: there is no such"),
     (SCRIPTS[1], ["TEST.WEIGHT", "no.pth"], 2, "TEST.WEIGHT no.pth: there is no such file"),
     (CONVERT, ["no.pth", "new.pth"], 2, "SOURCE no.pth: there is no such file"),
+    (["-m", "tools.benchmark"], ["--batch", "0"], 2, "--batch: invalid value '0'"),
 ]
 
 

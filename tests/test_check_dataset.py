@@ -2,13 +2,11 @@
 
 import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from builders import TEMPLATE
 from PIL import Image
 
@@ -20,7 +18,6 @@ from tools.check_dataset import __main__ as tool
 from tools.check_dataset import full, sheet
 from tools.check_dataset.full import full_check
 from tools.check_dataset.report import splits, text
-from utils.command import run_script
 from utils.errors import UserError
 from utils.metrics import ignore_nothing, same_camera
 from utils.records import Benchmark, Labels, Omitted, Sample, Trial
@@ -103,52 +100,37 @@ def test_the_text_has_every_finding_with_remedy_and_examples(ideal):
 
 # --------------------------------------------------------------------------------------------------------------- labels
 
-LABELS = {  # what is changed, the batch -> level, kind, how the message begins
-    "no training": (lambda b: replace(b, train=()), BATCH, "problem", "no training", ""),
-    "one identity": (lambda b: replace(b, train=b.train[:2]), BATCH, "problem", "one identity", ""),
-    "a batch of five": (
-        lambda b: b,
-        {"instances": 2, "identities": 5},
-        *("problem", "few identities", "a batch takes 5 identities, and the training set has 4"),
-    ),
-    "a gap": (
+LABELS = {  # what is changed -> level, kind, how the message begins
+    "no training": (lambda b: replace(b, train=()), "problem", ""),
+    "one identity": (lambda b: replace(b, train=b.train[:2]), "problem", ""),
+    "labels": (
         lambda b: replace(b, train=tuple(s._replace(pid=7) if s.pid == 3 else s for s in b.train)),
-        *(BATCH, "problem", "labels", "training labels are not 0 to 3 (they go from 0 to 7)"),
+        *("problem", "training labels are not 0 to 3"),
     ),
-    "a single image": (
-        lambda b: replace(b, train=b.train[:-1]),
-        *(BATCH, "warning", "few images", "1 of 4 training identities have fewer than 2 images, 1 of them a single"),
-    ),
-    "three instances": (
-        lambda b: b,
-        {"instances": 3, "identities": 2},
-        *("warning", "few images", "4 of 4 training identities have fewer than 3 images"),
-    ),
-    "no query": (lambda b: with_test(b, query=()), BATCH, "problem", "no query", ""),
-    "no gallery": (lambda b: with_test(b, gallery=()), BATCH, "problem", "no gallery", ""),
-    "no trial": (lambda b: replace(b, trials=()), BATCH, "problem", "no trial", ""),
+    "few images": (lambda b: replace(b, train=b.train[:-1]), "warning", "1 of 4 training identities"),
+    "no query": (lambda b: with_test(b, query=()), "problem", ""),
+    "no gallery": (lambda b: with_test(b, gallery=()), "problem", ""),
+    "no trial": (lambda b: replace(b, trials=()), "problem", ""),
     "one answer": (
         lambda b: with_test(b, query=b.trials[0].query[:1], gallery=b.trials[0].gallery[:1]),
-        *(BATCH, "problem", "one answer", ""),
+        *("problem", ""),
     ),
-    "an unknown query": (
+    "not in the gallery": (
         lambda b: with_test(b, gallery=b.trials[0].gallery[1:]),
-        *(BATCH, "warning", "not in the gallery", "1 of 3 queries have no valid match"),
+        *("warning", "1 of 3 queries"),
     ),
-    "its own camera": (
+    "only ignored": (
         lambda b: with_test(b, gallery=(b.trials[0].gallery[0]._replace(camid=0), *b.trials[0].gallery[1:])),
-        *(BATCH, "warning", "only ignored", "1 of 3 queries have no valid match"),
+        *("warning", "1 of 3 queries"),
     ),
-    "seen in training": (
-        lambda b: replace(b, seen=("11", "anna")),
-        *(BATCH, "warning", "shared identities", "2 of 3 test identities"),
-    ),
+    "shared identities": (lambda b: replace(b, seen=("11", "anna")), "warning", "2 of 3 test identities"),
 }
 
 
-@pytest.mark.parametrize(("change", "batch", "level", "kind", "message"), LABELS.values(), ids=LABELS)
-def test_labels(ideal, change, batch, level, kind, message):
-    only(quick_check(change(ideal), **batch), level, kind, message)
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels(ideal, kind):
+    change, level, message = LABELS[kind]
+    only(quick_check(change(ideal), **BATCH), level, kind, message)
 
 
 def test_labels_that_are_right(ideal):
@@ -168,23 +150,16 @@ def test_labels_that_are_right(ideal):
 
 def test_examples_and_remedies_of_labels(ideal):
     query, gallery = ideal.trials[0]
-    remedy = only(quick_check(ideal, instances=2, identities=5), "problem").remedy
-    assert "IMS_PER_BATCH to at most 8" in remedy and "NUM_INSTANCE to more than 2" in remedy
+    finding = only(quick_check(ideal, instances=2, identities=5), "problem", "few identities")
+    assert "IMS_PER_BATCH" in finding.remedy and "NUM_INSTANCE" in finding.remedy
     finding = only(quick_check(replace(ideal, train=ideal.train[:-1]), **BATCH), "warning")
     assert finding.examples == (f"{ideal.train[-2].path} (1 of its identity)",)
-    assert len(only(quick_check(ideal, instances=3, identities=2), "warning").examples) == 3
+    finding = only(quick_check(ideal, instances=3, identities=2), "warning", "few images", "4 of 4 training identities")
+    assert len(finding.examples) == 3
     finding = only(quick_check(with_test(ideal, gallery=gallery[1:]), **BATCH), "warning")
     assert finding.examples == (f"{query[0].path} (identity 10, camera 1)",)
     seen = only(quick_check(replace(ideal, seen=("11", "anna")), **BATCH), "warning")
     assert seen.examples == ("identity 11", "identity anna")
-
-
-def test_another_rule_is_not_called_the_camera_rule(ideal):
-    def ten_ignored(query: Labels, gallery: Labels) -> torch.Tensor:
-        return (query.pids[:, None] == gallery.pids) & (query.pids[:, None] == 10)
-
-    finding = only(quick_check(replace(ideal, ignored=ten_ignored), **BATCH), "warning", "only ignored")
-    assert "camera" not in finding.message
 
 
 def test_no_query_has_a_match(ideal):
@@ -567,9 +542,8 @@ def test_the_tool_reports_and_says_that_all_is_well(market, tmp_path, capsys, mo
     monkeypatch.chdir(tmp_path)
     assert run(market) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^training +4 +2 +2 +1$", shown, re.MULTILINE)
-    assert "4 training images (published 12,936)" in shown and "(0 problems, 1 warnings)" in shown
-    assert "runs/check_market1501.png" in shown and (tmp_path / "runs" / "check_market1501.png").is_file()
+    assert re.search(r"^training +4 +2 +2 +1$", shown, re.MULTILINE) and "(0 problems, 1 warnings)" in shown
+    assert (tmp_path / "runs" / "check_market1501.png").is_file()
 
 
 def test_the_tool_in_its_quick_form(market, tmp_path, capsys, monkeypatch):
@@ -581,20 +555,16 @@ def test_the_tool_in_its_quick_form(market, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
     assert run(market, "--quick", "--sheet", str(tmp_path / "sheet.png")) == 0
     assert (tmp_path / "sheet.png").is_file()
-    capsys.readouterr()
     assert run(market, "--sheet", str(tmp_path / "sheet.png")) == 1
-    shown = capsys.readouterr().out
-    assert f"problem: 1 of 9 images cannot be read\n    {bad}: " in shown and "(1 problems, 1 warnings)" in shown
+    assert str(bad) in capsys.readouterr().out
 
 
-def test_the_tool_takes_the_batch_from_the_configuration(market, capsys):
+def test_the_tool_takes_the_batch_from_the_configuration(market):
     """K and P are the image stage's; without it nothing is asked of them."""
-    words = ["--quick", "DATASETS.ROOT_DIR", str(market), "DATALOADER.NUM_INSTANCE", "4"]
-    assert tool.main([*words, "SOLVER.STAGE2.IMS_PER_BATCH", "12"]) == 1
-    shown = capsys.readouterr().out
-    assert "a batch takes 3 identities, and the training set has 2" in shown
-    assert "2 of 2 training identities have fewer than 4 images" in shown
-    assert tool.main([*words, "SOLVER.STAGE2.IMS_PER_BATCH", "12", "PROCESSOR.STAGES", "('prompt',)"]) == 0
+    words = ["--quick", "DATASETS.ROOT_DIR", str(market), "SOLVER.STAGE2.IMS_PER_BATCH", "12"]
+    words += ["DATALOADER.NUM_INSTANCE", "4"]
+    assert tool.main(words) == 1
+    assert tool.main([*words, "PROCESSOR.STAGES", "('prompt',)"]) == 0
 
 
 def test_a_sheet_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
@@ -623,12 +593,6 @@ def test_a_folder_of_sheets_that_cannot_be_written_to_is_refused_before_anything
             run(market, *words)
     with pytest.raises(UserError, match=r"xxx\.png: .*File name too long"):
         run(market, "--sheet", f"{'x' * 300}.png")
-
-
-def test_a_missing_data_set_is_an_error_with_exit_code_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["check_dataset", "--quick", "DATASETS.ROOT_DIR", str(tmp_path / "nowhere")])
-    assert run_script(tool.main) == 2
-    assert capsys.readouterr().err.startswith(f"error: DATASETS.ROOT_DIR {tmp_path}/nowhere: ")
 
 
 # ---------------------------------------------------------------------------------------------------------------- sheet

@@ -108,6 +108,7 @@ LIMITS = [  # key, the last valid values, the first invalid ones
     ("MODEL.SSL_OUT", [1], [0]),
     ("INPUT.PROB", [0.0, 1.0], [1.1]),
     ("INPUT.TWIN_ERASED_AREA", [(0.5, 0.5)], [(0.5, 0.2), (0.0, 0.5), (0.5, 1.0), (0.3,)]),
+    ("INPUT.JPEG_QUALITY", [(1, 100), (50, 50)], [(0, 50), (50, 101), (60, 50), (50,)]),
     ("INPUT.PIXEL_STD", [(0.1, 0.1, 0.1)], [(0.5, 0.0, 0.5), (0.5, 0.5)]),
     ("DATASETS.NOUN", ["dog", "polar bear"], ["{} dog", "7"]),
     ("DATASETS.HOLD_OUT", [0.0, 0.99], [1.0]),
@@ -120,6 +121,7 @@ LIMITS = [  # key, the last valid values, the first invalid ones
     ("SOLVER.STAGE1.PROMPT_AUG_TOKENS", ["all", "words"], ["start"]),
     ("SOLVER.STAGE2.STEPS", [(), (1,), (30, 50)], [(50, 30), (30, 30), (0,)]),
     ("SOLVER.STAGE2.SSL_POSITIVES", ["image", "identity", "camera"], ["view"]),
+    ("SOLVER.STAGE2.LAYER_DECAY", [0.01, 1.0], [0.0, 1.01]),
     ("SOLVER.STAGE2.BASE_LR", [1e-9], [0.0]),
     ("SOLVER.STAGE2.IMS_PER_BATCH", [2], [1]),
     ("TEST.NECK_FEAT", ["before", "after"], ["middle"]),
@@ -135,7 +137,7 @@ def test_every_row_explains_its_key_and_allows_its_default():
         check_value(row.name, row.default)
         if row.rule is None:  # switches and paths
             assert type(row.default) is bool or re.search("_DIR|INIT_FROM|VIEWPOINTS|WEIGHT$", row.name)
-        elif row.name != "SOLVER.STAGE2.STEPS":
+        elif row.default != () and row.name != "SOLVER.STAGE2.STEPS":  # (): those of the weights
             highest = re.findall(r"^from 0 to (\d+)$", row.rule.expected)
             for value in (INVALID[type(row.default)], *(type(row.default)(1 + int(number)) for number in highest)):
                 with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
@@ -271,35 +273,23 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    "text",
     [
-        ("BASE: settings.yml\n", "is its own BASE"),
-        ("BASE: ./other.yml\n", "is its own BASE"),
-        ("BASE: absent.yml\n", r"absent\.yml: No such file"),
-        ("BASE: .\n", "Is a directory"),
-        ("a: [1", "is not YAML"),
-        ("- 1\n- 2\n", "holds a list"),
-        ("just words", "holds a str"),
-        ("\0", "is not YAML"),
+        *("BASE: settings.yml\n", "BASE: ./other.yml\n", "BASE: absent.yml\n", "BASE: .\n", 'BASE: "\\0"'),
+        *("a: [1", "- 1\n- 2\n", "just words", "\0", 40_000 * "[", 3000 * "{", "a: !!int x", "a: !!timestamp x"),
+        *("SOLVER: {SEED: &a [*a]}", "SOLVER: &a {SEED: *a}", "SOLVER: {SEED: 2001-99-99}"),
     ],
 )
-def test_files_that_are_no_settings(tmp_path, text, what):
+def test_files_that_are_no_settings(tmp_path, text):
     (tmp_path / "other.yml").write_text("BASE: settings.yml\n")
-    with pytest.raises(ConfigError, match=rf"^config file \S*(: [^\n]*)?{what}"):
+    with pytest.raises(ConfigError) as caught:
         from_file(tmp_path, text)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_there_is_not_is_named(tmp_path):
     with pytest.raises(ConfigError, match=rf"config file {tmp_path}/absent.yml: No such file"):
         load(tmp_path / "absent.yml")
-
-
-@pytest.mark.parametrize("text", [40_000 * "[", "SOLVER: {SEED: &a [*a]}", "SOLVER: &a {SEED: *a}"])
-def test_a_file_that_contains_itself_is_refused_in_one_line(tmp_path, text):
-    with pytest.raises(ConfigError) as caught:
-        from_file(tmp_path, text)
-    message = str(caught.value)
-    assert "settings.yml" in message and "\n" not in message
 
 
 def test_an_alias_is_what_it_repeats(tmp_path):
@@ -370,13 +360,6 @@ def test_shipped_files_load_and_survive_a_file(tmp_path, path):
     written = from_file(tmp_path, yaml.safe_dump(tree))
     assert written == cfg and written.is_frozen()
     assert all(isinstance(value, (bool, int, float, str, list)) for _, value in flatten(tree))
-
-
-def test_a_saved_configuration_takes_overrides_and_is_checked():
-    tree = to_dict(load())
-    assert from_dict(tree, ["SOLVER.SEED", "9"], where="x.pth").SOLVER.SEED == 9
-    with pytest.raises(ConfigError, match=r"x\.pth: there is no key OLD"):
-        from_dict({**tree, "OLD": 1}, where="x.pth")
 
 
 def test_the_demo_files_differ_in_what_makes_the_method():

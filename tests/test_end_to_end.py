@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from builders import write_synthetic
 
 import test_svllreid
 import train_svllreid
@@ -28,12 +29,10 @@ from datasets.market1501 import FOLDERS
 from model import tiny_clip
 from processor import build
 from tools.demo import __main__ as demo
-from tools.demo.render import write_synthetic
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, read_tensors
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.logs import log_to_file
-from utils.run.folder import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -158,8 +157,7 @@ def test_a_yaml_that_contradicts_the_checkpoint_is_reported_and_not_used(trained
     )
     entry = new_entry(trained, tmp_path, *arguments(str(other), trained))
     out = capsys.readouterr().out
-    assert "MODEL.STRIDE_SIZE: the checkpoint has [6, 6], the configuration [8, 8]" in out
-    assert "INPUT.SIZE_TEST" in out
+    assert "MODEL.STRIDE_SIZE" in out and "INPUT.SIZE_TEST" in out
     assert entry["mAP"] == pytest.approx(end_of(trained)["mAP"], abs=1e-9)
 
 
@@ -284,22 +282,9 @@ def test_a_truncated_image_is_named_in_one_line(tmp_path, capsys, split, workers
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
-def test_queries_without_a_match_are_explained(tmp_path):
-    folder = market(tmp_path)
-    for path in (folder / FOLDERS[0] / "bounding_box_test").glob("*.jpg"):
-        if path.name.startswith("0009"):
-            path.unlink()
-        else:  # the other test identity: only in the camera of its queries
-            path.replace(path.with_name(path.name.replace(path.name[5:7], "c1")))
-    for path in (folder / FOLDERS[0] / "query").glob("*.jpg"):
-        path.rename(path.with_name(path.name.replace(path.name[5:7], "c1")))
-    with pytest.raises(DataError, match=r"none of \d+ queries has a valid match.*gallery lacks.*ignores.*identity 9"):
-        train_svllreid.main(market_arguments(folder))
-
-
 def test_too_few_identities_are_found_before_the_prompt_stage(trained, tmp_path):
     words = arguments("configs/demo/vit_svllreid.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
-    with pytest.raises(DataError, match="a batch takes 32 identities, and the training set has 20"):
+    with pytest.raises(DataError, match="32 identities"):
         train_svllreid.main([*words, "SOLVER.STAGE2.IMS_PER_BATCH", "128"])
     assert not (tmp_path / "run").exists()
 
@@ -314,6 +299,7 @@ def test_a_result_that_cannot_be_written_is_reported_before_it_is_computed(train
     assert "rank-1" not in capsys.readouterr().out
 
 
+@pytest.mark.slow  # starts a process
 def test_ctrl_c_ends_with_one_line(trained, tmp_path):
     words = arguments(
         "configs/demo/vit_base.yml",
@@ -346,6 +332,7 @@ def test_ctrl_c_ends_with_one_line(trained, tmp_path):
     assert line in (tmp_path / "run" / "train_log.txt").read_text()
 
 
+@pytest.mark.slow  # starts a process
 @pytest.mark.parametrize("streams", [">&- 2>/dev/full", "2>&- | head -n 1"])
 def test_a_screen_that_is_not_there_or_of_few_letters_ends_no_training(trained, tmp_path, streams):
     folder = os.fsencode(tmp_path) + "/nächst".encode() + b"\xff"
@@ -361,6 +348,7 @@ def test_a_screen_that_is_not_there_or_of_few_letters_ends_no_training(trained, 
     assert f"into {tmp_path}/nächst\\udcff\n" in log and "test it again" in log
 
 
+@pytest.mark.slow  # starts a process
 def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "tools.check_dataset", "--quick", "DATASETS.NAMES", "synthetic"]
@@ -372,48 +360,42 @@ def test_what_a_tool_cannot_print_is_an_error_not_a_traceback(trained):
     assert line.startswith("error: ") and "No space left on device" in line
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt"])
-def test_a_named_pipe_is_no_file_of_a_run(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"OUTPUT_DIR .*{name}: not a regular file"):
-        check_writable(tmp_path)
-
-
-def test_a_named_pipe_is_no_csv_file(tmp_path):
-    os.mkfifo(tmp_path / "mine.csv")
-    words = ["--quick", "DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path)]
-    command = [sys.executable, "-m", "tools.check_dataset", *words]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "mine.csv: cannot be read (not a regular file)" in done.stderr
-
-
 KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 LOST = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
 
 @pytest.mark.parametrize(
-    ("error", "cause", "words"),
+    ("error", "cause", "word"),
     [
-        (LOST, KILLED, "(pid 7) is killed by signal: Killed;"),
-        (UserError("a.pth: cannot be written (is the disk full?)"), KILLED, "(pid 7) is killed by signal: Killed;"),
-        (ConnectionResetError("Connection reset by peer"), None, "a process that reads images was ended;"),
-        (BrokenProcessPool("terminated abruptly"), None, "a process that reads images was ended;"),
-        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files): "),
-        (UserError("no shared memory: DATALOADER.NUM_WORKERS 0"), None, "error: no shared memory: "),
-        (DataError("Caught DataError in worker 0.\nTraceback\n  x\nutils.errors.DataError: a.jpg"), None, None),
+        (LOST, KILLED, "killed by signal: Killed"),
+        (UserError("a.pth: cannot be written (is the disk full?)"), KILLED, "killed by signal: Killed"),
+        *((error, None, "ended") for error in (ConnectionResetError("reset"), BrokenProcessPool("terminated"))),
+        (OSError(errno.EMFILE, "Too many open files"), None, "Too many open files"),
+        (UserError("no shared memory: DATALOADER.NUM_WORKERS 0"), None, "no shared memory"),
     ],
 )
-def test_what_ended_a_process_is_reported_in_one_line(capsys, error, cause, words):
+def test_what_ended_a_process_is_reported_in_one_line(capsys, error, cause, word):
     def fail() -> None:
         raise error from cause
 
     assert run_script(fail) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    if words is None:  # of a traceback, what it ends with
-        assert line == "error: a.jpg"
-        return
-    assert line.startswith("error: ") and words in line and "disk full?)" not in line
-    assert line.count("DATALOADER.NUM_WORKERS") == 1 and "memory" in line
+    assert line.startswith("error: ") and word in line and "disk full?)" not in line
+    assert line.count("DATALOADER.NUM_WORKERS") == 1
+
+
+def test_of_a_workers_traceback_the_end_is_reported(capsys):
+    def fail() -> None:
+        raise DataError("Caught DataError in worker 0.\nTraceback\n  x\nutils.errors.DataError: a.jpg")
+
+    assert run_script(fail) == 2 and capsys.readouterr().err == "error: a.jpg\n"
+
+
+def test_an_empty_checkpoint_is_not_taken_for_a_dead_worker(tmp_path, capsys):
+    file = tmp_path / "empty.pth"
+    file.touch()
+    assert run_script(lambda: read_tensors(file)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}: is empty")
 
 
 def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):

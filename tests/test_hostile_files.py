@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import GONE, LOOP, SMALL, STRANGE, TEMPLATE, benchmark, places, with_strange
+from builders import GONE, SMALL, STRANGE, TEMPLATE, benchmark, places, with_strange
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from configs import ConfigError, from_dict, load, to_dict
 from datasets.findings import Report
+from datasets.folder import folder
 from datasets.images import MOST_PIXELS, Images, read_image, shown
 from datasets.transforms import TestTransform
 from model.build import load_model, make_model, rebuild, settle_architecture
@@ -528,7 +529,6 @@ def test_whatever_is_done_to_a_description_the_file_is_read_or_refused(tmp_path,
         ("architecture.name", "hf-hub:x/y", "architecture.name"),
         ("architecture.activation", "relu", "architecture.activation"),
         ("config.SOLVER.SEED", GONE, "config.SOLVER.SEED"),
-        ("config.MODEL", LOOP, "config['MODEL']"),
         ("config.TEST.SIE", 5, "TEST.SIE"),
         ("fingerprint", [0, 0], "fingerprint"),
         ("fingerprint.data_fingerprint.parts", ["a", 5], "data_fingerprint"),
@@ -953,6 +953,7 @@ def test_parts_of_an_image_are_refused_and_damaged_ones_are_read_or_refused(tmp_
 # With Python's own settings for warnings, as users have them.
 
 
+@pytest.mark.slow  # starts a process
 def test_what_is_read_is_read_in_silence_and_what_is_not_is_one_line(tmp_path):
     """Twice, as every epoch does."""
     for number, block in enumerate(exif_blocks().values()):
@@ -979,3 +980,9 @@ for path in sorted(Path(sys.argv[1]).iterdir()) * 2:
     command = [sys.executable, "-c", program, str(tmp_path)]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [f"{tmp_path}/bomb{number}.jpg" for number in (1, 2)] * 2
+
+
+def test_a_named_pipe_is_no_csv_file(tmp_path):
+    os.mkfifo(tmp_path / "mine.csv")
+    with pytest.raises(DataError, match=r"mine\.csv: "):
+        folder(tmp_path)

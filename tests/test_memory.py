@@ -53,7 +53,7 @@ def test_less_memory_the_same_gradients(means):
     elif means != "chunks of one":
         assert towers.rows == [4, 2, 4, 4, 4, 4, 4, 4, 2, 4]
     assert expected.keys() == got.keys()
-    assert len(notes) == 2 if means == "both" else 1
+    assert len(notes) == (2 if means == "both" else 1)
     near = 0.02 if means == "bf16" else 1e-12
     for name, value in expected.items():
         assert (got[name] - value).abs().max() <= near * max(1, value.abs().max()), name

@@ -118,7 +118,8 @@ def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(over
     event("taken")
     value = leaves(to_dict(cfg))[key]
     if isinstance(default, list):
-        assert type(value) is list and {type(element) for element in value} <= {type(element) for element in default}
+        assert type(value) is list
+        assert not default or {type(element) for element in value} <= {type(element) for element in default}
     else:
         assert type(value) is type(default)
     numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, float)]
@@ -126,19 +127,6 @@ def test_an_override_is_a_value_of_the_right_type_or_a_message_with_its_key(over
     assert {name for name, other in leaves(to_dict(cfg)).items() if other != DEFAULTS[name]} <= {key}
     again = from_dict(yaml.safe_load(yaml.safe_dump(to_dict(cfg))), where="x.yaml")
     assert again == cfg and plain(leaves(to_dict(again))[key]) == plain(value)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("SOLVER: {SEED: 2001-99-99}", "a: !!int x", "a: !!bool maybe", "a: !!timestamp x", "{" * 3000),
-        *("a: &x {b: *x}", 'BASE: "\\0"'),
-    ],
-)
-def test_a_file_that_the_yaml_reader_stumbles_over(tmp_path, text):
-    (tmp_path / "x.yml").write_text(text)
-    with pytest.raises(ConfigError, match=f"config file {re.escape(str(tmp_path))}"):
-        load(tmp_path / "x.yml")
 
 
 @bounded(200)

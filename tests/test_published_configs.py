@@ -84,9 +84,10 @@ PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 """)
 # What other recipes need and these programs have not.
 RECIPES = table("""
-MODEL: {TRIPLET_FEATURES: all}
+MODEL: {TRIPLET_FEATURES: all, INIT_CLASSIFIER: random}
+INPUT: {JPEG_PROB: 0.0, JPEG_QUALITY: [20, 90]}
 SOLVER.STAGE2: {SCHEDULE: steps, LR_MIN_FACTOR: 0.002, LAYER_DECAY: 1.0, MINI_BATCH: 0,
-  GRAD_CHECKPOINTING: False}
+  GRAD_CHECKPOINTING: False, EMA: 0.0}
 """)
 # Keys that are ours, or of which the published default is of no use here: where, on what, which data, how far.
 OURS_ALONE = r"""MODEL\.(DEVICE|NAME|PRETRAIN|ACTIVATION)|TEST\.(SIE|PROTOCOL|AQE_.*)|RESUME

@@ -182,14 +182,10 @@ def test_a_network_on_another_data_set(settings, tmp_path, capsys):
     assert used == {"home": "same", "market1501": "mean", "another one of the same name": "mean", "on request": "same"}
     said = capsys.readouterr().out
     assert "side information: TEST.SIE auto: the mean over all that training knew" in said
-    note = (
-        "side information: TEST.SIE same: rows by their numbers, which were learned on other data sets than market1501"
-    )
-    assert f"{note}: its cameras may be others" in said
     assert results(tmp_path / "home")[0]["notes"] == []
-    first, counts = results(tmp_path / "on request")[0]["notes"]
-    assert first == f"{note}: its cameras may be others"
-    assert counts.startswith("market1501 differs from what is published: 16 query images (published 3,368)")
+    note, counts = results(tmp_path / "on request")[0]["notes"]
+    assert "TEST.SIE same" in note and "market1501" in note and note in said
+    assert "16 query images (published 3,368)" in counts
 
 
 @pytest.fixture(scope="module")
@@ -288,14 +284,8 @@ def test_all_that_can_be_wrong_with_any_is_found_before_the_first_is_tested(trai
     query = next((tmp_path / "data" / "Market-1501" / "query").iterdir())
     camera = query.name.split("_")[1]
     query.rename(query.with_name(query.name.replace(camera, "c99s1")))
-    words = [
-        "TEST.WEIGHT",
-        str(trained_on_two),
-        "DATASETS.ROOT_DIR",
-        str(tmp_path / "data"),
-        "OUTPUT_DIR",
-        str(tmp_path),
-    ]
+    words = ["TEST.WEIGHT", str(trained_on_two), "OUTPUT_DIR", str(tmp_path)]
+    words += ["DATASETS.ROOT_DIR", str(tmp_path / "data")]
     with pytest.raises(WeightsError, match=r"knows 12 cameras, market1501 has 105: .*TEST\.SIE mean or none"):
         test_svllreid.main(words)
     gone = next((tmp_path / "data" / "Market-1501" / "query").iterdir())

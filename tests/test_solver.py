@@ -1,5 +1,6 @@
 """Learning rates against their closed forms and the published numbers; optimisers and their groups."""
 
+import copy
 import math
 
 import pytest
@@ -8,11 +9,13 @@ from builders import small_model
 from timm.models import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
 from configs import load
 from processor.image_stage import ImageStage
+from solver.average import WeightAverage
 from solver.build import make_optimizer, make_schedule
 from solver.schedules import warmup_cosine, warmup_steps
 
@@ -188,6 +191,31 @@ def test_first_step_of_each_optimiser(name):
         after = module.weight.item()
         optimizer.step()
         assert module.weight.item() == pytest.approx(after - 0.01 * (1 + 0.2 * after) - step / 2, abs=1e-9)
+
+
+def test_the_average_of_the_weights_is_timms():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network[2].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    average, theirs = WeightAverage(network, 0.9, optimizer), ModelEmaV3(network, 0.9, exclude_buffers=True)
+    for step in range(4):
+        if step == 2:  # in between, as for an evaluation
+            weights = copy.deepcopy(network.state_dict())
+            with average.applied():
+                ours = network.state_dict()
+                assert all(torch.equal(ours[name], value) for name, value in theirs.module.state_dict().items())
+                assert not torch.equal(ours["0.weight"], weights["0.weight"])
+            assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+        network(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        theirs.update(network)
+    assert average.averages.keys() == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight"}
+    for name, value in average.averages.items():
+        assert torch.equal(value, theirs.module.get_parameter(name))
+    for wrong in ({}, {**average.averages, "x": torch.ones(1)}, {**average.averages, "0.bias": torch.ones(3)}):
+        with pytest.raises(ValueError, match="average"):
+            average.load(wrong)
 
 
 def test_adam_as_published():

@@ -15,17 +15,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from utils.command import answer_early, new_parser, run_script
+from utils.command import answer_early, at_least, new_parser, run_script
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     parser = new_parser(__doc__)
-    parser.add_argument("--name", default="ViT-Tiny-8", help="architecture")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, default=64, help="images")
-    parser.add_argument("--identities", type=int, default=16, help="in the batch")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--name", default="ViT-Tiny-8", help="architecture (default ViT-Tiny-8)")
+    parser.add_argument("--device", default="auto", help="as MODEL.DEVICE (default auto)")
+    parser.add_argument("--batch", type=at_least(1), default=64, metavar="N", help="images (default 64)")
+    parser.add_argument(
+        "--identities", type=at_least(1), default=16, metavar="N", help="identities in the batch (default 16)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=at_least(1),
+        default=5,
+        metavar="N",
+        help="repetitions, of which the fastest counts (default 5)",
+    )
     return parser.parse_args(argv)
 
 

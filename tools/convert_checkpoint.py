@@ -45,17 +45,16 @@ def main(argv: list[str] | None = None) -> None:
     arguments, cfg = read_command_line(argv)
     target = expanded(arguments.target)
     if target.exists():
-        raise UserError(f"{target}: is there already, and is not overwritten")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.absolute().parent}")
+        raise UserError(f"TARGET {target}: exists already and is not overwritten")
     weights = read_weights(arguments.source, cfg.MODEL.NAME)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if weights.architecture is None:
             _from_published(weights, target, cfg, arguments.overrides[::2])
         else:
             _to_published(weights, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        raise UserError(f"TARGET {target}: cannot be written ({error.strerror})") from error
 
 
 def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:

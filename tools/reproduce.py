@@ -77,9 +77,9 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     rows = {"nargs": "+", "default": [], "choices": [ALL, *ROWS], "metavar": "ROW"}
     add("--run", **rows, help=f"rows by name, or {ALL}: run what is missing")
     add("--markdown", action="store_true", help="print the table of docs/results.md")
-    add("--root", default="data", help="DATASETS.ROOT_DIR: the folder that holds the data sets' folders")
-    add("--output", type=Path, default=OUTPUT, help="the folder that holds the runs")
-    add("--seed", type=int, help="SOLVER.SEED; the configuration's if it is not given")
+    add("--root", default="data", help="DATASETS.ROOT_DIR, the folder of the data sets (default %(default)s)")
+    add("--output", type=Path, default=OUTPUT, help="folder of the runs (default %(default)s)")
+    add("--seed", type=int, help="SOLVER.SEED (default: that of the configuration)")
     add("--tolerance", type=float, default=Tolerance().mAP, help="of mAP, in points (default %(default)g)")
     add("--rank-tolerance", type=float, default=Tolerance().rank, help="of rank-k, in points (default %(default)g)")
     add_settings(parser, "settings of all commands, after --")

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.command import answer_early, new_parser, run_script
+from utils.command import answer_early, at_least, new_parser, run_script
 
 FORMS = ("folders", "market", "csv")
 
@@ -38,21 +38,17 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     parser = new_parser(__doc__)
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="the folder that holds a folder per identity")
-    add("target", metavar="TARGET", help="a new folder; for --form csv also a new file, *.csv")
-    add("--train", type=float, default=0.5, metavar="SHARE", help="of the identities (default 0.5)")
+    add("source", metavar="SOURCE", help="folder with a folder per identity")
+    add("target", metavar="TARGET", help="new folder; for --form csv a new folder or *.csv")
+    add("--train", type=float, default=0.5, metavar="FRACTION", help="of the identities, for training (default 0.5)")
     per_camera = "queries of every test identity and camera; without cameras, of every test identity (default 1)"
-    add("--query-per-camera", "--query_per_camera", type=int, default=1, metavar="N", help=per_camera)
-    add("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
-    add("--form", choices=FORMS, default=FORMS[0], help="what is written (default folders)")
+    add("--query-per-camera", "--query_per_camera", type=at_least(1), default=1, metavar="N", help=per_camera)
+    add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the random draws (default 0)")
+    add("--form", choices=FORMS, default=FORMS[0], help="form of the output (default folders)")
     add("--link", action="store_true", help="link to the images instead of copying them")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.train < 1:
-        parser.error(f"--train: invalid value {arguments.train}; expected a share between 0 and 1, both excluded")
-    if arguments.query_per_camera < 1:
-        parser.error(f"--query-per-camera: invalid value {arguments.query_per_camera}; expected at least 1")
-    if arguments.seed < 0:
-        parser.error(f"--seed: invalid value {arguments.seed}; expected at least 0")
+        parser.error(f"--train: invalid value {arguments.train}, expected a fraction above 0 and below 1")
     if arguments.link and arguments.form == "csv":
         parser.error("--link: a CSV file names the images where they are; there is nothing to link")
     return arguments
@@ -94,11 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # no rights, or a name that is too long
         raise UserError(f"{error.filename or source}: {error.strerror}") from error
     images, omitted = read_identities(source)
+    if not images:
+        raise UserError(f"SOURCE {source}: expected a folder per identity, with images in it; found no image")
     splits = split(images, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
     try:
         write(splits.images, source, target, form=arguments.form, link=arguments.link)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        raise UserError(f"TARGET {target}: cannot be written ({error.strerror})") from error
     if (source / JUNK).is_dir():
         sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
     sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")
@@ -139,8 +137,6 @@ def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: 
         splits[TRAIN] += every
         if number in drawn:
             moved.append(identity)
-    if not identities:
-        raise UserError("SOURCE has no images in folders of their identities")
     for side, what in ((TRAIN, "training"), (QUERY, "testing")):
         if not splits[side]:
             why = "; the others have too few images for a query and a gallery" if side == QUERY and moved else ""
@@ -168,14 +164,14 @@ def write(splits: Images, source: Path, target: Path, *, form: str, link: bool =
 
 def _check_places(source: Path, target: Path) -> None:
     if not source.is_dir():
-        raise UserError(f"{source}: there is no such folder")
+        raise UserError(f"SOURCE {source}: {'is a file' if source.exists() else 'there is no such folder'}")
     if os.path.lexists(target):
-        raise UserError(f"{target}: is there already, and is not overwritten")
+        raise UserError(f"TARGET {target}: exists already and is not overwritten")
     if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target}: is in {source}, in which nothing is changed")
+        raise UserError(f"TARGET {target}: is inside SOURCE, which is only read")
     ready = [name for name in (*FOLDERS[QUERY], *FOLDERS[GALLERY]) if (source / name).is_dir()]
     if len(ready) > 1:
-        raise UserError(f"{source}: is split already (it holds {' and '.join(ready)})")
+        raise UserError(f"SOURCE {source}: is split already (it holds {' and '.join(ready)})")
 
 
 def _queries(seen: dict[str, list[LabelledImage]], count: int, rng: np.random.Generator) -> list[LabelledImage]:
@@ -200,7 +196,7 @@ def _whole(target: Path) -> Iterator[Path]:
     try:
         yield part
         if os.path.lexists(target):  # it has come since
-            raise UserError(f"{target}: is there already, and is not overwritten")
+            raise UserError(f"TARGET {target}: exists already and is not overwritten")
         part.rename(target)
     except BaseException:
         shutil.rmtree(part)

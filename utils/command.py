@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from configs.help import help_keys, resolved
@@ -30,21 +30,25 @@ def parse(
     argv: Sequence[str] | None = None,
     *,
     files: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     config_file: str | None = None,
 ) -> argparse.Namespace:
     """Read a command line, and answer what it asks of the configuration.
 
     Args:
         files: names of required paths.
+        options: the script's own, with what argparse's `add_argument` takes.
         config_file: where the command line names none.
 
     Returns:
-        `config_file` (a path or None), the `files` by name, and `overrides` (KEY VALUE KEY VALUE ...).
+        `config_file` (a path or None), `files` and `options` by name, and `overrides` (KEY VALUE KEY VALUE ...).
 
     Raises:
         ConfigError: --help-keys or --print_config cannot be answered.
     """
     parser = new_parser(description)
+    for option, settings in (options or {}).items():
+        parser.add_argument(option, **settings)
     parser.add_argument(
         *("--config_file", "--config-file"),
         metavar="FILE",
@@ -80,14 +84,29 @@ def parse(
 
 def new_parser(description: str) -> argparse.ArgumentParser:
     """A parser of a script or tool, whose docstring is `description`."""
+    module = sys.modules["__main__"].__spec__  # None for a script
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
 def add_settings(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Let a parser take KEY VALUE KEY VALUE ..., as `overrides`."""
-    parser.add_argument("overrides", nargs="*", action=Pairs, metavar="KEY VALUE", help=meaning)
+    parser.add_argument("overrides", nargs="*", default=[], action=Pairs, metavar="KEY VALUE", help=meaning)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argparse type: integers from `low`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"invalid value {text!r}, expected an integer from {low}")
+        return int(text)
+
+    return read
 
 
 class Pairs(argparse.Action):

@@ -1,9 +1,8 @@
-"""Files: accept regular files only, replace them atomically, stat many at once."""
+"""Files: replace them atomically, stat many at once."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +12,6 @@ from typing import Any, BinaryIO, TypeVar
 
 THREADS = 8  # network file systems answer slowly, but many requests at a time
 T = TypeVar("T")
-
-
-def plain_file(path: Path) -> Path:
-    """`path`, unless it exists and is not a regular file: opening a named pipe could wait for ever.
-
-    Raises:
-        OSError: it is a folder, a pipe, a device ...
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return path
 
 
 @contextmanager

@@ -28,30 +28,12 @@ class Place(NamedTuple):
 
 
 def place() -> Place | None:
-    """Which of several processes this is, before and after `join_processes`; None if there is only one.
-
-    Raises:
-        UserError: one of torchrun's variables is invalid.
-    """
+    """Which of several processes this is, before and after `join_processes`; None if there is only one."""
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return None
-    world = _variable("WORLD_SIZE", 1, 10**6)
-    if world == 1:
-        return None
-    local = _variable("LOCAL_RANK", 0, world - 1)
+    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     # Whoever sets the first three by hand, on a machine each, may not know the fourth.
-    count = _variable("LOCAL_WORLD_SIZE", local + 1, world) if "LOCAL_WORLD_SIZE" in os.environ else local + 1
-    return Place(_variable("RANK", 0, world - 1), world, local, count)
-
-
-def _variable(name: str, low: int, high: int) -> int:
-    text = os.environ[name].strip()
-    if not (re.fullmatch(r"\d{1,7}", text) and low <= int(text) <= high):
-        raise UserError(
-            f"{name} in the environment: invalid value {text!r}, expected an integer from {low} to {high}; torchrun "
-            "sets it"
-        )
-    return int(text)
+    return Place(rank, world, local, int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))) if world > 1 else None
 
 
 def reported_elsewhere(error: BaseException) -> bool:
@@ -59,10 +41,7 @@ def reported_elsewhere(error: BaseException) -> bool:
 
     Until they join, all of them read the same command line and the same files.
     """
-    try:
-        here = place()
-    except UserError:  # this one is not reported yet, unless it is `error` itself
-        return False
+    here = place()
     # After that, only settings and signals concern all alike.
     alike = not met or not isinstance(error, (UserError, RuntimeError, OSError))
     return getattr(error, "reported", False) or (alike and here is not None and here.local_rank > 0)

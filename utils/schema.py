@@ -51,15 +51,6 @@ def one_of(*choices: str) -> Rule:
     return text("|".join(choices), " or ".join(choices))
 
 
-def _is_setting(value: Any, depth: int = 5) -> bool:
-    """Whether this is a configuration's value or block; `depth` limits lists in lists, which may hold themselves."""
-    if isinstance(value, dict):
-        return all(isinstance(name, str) for name in value) and _is_setting(list(value.values()), depth)
-    if isinstance(value, (list, tuple)):
-        return depth > 0 and all(_is_setting(one, depth - 1) for one in value)
-    return value is None or isinstance(value, (str, bool, float)) or OF_TYPE[float].holds(value)
-
-
 OF_TYPE: dict[Any, Rule] = {
     str: text(),
     float: number(),
@@ -85,15 +76,11 @@ class Seeds(TypedDict):
     SEED: Seed
 
 
-class Needed(TypedDict):
-    """Settings of a configuration that are read without `configs`."""
+class Settings(TypedDict):
+    """What is read of a configuration without `configs`, which knows all keys."""
 
     DATASETS: Names
     SOLVER: Seeds
-
-
-# A configuration; `configs` knows its keys.
-Settings = dict[str, Annotated[Any, Rule(_is_setting, "a setting or a block of them, as in config.yaml")]]
 
 
 class Architecture(TypedDict):
@@ -155,7 +142,7 @@ class Common(TypedDict):
     """What checkpoints and resume states share; `utils.checkpoint` checks the tensors of the model."""
 
     prompts_trained: NotRequired[bool]
-    config: Annotated[dict[str, Any], Settings, Needed]
+    config: Settings
     architecture: Architecture
 
 
@@ -194,6 +181,7 @@ class RunState(TypedDict):
     position: Position
     optimizer: OptimizerState
     scaler: NotRequired[dict[str, float]]
+    average: NotRequired[dict[str, Tensor]]  # of the weights
     random: RandomStates
     stage_number: NotRequired[Count]  # in PROCESSOR.STAGES
     best: dict[str, Best]  # by data set

@@ -57,12 +57,14 @@ def dead_worker(error: BaseException | None) -> str | None:
 
     PyTorch raises such an error wherever the program is at that moment, so that it may look like another one.
     """
-    how = None
+    how, explained = None, False
     while error is not None:  # the first cause is the most precise
-        if isinstance(error, (BrokenProcessPool, ConnectionError, EOFError)):  # the latter two: it did not answer
+        unanswered = isinstance(error, (ConnectionError, EOFError)) and not explained  # EOFError: also an empty file's
+        if unanswered or isinstance(error, BrokenProcessPool):
             how = how or "was ended"
         elif isinstance(error, RuntimeError) and DIED in str(error):
             how = str(error).partition("DataLoader worker ")[2].partition(". ")[0].rstrip(".")
+        explained = isinstance(error, UserError)
         error = error.__cause__ or error.__context__
     return how and (
         f"a process that reads images {how}; usually out of memory: fewer of them need less (DATALOADER.NUM_WORKERS); "

@@ -40,13 +40,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from builders import write_synthetic
 
 import train_svllreid
 from configs import ConfigError
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
-from tools.demo.render import write_synthetic
 from utils.command import FAILED, run_script
 
 ROOT = Path(__file__).resolve().parents[2]

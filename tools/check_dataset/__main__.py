@@ -3,11 +3,7 @@
     python -m tools.check_dataset --config_file configs/person/vit_svllreid.yml DATASETS.ROOT_DIR /data
     python -m tools.check_dataset --quick DATASETS.NAMES msmt17 DATASETS.ROOT_DIR /data
 
-    --quick          labels and files only, a few seconds; else every image is decoded, with all cores
-    --sheet FILE.png contact sheet of training identities (rows) in their cameras (columns);
-                     without --quick, runs/check_NAME.png if it is not given
-
-Exit code 1 if training or evaluation could not work, 2 if there is nothing to check (a wrong folder or setting).
+Exit code 1 if training or evaluation could not work, 2 if there is no data set to check (a wrong folder or setting).
 """
 
 from __future__ import annotations
@@ -23,15 +19,24 @@ import utils.threads  # noqa: F401
 from configs import STAGES, ConfigError, load
 from utils.command import answer_early, parse, run_script
 
+OPTIONS = {
+    "--quick": {
+        "action": "store_true",
+        "help": "check labels and files only, in a few seconds; otherwise every image is decoded, on all cores",
+    },
+    "--sheet": {
+        "type": Path,
+        "metavar": "FILE.png",
+        "help": "where to draw the contact sheet: training identities (rows) in their cameras (columns); "
+        "default: runs/check_NAME.png, with --quick none",
+    },
+}
+
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
     """The settings, and this tool's own options."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--quick", action="store_true")
-    flags.add_argument("--sheet", type=Path)
-    options, others = flags.parse_known_args(argv)
-    arguments = parse(__doc__, others)
-    return load(arguments.config_file, arguments.overrides), options
+    arguments = parse(__doc__, argv, options=OPTIONS)
+    return load(arguments.config_file, arguments.overrides), arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.command import add_settings, answer_early, new_parser, run_script
+from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     parser = new_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="of the runs (default %(default)s)")
     add_settings(parser, "settings of all runs, after --")
     return parser.parse_args(argv)
 

@@ -14,25 +14,26 @@ import argparse
 import io
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from utils.command import answer_early, new_parser, run_script
+from utils.command import answer_early, at_least, new_parser, run_script
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     parser = new_parser(__doc__)
-    parser.add_argument("--identities", type=int, default=24000)
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="that render images")
-    parser.add_argument("--out", type=Path, help="the shipped file if it is not given")
+    parser.add_argument("--identities", type=at_least(1), default=24000, help="for training (default %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=3600, help="of training (default %(default)s)")
+    parser.add_argument("--batch", type=at_least(2), default=192, help="images in a batch (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="learning rate (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of training (default %(default)s)")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="that render images (default %(default)s)")
+    parser.add_argument("--out", type=Path, help="file to write (default: the file of this repository)")
     return parser.parse_args(argv)
 
 
@@ -51,6 +52,7 @@ from tools.demo.rendering.camera import sample_camera
 from tools.demo.rendering.caption import caption
 from tools.demo.rendering.person import sample_person
 from tools.demo.rendering.scene import photograph
+from utils.errors import UserError
 
 logger = logging.getLogger("pretrain_tiny_clip")
 
@@ -65,6 +67,8 @@ TEMPLATES = ("A photo of a X X X X person.", "A photo of a X X X X vehicle.")
 def main(argv: Sequence[str] | None = None) -> None:
     args = read_command_line(argv)
     args.out = args.out or tiny_clip.FILE
+    if not os.access(args.out.parent, os.W_OK):
+        raise UserError(f"--out {args.out}: the folder {args.out.parent} cannot be written to")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.manual_seed(args.seed)
 

@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 from datasets.build import make_benchmark, parameters_of
 from datasets.several import names_of
-from datasets.synthetic import MANIFEST, VIEWPOINT_FILES, Parameters
+from datasets.synthetic import MANIFEST, VIEWPOINT_FILES
 from tools.demo.rendering.vehicle import viewpoint
-from tools.demo.sets import KINDS, PEOPLE, SPLITS, Kind, RenderedSet
+from tools.demo.sets import KINDS, SPLITS, Kind, RenderedSet
 from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.paths import expanded
@@ -76,11 +76,6 @@ def render_missing(cfg: CfgNode, names: str | None = None) -> list[Path]:
 def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
     """`make_benchmark`, of data sets that may have to be rendered first."""
     return make_benchmark(cfg, name, render=render_missing)
-
-
-def write_synthetic(root: Path, *, kind: Kind = PEOPLE, progress: bool | None = None, **parameters: float) -> Path:
-    """`render` with the fields of `Parameters` by name."""
-    return render(root, RenderedSet(kind, Parameters(**parameters)), progress=progress)
 
 
 def render(root: Path, data: RenderedSet, *, progress: bool | None = None) -> Path:

@@ -17,7 +17,7 @@ import yaml
 
 from utils.checkpoint import save_checkpoint, write_tensors
 from utils.errors import UserError, one_line
-from utils.files import plain_file, replace_text
+from utils.files import replace_text
 from utils.run import CONFIG, NON_FINITE, RESULTS, STATES, TENSORBOARD, VERSIONS, WRITTEN
 from utils.run.metrics import Metrics
 from utils.run.results import read_results, take_back_results
@@ -35,11 +35,6 @@ def check_writable(path: Path) -> None:
         raise UserError(f"OUTPUT_DIR {path}: {existing} is a link to nothing")
     if not existing.is_dir():
         raise UserError(f"OUTPUT_DIR {path}: {existing} is a file; a folder is needed")
-    try:
-        for name in (CONFIG, *WRITTEN):
-            plain_file(path / name)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {path}: {error.filename}: {error.strerror}") from error
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass

@@ -41,13 +41,13 @@ def write_results(path: Path, results: dict) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def append_result(folder: Path, entry: dict) -> Path:
-    """Add an evaluation to a folder's results.json -> its path.
+def append_result(folder: Path, entry: dict, name: str = RESULTS) -> Path:
+    """Add an evaluation to a folder's results.json, or to a file like it -> its path.
 
     Raises:
         UserError: the file is there but is no results file, or the folder cannot be written to.
     """
-    path = folder / RESULTS
+    path = folder / name
     results = read_results(path)
     # A run that was to get more epochs, but came to none, ends once more as it did before.
     others = [each for each in results["evaluations"] if {**each, "when": END} != entry or each["when"] != EARLIER_END]

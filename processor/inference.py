@@ -1,0 +1,191 @@
+"""Features of single images, for whatever is built on a trained network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from configs import load
+from datasets.images import read_image, upright_rgb
+from datasets.transforms import TestTransform
+from model.build import rebuild, settle_architecture
+from model.svllreid import SvllReid
+from model.weights import read_weights
+from processor.evaluate import embed_images
+from processor.transfer import settings_of
+from utils.devices import pick_device
+from utils.errors import DataError
+from utils.records import SideInfo
+
+Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
+
+
+class Embedder:
+    """Images -> features of length 1, compared by cosine, as `evaluate` does with a data set.
+
+    Args:
+        model: moved to `device`; left in eval mode.
+        size: (H, W) in pixels that images are resized to; the aspect ratio is not kept.
+        mean, std: of the three channels, by which pixels in 0..1 are normalised.
+        neck: features after the batch-norm necks.
+        flip: take the mean over an image and its mirror image.
+        side: whether side information counts. Single images have no camera: it is the mean over all that the network
+            knows.
+        batch_size: images at a time. Affects speed and memory only.
+    """
+
+    def __init__(
+        self,
+        model: SvllReid,
+        size: tuple[int, int],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        *,
+        neck: bool = True,
+        flip: bool = False,
+        side: bool = True,
+        device: torch.device,
+        batch_size: int = 64,
+    ):
+        self.device, self.batch_size = device, batch_size
+        self.model = model.to(device).eval()
+        self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
+        self.transform = TestTransform(size, mean=mean, std=std)
+        self.neck, self.flip, self.side = neck, flip, side
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        weight: str | Path,
+        *,
+        config_file: str | Path | None = None,
+        overrides: Iterable[str] = (),
+        device: str = "auto",
+        batch_size: int = 64,
+    ) -> Embedder:
+        """The embedder of a checkpoint, with its own preprocessing and the settings TEST of its training.
+
+        Args:
+            weight: a checkpoint of this program, or a published file.
+            config_file: the YAML file of a published file, which does not say how its network is built.
+            overrides: KEY, VALUE, KEY, VALUE, ...
+            device: auto, cpu, cuda, cuda:N or mps.
+
+        Raises:
+            WeightsError: no checkpoint, a damaged one, or a published file without `config_file`.
+            ConfigError: what is wrong with `config_file` or `overrides`.
+        """
+        overrides, weights = list(overrides), read_weights(weight)
+        cfg: CfgNode = load(config_file, overrides) if config_file else settings_of(weights, overrides)
+        cfg, architecture, _ = settle_architecture(cfg, weights, requested=overrides[::2])
+        model, _ = rebuild(weights, architecture, testing=True)
+        return cls(
+            model,
+            architecture["test_size"],
+            architecture["pixel_mean"],
+            architecture["pixel_std"],
+            neck=cfg.TEST.NECK_FEAT == "after",
+            flip=cfg.TEST.FLIP,
+            side=cfg.TEST.SIE != "none",
+            device=pick_device(device),
+            batch_size=batch_size,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights and of all settings that features depend on: features of another digest are no match."""
+        state = hashlib.sha256(repr((self.size, self.mean, self.std, self.neck, self.flip, self.side)).encode())
+        for name, value in self.model.state_dict().items():
+            state.update(name.encode())
+            state.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return state.hexdigest()[:16]
+
+    def __call__(self, images: Iterable[Input], *, skip: Callable[[int, DataError], None] | None = None) -> Tensor:
+        """Images -> float32 [N, D] on the CPU, each row of length 1.
+
+        Args:
+            images: paths, images of Pillow's, or RGB arrays of uint8 [H, W, 3]. OpenCV's arrays are BGR, which nothing
+                in them tells: turn them with `array[:, :, ::-1]` first.
+            skip: is told of an image that cannot be read, by its place among `images`, which then has no row; None
+                raises what is wrong with it.
+
+        Raises:
+            DataError: an image that cannot be read, or an array of another kind.
+        """
+        rows = [self._embed(torch.stack(batch)) for batch in self._batches(images, skip)]
+        return torch.cat(rows) if rows else torch.empty(0, sum(self.model.image.dims[1:]))
+
+    def prepare(self, image: Input) -> Tensor:
+        """An image -> what the network sees, [3, H, W]; DataError if it cannot be read."""
+        return self.transform(as_rgb(image))[0]
+
+    def side_of(self, count: int) -> SideInfo | None:
+        """Side information of images without cameras: the mean over all that the network knows."""
+        unknown = torch.full((count,), -1, device=self.device)
+        return SideInfo(unknown, unknown) if self.side else None
+
+    @torch.no_grad()
+    def _embed(self, images: Tensor) -> Tensor:
+        images = images.to(self.device)
+        features = embed_images(self.model, images, self.side_of(len(images)), neck=self.neck, flip=self.flip)
+        return F.normalize(features.float(), dim=1).cpu()
+
+    def _batches(
+        self, images: Iterable[Input], skip: Callable[[int, DataError], None] | None
+    ) -> Iterator[list[Tensor]]:
+        """Batches of what the network sees; threads decode two batches ahead, which Pillow lets them do in parallel."""
+        places = enumerate(images)
+        with ThreadPoolExecutor() as pool:
+
+            def submit(count: int) -> list[tuple[int, Future]]:
+                return [(place, pool.submit(self.prepare, image)) for place, image in islice(places, count)]
+
+            waiting, batch = submit(2 * self.batch_size), []
+            while waiting:
+                place, future = waiting.pop(0)
+                try:
+                    batch.append(future.result())
+                except DataError as error:
+                    if skip is None:
+                        raise
+                    skip(place, error)
+                if len(batch) == self.batch_size or (batch and not waiting):
+                    waiting += submit(self.batch_size)
+                    yield batch
+                    batch = []
+
+
+def as_rgb(image: Input) -> Image.Image:
+    """An image in RGB, 8 bits a channel, upright, as `read_image` reads it from a file.
+
+    Raises:
+        DataError: it cannot be read, or is an array of another kind.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(os.fspath(image))
+    if isinstance(image, Image.Image):
+        try:
+            return upright_rgb(image.copy())
+        except Exception as error:  # of any type: an image that was opened is decoded only now
+            raise DataError(f"{getattr(image, 'filename', '') or 'image'}: cannot be decoded ({error})") from error
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(image)
+    if isinstance(image, (np.ndarray, Tensor)):
+        found = f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
+    else:
+        found = type(image).__name__
+    raise DataError(
+        f"{found}: is no image; expected a path, an image of Pillow's, or RGB of uint8 [H, W, 3], not yet normalised"
+    )

@@ -1,0 +1,148 @@
+"""Embedding single images: the same features as evaluation, from whatever an image comes as; its tool."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.build import make_loader
+from datasets.find_images import find_images
+from datasets.images import read_image
+from model.build import load_model
+from processor.evaluate import embed_all
+from processor.inference import Embedder
+from tools import embed
+from utils.errors import DataError, UserError, WeightsError
+from utils.feature_file import read_features
+
+
+def paths_of(benchmark):
+    return [sample.path for sample in benchmark.trials[0].gallery]
+
+
+def test_features_are_those_that_evaluation_compares(trained):
+    path, cfg, benchmark = trained
+    embedder = Embedder.from_checkpoint(path, device="cpu")
+    loader = make_loader(cfg, benchmark.trials[0].gallery, train=False)
+    neck = cfg.TEST.NECK_FEAT == "after"
+    expected = embed_all(load_model(path), loader, device=torch.device("cpu"), neck=neck, side="mean")
+    found = embedder(paths_of(benchmark))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=1))
+    for words in (["TEST.NECK_FEAT", "before" if neck else "after"], ["TEST.SIE", "none"], ["TEST.FLIP", "True"]):
+        other = Embedder.from_checkpoint(path, device="cpu", overrides=words)
+        assert not torch.allclose(other(paths_of(benchmark)), found, atol=1e-3) and other.digest != embedder.digest
+
+
+def test_a_path_an_image_and_an_array_are_one_image_bit_for_bit(trained, tmp_path):
+    path, _, benchmark = trained
+    embedder = Embedder.from_checkpoint(path, device="cpu")
+    file = tmp_path / "upright.png"
+    turned = Image.open(paths_of(benchmark)[0]).convert("RGBA")
+    turned.putalpha(128)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(file, exif=exif)
+    inputs = [str(file), file, Image.open(file), np.asarray(read_image(str(file)))]
+    assert all(torch.equal(embedder.prepare(inputs[0]), embedder.prepare(other)) for other in inputs[1:])
+
+
+def test_batches_change_nothing(trained):
+    path, _, benchmark = trained
+    paths = paths_of(benchmark)
+    one, many = (Embedder.from_checkpoint(path, device="cpu", batch_size=size)(paths) for size in (1, 64))
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=0)
+    assert Embedder.from_checkpoint(path, device="cpu")([]).shape == (0, many.shape[1])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 4, 3), dtype=np.float32),
+        np.zeros((8, 4), dtype=np.uint8),
+        np.zeros((3, 8, 4), dtype=np.uint8),
+        torch.zeros(3, 8, 4),
+        None,
+    ],
+    ids=["float", "grey", "channels first", "tensor", "None"],
+)
+def test_what_is_no_image_is_refused(trained, image):
+    with pytest.raises(DataError, match="RGB of uint8"):
+        Embedder.from_checkpoint(trained[0], device="cpu")([image])
+
+
+def test_an_unreadable_image_is_raised_or_skipped(trained, tmp_path):
+    path, _, benchmark = trained
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    images = [*paths_of(benchmark)[:2], tmp_path / "broken.jpg", paths_of(benchmark)[2]]
+    embedder = Embedder.from_checkpoint(path, device="cpu", batch_size=2)
+    with pytest.raises(DataError, match="broken"):
+        embedder(images)
+    told = []
+    found = embedder(images, skip=lambda place, error: told.append((place, "broken.jpg" in str(error))))
+    assert told == [(2, True)] and torch.equal(found, embedder(paths_of(benchmark)[:3]))
+
+
+def test_the_tool_writes_features_that_only_this_network_may_read(trained, tmp_path, capsys):
+    path, _, benchmark = trained
+    folder = tmp_path / "gallery" / "inner"
+    folder.mkdir(parents=True)
+    for number, source in enumerate(paths_of(benchmark)[:3]):
+        shutil.copy(source, folder / f"{number}.jpg")
+    (folder / "notes.txt").write_text("no image")
+    words = [
+        "--weight",
+        str(path),
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "f.npz"),
+        "--csv",
+        str(tmp_path / "f.csv"),
+    ]
+    assert embed.main([*words, str(tmp_path / "gallery"), str(folder / "*.jpg"), "TEST.FLIP", "True"]) == 0
+    embedder = Embedder.from_checkpoint(path, device="cpu", overrides=["TEST.FLIP", "True"])
+    found = read_features(tmp_path / "f.npz", embedder.digest)
+    assert found.names == [str(folder / f"{number}.jpg") for number in range(3)]
+    assert torch.equal(found.features, embedder(found.names))
+    header, *rows = csv.reader((tmp_path / "f.csv").open(newline=""))
+    assert len(header) == 1 + found.features.shape[1]
+    assert torch.equal(torch.tensor([[float(word) for word in row[1:]] for row in rows]), found.features)
+    with pytest.raises(DataError, match=embedder.digest):
+        read_features(tmp_path / "f.npz", "other")
+
+    (folder / "3.jpg").write_bytes(b"no image")
+    assert embed.main([*words, str(folder)]) == 1 and "3.jpg" in capsys.readouterr().err
+    assert embed.main([*words, str(folder), "--skip-unreadable"]) == 0
+    assert len(read_features(tmp_path / "f.npz").names) == 3
+
+
+def test_wrong_words_are_refused(trained, tmp_path):
+    weight = ["--weight", str(trained[0])]
+    for words, error in (
+        (weight, UserError),
+        ([*weight, str(tmp_path / "nothing")], DataError),
+        ([*weight, str(tmp_path)], DataError),
+        (["--weight", str(tmp_path / "x.pth"), "a.jpg"], UserError),
+        ([*weight, "a.jpg", "--output", str(tmp_path / "no" / "f.npz")], UserError),
+    ):
+        with pytest.raises(error):
+            embed.main(words)
+    (tmp_path / "f.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"f\.npz"):
+        read_features(tmp_path / "f.npz")
+    published = tmp_path / "published.pth"
+    torch.save({"image_encoder.proj": torch.zeros(2, 2)}, published)
+    with pytest.raises(WeightsError, match="config_file"):
+        Embedder.from_checkpoint(published)
+
+
+def test_files_are_found_once_in_order(tmp_path):
+    for name in ("b.jpg", "a.PNG", "c.txt", "in/d.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(tmp_path / name) for name in ("c.txt", "a.PNG", "b.jpg", "in/d.webp")]
+    assert find_images([names[0], str(tmp_path), str(tmp_path / "*.jpg")]) == names

@@ -1,0 +1,1 @@
+"""Calibration of 1:1 verification."""

@@ -1,0 +1,187 @@
+"""Measure on labelled images from which score on two images show one identity: thresholds for tools.verify.
+
+    python -m tools.calibrate --weight runs/market/ViT-B-16_60.pth DATASETS.NAMES market1501 DATASETS.ROOT_DIR /data
+    python -m tools.calibrate --weight runs/market/ViT-B-16_60.pth my_images/
+
+Takes the pairs of query and gallery that count under the data set's protocol or, of a folder that holds a folder per
+identity, all pairs of its images (of one identity only those from two cameras, where all names tell the camera). The
+scores are cosines of the features that tools.embed writes. Writes beside the checkpoint the thresholds with equal error
+rates and with false accept rates of 1e-2, 1e-3 and 1e-4, with what they were measured on, and a picture of the scores
+and the ROC curve. Intervals are 95 % of a bootstrap over identities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import utils.threads  # noqa: F401
+from configs import ConfigError
+from tools.inference import embed_files, open_embedder, parse
+from utils.command import answer_early, run_script
+from utils.errors import UserError
+from utils.paths import expanded
+
+if TYPE_CHECKING:
+    from utils.verification import Estimate, Verification
+
+TARGETS = (1e-2, 1e-3, 1e-4)  # FPR
+SEED = 0  # of the bootstrap
+
+
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
+    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
+    if len(arguments.images) > 1:
+        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(
+            "the picture needs matplotlib: pip install -r requirements-extra.txt, or leave it out: --no-figure"
+        )
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
+    add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
+    add("--no-figure", "--no_figure", action="store_true", help="no picture")
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+import torch
+
+from configs import load
+from datasets.several import names_of
+from datasets.unsplit import unsplit
+from model.weights import read_weights
+from processor.inference import Embedder
+from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
+from tools.demo.render import render_missing
+from utils.calibration_file import beside, write_calibration
+from utils.feature_file import FeatureFile
+from utils.fingerprint import data_fingerprint, versions
+from utils.metrics import protocol_of
+from utils.records import Benchmark, Labels, Sample
+from utils.report import aligned
+from utils.verification import Images, PairScores, measure
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Calibrate as the command line says; 1 if images were left out that should not be."""
+    arguments = read_command_line(argv)
+    target = expanded(arguments.output or beside(Path(arguments.weight)))
+    figure = None if arguments.no_figure else expanded(arguments.figure or target.with_suffix(".png"))
+    for path in filter(None, (target, figure)):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.absolute().parent}")
+    embedder = open_embedder(arguments)
+    benchmark, fingerprint, notes = labelled_images(arguments, embedder)
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
+
+    samples = [sample for trial in benchmark.trials for side in trial for sample in side]
+    features, failed = embed_files(embedder, list(dict.fromkeys(sample.path for sample in samples)))
+    scores = pair_scores(benchmark, features)
+    found = measure(scores, TARGETS, generator=torch.Generator().manual_seed(SEED))
+    facts = {
+        "digest": embedder.digest,
+        "checkpoint": Path(arguments.weight).name,
+        "settings": settings_in(embedder),
+        "data_set": benchmark.name,
+        **fingerprint,
+        "protocol": protocol_of(benchmark.ignored),
+        "images": len(features.names),
+        "unreadable": failed,
+        "identities": len(scores.pids),
+        "seed": SEED,
+        "notes": notes,
+    }
+    write_calibration(target, found, facts)
+    written = [target]
+    if figure is not None:
+        from tools.calibrate.figure import draw  # matplotlib is an extra
+
+        draw(figure, found, title=f"{benchmark.name}, protocol {facts['protocol']}")
+        written.append(figure)
+    sys.stdout.write(f"{report(found)}\n{', '.join(map(str, written))}\n")
+    return int(failed > 0 and not arguments.skip_unreadable)
+
+
+def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[Benchmark, dict, list[str]]:
+    """What the command line names, its fingerprint, and what is to be noted.
+
+    Raises:
+        UserError: what is wrong with it, or several data sets.
+    """
+    requested = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=True))
+    if arguments.images:
+        benchmark = unsplit(expanded(arguments.images[0]), protocol=requested.get("TEST.PROTOCOL"))
+        return benchmark, {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}, []
+    weights = read_weights(arguments.weight)
+    # Single images have no camera, whatever the data set knows of them.
+    words = [*arguments.overrides, *(("TEST.SIE", "mean") if embedder.side else ())]
+    cfg = load(arguments.config_file, words) if arguments.config_file else settings_of(weights, words)
+    names = names_of(cfg.DATASETS.NAMES)
+    if len(names) > 1:
+        raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one data set to measure on, e.g. {names[0]}")
+    check_held_out(cfg, weights, names)
+    render_missing(cfg, names[0])
+    inherited = set() if arguments.config_file else OF_THE_DATA.keys() - requested.keys()
+    home = homes_of(weights).get(names[0])
+    ready = prepare(cfg, embedder.model.architecture, weights, inherited, names[0], home)
+    return ready.benchmark, ready.fingerprint, ready.notes
+
+
+def pair_scores(benchmark: Benchmark, features: FeatureFile) -> PairScores:
+    """Scores of all pairs that count, of the images that could be read."""
+    rows = {name: row for row, name in enumerate(features.names)}
+
+    def images(samples: Sequence[Sample]) -> Images:
+        kept = tuple(sample for sample in samples if sample.path in rows)
+        return Images(torch.tensor([rows[sample.path] for sample in kept]), Labels.of(kept))
+
+    trials = [(images(trial.query), images(trial.gallery)) for trial in benchmark.trials]
+    return PairScores(features.features, trials, benchmark.ignored)
+
+
+def settings_in(embedder: Embedder) -> dict:
+    """What features depend on besides the weights."""
+    return {
+        "size": embedder.size,
+        "pixel_mean": embedder.mean,
+        "pixel_std": embedder.std,
+        "neck_feat": "after" if embedder.neck else "before",
+        "flip": embedder.flip,
+        "side_information": "mean" if embedder.side else "none",
+    }
+
+
+def report(found: Verification) -> str:
+    """A table of the thresholds and their rates, in per cent."""
+    rows = [["", "threshold", "false accepts (FPR)", "false rejects (FNR)", "EER or TPR"]]
+    for name, point in (("EER", found.eer), *((f"FPR {fpr:g}", point) for fpr, point in found.at_fpr.items())):
+        cells = (point.fpr, point.fnr, point.reached) if point else ()
+        rows.append(
+            [name, f"{point.threshold:.4f}" if point else "too few pairs", *map(_percent, cells), *[""] * 3][:5]
+        )
+    counts = " and ".join(
+        f"{int(pairs.sum()):,} pairs of {what}".replace(",", " ")
+        for pairs, what in ((found.same, "one identity"), (found.different, "two"))
+    )
+    return f"{aligned(rows)}\nper cent of {counts}, with 95 % intervals"
+
+
+def _percent(rate: Estimate) -> str:
+    return f"{100 * rate.value:.3g} ({100 * rate.low:.3g} to {100 * rate.high:.3g})"
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))

@@ -1,0 +1,83 @@
+"""The picture of a calibration: scores of both kinds of pairs, and the ROC curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.errors import UserError
+from utils.verification import BINS, SCALE, Point, Verification
+
+SAME, DIFFERENT, BLACK = "#0072B2", "#D55E00", "#000000"  # told apart by the colour-blind (Okabe and Ito, 2008)
+GROUP = 512  # of the fine bins are one bar: 1/64
+DOTS = 200  # per inch
+
+
+def draw(path: Path, found: Verification, *, title: str) -> None:
+    """Write a picture of the kind that the suffix of `path` says.
+
+    Raises:
+        UserError: no such kind, or the file cannot be written.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    scores, roc = figure.subplots(1, 2)
+    _draw_scores(scores, found)
+    _draw_roc(roc, found)
+    figure.suptitle(title, fontsize=10)
+    try:
+        figure.savefig(path, dpi=DOTS)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that it does not know
+        raise UserError(f"{path}: cannot be written ({error})") from error
+
+
+def _points(found: Verification) -> Iterator[tuple[str, Point]]:
+    yield "EER", found.eer
+    yield from ((f"FPR {fpr:g}", point) for fpr, point in found.at_fpr.items() if point)
+
+
+def _draw_scores(axes: Axes, found: Verification) -> None:
+    kinds = (("two identities", found.different, DIFFERENT), ("one identity", found.same, SAME))
+    edges = np.arange(0, BINS, GROUP) / SCALE - 1
+    for name, counts, colour in kinds:
+        bars = np.add.reduceat(counts.numpy(), np.arange(0, BINS - 1, GROUP))
+        density = bars / bars.sum() * SCALE / GROUP
+        label = f"{bars.sum():,} pairs of {name}".replace(",", " ")
+        axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
+        axes.stairs(density, edges, color=colour, label=label)
+    for (name, point), style in zip(_points(found), ("-", "--", "-.", ":"), strict=False):
+        axes.axvline(point.threshold, color=BLACK, linestyle=style, linewidth=1, label=f"{point.threshold:.3f}: {name}")
+    filled = np.flatnonzero((found.same + found.different).numpy()) / SCALE - 1
+    axes.set(xlim=(filled[0] - 0.02, 1), xlabel="cosine", ylabel="density")
+    axes.legend(fontsize=7, loc="upper left")
+
+
+def _draw_roc(axes: Axes, found: Verification) -> None:
+    fpr, tpr = found.curve.fpr.numpy(), found.curve.tpr.numpy()
+    lowest = max(1 / float(found.different.sum()), 1e-6)
+    shown = np.flatnonzero(fpr >= lowest)
+    _, some = np.unique(np.round(np.log10(fpr[shown]), 3), return_index=True)  # finer than a pixel
+    axes.step(fpr[shown[some]], 100 * tpr[shown[some]], where="post", color=SAME)
+    for (name, point), marker in zip(_points(found), "osD^", strict=False):
+        value, low, high = (
+            point.reached if point.target else (1 - point.fnr.value, 1 - point.fnr.high, 1 - point.fnr.low)
+        )
+        at = point.target or point.fpr.value
+        label = f"{'TPR at ' if point.target else ''}{name}: {100 * point.reached.value:.1f} %"
+        bars = [[100 * (value - low)], [100 * (high - value)]] if low == low else None
+        axes.errorbar(
+            *(max(at, lowest), 100 * value, bars),
+            label=label,
+            color=BLACK,
+            marker=marker,
+            markersize=4,
+            capsize=3,
+            linestyle="none",
+            zorder=3,
+        )
+    axes.set(xscale="log", xlim=(lowest, 1), ylim=(None, 101), xlabel="false accepts (FPR)", ylabel="TPR, per cent")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="lower right", title="with 95 % intervals", title_fontsize=7)

@@ -1,0 +1,97 @@
+"""What the tools that put a trained network to use have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from configs.defaults import KEYS
+from utils.command import Pairs, check_there, new_parser
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from processor.inference import Embedder
+    from utils.feature_file import FeatureFile
+
+
+def parse(
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    words: tuple[str, str] = ("IMAGE", "images, folders of images, or patterns"),
+    example: str | None,
+) -> argparse.Namespace:
+    """Read the command line of such a tool.
+
+    Args:
+        options: adds the tool's own.
+        words: what stands before the first setting: its name, and what it means.
+        example: of images, for the message when there are none; None: there need not be any.
+
+    Returns:
+        `weight`, `config_file`, `device`, `batch_size` and `skip_unreadable`, the words before the first setting as
+        `images`, and `overrides` (KEY VALUE KEY VALUE ...).
+
+    Raises:
+        UserError: no images, or no checkpoint.
+    """
+    parser = new_parser(description)
+    add = parser.add_argument
+    add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
+    add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
+    add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
+    add("--batch_size", "--batch-size", metavar="N", type=int, default=64, help="images at a time; default: 64")
+    add(
+        *("--skip-unreadable", "--skip_unreadable"),
+        action="store_true",
+        help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
+    )
+    options(parser)
+    add("images", nargs="*", metavar=words[0], help=words[1])
+    arguments = parser.parse_intermixed_args(argv)
+    given = arguments.images
+    first = next((place for place, word in enumerate(given) if word.partition("=")[0] in KEYS), len(given))
+    arguments.images = given[:first]
+    Pairs([], "overrides")(parser, arguments, given[first:])
+    if example and not arguments.images:
+        raise UserError(f"{words[0]}: which images? e.g. {example}")
+    check_there(arguments.weight, "--weight")
+    return arguments
+
+
+def open_embedder(arguments: argparse.Namespace) -> Embedder:
+    """The embedder that the command line describes."""
+    from processor.inference import Embedder  # only now: torch takes seconds
+
+    return Embedder.from_checkpoint(
+        arguments.weight,
+        config_file=arguments.config_file,
+        overrides=arguments.overrides,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+    )
+
+
+def embed_files(embedder: Embedder, paths: Sequence[str]) -> tuple[FeatureFile, int]:
+    """Features of all files that can be read, and how many cannot; those are named on stderr.
+
+    Raises:
+        UserError: none can be read.
+    """
+    from utils.feature_file import FeatureFile
+    from utils.progress import progress
+
+    unreadable: set[int] = set()
+
+    def skip(place: int, error: Exception) -> None:
+        unreadable.add(place)
+        sys.stderr.write(f"{error}\n")
+
+    features = embedder(progress(paths, "features"), skip=skip)
+    if len(unreadable) == len(paths):
+        raise UserError(f"none of the {len(paths)} images can be read")
+    names = [path for place, path in enumerate(paths) if place not in unreadable]
+    return FeatureFile(names, features, embedder.digest), len(unreadable)

@@ -1,0 +1,143 @@
+"""Say whether two images show one identity: their cosine and, once calibrated, the decision and how often it is wrong.
+
+    python -m tools.verify --weight runs/market/ViT-B-16_60.pth a.jpg b.jpg
+    python -m tools.verify --weight runs/market/ViT-B-16_60.pth --fpr 1e-3 --pairs pairs.csv --json
+
+tools.calibrate measures thresholds and writes them beside the checkpoint; one of another network or of other settings
+is refused. `--pairs` takes two columns of paths, relative to the file, without a header. Settings of TEST may follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import filecmp
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import utils.threads  # noqa: F401
+from configs import ConfigError
+from tools.inference import embed_files, open_embedder, parse
+from utils.command import answer_early, check_there, run_script
+from utils.errors import UserError
+from utils.paths import expanded
+
+
+class Verdict(NamedTuple):
+    """What is said of two images."""
+
+    a: str
+    b: str
+    cosine: float | None  # None: one of them cannot be read
+    decision: str | None  # same or different; None without a threshold
+    note: str | None
+
+
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line, with the `pairs` of paths to compare."""
+    arguments = parse(__doc__, argv, options=_options, words=("IMAGE", "two images"), example=None)
+    if len(arguments.images) != 2 and (arguments.images or not arguments.pairs):
+        raise UserError(f"IMAGE: expected two images, or --pairs FILE; got {len(arguments.images)}")
+    if arguments.calibration:
+        check_there(arguments.calibration, "--calibration")
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
+    add("--fpr", metavar="RATE", default="eer", help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)")
+    add("--calibration", metavar="FILE", help="default: beside the checkpoint, NAME.calibration.json")
+    add("--json", action="store_true", help="print JSON")
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+from utils.calibration_file import EQUAL, Calibration, Rate, Threshold, beside, read_calibration, threshold_at
+
+UNKNOWN = "no threshold is known; python -m tools.calibrate measures one\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare the images that the command line names; 1 if some cannot be read that should."""
+    arguments = read_command_line(argv)
+    pairs = [tuple(arguments.images)] if arguments.images else []
+    if arguments.pairs:
+        pairs += read_pairs(expanded(arguments.pairs))
+    embedder = open_embedder(arguments)
+    path = expanded(arguments.calibration or beside(Path(arguments.weight)))
+    calibration = threshold = None
+    if path.exists():
+        calibration = read_calibration(path, embedder.digest)
+        threshold = threshold_at(calibration, arguments.fpr, path)
+
+    found, failed = embed_files(embedder, list(dict.fromkeys(image for pair in pairs for image in pair)))
+    features = dict(zip(found.names, found.features, strict=True))
+    verdicts = []
+    for a, b in pairs:
+        cosine = float(features[a] @ features[b]) if {a, b} <= features.keys() else None
+        decision = None
+        if threshold and cosine is not None:
+            decision = "same" if cosine >= threshold["threshold"] else "different"
+        alike = cosine is not None and filecmp.cmp(a, b, shallow=False)
+        verdicts.append(Verdict(a, b, cosine, decision, "the same picture twice" if alike else None))
+    if arguments.json:
+        facts = {"digest": embedder.digest, "calibration": str(path) if calibration else None, "threshold": threshold}
+        sys.stdout.write(json.dumps({**facts, "pairs": [verdict._asdict() for verdict in verdicts]}, indent=2) + "\n")
+    else:
+        if lines := "".join(map(in_words, verdicts)):
+            sys.stdout.write(lines + (expected(calibration, threshold, arguments.fpr) if calibration else UNKNOWN))
+    return int(failed > 0 and not arguments.skip_unreadable)
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """The pairs of paths in a CSV file of two columns.
+
+    Raises:
+        UserError: it cannot be read, holds nothing, or a line of it has not two columns.
+    """
+    pairs = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            for row in filter(None, lines):
+                if len(row) != 2:
+                    raise UserError(f"--pairs {path}: line {lines.line_num} has {len(row)} columns; expected two paths")
+                pairs.append(tuple(os.path.join(path.parent, name) for name in row))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"--pairs {path}: cannot be read ({error})") from error
+    if not pairs:
+        raise UserError(f"--pairs {path}: holds no pairs")
+    return pairs
+
+
+def in_words(verdict: Verdict) -> str:
+    """A line, or nothing where an image cannot be read, which was said."""
+    if verdict.cosine is None:
+        return ""
+    said = [f"cosine {verdict.cosine:.4f}", verdict.decision, verdict.note]
+    return f"{verdict.a}  {verdict.b}  {', '.join(filter(None, said))}\n"
+
+
+def expected(calibration: Calibration, threshold: Threshold, fpr: str) -> str:
+    """What the threshold does, and where that was measured."""
+    pairs, at = calibration["pairs"], "EER" if fpr == EQUAL else f"FPR {fpr}"
+    return (
+        f"same from {threshold['threshold']:.4f} on ({at}): expected false accepts {_percent(threshold['fpr'])}, false "
+        f"rejects {_percent(threshold['fnr'])}\n"
+        f"measured on {calibration['data_set']}, protocol {calibration['protocol']}: {pairs['same']} pairs of one "
+        f"identity, {pairs['different']} of two\n"
+    )
+
+
+def _percent(rate: Rate) -> str:
+    interval = "" if rate["low"] is None else f" ({100 * rate['low']:.3g} to {100 * rate['high']:.3g})"
+    return f"{100 * rate['value']:.3g} %{interval}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))
