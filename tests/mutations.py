@@ -54,6 +54,7 @@ CHANGED = "tests/test_robustness.py::test_queries_are_changed_and_the_gallery_is
 FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
+AVERAGE = f"{RESUME}::test_the_average_of_the_weights_is_resumed_saved_and_evaluated"
 INTERRUPTED = f"{RESUME}::test_a_run_that_is_interrupted_again_and_again_ends_the_same"
 
 MUTATIONS = (
@@ -261,6 +262,15 @@ MUTATIONS = (
         *(RATES, TRAINING),
     ),
     mutation("steps an epoch late", "warmup_steps", "_1 <= epoch", "_1 < epoch", RATES, TRAINING),
+    mutation(
+        "layer decay a block late",
+        "_layer_scales",
+        "_1 ** (_2 - _3)",
+        "_1 ** (_2 - _3 - 1)",
+        "tests/test_solver.py::test_layer_decay_is_timms",
+    ),
+    mutation("evaluated without the average", "SavedStageRun.after_epoch", "_1.applied()", "nullcontext()", AVERAGE),
+    mutation("average not resumed", "SavedStageRun._restore", "average.load(_1)", "None", AVERAGE),
     # Images
     mutation(
         "views erased like training images",

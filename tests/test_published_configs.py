@@ -12,6 +12,7 @@ from configs import ConfigError, from_dict, load, to_dict
 from configs.defaults import defaults
 from configs.loading import flatten
 from configs.published import BASELINE, CLIPREID, DROPPED, FLAT, ONE_VALUE, SELF_SUPERVISION, SWITCHES
+from model.build import settle_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "configs"
@@ -84,7 +85,7 @@ PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 """)
 # What other recipes need and these programs have not.
 RECIPES = table("""
-MODEL: {TRIPLET_FEATURES: all, INIT_CLASSIFIER: random}
+MODEL: {TRIPLET_FEATURES: all, INIT_CLASSIFIER: random, POOLING: auto, EMBED_DIM: 0, DROP_PATH_RATE: 0.0}
 INPUT: {JPEG_PROB: 0.0, JPEG_QUALITY: [20, 90]}
 SOLVER.STAGE2: {SCHEDULE: steps, LR_MIN_FACTOR: 0.002, LAYER_DECAY: 1.0, MINI_BATCH: 0,
   GRAD_CHECKPOINTING: False, EMA: 0.0}
@@ -97,7 +98,7 @@ OURS_ALONE = r"""MODEL\.(DEVICE|NAME|PRETRAIN|ACTIVATION)|TEST\.(SIE|PROTOCOL|AQ
 
 
 def test_the_defaults_are_the_published_ones():
-    cfg = flat(load())
+    cfg = flat(settle_pixels(load()))
     right = {**DEFAULTS, **BEHAVIOUR, **RECIPES}
     assert {key: cfg[key] for key in right} == right
     others = cfg.keys() - right.keys()

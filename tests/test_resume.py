@@ -263,9 +263,21 @@ def test_the_scaler_of_fp16_is_resumed(data, tmp_path):
     assert_same(tmp_path, tmp_path / "straight")
 
 
+# Keys of other recipes, all together.
+RECIPE = {
+    "MODEL__INIT_CLASSIFIER": "means",
+    "MODEL__TRIPLET_FEATURES": "last",
+    "INPUT__JPEG_PROB": "0.5",
+    "SOLVER__STAGE2__SCHEDULE": "cosine",
+    "SOLVER__STAGE2__LAYER_DECAY": "0.8",
+    "SOLVER__STAGE2__MINI_BATCH": "6",
+    "SOLVER__STAGE2__GRAD_CHECKPOINTING": "True",
+    "SOLVER__STAGE2__EMA": "0.6",
+}
+
+
 def test_the_average_of_the_weights_is_resumed_saved_and_evaluated(data, tmp_path, monkeypatch):
-    changes = {**ONLY_IMAGE, "SOLVER__STAGE2__EMA": "0.6", "SOLVER__STAGE2__EVAL_PERIOD": "1"}
-    changes["SOLVER__STAGE2__CHECKPOINT_PERIOD"] = "1"
+    changes = {**ONLY_IMAGE, **RECIPE, "SOLVER__STAGE2__EVAL_PERIOD": "1", "SOLVER__STAGE2__CHECKPOINT_PERIOD": "1"}
     train(tmp_path, data, crash=7, **changes)
     train(tmp_path, data, **changes)
 
