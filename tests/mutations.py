@@ -48,6 +48,7 @@ IMAGE = "test_the_image_stage_and_the_gradient_of_every_tensor"
 GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_of_every_epoch"
 VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
+VERIFICATION = "tests/test_verification.py"
 EXPANSION = "tests/test_query_expansion.py::test_as_the_formula_says"
 CHANGED = "tests/test_robustness.py::test_queries_are_changed_and_the_gallery_is_not"
 FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
@@ -401,6 +402,20 @@ MUTATIONS = (
         "average_gradients(_1)",
         "None",
         f"{PROCESSES}::test_a_training_is_that_of_one_process",
+    ),
+    mutation(
+        "in a replicate, pairs of two identities count as often as the query's alone",
+        "PairScores.resampled",
+        "_1 @ _2",
+        "_2.sum(dim=0)",
+        f"{VERIFICATION}::test_replicates_weigh_pairs_by_their_identities",
+    ),
+    mutation(
+        "an image is paired with itself",
+        "PairScores._chunks",
+        "_1 <= _2[:, None]",
+        "_1 < _2[:, None]",
+        f"{VERIFICATION}::test_all_pairs_that_count_do_so_once",
     ),
     mutation(
         "one process's share of the gradient",

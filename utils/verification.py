@@ -125,8 +125,8 @@ class PairScores:
     def histograms(self) -> tuple[Tensor, Tensor]:
         """How many pairs of one identity and of two have a score, int64 [BINS] each."""
         counts = torch.zeros(3 * BINS, dtype=torch.int64)
-        for pid, pids, bins, dropped in self._chunks("scores"):
-            kinds = (pids == pid).long().expand_as(bins).masked_fill(dropped, 2)
+        for own, pids, bins, dropped in self._chunks("scores"):
+            kinds = (own[:, None] == pids).long().masked_fill_(dropped, 2)
             counts += torch.bincount((bins + BINS * kinds).flatten(), minlength=3 * BINS)
         different, same, _ = counts.view(3, BINS)
         return same, different
@@ -143,29 +143,33 @@ class PairScores:
         weights, count, size = weights.float(), len(self.pids), len(edges)
         coarse = torch.searchsorted(edges, torch.arange(BINS), right=True) - 1
         same, different = torch.zeros(2, len(weights), size, dtype=torch.float64)
-        for pid, pids, bins, dropped in self._chunks("intervals"):
-            codes = (coarse[bins] + size * pids).masked_fill(dropped, size * count)
-            table = torch.bincount(codes.flatten(), minlength=size * count + 1)[:-1].view(count, size).float()
-            own, weight = table[pid].clone(), weights[:, pid, None]
-            table[pid] = 0
-            same += weight * own
-            different += weight * (weights @ table)
+        for own, pids, bins, dropped in self._chunks("intervals"):
+            codes = (coarse[bins] + size * pids).masked_fill_(dropped, size * count)
+            there, lengths = own.unique(return_counts=True)
+            for pid, rows in zip(there.tolist(), codes.split(lengths.tolist()), strict=True):
+                table = torch.bincount(rows.flatten(), minlength=size * count + 1)[:-1].view(count, size).float()
+                alone, weight = table[pid].clone(), weights[:, pid, None]
+                table[pid] = 0
+                same += weight * alone
+                different += weight * (weights @ table)
         return same, different
 
-    def _chunks(self, what: str) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """A query identity, the gallery's [G] (both as places in `pids`), bins [Q, G], and pairs left out [Q, G]."""
+    def _chunks(self, what: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Identities of queries [Q], rising, and gallery [G] as places in `pids`; bins [Q, G]; what is left out [Q, G].
+
+        Products of many queries at once are several times as fast as those of one identity's.
+        """
         for query, gallery in self.trials:
             others = self.features[gallery.rows]
             queried, there = torch.isin(gallery.rows, query.rows), torch.isin(query.rows, gallery.rows)
             pids, own = (torch.searchsorted(self.pids, side.labels.pids) for side in (gallery, query))
             size = max(1, PAIRS_AT_ONCE // max(1, len(pids)))
-            for pid in progress(own.unique().tolist(), what):
-                for some in (own == pid).nonzero().flatten().split(size):
-                    rows = query.rows[some]
-                    bins = (self.features[rows] @ others.T * SCALE).floor().long().add_(SCALE).clamp_(0, BINS - 1)
-                    twice = queried & there[some, None] & (gallery.rows <= rows[:, None])  # or an image with itself
-                    dropped = self.ignored(Labels(*(field[some] for field in query.labels)), gallery.labels)
-                    yield pid, pids, bins, dropped | twice
+            for some in progress(own.argsort().split(size), what):
+                rows = query.rows[some]
+                bins = (self.features[rows] @ others.T).mul_(SCALE).floor_().long().add_(SCALE).clamp_(0, BINS - 1)
+                twice = queried & there[some, None] & (gallery.rows <= rows[:, None])  # or an image with itself
+                dropped = self.ignored(Labels(*(field[some] for field in query.labels)), gallery.labels)
+                yield own[some], pids, bins, dropped | twice
 
 
 def measure(

@@ -80,4 +80,4 @@ def _draw_roc(axes: Axes, found: Verification) -> None:
         )
     axes.set(xscale="log", xlim=(lowest, 1), ylim=(None, 101), xlabel="false accepts (FPR)", ylabel="TPR, per cent")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right", title="with 95 % intervals", title_fontsize=7)
+    axes.legend(fontsize=7, loc="best", title="with 95 % intervals", title_fontsize=7)
