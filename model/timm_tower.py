@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -267,13 +268,18 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
     for layer in (classifier,) if isinstance(classifier, str) else classifier:
         for leaf in ("weight", "bias"):
             state.pop(f"{layer}.{leaf}", None)
-    if convert := getattr(inspect.getmodule(type(tower.net)), "checkpoint_filter_fn", None):
+    convert = getattr(inspect.getmodule(type(tower.net)), "checkpoint_filter_fn", None)
+    if convert and _shapes(state) != _shapes(tower.net.state_dict()):
         try:
             state = convert(state, tower.net)
         except Exception as error:  # of any type: it expects a file of this tower
             raise WeightsError(f"{source}: is no file of timm/{name} ({type(error).__name__}: {error})") from error
     load_strictly(tower.net, state, source=source, hint=f"is it a {name} (MODEL.NAME)?")
     return [f"{source}: licence {licence}"] if licence else []
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _hub_entry(entry: PretrainedCfg) -> dict:

@@ -8,7 +8,7 @@ from builders import SMALL, benchmark, image_batch
 from torch import nn
 
 from configs import load, to_dict
-from model.build import SETTLED, load_model, make_model, settle_architecture
+from model.build import SETTLED, load_model, make_model, settle_architecture, settle_pixels
 from model.weights import Weights
 from utils import checkpoint
 from utils.checkpoint import FORMAT, load_strictly, read_checkpoint, read_tensors, save_checkpoint
@@ -226,7 +226,7 @@ def of(architecture: dict) -> Weights:
 
 
 def test_what_the_file_says_wins_and_every_difference_is_told(small_architecture):
-    trained = settings("MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1")
+    trained = settle_pixels(settings("MODEL.SIE_CAMERA", "True", "MODEL.SIE_COE", "1"))
     architecture = make_model(trained, benchmark()).architecture
     here = ["INPUT.SIZE_TEST", "(64, 32)", "MODEL.NAME", SMALL, "SOLVER.SEED", "8", "TEST.NECK_FEAT", "before"]
     asked = load(None, here)
