@@ -162,6 +162,7 @@ def test_wrong_words_are_refused(weight, images, tmp_path, monkeypatch):
         (calibrate, words(weight, tmp_path, tmp_path), UserError),
         (calibrate, words(weight, tmp_path / "none"), DataError),
         (calibrate, words(weight, "--output", tmp_path / "no" / "c.json"), UserError),
+        (calibrate, words(weight, "--figure", tmp_path / "roc.gif"), UserError),
         (calibrate, words(weight, "DATASETS.NAMES", "('synthetic', 'market1501')"), UserError),
     ):
         with pytest.raises(error):

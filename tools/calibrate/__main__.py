@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TARGETS = (1e-2, 1e-3, 1e-4)  # FPR
 SEED = 0  # of the bootstrap
+KINDS = (".png", ".svg", ".pdf")  # of pictures
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +40,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parse(__doc__, argv, options=_options, words=words, example=None)
     if len(arguments.images) > 1:
         raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    if arguments.figure and not arguments.figure.lower().endswith(KINDS):
+        raise UserError(f"--figure {arguments.figure}: expected a name that ends in {', '.join(KINDS)}")
     if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
         raise UserError(
             "the picture needs matplotlib: pip install -r requirements-extra.txt, or leave it out: --no-figure"

@@ -21,7 +21,7 @@ def draw(path: Path, found: Verification, *, title: str) -> None:
     """Write a picture of the kind that the suffix of `path` says.
 
     Raises:
-        UserError: no such kind, or the file cannot be written.
+        UserError: the file cannot be written.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, roc = figure.subplots(1, 2)
@@ -30,8 +30,8 @@ def draw(path: Path, found: Verification, *, title: str) -> None:
     figure.suptitle(title, fontsize=10)
     try:
         figure.savefig(path, dpi=DOTS)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that it does not know
-        raise UserError(f"{path}: cannot be written ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _points(found: Verification) -> Iterator[tuple[str, Point]]:
