@@ -96,7 +96,7 @@ def test_names_figures_and_folders(plan):
 @pytest.mark.parametrize("name", [name for name in ROWS if "personvit" in name])
 def test_rows_of_other_towers_start_from_a_file_of_weights(plan, name):
     cfg = plan.config(ROWS[name])
-    assert cfg.MODEL.NAME == name.partition("-")[2] and cfg.MODEL.PRETRAIN.startswith(plan.root)
+    assert name.partition("-")[2] == cfg.MODEL.NAME and cfg.MODEL.PRETRAIN.startswith(plan.root)
     assert cfg.PROCESSOR.STAGES == ("image",) and cfg.SOLVER.STAGE2.SCHEDULE == "cosine"
 
 
