@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.heads import SideEmbedding
 from processor.evaluate import embed_images
 from processor.inference import Embedder
 from utils.errors import UserError
 from utils.files import replacing
+from utils.records import SideInfo
 
 BATCHES = (1, 2, 7)  # sizes that are compared
 AGREEMENT = 0.9999  # the least cosine between features
@@ -34,14 +36,33 @@ class Retrieval(nn.Module):
         super().__init__()
         self.embedder, self.half_precision = embedder, half
         self.model = copy.deepcopy(embedder.model).cpu()
+        if getattr(self.model.image, "side", None) is not None and embedder.side:
+            self.model.image.side = _Mean(self.model.image.side)
         if half:
             self.model = self.model.half()
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]"""
         images = images.half() if self.half_precision else images
-        side = self.embedder.side_of(images.shape[0])
+        unknown = torch.full(images.shape[:1], -1)
+        side = SideInfo(unknown, unknown) if self.embedder.side else None
         features = embed_images(self.model, images, side, neck=self.embedder.neck, flip=self.embedder.flip)
         return F.normalize(features.float(), dim=1)
+
+
+class _Mean(nn.Module):
+    """Side information of images without cameras, as a constant."""
+
+    vector: Tensor
+
+    def __init__(self, side: SideEmbedding):
+        super().__init__()
+        unknown = torch.tensor([-1])
+        self.register_buffer("vector", side(SideInfo(unknown, unknown)).detach())  # [1, D]
+
+    def forward(self, side: SideInfo) -> Tensor:
+        """[B] -> [B, D]"""
+        return self.vector.expand(side.camids.shape[0], -1)  # len() would fix the number
 
 
 def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: bool = False) -> float:
@@ -50,7 +71,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
     Its metadata hold the preprocessing, as JSON: size, mean, deviation, resizing, and the embedder's digest.
 
     Args:
-        embedder: on the CPU.
+        embedder: on any device; what is written is made and compared on the CPU.
         examples: images on which both are compared, besides random ones.
         half: float16 inside; input and output are float32 in any case.
 
@@ -74,6 +95,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1)}},
             input_names=[INPUT],
             output_names=[OUTPUT],
+            opset_version=18,
             verbose=False,
         )
     proto = program.model_proto

@@ -58,7 +58,6 @@ def main(argv: list[str] | None = None) -> None:
         write_tensors(target, to_published({k: v for part in PARTS for k, v in weights.part(part).items()}))
         sys.stdout.write(f"{target}: image tower, necks and classifiers in the published layout\n")
         return
-    arguments.device = "cpu"
     examples = find_images(arguments.images) if arguments.images else []
     least = export_onnx(open_embedder(arguments), target, examples, half=arguments.fp16)
     size = target.stat().st_size / 1e6
