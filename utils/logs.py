@@ -76,9 +76,16 @@ class _AboveTheBar(logging.Handler):
 
 
 class _File(logging.FileHandler):
+    told = False  # that lines are lost
+
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # the disk is full: the screen has it
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
             super().handleError(record)
+        elif not self.told:  # the disk is full, for example: the screen has the lines
+            self.told = True
+            with suppress(OSError):
+                sys.stderr.write(f"{self.baseFilename}: lines of the log are lost ({error.strerror})\n")
 
 
 class _Early(logging.Handler):
