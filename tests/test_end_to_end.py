@@ -424,6 +424,22 @@ def test_a_fault_of_the_program_is_in_the_log_file(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text().endswith("ZeroDivisionError: a fault\n\n")
 
 
+def test_lost_lines_of_the_log_are_said_once(tmp_path, monkeypatch, capsys):
+    def full(text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    log_to_file(tmp_path / "log")
+    root.warning("written")
+    monkeypatch.setattr(root.handlers[0].stream, "write", full)
+    root.warning("lost")
+    root.warning("lost, too")
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path / 'log'}: lines of the log are lost ({os.strerror(28)})"
+    ]
+
+
 def test_the_demo_fails_when_training_does_not_help(tmp_path, capsys):
     def outcome(start: float, end: float) -> int:
         entries = [{"when": "start", "mAP": start}, {"when": "end", "mAP": end}]

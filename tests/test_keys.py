@@ -100,6 +100,8 @@ TIMM = {
     **{"MODEL.NAME": "timm/test_vit", "MODEL.PRETRAIN": "none", "PROCESSOR.STAGES": "image"},
     **{"MODEL.I2T_LOSS_WEIGHT": "0.0", "SOLVER.STAGE2.SSL_LOSS_WEIGHT": "0.0"},
 }
+SIZES = {"INPUT.SIZE_TRAIN": "(64, 32)", "INPUT.SIZE_TEST": "(64, 32)"}
+SOLIDER = {**TIMM, **SIZES, "MODEL.NAME": "solider_swin_tiny"}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
 IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
@@ -116,6 +118,7 @@ EFFECTS = (
     effect("MODEL.POOLING", "avg", "identity", "triplet", on=TIMM),
     effect("MODEL.POOLING", "token+avg", "shape of heads", on=TIMM),
     effect("MODEL.EMBED_DIM", "8", "shape of heads", on=TIMM),
+    effect("MODEL.SEMANTIC_WEIGHT", "0.9", "identity", "triplet", on=SOLIDER),
     effect("MODEL.DROP_PATH_RATE", "0.5", "identity", "triplet", on=TIMM),
     effect("MODEL.INIT_CLASSIFIER", "means", "classifiers of a run", on={"PROCESSOR.STAGES": "prompt"}),
     effect("MODEL.ACTIVATION", "gelu", *TERMS, "prompt's image_text", on={**RANDOM, "MODEL.NAME": SMALL}),

@@ -203,7 +203,11 @@ def test_no_key_that_changes_numbers_is_forgotten_in_the_rows(name):
 
 
 def test_the_rows_are_all_files():
-    files = [path for path in OURS.glob("*/*.yml") if path.parent.name not in ("base", "demo")]
+    files = [
+        path
+        for path in OURS.glob("*/*.yml")
+        if path.parent.name not in ("base", "demo") and "person_tower" not in path.read_text(encoding="utf-8")
+    ]
     assert sorted(ROWS) == sorted(f"{path.parent.name}/{path.stem}" for path in files)
     assert len(ROWS) == 18
 

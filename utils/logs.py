@@ -44,6 +44,9 @@ def screen() -> Iterator[None]:
                 drop(stream)
 
 
+END = "end"  # of a script: the name of its last words, after which nothing else may be said
+
+
 def _ignored(what) -> None:
     """Exceptions of half-made objects, such as a loader's: they follow from an error that is reported."""
     tell(f"ignored in {what.object!r}: {what.exc_value!r}", shown=False)
@@ -60,7 +63,7 @@ def tell(words: str, *, shown: bool = True) -> None:
     if shown:
         with suppress(OSError):
             sys.stderr.write(f"{words}\n")
-    record = logging.LogRecord("end", logging.ERROR, "", 0, words, None, None)
+    record = logging.LogRecord(END, logging.ERROR, "", 0, words, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _File):
             handler.handle(record)
@@ -76,9 +79,16 @@ class _AboveTheBar(logging.Handler):
 
 
 class _File(logging.FileHandler):
+    told = False  # that lines are lost
+
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # the disk is full: the screen has it
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
             super().handleError(record)
+        elif not self.told and record.name != END:  # the disk is full, for example: the screen has the lines
+            self.told = True
+            with suppress(OSError):
+                sys.stderr.write(f"{self.baseFilename}: lines of the log are lost ({error.strerror})\n")
 
 
 class _Early(logging.Handler):
