@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 
-from datasets.identity_folders import SUFFIXES
+from datasets.identity_folders import SUFFIXES, is_image
 from utils.errors import DataError
 from utils.paths import expanded
 
@@ -36,7 +36,7 @@ def _named(word: str) -> Iterator[str]:
     if os.path.isdir(word):
         for folder, folders, files in os.walk(word):
             folders.sort()
-            yield from (os.path.join(folder, name) for name in sorted(files) if name.lower().endswith(SUFFIXES))
+            yield from (os.path.join(folder, name) for name in sorted(files) if is_image(name))
     elif os.path.exists(word):
         yield word
     else:

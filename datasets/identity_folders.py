@@ -48,7 +48,7 @@ def read_folders(root: Path, there: Sequence[str], train: bool) -> Found:
 
 def _read_split(split: Path) -> tuple[list[LabelledImage], Omitted]:
     folders, files = list_folder(split)
-    images = [name for name in files if _is_image(name)]
+    images = [name for name in files if is_image(name)]
     if folders == [split.name] and not images:
         raise DataError(f"{split}: holds neither images nor identities{too_deep(split)}")
     if not images or folders:
@@ -66,7 +66,7 @@ def read_identities(root: Path) -> tuple[list[LabelledImage], Omitted]:
             label, or a camera's; links to nothing.
     """
     folders, files = list_folder(root)
-    if bare := [name for name in files if _is_image(name)]:
+    if bare := [name for name in files if is_image(name)]:
         beside = f", beside such folders ({folders[0]})" if folders else ""
         raise DataError(f"{root}: holds images ({min(bare)}) that are in no folder of their identity{beside}")
     _check_not_cameras(root, [name for name in folders if normal(name) != JUNK])
@@ -74,7 +74,7 @@ def read_identities(root: Path) -> tuple[list[LabelledImage], Omitted]:
     for name in folders:
         inner, files = list_folder(root / name)
         others += _others(root / name, files)
-        files = [file for file in files if _is_image(file)]
+        files = [file for file in files if is_image(file)]
         if inner:
             raise DataError(
                 f"{root / name / min(inner)}: is a folder in an identity's folder; the images of an identity lie in "
@@ -149,7 +149,7 @@ def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
         inner, files = list_folder(root / name)
         if any(split in inner for names in FOLDERS.values() for split in names) or any(map(is_table, files)):
             return f"DATASETS.ROOT_DIR {root}: expected {root / name}, which holds the splits"
-        if any(_is_image(file) for file in files):
+        if any(is_image(file) for file in files):
             return (
                 f"DATASETS.ROOT_DIR {root}: is not split into train, query and gallery. If it holds a folder per "
                 f"identity (such as {name}), `python -m tools.split_dataset {root} TARGET` makes the splits"
@@ -160,12 +160,13 @@ def _why_no_splits(root: Path, folders: Sequence[str]) -> str:
     )
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its suffix."""
     return name.lower().endswith(SUFFIXES)
 
 
 def _others(folder: Path, files: Iterable[str]) -> list[str]:
-    return sorted(os.path.join(folder, name) for name in files if not _is_image(name))
+    return sorted(os.path.join(folder, name) for name in files if not is_image(name))
 
 
 def list_folder(path: Path) -> tuple[list[str], list[str]]:

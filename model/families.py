@@ -7,12 +7,10 @@ it is called in timm's tower. A file has exactly the tensors of its network, but
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -100,6 +98,7 @@ class Family(NamedTuple):
         return any(name.startswith("heads.") for name in self.whole.values())
 
 
+ICS = {"embed_layer": ConvStem}
 PERSONVIT = Family(
     "vit_base_patch16_224",
     "Creative Commons (code Apache-2.0; the terms of its pictures, LUPerson, are unclear)",
@@ -134,7 +133,7 @@ CION_VIT = Family(
     "vit_base_patch16_224",
     "research only (CION ReIDZoo, by a signed agreement)",
     "CION ReIDZoo, which its authors send on request",
-    {"embed_layer": ConvStem},
+    ICS,
 )
 CION_SWIN = CION_VIT._replace(
     timm="swin_base_patch4_window7_224",
@@ -145,7 +144,6 @@ CION_SWIN = CION_VIT._replace(
 )
 SMALL_VIT = "vit_small_patch16_224"
 SMALL_SWIN, TINY_SWIN = "swin_small_patch4_window7_224", "swin_tiny_patch4_window7_224"
-ICS = {"embed_layer": ConvStem}
 
 FAMILIES = {
     "personvit_small": PERSONVIT._replace(
@@ -285,8 +283,8 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
     if pretrain == NONE:
         return []
     family, source = FAMILIES[name], f"MODEL.PRETRAIN {pretrain}"
-    path = Path(expanded(pretrain, "MODEL.PRETRAIN"))
-    if not os.path.exists(path):
+    path = expanded(pretrain, "MODEL.PRETRAIN")
+    if not path.exists():
         raise WeightsError(f"{source}: there is no such file; expected that of {name}, from {family.where}")
     found = read_family(name, read_tensors(path), source)
     if found.is_network and family.has_heads:

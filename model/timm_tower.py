@@ -122,7 +122,7 @@ class TokenTower(TimmTower):
             vectors = self.side(side)[:, None]
             first = tokens.shape[1] if self.side_on_all else 1
             tokens = torch.cat([tokens[:, :first] + vectors, tokens[:, first:]], dim=1)
-        tokens = penultimate = net.norm_pre(tokens)
+        tokens = net.norm_pre(tokens)
         for number, block in enumerate(net.blocks):
             penultimate = tokens
             options = {} if rope is None else {"rope": rope[number] if getattr(net, "rope_mixed", False) else rope}

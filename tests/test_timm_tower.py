@@ -97,7 +97,7 @@ def test_side_information_is_added_to_the_class_token_or_to_all():
         plain = tower.net
         tokens = plain._pos_embed(plain.patch_embed(images))
         vectors = 2.0 * table.table[[0, 2]]
-        for row in range(len(tokens) and (tokens.shape[1] if on_all else 1)):
+        for row in range(tokens.shape[1] if on_all else 1):
             tokens[:, row] += vectors
         expected = plain.norm(plain.blocks(plain.norm_pre(tokens)))[:, 0]
         torch.testing.assert_close(tower(images, side).last, plain.fc_norm(expected))
