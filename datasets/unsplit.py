@@ -50,4 +50,5 @@ def unsplit(root: Path, *, protocol: str | None = None) -> Benchmark:
         trials=(Trial(samples, samples),),
         ignored=PROTOCOLS[protocol],
         omitted=omitted,
+        as_written={image.path: (image.identity, image.camera) for image in images},
     )

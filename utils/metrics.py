@@ -63,14 +63,19 @@ def rank_features(
         DataError: features that are not finite; or no query has a match (the message says why, with examples).
     """
     check_finite(query, gallery)
+    return _rank(distances_to(query, gallery), query_labels, gallery_labels, ignored, top)
+
+
+def distances_to(query: Tensor, gallery: Tensor) -> Callable[[slice | Tensor], Tensor]:
+    """A function: some rows of the queries -> their squared Euclidean distances [Q, G]."""
     lengths = gallery.square().sum(dim=1)
 
-    def distances(rows: slice) -> Tensor:
+    def distances(rows: slice | Tensor) -> Tensor:
         # |q|² is the same for all of a query's pairs, but keeps the values distances.
         chunk = query[rows]
         return chunk.square().sum(dim=1, keepdim=True) + lengths - 2 * chunk @ gallery.T
 
-    return _rank(distances, query_labels, gallery_labels, ignored, top)
+    return distances
 
 
 def rank(
@@ -104,21 +109,32 @@ def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, ignored: Igno
     device = distances.device
     query, gallery = (Labels(*(field.to(device) for field in labels)) for labels in (query, gallery))
     dropped = ignored(query, gallery)
-    # Equal distances keep the gallery's order; what is ignored goes to the end, behind what is infinitely far.
-    distances = distances.clamp(max=torch.finfo(distances.dtype).max).masked_fill(dropped, torch.inf)
-    order = distances.sort(dim=1, stable=True).indices
+    order = order_gallery(distances, dropped)
     hits = (gallery.pids[order] == query.pids[:, None]) & ~dropped.gather(1, order)  # [Q, G], best first
     hits = hits[hits.any(dim=1)]
     matches = hits.sum(dim=1)
     found = hits.cumsum(dim=1)
-    seen = torch.arange(1, hits.shape[1] + 1, device=device)
-    average = torch.where(hits, found / seen.double(), 0.0).sum(dim=1) / matches
     # mINP (Ye et al., 2021, eq. 5): matches over the rank of the last of them.
     last = (found == matches[:, None]).int().argmax(dim=1) + 1
     cmc = (found[:, :top] > 0).double()
     if cmc.shape[1] < top:  # a gallery smaller than `top`: nothing more can be found
         cmc = torch.cat([cmc, cmc[:, -1:].expand(-1, top - cmc.shape[1])], dim=1)
-    return average, matches / last.double(), cmc
+    return average_precision(hits), matches / last.double(), cmc
+
+
+def order_gallery(distances: Tensor, dropped: Tensor) -> Tensor:
+    """Places of the gallery [Q, G], nearest first, of distances [Q, G].
+
+    Equal distances keep the gallery's order; what is `dropped` goes to the end, behind what is infinitely far.
+    """
+    distances = distances.clamp(max=torch.finfo(distances.dtype).max).masked_fill(dropped, torch.inf)
+    return distances.sort(dim=1, stable=True).indices
+
+
+def average_precision(hits: Tensor) -> Tensor:
+    """Average precision, float64 [V], of rankings [V, G], best first, each with a match at least."""
+    seen = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    return torch.where(hits, hits.cumsum(dim=1) / seen.double(), 0.0).sum(dim=1) / hits.sum(dim=1)
 
 
 def _why_none(query: Labels, gallery: Labels) -> str:

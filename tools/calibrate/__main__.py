@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,20 +60,14 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from configs import load
-from datasets.several import names_of
-from datasets.unsplit import unsplit
-from model.weights import read_weights
 from processor.inference import Embedder
-from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
-from tools.demo.render import render_missing
+from tools.labelled_images import images_of, labelled_images, readable
 from utils.calibration_file import beside, write_calibration
 from utils.feature_file import FeatureFile
-from utils.fingerprint import data_fingerprint, versions
 from utils.metrics import protocol_of
-from utils.records import Benchmark, Labels, Sample
+from utils.records import Benchmark
 from utils.report import aligned
-from utils.verification import Images, PairScores, measure
+from utils.verification import PairScores, measure
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,40 +111,10 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed > 0 and not arguments.skip_unreadable)
 
 
-def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[Benchmark, dict, list[str]]:
-    """What the command line names, its fingerprint, and what is to be noted.
-
-    Raises:
-        UserError: what is wrong with it, or several data sets.
-    """
-    requested = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=True))
-    if arguments.images:
-        benchmark = unsplit(expanded(arguments.images[0]), protocol=requested.get("TEST.PROTOCOL"))
-        return benchmark, {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}, []
-    weights = read_weights(arguments.weight)
-    # Single images have no camera, whatever the data set knows of them.
-    words = [*arguments.overrides, *(("TEST.SIE", "mean") if embedder.side else ())]
-    cfg = load(arguments.config_file, words) if arguments.config_file else settings_of(weights, words)
-    names = names_of(cfg.DATASETS.NAMES)
-    if len(names) > 1:
-        raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one data set to measure on, e.g. {names[0]}")
-    check_held_out(cfg, weights, names)
-    render_missing(cfg, names[0])
-    inherited = set() if arguments.config_file else OF_THE_DATA.keys() - requested.keys()
-    home = homes_of(weights).get(names[0])
-    ready = prepare(cfg, embedder.model.architecture, weights, inherited, names[0], home)
-    return ready.benchmark, ready.fingerprint, ready.notes
-
-
 def pair_scores(benchmark: Benchmark, features: FeatureFile) -> PairScores:
     """Scores of all pairs that count, of the images that could be read."""
-    rows = {name: row for row, name in enumerate(features.names)}
-
-    def images(samples: Sequence[Sample]) -> Images:
-        kept = tuple(sample for sample in samples if sample.path in rows)
-        return Images(torch.tensor([rows[sample.path] for sample in kept]), Labels.of(kept))
-
-    trials = [(images(trial.query), images(trial.gallery)) for trial in benchmark.trials]
+    kept = (readable(trial, features) for trial in benchmark.trials)
+    trials = [(images_of(trial.query, features), images_of(trial.gallery, features)) for trial in kept]
     return PairScores(features.features, trials, benchmark.ignored)
 
 

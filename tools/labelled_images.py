@@ -1,0 +1,59 @@
+"""Labelled images that a command line names: a data set, or a folder that holds a folder per identity."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from configs import load
+from datasets.several import names_of
+from datasets.unsplit import unsplit
+from model.weights import read_weights
+from processor.inference import Embedder
+from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
+from tools.demo.render import render_missing
+from utils.errors import UserError
+from utils.feature_file import FeatureFile
+from utils.fingerprint import data_fingerprint, versions
+from utils.paths import expanded
+from utils.records import Benchmark, Labels, Sample, Trial
+from utils.verification import Images
+
+
+def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[Benchmark, dict, list[str]]:
+    """What the command line names, its fingerprint, and what is to be noted.
+
+    Raises:
+        UserError: what is wrong with it, or several data sets.
+    """
+    requested = dict(zip(arguments.overrides[::2], arguments.overrides[1::2], strict=True))
+    if arguments.images:
+        benchmark = unsplit(expanded(arguments.images[0]), protocol=requested.get("TEST.PROTOCOL"))
+        return benchmark, {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}, []
+    weights = read_weights(arguments.weight)
+    # Single images have no camera, whatever the data set knows of them.
+    words = [*arguments.overrides, *(("TEST.SIE", "mean") if embedder.side else ())]
+    cfg = load(arguments.config_file, words) if arguments.config_file else settings_of(weights, words)
+    names = names_of(cfg.DATASETS.NAMES)
+    if len(names) > 1:
+        raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one data set to measure on, e.g. {names[0]}")
+    check_held_out(cfg, weights, names)
+    render_missing(cfg, names[0])
+    inherited = set() if arguments.config_file else OF_THE_DATA.keys() - requested.keys()
+    home = homes_of(weights).get(names[0])
+    ready = prepare(cfg, embedder.model.architecture, weights, inherited, names[0], home)
+    return ready.benchmark, ready.fingerprint, ready.notes
+
+
+def readable(trial: Trial, features: FeatureFile) -> Trial:
+    """The samples that have features."""
+    names = set(features.names)
+    return Trial(*(tuple(sample for sample in side if sample.path in names) for side in trial))
+
+
+def images_of(samples: Sequence[Sample], features: FeatureFile) -> Images:
+    """Rows of the samples' features, and their labels."""
+    rows = {name: row for row, name in enumerate(features.names)}
+    return Images(torch.tensor([rows[sample.path] for sample in samples]), Labels.of(tuple(samples)))

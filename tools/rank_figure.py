@@ -1,0 +1,149 @@
+"""Pictures of rank lists: a query and what was found for it, best first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from processor.inference import Input, as_rgb
+from utils.errors import DataError, UserError
+
+KINDS = (".png", ".svg", ".pdf")
+# Told apart by the colour-blind (Okabe and Ito, 2008), and without colours by line and mark.
+FRAMES = {True: ("#009E73", "solid", "✓ "), False: ("#D55E00", (0, (3, 1.5)), "✗ "), None: ("#999999", "solid", "")}
+ROWS = 10  # lists on a page
+HEIGHT, GAP, LINE, MARGIN = 1.28, 0.14, 0.17, 0.12  # of an image, between images, of a line of text; inches
+DOTS = 200  # per inch
+GREY = (221, 221, 221)
+
+
+class Found(NamedTuple):
+    """A gallery image in a rank list."""
+
+    image: Input
+    rank: int  # from 1
+    score: float  # cosine
+    camera: str = ""  # empty: unknown
+    correct: bool | None = None  # whether it shows the query's identity; None: unknown
+
+
+class RankList(NamedTuple):
+    """A query and what is shown of its ranking."""
+
+    query: Input
+    found: Sequence[Found]  # where ranks are left out there is a gap
+    camera: str = ""
+    note: str = ""  # a line above
+
+
+def draw_rank_lists(path: Path, lists: Sequence[RankList], *, size: Sequence[int]) -> tuple[list[Path], list[str]]:
+    """Write pictures, of ROWS lists each, of the kind that the suffix of `path` says.
+
+    Args:
+        path: of the first picture; the others are NAME_2.png, NAME_3.png ...; a PDF file has pages instead.
+        size: height and width of the network's input, which the fields for images are shaped after.
+
+    Returns:
+        The files, and what is wrong with images that cannot be read, which are grey in the picture.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    pages = [lists[start : start + ROWS] for start in range(0, len(lists), ROWS)]
+    unreadable: list[str] = []
+    figures = (rank_figure(page, size=size, unreadable=unreadable) for page in pages)  # one at a time in memory
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of file names
+            if path.suffix.lower() == ".pdf":
+                with PdfPages(path) as file:
+                    for figure in figures:
+                        file.savefig(figure, dpi=DOTS)
+                return [path], unreadable
+            paths = [path if not page else path.with_stem(f"{path.stem}_{page + 1}") for page in range(len(pages))]
+            for target, figure in zip(paths, figures, strict=True):
+                figure.savefig(target, dpi=DOTS)
+            return paths, unreadable
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def rank_figure(lists: Sequence[RankList], *, size: Sequence[int], unreadable: list[str] | None = None) -> Figure:
+    """One figure with a row for each list; arguments as in `draw_rank_lists`, `unreadable` is added to.
+
+    A match has a solid green frame and ✓, another identity a dashed orange one and ✗, an unknown one a thin grey one.
+    """
+    width = HEIGHT * min(2.0, max(0.4, size[1] / size[0]))
+    step, row = width + GAP, 2 * LINE + HEIGHT + GAP
+    places = [list(_places(one.found)) for one in lists]
+    columns = 1.3 + max((place[-1] + 1 if place else 0 for place in places), default=0)
+    shape = (max(2 * MARGIN + columns * step, 4.0), 2 * MARGIN + row * max(len(lists), 1))
+    figure = Figure(figsize=shape)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, shape[0]), ylim=(shape[1], 0))
+    axes.axis("off")
+    for number, (one, place) in enumerate(zip(lists, places, strict=True)):
+        top = MARGIN + number * row
+        _write(axes, MARGIN, top + LINE, one.note, weight="bold")
+        cells = [(0.0, one.query, "query" + _camera(one.camera), None)]
+        for column, found in zip(place, one.found, strict=True):
+            words = f"{found.rank} {FRAMES[found.correct][2]}{found.score:.3f}{_camera(found.camera)}"
+            cells.append((1.3 + column, found.image, words, found))
+        for column, image, words, found in cells:
+            left = MARGIN + column * step
+            _write(axes, left, top + 2 * LINE, words)
+            picture = _read(image, width, unreadable)
+            box = _draw(axes, picture, left, top + 2 * LINE + 0.05, width)
+            colour, style, _ = FRAMES[found.correct] if found else ("#000000", "solid", "")
+            thickness = 2.5 if found is not None and found.correct is not None else 1
+            axes.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linestyle=style, linewidth=thickness))
+    return figure
+
+
+def _places(found: Sequence[Found]) -> Iterator[float]:
+    """The columns of images, from 0, with some space where ranks are left out."""
+    at, before = -1.0, 0
+    for one in found:
+        at += 1 if one.rank == before + 1 else 1.3
+        before = one.rank
+        yield at
+
+
+def _camera(camera: str) -> str:
+    return f"  c{camera}" if camera.isdecimal() else f"  {camera}" if camera else ""
+
+
+def _write(axes: Axes, left: float, bottom: float, words: str, **style: str) -> None:
+    axes.text(left, bottom, words, fontsize=7, va="bottom", parse_math=False, **style)
+
+
+def _read(image: Input, width: float, unreadable: list[str] | None) -> np.ndarray:
+    """At most as many pixels as are shown, [h, w, 3]."""
+    limits = round(width * DOTS), round(HEIGHT * DOTS)
+    try:
+        picture = as_rgb(image)
+    except DataError as error:
+        if unreadable is not None:
+            unreadable.append(str(error))
+        return np.full((limits[1], limits[0], 3), GREY, np.uint8)
+    factor = min(limits[0] / picture.width, limits[1] / picture.height, 1.0)
+    shape = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return np.asarray(picture.resize(shape, Image.Resampling.LANCZOS))
+
+
+def _draw(axes: Axes, picture: np.ndarray, left: float, top: float, width: float) -> tuple:
+    """Draw a picture as large as the field allows, in its shape; -> corner, width and height."""
+    factor = min(width / picture.shape[1], HEIGHT / picture.shape[0])
+    wide, high = picture.shape[1] * factor, picture.shape[0] * factor
+    left, top = left + (width - wide) / 2, top + (HEIGHT - high) / 2
+    axes.imshow(picture, extent=(left, left + wide, top + high, top), aspect="auto")
+    return (left, top), wide, high

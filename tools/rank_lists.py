@@ -1,0 +1,147 @@
+"""Show what a network finds for the queries of a test: the worst failures first, matches green, others orange.
+
+    python -m tools.rank_lists --weight runs/market/ViT-B-16_60.pth --output ranks.pdf DATASETS.ROOT_DIR /data
+    python -m tools.rank_lists --weight runs/market/ViT-B-16_60.pth --count 5 --order random my_images/
+
+Takes the data set of the checkpoint or of DATASETS.NAMES, or a folder that holds a folder per identity. A query's list
+leaves out what the protocol ignores; where no match is among the first, the first match follows with its rank. Scores
+are cosines of the features that tools.embed writes. The worst are those with the lowest average precision (AP).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import utils.threads  # noqa: F401
+from configs import ConfigError
+from tools.inference import embed_files, open_embedder, parse
+from utils.command import answer_early, at_least, run_script
+from utils.errors import UserError
+from utils.paths import expanded
+
+KINDS = (".png", ".svg", ".pdf")  # of pictures
+WORST, BEST, RANDOM = "worst", "best", "random"
+
+
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
+    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
+    if len(arguments.images) > 1:
+        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    check_picture(arguments.output, "--output")
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", metavar="FILE", default="ranks.png", help=".png, .svg or .pdf; default: ranks.png")
+    add("--count", metavar="N", type=at_least(1), default=10, help="queries to show, 10 on a page; default: 10")
+    add("--top", metavar="N", type=at_least(1), default=10, help="images of each list; default: 10")
+    add("--order", choices=(WORST, BEST, RANDOM), default=WORST, help="which queries come first; default: worst")
+    add("--pids", metavar="ID,ID", help="only queries of these identities, as the data set names them")
+    add("--seed", metavar="N", type=at_least(0), default=0, help="of --order random; default: 0")
+
+
+def check_picture(path: str, option: str) -> None:
+    """Raise UserError if no picture can be written to `path`."""
+    if not path.lower().endswith(KINDS):
+        raise UserError(f"{option} {path}: expected a name that ends in {', '.join(KINDS)}")
+    folder = expanded(path, option).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {folder}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"{option} {path}: pictures need matplotlib: pip install -r requirements-extra.txt")
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+import torch
+
+from tools.labelled_images import images_of, labelled_images, readable
+from utils.metrics import protocol_of
+from utils.rank_lists import Outcomes, RankLists
+from utils.records import Benchmark, Sample
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw what the command line says; 1 if images were left out that should not be."""
+    arguments = read_command_line(argv)
+    from tools.rank_figure import Found, RankList, draw_rank_lists  # matplotlib is an extra
+
+    embedder = open_embedder(arguments)
+    benchmark, _, notes = labelled_images(arguments, embedder)
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
+    if len(benchmark.trials) > 1:
+        sys.stderr.write(f"{benchmark.name}: the first of {len(benchmark.trials)} trials\n")
+    samples = (sample.path for side in benchmark.trials[0] for sample in side)
+    features, failed = embed_files(embedder, list(dict.fromkeys(samples)))
+    trial = readable(benchmark.trials[0], features)
+    lists = RankLists(features.features, *(images_of(side, features) for side in trial), benchmark.ignored)
+    outcomes = lists.outcomes()
+
+    shown = []
+    for number in choose(outcomes, [written(benchmark, sample)[0] for sample in trial.query], arguments):
+        place, precision, first = (field[number].item() for field in outcomes)
+        sample = trial.query[place]
+        fared = f"AP {100 * precision:.1f} %, first match at rank {first}"
+        found = [
+            Found(image.path, hit.rank, hit.score, written(benchmark, image)[1], hit.correct)
+            for hit in lists.best(place, arguments.top)
+            for image in [trial.gallery[hit.place]]
+        ]
+        note = f"{Path(sample.path).name}: {fared}"
+        shown.append(RankList(sample.path, found, written(benchmark, sample)[1], note))
+        sys.stdout.write(f"{sample.path}  {fared}\n")
+    paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
+    sys.stdout.write(
+        f"{len(outcomes.places)} queries, protocol {protocol_of(benchmark.ignored)}: "
+        f"mAP {100 * outcomes.precision.mean():.1f} %, rank-1 {100 * (outcomes.first == 1).double().mean():.1f} %\n"
+        f"{', '.join(map(str, paths))}\n"
+    )
+    return int(failed > 0 and not arguments.skip_unreadable)
+
+
+def choose(outcomes: Outcomes, identities: Sequence[str], arguments: argparse.Namespace) -> list[int]:
+    """Numbers among the `outcomes`, those to show first.
+
+    Args:
+        identities: of all queries.
+
+    Raises:
+        UserError: --pids names an identity of which no query has a match.
+    """
+    order = outcomes.worst_first().tolist()
+    if arguments.order == BEST:
+        order.reverse()
+    elif arguments.order == RANDOM:
+        generator = torch.Generator().manual_seed(arguments.seed)
+        order = torch.randperm(len(order), generator=generator).tolist()
+    if arguments.pids:
+        named = [plain(identities[place]) for place in outcomes.places.tolist()]
+        wanted = [plain(pid) for pid in arguments.pids.split(",")]
+        if unknown := [pid for pid in wanted if pid not in named]:
+            raise UserError(f"--pids {unknown[0]}: no query of it has a match; expected e.g. {named[0]}")
+        order = [number for number in order if named[number] in wanted]
+    return order[: arguments.count]
+
+
+def plain(identity: str) -> str:
+    """An identity without blanks around it and, if it is a number, without leading zeros."""
+    return str(int(identity)) if identity.strip().isdecimal() else identity.strip()
+
+
+def written(benchmark: Benchmark, sample: Sample) -> tuple[str, str]:
+    """Identity and camera as the data set's owner wrote them; an unknown camera is empty."""
+    own = (str(sample.pid), str(sample.camid + 1 - benchmark.first_camera) if sample.camid >= 0 else "")
+    return benchmark.as_written.get(sample.path, own)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))

@@ -1,0 +1,91 @@
+"""How every query of a test fares, and its rank list, without a matrix of all pairs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.errors import DataError
+from utils.metrics import PAIRS_AT_ONCE, Ignored, average_precision, check_finite, distances_to, order_gallery
+from utils.progress import progress
+from utils.records import Labels
+from utils.verification import Images
+
+
+class Outcomes(NamedTuple):
+    """How the queries that have a match fared."""
+
+    places: Tensor  # int64 [V], among the queries
+    precision: Tensor  # float64 [V], average precision
+    first: Tensor  # int64 [V], rank of the first match, from 1
+
+    def worst_first(self) -> Tensor:
+        """Places among these [V], by average precision, then by the rank of the first match, then as they come."""
+        order = self.first.sort(descending=True, stable=True).indices
+        return order[self.precision[order].sort(stable=True).indices]
+
+
+class Hit(NamedTuple):
+    """A gallery image in a rank list."""
+
+    place: int  # in the gallery
+    rank: int  # from 1
+    score: float  # cosine
+    correct: bool
+
+
+class RankLists:
+    """The rank lists of a test, each computed when it is asked for.
+
+    Ranks are those of `rank_features`; pairs that are ignored, and an image in its own list, are left out.
+
+    Args:
+        features: float32 [M, D] of all images, each of length 1.
+        query, gallery: the images and their labels.
+        ignored: which pairs do not count, as in `Benchmark`.
+
+    Raises:
+        DataError: features that are not finite; no queries or no gallery.
+    """
+
+    def __init__(self, features: Tensor, query: Images, gallery: Images, ignored: Ignored):
+        if not len(query.rows) or not len(gallery.rows):
+            raise DataError(f"nothing to rank: {len(query.rows)} queries, {len(gallery.rows)} gallery images")
+        check_finite(features, features[:0])
+        self.features, self.query, self.gallery, self.ignored = features, query, gallery, ignored
+        self.distances = distances_to(features[query.rows], features[gallery.rows])
+
+    def outcomes(self) -> Outcomes:
+        """How all queries fare; DataError if none has a match."""
+        parts = []
+        size = max(1, PAIRS_AT_ONCE // len(self.gallery.rows))
+        for places in progress(torch.arange(len(self.query.rows)).split(size), "ranks"):
+            _, hits, _ = self._ranked(places)
+            valid = hits.any(dim=1)
+            hits = hits[valid]
+            parts.append((places[valid], average_precision(hits), hits.int().argmax(dim=1) + 1))
+        outcomes = Outcomes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        if not len(outcomes.places):
+            raise DataError(f"none of {len(self.query.rows)} queries has a match that the protocol counts")
+        return outcomes
+
+    def best(self, place: int, top: int) -> list[Hit]:
+        """The first `top` of a query's list and, if it comes later, its first match."""
+        order, hits, counted = (rows[0] for rows in self._ranked(torch.tensor([place])))
+        shown = list(range(min(top, int(counted))))
+        if hits.any() and not hits[:top].any():
+            shown.append(int(hits.int().argmax()))
+        scores = self.features[self.gallery.rows[order[shown]]] @ self.features[self.query.rows[place]]
+        found = zip(shown, order[shown].tolist(), scores.tolist(), hits[shown].tolist(), strict=True)
+        return [Hit(image, rank + 1, score, correct) for rank, image, score, correct in found]
+
+    def _ranked(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Places in the gallery, best first [Q, G], whether they match [Q, G], and how many of them count [Q]."""
+        labels = Labels(*(field[places] for field in self.query.labels))
+        dropped = self.ignored(labels, self.gallery.labels)
+        dropped = dropped | (self.query.rows[places, None] == self.gallery.rows)
+        order = order_gallery(self.distances(places), dropped)
+        hits = (self.gallery.labels.pids[order] == labels.pids[:, None]) & ~dropped.gather(1, order)
+        return order, hits, (~dropped).sum(dim=1)
