@@ -18,7 +18,7 @@ from configs import load, to_dict
 from datasets.changes import CHANGES, Corruption
 from datasets.images import Images, read_image
 from datasets.transforms import TestTransform
-from model.build import make_model
+from model.build import load_model, make_model
 from processor.build import evaluate_changes, evaluate_model
 from tools import robustness
 from tools.demo.render import rendered_benchmark
@@ -120,7 +120,7 @@ def test_queries_are_changed_and_the_gallery_is_not(cfg, checkpoint, tmp_path):
 
     whole = rendered_benchmark(cfg)
     (trial,) = whole.trials
-    model = make_model(cfg, whole)
+    model = load_model(checkpoint)
     changed = dict(zip(CHANGES, entries[1:], strict=True))
     for name in ("brightness -30 %", "cool", "JPEG quality 20"):
         queries = []
