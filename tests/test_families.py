@@ -67,7 +67,9 @@ def expected(name, state, images):
 
 def pretrained(name, state):
     """A file of pre-training as its program writes it."""
-    extras = {"head.mlp.0.weight": torch.randn(4, 4)}
+    # DINO's code wraps a teacher that has batch norm: the tower, and the head beside it.
+    wrapper = "module." if "patch_embed.conv.7.weight" in state else ""
+    extras = {f"{wrapper}head.mlp.0.weight": torch.randn(4, 4)}
     if name.startswith("isr"):
         mask = {
             "model.layers.0.blocks.1.attn_mask": torch.zeros(4, 49, 49),
@@ -78,7 +80,6 @@ def pretrained(name, state):
         extras |= {f"backbone.norm{stage}.weight": torch.randn(4) for stage in range(3)}
         extras |= {"backbone.semantic_embed_w.3.weight": torch.randn(128, 2)}
         extras |= {"backbone.stages.0.blocks.0.attn.w_msa.relative_position_index": torch.zeros(49, 49)}
-    wrapper = "module." if name.startswith("cion_vit") else ""
     teacher = {f"{wrapper}backbone.{key.removeprefix('backbone.')}": value for key, value in state.items()}
     student = {f"module.backbone.{key}": value + 1 for key, value in state.items()}
     return {"student": student, "teacher": teacher | extras, "epoch": 220, "args": argparse.Namespace(lr=0.1)}

@@ -165,13 +165,15 @@ def test_what_does_not_go_together_is_named(words, says):
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "kind"])
 def test_a_file_that_does_not_fit_names_the_tensor(tmp_path, fault):
     state = own_net("test_vit", (160, 160)).state_dict()
     if fault == "missing":
         del state["blocks.1.mlp.fc1.bias"]
     elif fault == "unexpected":
         state["blocks.1.mlp.fc1.bias2"] = torch.zeros(1)
+    elif fault == "kind":  # quantised, for example
+        state["blocks.1.mlp.fc1.bias"] = state["blocks.1.mlp.fc1.bias"].to(torch.int8)
     else:
         state["blocks.1.mlp.fc1.bias"] = torch.zeros(7)
     save_file(state, tmp_path / "net.safetensors")
