@@ -296,14 +296,14 @@ MUTATIONS = (
     # Retrieval
     mutation(
         "re-ranking with k1 neighbours, itself included",
-        "_weights",
+        "rerank",
         "_1[:, : k1 + 1]",
         "_1[:, :k1]",
         RERANKING,
     ),
     mutation(
         "re-ranking with half of k1, itself included",
-        "_weights",
+        "expanded_weights",
         "round(k1 / 2) + 1",
         "round(k1 / 2)",
         RERANKING,

@@ -7,7 +7,7 @@ import types
 import pytest
 import timm
 import torch
-from builders import benchmark
+from builders import benchmark, side_info
 from families_reference import SWIN, VIT, batch_norm_shapes, draw, linear_shapes, swin, swin_shapes, vit, vit_shapes
 from safetensors.torch import save_file
 
@@ -21,7 +21,6 @@ from model.weights import read_weights
 from tools import convert_checkpoint
 from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import WeightsError
-from utils.records import SideInfo
 
 BASELINE = "configs/demo/vit_base.yml"
 SIZE = (256, 128)
@@ -270,7 +269,7 @@ def test_side_information_of_transreid_is_on_every_token(tmp_path):
     model = load_model(tmp_path / "x.pth", settings(tmp_path, *asked)).eval().double()
     images, cameras = torch.rand(2, 3, *SIZE).double(), torch.tensor([4, 1])
     wanted = vit(double(state), images, side=2.0 * table[cameras].double())
-    found = model.embed(images, SideInfo(cameras, torch.tensor([-1, -1])))
+    found = model.embed(images, side_info(cameras, [-1, -1]))
     torch.testing.assert_close(found, wanted, **CLOSE)
     with pytest.raises(WeightsError, match=r"base\.sie_embed"):
         load_model(tmp_path / "x.pth", settings(tmp_path, "MODEL.NAME", "transreid_base"))
