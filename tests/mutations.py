@@ -302,6 +302,13 @@ MUTATIONS = (
         f"{CLUSTERING}::test_pairs_at_distance_0_are_kept",
     ),
     mutation(
+        "modalities drawn alike",
+        "ClusterSampler.set_epoch",
+        "np.random.default_rng([self.seed, epoch, _1])",
+        "np.random.default_rng([self.seed, epoch])",
+        "tests/test_sampler.py::test_clusters_are_drawn_uniformly_and_modalities_independently",
+    ),
+    mutation(
         "clusters of negative similarity are pairs",
         "associate",
         "_1 >= 0",
