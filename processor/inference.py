@@ -28,7 +28,7 @@ from processor.evaluate import embed_images
 from processor.transfer import settings_of
 from utils.devices import pick_device
 from utils.errors import DataError
-from utils.records import SideInfo
+from utils.records import VISIBLE, SideInfo
 
 Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
 
@@ -149,9 +149,8 @@ class Embedder:
         return self.transform(as_rgb(image))[0]
 
     def side_of(self, count: int) -> SideInfo | None:
-        """Side information of images without cameras: the mean over all that the network knows."""
-        unknown = torch.full((count,), -1, device=self.device)
-        return SideInfo(unknown, unknown) if self.side else None
+        """Side information of visible images without cameras: the mean over all that the network knows."""
+        return SideInfo.unknown(torch.full((count,), VISIBLE, device=self.device)) if self.side else None
 
     @torch.no_grad()
     def _embed(self, images: Tensor) -> Tensor:

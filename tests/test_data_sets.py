@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from datasets.build import BENCHMARKS, RENDERED, make_benchmark
 from utils.errors import DataError, UserError
 from utils.fingerprint import Watch, data_fingerprint
 from utils.metrics import ignore_nothing, same_camera
-from utils.records import Labels
+from utils.records import Benchmark, Labels, Sample, Trial
 
 
 def images(folder: Path, *names: str) -> None:
@@ -165,6 +166,21 @@ def test_a_fingerprint_of_images_that_are_not_there(root, tmp_path):
     path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=rf"^{path}: is a link to nothing$"):
         data_fingerprint(benchmark)
+
+
+def test_a_fingerprint_is_what_it_was_before_there_were_modalities(tmp_path):
+    paths = [tmp_path / f"{number}.jpg" for number in range(4)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"x" * number)
+    samples = [Sample(str(path), number, number % 2, number % 3) for number, path in enumerate(paths)]
+    trial = Trial((samples[2],), (samples[3],))
+    benchmark = Benchmark("toy", "A {}.", tuple(samples[:2]), (trial,), same_camera)
+    assert data_fingerprint(benchmark) == {
+        "train": "90d401bdb1298ed3",
+        "test": "852d098f79183284",
+    }
+    infrared = replace(benchmark, train=(samples[0], samples[1]._replace(modality=1)))
+    assert data_fingerprint(infrared)["train"] != data_fingerprint(benchmark)["train"]
 
 
 def test_images_that_are_replaced_are_reported_once(root, tmp_path, caplog):

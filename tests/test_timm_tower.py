@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from builders import benchmark
+from builders import benchmark, side_info
 from safetensors.torch import save_file
 
 import test_svllreid
@@ -17,7 +17,6 @@ from model.heads import SideEmbedding
 from model.timm_tower import fill, make_timm, pixels, read_facts
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError
-from utils.records import SideInfo
 
 BASELINE = "configs/demo/vit_base.yml"
 # timm's names of small members of each kind, and the image size of the comparison.
@@ -89,7 +88,7 @@ def test_poolings_and_projection():
 
 
 def test_side_information_is_added_to_the_class_token_or_to_all():
-    side = SideInfo(torch.tensor([0, 2]), torch.tensor([-1, -1]))
+    side = side_info([0, 2], [-1, -1])
     images = torch.randn(2, 3, 160, 160)
     for on_all in (False, True):
         table = SideEmbedding(3, 1, 64, camera=True, view=False, scale=2.0)
@@ -165,13 +164,15 @@ def test_what_does_not_go_together_is_named(words, says):
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "kind"])
 def test_a_file_that_does_not_fit_names_the_tensor(tmp_path, fault):
     state = own_net("test_vit", (160, 160)).state_dict()
     if fault == "missing":
         del state["blocks.1.mlp.fc1.bias"]
     elif fault == "unexpected":
         state["blocks.1.mlp.fc1.bias2"] = torch.zeros(1)
+    elif fault == "kind":  # quantised, for example
+        state["blocks.1.mlp.fc1.bias"] = state["blocks.1.mlp.fc1.bias"].to(torch.int8)
     else:
         state["blocks.1.mlp.fc1.bias"] = torch.zeros(7)
     save_file(state, tmp_path / "net.safetensors")

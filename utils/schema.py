@@ -201,6 +201,7 @@ class Figures(TypedDict):
     rank1: Fraction
     rank5: Fraction
     rank10: Fraction
+    rank20: NotRequired[Fraction]
 
 
 class Reranking(TypedDict):
