@@ -208,7 +208,7 @@ def test_a_tag_comes_from_the_hub_or_says_where_it_is(tmp_path, monkeypatch):
     assert asked == [{"hf_hub": "timm/test_vit.r160_in1k/model.safetensors"}] and "apache-2.0" in line
     assert torch.equal(tower.net.pos_embed, state["pos_embed"])
     monkeypatch.setattr(pretrained, "cached", lambda entry: None)
-    monkeypatch.setattr(pretrained, "_answers", lambda address: False)
+    monkeypatch.setattr(pretrained, "answers", lambda address: False)
     with pytest.raises(WeightsError, match=r"timm/test_vit\.r160_in1k/resolve/main/model\.safetensors"):
         fill(tower, "test_vit", "r160_in1k")
 
