@@ -16,7 +16,7 @@ from model.pretrained import NONE
 from model.svllreid import SvllReid
 from utils.metrics import CROSS_CAMERA
 from utils.records import Refinement
-from utils.report import markdown
+from utils.report import columns_of, markdown, percent
 from utils.run import RESULTS
 from utils.run.results import END, read_results
 
@@ -238,16 +238,12 @@ def _training(facts: Facts) -> str:
 
 
 def _results(facts: Facts) -> str:
-    figures = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "rank-10": "rank10", "mINP": "mINP"}
-    head = ["data set", "split", *figures, "valid queries", "gallery", "trials", "protocol"]
+    columns = columns_of(facts.results)
+    head = ["data set", "split", *columns.values(), "valid queries", "gallery", "trials", "protocol"]
     rows = [[*head, "flip", "query expansion", "re-ranking", "side information", "image size"]]
     notes: list[str] = []
     for entry in facts.results:
-        done, spread = Refinement.of(entry), entry.get("std") or {}
-        numbers = [
-            f"{100 * entry[field]:.1f}" + (f" ± {100 * spread[field]:.1f}" if field in spread else "")
-            for field in figures.values()
-        ]
+        done, numbers = Refinement.of(entry), [percent(entry, name) for name in columns]
         gallery, trials = (str(entry.get(name, "")) for name in ("gallery_images", "trials"))
         counts = [f"{entry['valid_queries']} of {entry['queries']}", gallery, trials]
         size = (entry.get("network") or {}).get("test_size") or facts.architecture["test_size"]
@@ -257,7 +253,7 @@ def _results(facts: Facts) -> str:
         rows.append([*names, *numbers, *counts, _protocol(entry), *how, side, " × ".join(map(str, size))])
         notes += [f"- {_title(entry['data_set'])}: {without_folders(note)}" for note in entry.get("notes") or ()]
     said = "In per cent." + (" ± is the deviation over the trials." if any(e.get("std") for e in facts.results) else "")
-    table = markdown(rows, numbers=range(2, 2 + len(figures)))
+    table = markdown(rows, numbers=range(2, 2 + len(columns)))
     return "\n\n".join([said, table, *(["\n".join(dict.fromkeys(notes))] if notes else [])])
 
 
