@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
-from utils.command import answer_early, check_there, parse, run_script
+from utils.command import answer_early, check_weight, parse, run_script
 from utils.paths import expanded
 
 
@@ -31,7 +31,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Names
     """The words of the command line, and the settings; without a configuration file, TEST.WEIGHT alone."""
     arguments = parse(__doc__, argv)
     cfg = load_for_test(arguments.config_file, arguments.overrides)
-    check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
+    check_weight(cfg.TEST.WEIGHT, "TEST.WEIGHT")
     return arguments, cfg
 
 
@@ -52,9 +52,12 @@ from processor.transfer import OF_THE_DATA, Prepared, check_held_out, homes_of, 
 from tools.demo.render import render_missing
 from utils.devices import describe, pick_device
 from utils.distributed import join_processes, leave_processes, main_first, on_main
+from utils.errors import UserError
 from utils.fingerprint import Watch
+from utils.hub import on_hub
 from utils.logs import log_to_screen
 from utils.records import Benchmark, Evaluation
+from utils.release_folder import locate
 from utils.report import table
 from utils.run import RESULTS
 from utils.run.folder import check_writable
@@ -94,13 +97,25 @@ def open_test(arguments: argparse.Namespace, cfg: CfgNode, results: str = RESULT
     if not arguments.config_file:
         cfg = settings_of(weights, arguments.overrides)
     check_held_out(cfg, weights, names_of(cfg.DATASETS.NAMES))
-    folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
+    folder = expanded(cfg.OUTPUT_DIR, "OUTPUT_DIR") if cfg.OUTPUT_DIR else results_folder(weight)
     check_writable(folder)
     read_results(folder / results)  # refused now if nothing can be added to it
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = rebuild(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
     configured = bool(arguments.config_file)
     return Test(cfg, requested, configured, weights, model, architecture, differences, verdict, folder)
+
+
+def results_folder(weight: str) -> Path:
+    """Where results go without OUTPUT_DIR: beside a checkpoint, or into the folder of a released network.
+
+    Raises:
+        UserError: it is on the Hub.
+    """
+    if on_hub(weight):
+        raise UserError(f"OUTPUT_DIR: where to with the results? {weight} is no folder of this machine")
+    path = locate(weight)
+    return path if path.is_dir() else path.parent
 
 
 def data_sets(test: Test, device: torch.device) -> Iterator[Ready]:

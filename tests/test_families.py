@@ -18,7 +18,8 @@ from model.build import load_model, make_model, settle_pixels
 from model.families import FAMILIES, fill
 from model.towers import make_tower
 from model.weights import read_weights
-from tools import convert_checkpoint
+from processor.inference import Embedder
+from tools import convert_checkpoint, release
 from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import WeightsError
 
@@ -289,6 +290,23 @@ def test_it_is_tested_converted_and_trained_further(tmp_path, name):
     (path,) = (tmp_path / "on").glob("*_1.pth")
     assert read_checkpoint(path)["architecture"]["name"] == name
     test_svllreid.main(["TEST.WEIGHT", str(path)])
+
+
+@pytest.mark.parametrize("name", ["personvit_base", "isr_swin_base"])
+def test_a_fine_tuned_network_is_released_with_its_licence(tmp_path, name):
+    state, size = state_of(name), "(224, 224)" if name == "isr_swin_base" else str(SIZE)
+    torch.save({"state_dict": state} if name == "isr_swin_base" else fine_tuned(state), tmp_path / "x.pth")
+    sizes = ["INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, "MODEL.NAME", name]
+    named = ["--weight", str(tmp_path / "x.pth"), *words(tmp_path, *sizes)]
+    release.main([*named, "--output", str(tmp_path / "released")])
+    theirs = Embedder.from_checkpoint(
+        tmp_path / "x.pth", config_file=BASELINE, overrides=words(tmp_path, *sizes)[2:], device="cpu"
+    )
+    assert Embedder.from_checkpoint(tmp_path / "released", device="cpu").digest == theirs.digest
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert FAMILIES[name].licence in card and "## Training" not in card and "datasets:" not in card
+    release.main(["--weight", str(tmp_path / "released"), "--output", str(tmp_path / "again")])
+    assert "## Training" not in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_isr_is_tested_and_trained_without_heads_of_its_own(tmp_path):

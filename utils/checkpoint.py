@@ -89,7 +89,7 @@ def read_tensors(path: str | Path) -> dict:
     """
     path = weights_file(path)
     try:
-        if _is_safetensors(path):
+        if is_safetensors(path):
             return load_file(path)
         if _is_archive(path):
             check_archive(path)
@@ -125,7 +125,7 @@ def weights_file(path: str | Path) -> Path:
     return path
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file begins with the length of a JSON header and the header."""
     with open(path, "rb") as file:
         start = file.read(9)

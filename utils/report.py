@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from utils.metrics import CROSS_CAMERA
 from utils.records import Evaluation, Refinement
@@ -39,6 +39,12 @@ def table(entries: Sequence[Mapping]) -> str:
         name = f"{entry['data_set']} {entry['when']}" if several else entry["when"]
         rows.append([name, *numbers, f"{entry['valid_queries']} of {entry['queries']}", *how])
     return aligned(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """Rows of cells as a table of Markdown, the first of them its head; `numbers` are columns to align at the right."""
+    rule = ["---:" if column in numbers else "---" for column in range(len(rows[0]))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
