@@ -143,7 +143,12 @@ def data_sets(test: Test, device: torch.device) -> Iterator[Ready]:
     tests = [found[name] for name in names]
     warnings = [on_main(partial(check, one.benchmark)) for one in tests]
     watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
-    for one in map(Ready, tests, warnings, watches):
+    ready_to_test = [
+        Ready(one._replace(benchmark=part), *rest)
+        for one, *rest in zip(tests, warnings, watches, strict=True)
+        for part in one.benchmark.evaluated()
+    ]
+    for one in ready_to_test:
         benchmark = one.prepared.benchmark
         logger.info("%s on %s: %s: %s", test.weights.source, describe(device), benchmark.name, benchmark.counts())
         for line in (*one.prepared.said, *one.prepared.notes):

@@ -251,9 +251,17 @@ def test_prompts_of_a_clip_guide_another_tower(tmp_path):
     foreign = [*TIMM, "MODEL.I2T_LOSS_WEIGHT", "1.0", "MODEL.INIT_FROM", str(prompts), "PROCESSOR.STAGES", "('image',)"]
     with pytest.raises(WeightsError, match=f"MODEL.EMBED_DIM.*expected {width}"):
         train_svllreid.main(words(tmp_path, "wrong", *foreign, "MODEL.EMBED_DIM", "7"))
-    train_svllreid.main(words(tmp_path, "run", *foreign, "MODEL.EMBED_DIM", str(width)))
+    foreign += ["MODEL.EMBED_DIM", str(width), "MODEL.INIT_CLASSIFIER", "means"]
+    for untrained in ("False", "True"):  # new prompts need words that are not in the file
+        others = ["DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "9", "PROCESSOR.UNTRAINED_PROMPTS", untrained]
+        with pytest.raises(WeightsError, match=r"prompts for these 9 identities.*MODEL\.NAME ViT-Tiny-8"):
+            train_svllreid.main(words(tmp_path, "wrong", *foreign, *others))
+    train_svllreid.main(words(tmp_path, "run", *foreign))
     (path,) = (tmp_path / "run").glob("*_1.pth")
     start, end = (read_checkpoint(file)["model"] for file in (prompts, path))
+    assert (end["heads.0.classifier.weight"].norm(dim=1) > 0.5).all()  # class means; a random start is near 0
+    with pytest.raises(WeightsError, match=f"MODEL.EMBED_DIM.*expected {width}"):
+        train_svllreid.main(words(tmp_path, "wrong", *TIMM, "MODEL.INIT_FROM", str(path), "MODEL.EMBED_DIM", "8"))
     assert all(torch.equal(start[key], end[key]) for key in start if key.startswith(("text.", "prompts.")))
     model = load_model(path)
     assert model.text is not None and model.image.projection is not None
