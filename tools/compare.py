@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         for name in names:
             try:
-                measured.append(measure(test, name, device, weight, seconds))
+                measured += measure(test, name, device, weight, seconds)
             except (UserError, ConfigError) as error:
                 failed[f"{weight} on {name}"] = one_line(error)
     for what, why in failed.items():
@@ -132,18 +132,20 @@ def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -
     return open_network(load_for_test(arguments.config_file, overrides), overrides, configured=None)
 
 
-def measure(test: Test, name: str, device: torch.device, weight: str, seconds: float) -> Measured:
-    """Test a network on one data set."""
+def measure(test: Test, name: str, device: torch.device, weight: str, seconds: float) -> list[Measured]:
+    """Test a network on one data set, of which there may be several directions."""
     cfg = test.cfg.clone()
     cfg.defrost()
     cfg.DATASETS.NAMES = name
     cfg.freeze()
     test = test._replace(cfg=cfg)
-    (one,) = data_sets(test, device)
-    prepared = one.prepared
-    evaluation = evaluate_model(prepared.cfg, test.model, prepared.benchmark, device, at_home=prepared.at_home)
     parameters = sum(parameter.numel() for parameter in test.model.image.parameters())
-    return Measured(weight, entry_of(test, one, evaluation), evaluation, parameters, seconds)
+    found = []
+    for one in data_sets(test, device):
+        prepared = one.prepared
+        evaluation = evaluate_model(prepared.cfg, test.model, prepared.benchmark, device, at_home=prepared.at_home)
+        found.append(Measured(weight, entry_of(test, one, evaluation), evaluation, parameters, seconds))
+    return found
 
 
 @torch.no_grad()
