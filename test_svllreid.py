@@ -79,7 +79,7 @@ class Test(NamedTuple):
     architecture: dict
     differences: list[str]  # of the settings from the checkpoint's
     verdict: list[str]  # on the checkpoint's tensors
-    folder: Path
+    folder: Path | None
 
 
 class Ready(NamedTuple):
@@ -92,18 +92,29 @@ class Ready(NamedTuple):
 
 def open_test(arguments: argparse.Namespace, cfg: CfgNode, results: str = RESULTS) -> Test:
     """Read the checkpoint; `results` is the file that is to be added to."""
-    requested, weight = arguments.overrides[::2], cfg.TEST.WEIGHT
-    weights = read_weights(weight, cfg.MODEL.NAME)
-    if not arguments.config_file:
-        cfg = settings_of(weights, arguments.overrides)
-    check_held_out(cfg, weights, names_of(cfg.DATASETS.NAMES))
-    folder = expanded(cfg.OUTPUT_DIR, "OUTPUT_DIR") if cfg.OUTPUT_DIR else results_folder(weight)
+    test = open_network(cfg, arguments.overrides, configured=bool(arguments.config_file))
+    folder = expanded(test.cfg.OUTPUT_DIR, "OUTPUT_DIR") if test.cfg.OUTPUT_DIR else results_folder(cfg.TEST.WEIGHT)
     check_writable(folder)
     read_results(folder / results)  # refused now if nothing can be added to it
+    return test._replace(folder=folder)
+
+
+def open_network(cfg: CfgNode, overrides: Sequence[str], *, configured: bool | None) -> Test:
+    """Read TEST.WEIGHT, for a test without a folder.
+
+    Args:
+        overrides: KEY VALUE KEY VALUE ... of the command line.
+        configured: whether settings are those of `cfg`, or the checkpoint's with `overrides` on top; None: the former
+            where the checkpoint has none.
+    """
+    requested, weights = overrides[::2], read_weights(cfg.TEST.WEIGHT, cfg.MODEL.NAME)
+    configured = weights.config is None if configured is None else configured
+    if not configured:
+        cfg = settings_of(weights, overrides)
+    check_held_out(cfg, weights, names_of(cfg.DATASETS.NAMES))
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = rebuild(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
-    configured = bool(arguments.config_file)
-    return Test(cfg, requested, configured, weights, model, architecture, differences, verdict, folder)
+    return Test(cfg, list(requested), configured, weights, model, architecture, differences, verdict, None)
 
 
 def results_folder(weight: str) -> Path:
@@ -132,7 +143,12 @@ def data_sets(test: Test, device: torch.device) -> Iterator[Ready]:
     tests = [found[name] for name in names]
     warnings = [on_main(partial(check, one.benchmark)) for one in tests]
     watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
-    for one in map(Ready, tests, warnings, watches):
+    ready_to_test = [
+        Ready(one._replace(benchmark=part), *rest)
+        for one, *rest in zip(tests, warnings, watches, strict=True)
+        for part in one.benchmark.evaluated()
+    ]
+    for one in ready_to_test:
         benchmark = one.prepared.benchmark
         logger.info("%s on %s: %s: %s", test.weights.source, describe(device), benchmark.name, benchmark.counts())
         for line in (*one.prepared.said, *one.prepared.notes):

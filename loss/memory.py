@@ -69,10 +69,10 @@ class Memory(nn.Module):
         """
         places = torch.stack([labels, torch.full_like(labels, -1) if camids is None else camids], dim=1)
         kept = labels >= 0 if camids is None else (labels >= 0) & (camids >= 0)
-        places, owners = places[kept].unique(dim=0, return_inverse=True)
-        sums = features.new_zeros(len(places), features.shape[1])
-        sums.index_add_(0, owners, F.normalize(features[kept], dim=1))
-        self.prototypes = F.normalize(sums, dim=1)
+        places, owners, counts = places[kept].unique(dim=0, return_inverse=True, return_counts=True)
+        # In a fixed order on a GPU, too: all processes make the same prototypes.
+        rows = F.normalize(features[kept], dim=1)[owners.argsort(stable=True)]
+        self.prototypes = F.normalize(torch.segment_reduce(rows, "sum", lengths=counts, unsafe=True), dim=1)
         self.classes, self.cameras = places.unbind(dim=1)
 
     @in_fp32

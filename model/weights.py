@@ -123,13 +123,14 @@ def weights_in(contents: dict, source: str) -> Weights:
     fingerprint = contents.get("fingerprint") or {}
     data = fingerprint.get("data_fingerprint")
     data = data if isinstance(data, dict) else {}
+    several = "+" in contents["config"]["DATASETS"]["NAMES"]  # else the parts, if any, are all of one
     return Weights(
         source,
         contents["model"],
         contents["architecture"],
         contents["config"],
         trained_on=data.get("train"),
-        tested_on=tuple(data.get("parts") or filter(None, [data.get("test")])),
+        tested_on=tuple(filter(None, (several and data.get("parts")) or [data.get("test")])),
         prompts_trained=contents.get("prompts_trained") is not False,
         stage=contents.get("stage"),
         epoch=contents.get("epoch"),

@@ -48,7 +48,7 @@ IMAGE = "test_the_image_stage_and_the_gradient_of_every_tensor"
 GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_of_every_epoch"
 VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
-VERIFICATION = "tests/test_verification.py"
+VERIFICATION, BENCHMARKS, METRICS = (f"tests/test_{name}.py" for name in ("verification", "benchmarks", "metrics"))
 EXPANSION = "tests/test_query_expansion.py::test_as_the_formula_says"
 CHANGED = "tests/test_robustness.py::test_queries_are_changed_and_the_gallery_is_not"
 FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
@@ -427,6 +427,28 @@ MUTATIONS = (
     mutation("the same image twice for flip", "embed_images", "images.flip(-1)", "images", FLIP),
     mutation("mirrored upside down", "embed_images", "images.flip(-1)", "images.flip(-2)", FLIP),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
+    mutation(
+        "a query of camera 3 ignores its own identity only",
+        "same_place",
+        "_1 & (_2 == 1)",
+        "_1 & (_2 == 1) & (query.pids[:, None] == gallery.pids)",
+        f"{BENCHMARKS}::test_sysu_a_query_of_camera_3_does_not_see_camera_2",
+    ),
+    mutation(
+        "the CMC counts images",
+        "_rank_chunk",
+        "rules.unique_identities",
+        "False",
+        f"{METRICS}::test_a_cmc_of_unique_identities_by_hand",
+        "tests/test_stages.py::test_a_benchmark_says_what_ranks_count_and_which_are_reported",
+    ),
+    mutation(
+        "the gallery is drawn by the global generator",
+        "draw_gallery",
+        "random.Random(trial)",
+        "random",
+        f"{BENCHMARKS}::test_sysu_galleries_are_those_of_published_programs",
+    ),
     # Resuming a run
     mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),
     mutation(

@@ -1,6 +1,7 @@
 """Clustering: the sparse Jaccard distance against a dense one, and what becomes of its clusters."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_any_chunks_give_the_same(pairs: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", pairs)
     found = near_pairs(features, EPS, 10)
     assert (found.indices == whole.indices).all() and np.abs(found.data - whole.data).max() < 1e-12
+
+
+def test_distances_are_left_alone():
+    found = near_pairs(people(), EPS, 10)
+    before = found.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cluster(found, 0.3)
+    assert (found.data == before.data).all() and (found.indices == before.indices).all()
 
 
 def test_both_ways_are_equally_far():

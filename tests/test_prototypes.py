@@ -35,6 +35,13 @@ def test_prototypes_are_means_of_the_images_of_a_class():
     assert memory.classes.tolist() == [0]
 
 
+def test_no_cluster_leaves_no_prototype():
+    for camids in (None, [0, 1]):
+        memory = filled([-1, -1], camids)
+        assert memory.prototypes.shape == (0, 5) and memory.classes.tolist() == []
+        assert memory(draw(2, 5), torch.tensor([-1, -1]), None if camids is None else torch.tensor(camids)).item() == 0
+
+
 def test_prototypes_of_a_class_in_a_camera():
     memory = filled([1, 0, 0, 0, 1, -1, 1], [0, 2, 1, 2, 0, 0, -1])
     assert list(zip(memory.classes.tolist(), memory.cameras.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 0)]

@@ -79,7 +79,7 @@ def cluster(distances: csr_matrix, eps: float, min_samples: int = 4) -> Tensor:
     Args:
         distances: [N, N] of `near_pairs`, with all pairs within eps.
     """
-    labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances.copy()).labels_
+    labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances).labels_
     return torch.from_numpy(labels.astype(np.int64))
 
 

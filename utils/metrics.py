@@ -119,7 +119,8 @@ def _rank(distances: Callable[[slice], Tensor], query_labels: Labels, gallery_la
     precision, inverse, found = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     if not len(precision):
         raise DataError(_why_none(query_labels, gallery_labels))
-    return Ranking(precision.mean().item(), inverse.mean().item(), found.mean(dim=0).cpu(), len(precision), num_queries)
+    means = precision.mean().item(), inverse.mean().item(), found.mean(dim=0).cpu()
+    return Ranking(*means, len(precision), num_queries, precision.cpu(), found[:, 0].cpu())
 
 
 def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, rules: _Rules) -> tuple[Tensor, ...]:

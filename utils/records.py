@@ -233,6 +233,8 @@ class Ranking(NamedTuple):
     cmc: Tensor  # [K] float64; cmc[0] is rank-1
     num_valid: int  # queries with at least one match
     num_queries: int
+    precision: Tensor | None = None  # [V] float64, of each query with a match; mAP is their mean
+    hit: Tensor | None = None  # [V] float64, 1 where the first image is a match; rank-1 is their mean
 
 
 class Evaluation(NamedTuple):

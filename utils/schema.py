@@ -241,6 +241,7 @@ class Entry(Figures, Refinement):
     valid_queries: Count
     queries: Count
     data_set: str
+    variant: NotRequired[str]  # of the data set or its protocol
     protocol: NotRequired[str]
 
 
