@@ -62,6 +62,12 @@ def parse(
     return arguments
 
 
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say where features are remembered."""
+    parser.add_argument("--cache", metavar="FILE", help="of features; default: features.sqlite beside the output")
+    parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
+
+
 def open_embedder(arguments: argparse.Namespace) -> Embedder:
     """The embedder that the command line describes."""
     from processor.inference import Embedder  # only now: torch takes seconds
