@@ -441,7 +441,7 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
 
     Args:
         when: START or END.
-        checkpoint: that holds the network's weights.
+        checkpoint: that holds the network's weights; gets a model card beside it.
     """
     for one in data.benchmark.evaluated():
         evaluation = evaluate_model(run.cfg, model, one, run.device)
@@ -458,4 +458,7 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
         )
         facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
         run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts)
+        if checkpoint:
+            results = [*(each for each in run.entries if each["when"] == when), entry]
+            run.write_card(checkpoint, model, results)
         run.add_result(entry)  # last: a run whose last entry is there is finished
