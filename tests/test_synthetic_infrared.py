@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ from torch.nn import functional as F
 import test_svllreid
 import train_svllreid
 from configs import ConfigError, load
-from datasets.build import make_benchmark
+from datasets.build import make_benchmark, make_loader
 from datasets.check import quick_check
 from datasets.regdb import regdb
 from datasets.synthetic import READERS
 from datasets.sysu import same_place, sysu_mm01
+from processor.evaluate import evaluate
 from tools.demo.infrared_sets import INFRARED_KINDS
 from tools.demo.render import rendered_benchmark
 from utils.errors import UserError
@@ -115,6 +118,30 @@ def test_modalities_agree_unless_infrared_is_inverted(root):
         assert grey == bool(sample.modality)
     there, back = make_benchmark(settings(root, "synthetic_regdb")).parts
     assert min(rank1(there), rank1(back)) > 0.9
+
+
+def test_ten_galleries_take_one_pass_over_the_images_which_come_with_their_modality(root):
+    pixels = [word for key in ("MEAN", "STD") for word in (f"INPUT.PIXEL_{key}", "(0.5, 0.5, 0.5)")]
+    size = ["INPUT.SIZE_TEST", "(64, 32)", "DATALOADER.NUM_WORKERS", "0"]
+    cfg = settings(root, "synthetic_sysu", *size, *pixels)
+    benchmark = make_benchmark(cfg)
+    seen = []
+
+    class Greys(torch.nn.Module):
+        image = None
+
+        def embed(self, images, side=None, *, neck=False):
+            seen.extend(zip(side.camids.tolist(), side.modalities.tolist(), strict=True))
+            grey = images.mean(dim=1).flatten(1)
+            return grey - grey.mean(dim=1, keepdim=True)
+
+    loader = partial(make_loader, cfg, train=False)
+    evaluation = evaluate(Greys(), benchmark, loader, device=torch.device("cpu"), side="none")
+    samples = {sample for trial in benchmark.trials for side in trial for sample in side}
+    assert Counter(seen) == Counter((sample.camid, sample.modality) for sample in samples)
+    assert len(evaluation.trials) == 10 and evaluation.std["mAP"] > 0
+    assert list(evaluation.mean) == ["mAP", "mINP", "rank1", "rank5", "rank10", "rank20"]
+    assert evaluation.mean["rank20"] == 1.0 >= evaluation.mean["rank1"] > 0.9
 
 
 def test_seeds_give_other_people_and_difficulty_0_gives_no_nuisance(tmp_path):

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_cache_options, open_embedder, parse
-from tools.rank_lists import check_picture
+from tools.inference import add_cache_options, check_picture, open_embedder, parse
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
