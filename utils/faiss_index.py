@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.errors import DataError, UserError
 from utils.files import replace_text, replacing
-from utils.gallery_index import library
+from utils.gallery_index import not_installed
 
 CONTENTS = "index.json"  # which files belong together; replaced last
 PER_CLUSTER, FOR_CLUSTER = 39, 64  # the least features that a cluster holds on average; the most it is learnt from
@@ -41,7 +41,11 @@ class FaissIndex:
     """
 
     def __init__(self, path: Path, digest: str, width: int):
-        self.faiss = library("faiss")
+        try:
+            import faiss
+        except ImportError as error:
+            raise not_installed(error) from error
+        self.faiss: Any = faiss
         self.path, self.digest, self.width = path, digest, width
         self.names: list[str] = []
         self.trained_on = 0

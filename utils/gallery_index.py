@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -102,9 +100,6 @@ class ExactIndex:
         """Nothing is open."""
 
 
-def library(name: str) -> ModuleType:
-    """An optional library; UserError with the command that installs it, if it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{name} is not installed: pip install -r requirements-extra.txt") from error
+def not_installed(error: ImportError) -> UserError:
+    """What to say of an optional library that is missing."""
+    return UserError(f"{error.name} is not installed: pip install -r requirements-extra.txt")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.errors import DataError, UserError
-from utils.gallery_index import library
+from utils.gallery_index import not_installed
 
 PREFIX = "reid-"  # of collections: a network's digest follows
 AT_ONCE = 256  # points or queries in a request
@@ -31,7 +32,11 @@ class QdrantIndex:
     """
 
     def __init__(self, path: str, digest: str, width: int, *, create: bool):
-        self.qdrant = library("qdrant_client")
+        try:
+            import qdrant_client
+        except ImportError as error:
+            raise not_installed(error) from error
+        self.qdrant: Any = qdrant_client
         self.path, self.collection = path, f"{PREFIX}{digest}"
         try:
             with warnings.catch_warnings():
