@@ -1,0 +1,160 @@
+"""Draw features in the plane by t-SNE: images of some identities, or their prompts; of one network or two.
+
+    python -m tools.tsne --weight runs/market/ViT-B-16_60.pth --output tsne.pdf DATASETS.ROOT_DIR /data
+    python -m tools.tsne --weight runs/a/ViT-B-16_stage1_120.pth --beside runs/b/ViT-B-16_stage1_120.pth --kind text
+
+Images are those of a test, of the data set of the checkpoint or of DATASETS.NAMES, or of a folder that holds a folder
+per identity. Of prompts there are the learned one of each training identity (large) and copies of it, augmented as in
+stage 1. Distances within a cluster mean something, those between clusters little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+
+import utils.threads  # noqa: F401
+from configs import ConfigError
+from tools.inference import check_picture, embed_files, open_embedder, parse
+from utils.command import answer_early, at_least, check_weight, run_script
+from utils.errors import UserError
+from utils.paths import expanded
+
+IMAGE, TEXT = "image", "text"
+
+
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
+    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
+    if len(arguments.images) > 1:
+        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    check_picture(arguments.output, "--output")
+    if arguments.beside:
+        check_weight(arguments.beside, "--beside")
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", metavar="FILE", default="tsne.png", help=".png, .svg or .pdf; default: tsne.png")
+    add("--beside", metavar="FILE", help="another checkpoint, whose features are drawn beside")
+    add("--kind", choices=(IMAGE, TEXT), default=IMAGE, help="of features; default: image")
+    add("--identities", metavar="N", type=at_least(2), default=10, help="the first so many; default: 10")
+    add("--pids", metavar="ID,ID", help="these identities instead, as the data set (of prompts: training) numbers them")
+    add("--copies", metavar="N", type=at_least(1), default=20, help="augmented copies of a prompt; default: 20")
+    add("--seed", metavar="N", type=at_least(0), default=0, help="of t-SNE and the copies; default: 0")
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from configs import load
+from model.build import load_model
+from model.prompts import AUGMENTATIONS, words_only
+from model.weights import read_weights
+from processor.inference import Embedder
+from processor.transfer import settings_of
+from tools.labelled_images import labelled_images
+from utils.records import Sample
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw what the command line says; 1 if images were left out that should not be."""
+    arguments = read_command_line(argv)
+    from tools.pages import write_pages
+    from tools.tsne_figure import Cloud, tsne_figure  # matplotlib is an extra
+
+    weights = [arguments.weight, *([arguments.beside] if arguments.beside else [])]
+    clouds, failed = [], 0
+    for weight in weights:
+        own = argparse.Namespace(**{**vars(arguments), "weight": weight})
+        features, pids, unread = text_features(own) if arguments.kind == TEXT else image_features(own)
+        failed += unread
+        clouds.append(
+            Cloud(weight, plane(features, arguments.seed), pids, arguments.copies + 1 if arguments.kind == TEXT else 0)
+        )
+    (file,) = write_pages(expanded(arguments.output), [tsne_figure(clouds)])
+    sys.stdout.write(f"{len(set(clouds[0].pids))} identities, {len(clouds[0].pids)} points: {file}\n")
+    return int(failed > 0 and not arguments.skip_unreadable)
+
+
+def image_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], int]:
+    """Features of the test images of some identities, their identities, and how many images cannot be read."""
+    embedder: Embedder = open_embedder(arguments)
+    benchmark, _, notes = labelled_images(arguments, embedder)
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
+    samples = {sample.path: sample for trial in benchmark.trials for side in trial for sample in side}
+    wanted = chosen((sample.pid for sample in samples.values() if sample.pid >= 0), arguments)
+    shown: list[Sample] = [sample for sample in samples.values() if sample.pid in wanted]
+    found, failed = embed_files(embedder, [sample.path for sample in shown])
+    return found.features, [samples[name].pid for name in found.names], failed
+
+
+@torch.no_grad()
+def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], int]:
+    """Of some identities, the feature of the prompt and those of augmented copies; their identities; 0.
+
+    Raises:
+        UserError: the network has no trained prompts.
+    """
+    weights = read_weights(arguments.weight)
+    cfg = (
+        load(arguments.config_file, arguments.overrides)
+        if arguments.config_file
+        else settings_of(weights, arguments.overrides)
+    )
+    model = load_model(arguments.weight, cfg if arguments.config_file else None).eval()
+    if model.prompts is None or model.text is None or not model.prompts.trained:
+        raise UserError(
+            f"--weight {arguments.weight}: has no trained prompts; expected a checkpoint of stage 1 or after it"
+        )
+    block, end = cfg.SOLVER.STAGE1, model.prompts.end
+    generator = torch.Generator().manual_seed(arguments.seed)
+
+    def augment(prompts: Tensor) -> Tensor:
+        return AUGMENTATIONS[block.PROMPT_AUG_METHOD](prompts, block.PROMPT_AUG_SCALE, generator)
+
+    augment = words_only(augment, end) if block.PROMPT_AUG_TOKENS == "words" else augment
+    pids = torch.tensor(sorted(chosen(range(model.num_pids), arguments)))
+    prompts = model.prompts(pids)
+    # Identity by identity, the prompt first.
+    encoded = [model.text(some, end) for some in (prompts, *(augment(prompts) for _ in range(arguments.copies)))]
+    features = torch.stack(encoded, dim=1).flatten(0, 1)
+    return F.normalize(features, dim=1), pids.repeat_interleave(len(encoded)).tolist(), 0
+
+
+def chosen(pids: Iterable[int], arguments: argparse.Namespace) -> set[int]:
+    """The identities that the command line names, or the first of all.
+
+    Raises:
+        UserError: --pids names one that there is not.
+    """
+    known = sorted(set(pids))
+    if not arguments.pids:
+        return set(known[: arguments.identities])
+    named = [word.strip() for word in arguments.pids.split(",")]
+    for word in named:
+        if not word.isdecimal() or int(word) not in known:
+            raise UserError(f"--pids {word}: no such identity; expected numbers such as {known[0]}")
+    return {int(word) for word in named}
+
+
+def plane(features: Tensor, seed: int) -> Tensor:
+    """Features [N, D] -> places in the plane [N, 2]."""
+    from sklearn.manifold import TSNE  # takes a second
+
+    if len(features) < 4:
+        raise UserError(f"{len(features)} features: too few for t-SNE; expected 4 or more")
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return torch.from_numpy(TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.numpy()))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))
