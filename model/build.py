@@ -12,7 +12,7 @@ from open_clip import CLIP
 from yacs.config import CfgNode
 
 from configs.defaults import KEYS
-from configs.stages import PROMPT, STAGES
+from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
 from model.pretrained import build_clip, load_clip
 from model.published import describe, template_of
@@ -62,25 +62,33 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         WeightsError: sizes, strides, side information or text that the image tower does not take; weights that are
             missing or do not fit.
     """
-    text = any(STAGES[name].needs_text for name in cfg.PROCESSOR.STAGES) or cfg.MODEL.I2T_LOSS_WEIGHT > 0
+    stages = cfg.PROCESSOR.STAGES
+    compared = cfg.MODEL.I2T_LOSS_WEIGHT > 0 and IMAGE.name in stages
+    text = any(STAGES[name].needs_text for name in stages) or compared
     _check_tower(cfg, text)
     cfg = settle_pixels(cfg)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
+    templates = benchmark.templates or (benchmark.template,)  # one for each modality
     architecture = {
         **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
-        "num_pids": benchmark.num_pids,
+        # Who learns from clusters is not told of identities.
+        "num_pids": 0 if CLUSTER.name in stages else benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
         "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
+        "modalities": len(templates),
         "template": benchmark.template,
         "sentences": text,
         "language_ssl": text and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
         "vision_ssl": cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
+        "heads": cfg.MODEL.HEADS,
         "ssl_type": cfg.MODEL.SSL_TYPE,
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
         "ssl_out": cfg.MODEL.SSL_OUT,
         **_options(cfg),
     }
+    if text and CLUSTER.name in stages:  # prompts of pseudo-labels, of which there are none yet
+        architecture |= {"prompt_templates": list(templates), "prompt_counts": [0] * len(templates)}
     for key, count, noun in (
         ("SIE_CAMERA", benchmark.num_cams, "camera"),
         ("SIE_VIEW", benchmark.num_views, "viewpoint"),

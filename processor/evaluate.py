@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.svllreid import SvllReid
+from model.towers import stem_only
 from processor.features import compute_features
 from utils.distributed import on_main
 from utils.metrics import rank, rank_features
@@ -139,9 +140,11 @@ def embed_all(
         neck, flip: as `embed_images`.
     """
     model.eval()
+    tower = getattr(model, "image", model)
 
     def embed(batch: Batch) -> Tensor:
-        return embed_images(model, batch.images, _known(batch.side, side), neck=neck, flip=flip)
+        known = stem_only(tower, batch.side) if side == "none" else _known(batch.side, side)
+        return embed_images(model, batch.images, known, neck=neck, flip=flip)
 
     features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.
@@ -160,7 +163,7 @@ def embed_images(model: SvllReid, images: Tensor, side: SideInfo | None, *, neck
     return (features + model.embed(images.flip(-1), side, neck=neck)) / 2 if flip else features
 
 
-def _known(side: SideInfo, how: str) -> SideInfo | None:
+def _known(side: SideInfo, how: str) -> SideInfo:
     if how == "mean":
-        return SideInfo(*(torch.full_like(ids, -1) for ids in side))
-    return {"same": side, "none": None}[how]
+        return side._replace(camids=torch.full_like(side.camids, -1), viewids=torch.full_like(side.viewids, -1))
+    return side

@@ -60,6 +60,7 @@ def fit(
                 (scaler.scale(losses.total) if scaler else losses.total).backward()
                 average_gradients(trained)
                 finite = _update(optimizer, trained, losses.total.detach(), scaler, clip_norm)
+                run.after_step(finite)
                 at = at._replace(step=at.step + 1, steps=at.steps + 1)
                 progress.add(at, batch, losses, finite)
                 stop, ended = run.stop_requested(), at.step == total
