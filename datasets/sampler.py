@@ -92,38 +92,3 @@ class OrderedSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-class PseudoLabelSampler(Sampler[list[int]]):  # STUB
-    def __init__(self, modalities, identities, instances, *, seed, rank=0, world_size=1):
-        self.modalities, self.identities, self.instances = modalities, identities, instances
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.batches = []
-
-    def set_labels(self, labels):
-        self.rows = []
-        for m in range(int(self.modalities.max()) + 1):
-            rows = {}
-            for i in ((self.modalities == m) & (labels >= 0)).nonzero()[:, 0].tolist():
-                rows.setdefault(int(labels[i]), []).append(i)
-            if rows:
-                self.rows.append(rows)
-
-    def set_epoch(self, epoch, done=0):
-        rng = np.random.default_rng([self.seed, epoch])
-        size = self.identities * self.instances
-        longest = max((sum(map(len, rows.values())) for rows in self.rows), default=0)
-        self.batches = []
-        for _ in range(-(-longest // size)):
-            batch = []
-            for rows in self.rows:
-                drawn = rng.choice(sorted(rows), min(self.identities, len(rows)), replace=False).tolist()
-                batch += [i for k in drawn[self.rank :: self.world_size] for i in rng.choice(rows[k], self.instances).tolist()]
-            self.batches.append(batch)
-        del self.batches[:done]
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
