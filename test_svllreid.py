@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
-from utils.command import answer_early, check_there, parse, run_script
+from utils.command import answer_early, check_weight, parse, run_script
 from utils.paths import expanded
 
 
@@ -31,7 +31,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Names
     """The words of the command line, and the settings; without a configuration file, TEST.WEIGHT alone."""
     arguments = parse(__doc__, argv)
     cfg = load_for_test(arguments.config_file, arguments.overrides)
-    check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
+    check_weight(cfg.TEST.WEIGHT, "TEST.WEIGHT")
     return arguments, cfg
 
 
@@ -52,9 +52,12 @@ from processor.transfer import OF_THE_DATA, Prepared, check_held_out, homes_of, 
 from tools.demo.render import render_missing
 from utils.devices import describe, pick_device
 from utils.distributed import join_processes, leave_processes, main_first, on_main
+from utils.errors import UserError
 from utils.fingerprint import Watch
+from utils.hub import on_hub
 from utils.logs import log_to_screen
 from utils.records import Benchmark, Evaluation
+from utils.release_folder import locate
 from utils.report import table
 from utils.run import RESULTS
 from utils.run.folder import check_writable
@@ -76,7 +79,7 @@ class Test(NamedTuple):
     architecture: dict
     differences: list[str]  # of the settings from the checkpoint's
     verdict: list[str]  # on the checkpoint's tensors
-    folder: Path
+    folder: Path | None
 
 
 class Ready(NamedTuple):
@@ -89,18 +92,41 @@ class Ready(NamedTuple):
 
 def open_test(arguments: argparse.Namespace, cfg: CfgNode, results: str = RESULTS) -> Test:
     """Read the checkpoint; `results` is the file that is to be added to."""
-    requested, weight = arguments.overrides[::2], cfg.TEST.WEIGHT
-    weights = read_weights(weight, cfg.MODEL.NAME)
-    if not arguments.config_file:
-        cfg = settings_of(weights, arguments.overrides)
-    check_held_out(cfg, weights, names_of(cfg.DATASETS.NAMES))
-    folder = expanded(cfg.OUTPUT_DIR or Path(weight).parent, "OUTPUT_DIR")
+    test = open_network(cfg, arguments.overrides, configured=bool(arguments.config_file))
+    folder = expanded(test.cfg.OUTPUT_DIR, "OUTPUT_DIR") if test.cfg.OUTPUT_DIR else results_folder(cfg.TEST.WEIGHT)
     check_writable(folder)
     read_results(folder / results)  # refused now if nothing can be added to it
+    return test._replace(folder=folder)
+
+
+def open_network(cfg: CfgNode, overrides: Sequence[str], *, configured: bool | None) -> Test:
+    """Read TEST.WEIGHT, for a test without a folder.
+
+    Args:
+        overrides: KEY VALUE KEY VALUE ... of the command line.
+        configured: whether settings are those of `cfg`, or the checkpoint's with `overrides` on top; None: the former
+            where the checkpoint has none.
+    """
+    requested, weights = overrides[::2], read_weights(cfg.TEST.WEIGHT, cfg.MODEL.NAME)
+    configured = weights.config is None if configured is None else configured
+    if not configured:
+        cfg = settings_of(weights, overrides)
+    check_held_out(cfg, weights, names_of(cfg.DATASETS.NAMES))
     cfg, architecture, differences = settle_architecture(cfg, weights, requested=requested)
     model, verdict = rebuild(weights, architecture, testing=True, resize=not RESIZING.isdisjoint(requested))
-    configured = bool(arguments.config_file)
-    return Test(cfg, requested, configured, weights, model, architecture, differences, verdict, folder)
+    return Test(cfg, list(requested), configured, weights, model, architecture, differences, verdict, None)
+
+
+def results_folder(weight: str) -> Path:
+    """Where results go without OUTPUT_DIR: beside a checkpoint, or into the folder of a released network.
+
+    Raises:
+        UserError: it is on the Hub.
+    """
+    if on_hub(weight):
+        raise UserError(f"OUTPUT_DIR: where to with the results? {weight} is no folder of this machine")
+    path = locate(weight)
+    return path if path.is_dir() else path.parent
 
 
 def data_sets(test: Test, device: torch.device) -> Iterator[Ready]:
@@ -117,7 +143,12 @@ def data_sets(test: Test, device: torch.device) -> Iterator[Ready]:
     tests = [found[name] for name in names]
     warnings = [on_main(partial(check, one.benchmark)) for one in tests]
     watches = [Watch("test images", *chain(*one.benchmark.trials)) for one in tests]
-    for one in map(Ready, tests, warnings, watches):
+    ready_to_test = [
+        Ready(one._replace(benchmark=part), *rest)
+        for one, *rest in zip(tests, warnings, watches, strict=True)
+        for part in one.benchmark.evaluated()
+    ]
+    for one in ready_to_test:
         benchmark = one.prepared.benchmark
         logger.info("%s on %s: %s: %s", test.weights.source, describe(device), benchmark.name, benchmark.counts())
         for line in (*one.prepared.said, *one.prepared.notes):

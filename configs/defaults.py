@@ -121,15 +121,20 @@ ROWS = (
         "0.224, 0.225).", DEVIATIONS),
 
     Key("DATASETS.NAMES", "market1501",
-        "market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, folder (your own images, at ROOT_DIR), or rendered "
-        "below ROOT_DIR: synthetic (people), synthetic_occluded (the same with occluded queries), synthetic_vehicle. "
-        "Several in a tuple are trained on together and tested one by one.",
+        "market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, sysu_mm01 and regdb (visible and infrared images), "
+        "folder (your own images, at ROOT_DIR), or rendered below ROOT_DIR: synthetic (people), synthetic_occluded "
+        "(the same with occluded queries), synthetic_vehicle. Several in a tuple are trained on together and tested "
+        "one by one.",
         given("the name of a data set, e.g. market1501")),
     Key("DATASETS.ROOT_DIR", "data", "Folder that holds the data sets' folders.", None, ALWAYS),
     Key("DATASETS.MSMT17_VAL", True, "msmt17: trains on its validation list, too, as is usual."),
     Key("DATASETS.VEHICLEID_SIZE", "small",
         "VehicleID: the test list, small (800 identities), medium (1600) or large (2400).",
         one_of("small", "medium", "large")),
+    Key("DATASETS.SYSU_MODE", "all",
+        "sysu_mm01: the search, all or indoor, which leaves the outdoor cameras out of the gallery.",
+        one_of("all", "indoor")),
+    Key("DATASETS.REGDB_SPLIT", 1, "regdb: which of its ten splits is trained and tested on.", within(1, 10)),
     Key("DATASETS.VIEWPOINTS_TRAIN", "",
         "veri: the file of viewpoints keypoint_train.txt. Without it MODEL.SIE_VIEW must be off.", None, ALWAYS),
     Key("DATASETS.VIEWPOINTS_TEST", "", "veri: the file of viewpoints keypoint_test.txt.", None, ALWAYS),
@@ -302,6 +307,8 @@ ROWS = (
         "cameras, ignores nothing) or all, e.g. where your own images have no cameras. Holds for the data sets of a "
         "training; another one is tested across cameras unless the command line says otherwise.",
         one_of("cross-camera", "all")),
+    Key("TEST.OTHER_SPLIT", False,
+        "regdb: allows testing a network on another split than it was trained on, of which it knows identities."),
     Key("TEST.SIE", "auto",
         "Side information at test: same (cameras and viewpoints as in training), mean (of all in training), none, or "
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "

@@ -21,9 +21,11 @@ from datasets.hold_out import hold_out
 from datasets.images import Images
 from datasets.market1501 import market1501
 from datasets.msmt17 import msmt17, msmt17_version
+from datasets.regdb import regdb
 from datasets.sampler import IdentitySampler, OrderedSampler
 from datasets.several import SEVERAL, combine, names_of
 from datasets.synthetic import READERS, Parameters, read_rendered
+from datasets.sysu import sysu_mm01
 from datasets.transforms import TestTransform, TrainTransform
 from datasets.vehicleid import vehicleid
 from datasets.veri import SOURCE as VIEWPOINT_SOURCE
@@ -77,6 +79,8 @@ BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {
     "occ_duke": lambda cfg, train: occ_duke(_root(cfg), train=train),
     "veri": _veri,
     "VehicleID": lambda cfg, train: vehicleid(_root(cfg), train=train, size=cfg.DATASETS.VEHICLEID_SIZE),
+    "sysu_mm01": lambda cfg, train: sysu_mm01(_root(cfg), train=train, mode=cfg.DATASETS.SYSU_MODE),
+    "regdb": lambda cfg, train: regdb(_root(cfg), train=train, split=cfg.DATASETS.REGDB_SPLIT),
     "folder": lambda cfg, train: folder(_root(cfg), noun=cfg.DATASETS.NOUN, protocol=cfg.TEST.PROTOCOL, train=train),
     **{name: partial(_rendered, name) for name in RENDERED},
 }
@@ -123,7 +127,7 @@ def make_benchmark(
     if cfg.TEST.PROTOCOL == ALL:
         benchmark = replace(benchmark, ignored=ignore_nothing)
     if cfg.DATASETS.HOLD_OUT > 0:
-        if benchmark.ignored is ignore_nothing:
+        if benchmark.ignored is ignore_nothing and not benchmark.templates:
             raise DataError(
                 f"DATASETS.HOLD_OUT {cfg.DATASETS.HOLD_OUT}: needs cameras (TEST.PROTOCOL cross-camera, and "
                 "not VehicleID); without, every held-out query would find itself"

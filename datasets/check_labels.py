@@ -11,7 +11,7 @@ from datasets.findings import Findings, cameras_of, few
 from datasets.labels import natural
 from datasets.published_counts import published_counts
 from utils.metrics import Ignored, ignore_nothing, same_camera
-from utils.records import Benchmark, Labels, Sample, Trial
+from utils.records import INFRARED, VISIBLE, Benchmark, Labels, Sample, Trial
 
 NAMED = 12  # cameras or columns in a line
 MOST = 0.5  # of the queries: a few copies happen in published data, so many mean that the test is none
@@ -65,6 +65,9 @@ def check_lists(
         _check_common(part, found)
         _check_omitted(part, found)
         _check_published(part, found)
+    if benchmark.parts:
+        found.where = ""
+        _check_published(benchmark, found)  # of directions of a test, which have no training images of their own
 
 
 def _check_training(samples: Sequence[Sample], found: Findings, instances: int, identities: int | None) -> None:
@@ -267,6 +270,8 @@ def _check_unknown(part: Benchmark, found: Findings) -> None:
 def _check_common(part: Benchmark, found: Findings) -> None:
     """Warn if queries and gallery share no camera: perhaps each side has its own names for the same ones."""
     for trial in part.trials if part.ignored is not ignore_nothing else ():
+        if _modalities(trial.query).isdisjoint(_modalities(trial.gallery)):
+            continue
         query, gallery = (cameras_of(samples, part.as_written) for samples in trial)
         if min(len(query), len(gallery)) > 1 and not set(query) & set(gallery):
             message = f"queries ({few(query, NAMED)}) and gallery ({few(gallery, NAMED)}) have no camera in common"
@@ -275,6 +280,10 @@ def _check_common(part: Benchmark, found: Findings) -> None:
                 "too good: give it one"
             )
             found.add("warning", "no common camera", message, remedy)
+
+
+def _modalities(samples: Sequence[Sample]) -> set[int]:
+    return {sample.modality for sample in samples}
 
 
 def _check_omitted(part: Benchmark, found: Findings) -> None:
@@ -321,6 +330,9 @@ def _check_published(part: Benchmark, found: Findings) -> None:
     if part.train:
         ours["training images"] = len(part.train)
         ours["training identities"] = len({sample.pid for sample in part.train})
+        counts_of = Counter(sample.modality for sample in part.train)
+        ours["training visible images"] = counts_of[VISIBLE]
+        ours["training infrared images"] = counts_of[INFRARED]
     fields = counts._asdict().items()
     published = {what.replace("train_", "training_").replace("_", " "): count for what, count in fields}
     differing = {what: n for what, n in published.items() if n is not None and ours.get(what, n) != n}

@@ -19,6 +19,7 @@ from utils.errors import DataError, one_line
 from utils.records import Batch, Sample, SideInfo
 from utils.seeds import derive
 
+SIDE = tuple(map(Sample._fields.index, ("camid", "viewid", "modality")))
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")  # for others Pillow may start programs (EPS)
 MOST_PIXELS = 2**30 // 12  # of an image, 256 MB of RGB; from here on Pillow warns of a decompression bomb
 PAGE = (255, 255, 255)  # what transparent images lie on
@@ -93,9 +94,7 @@ class Images(Dataset):
         return Batch(
             images=torch.stack(images),
             pids=torch.tensor([sample.pid for sample in samples]),
-            side=SideInfo(
-                torch.tensor([sample.camid for sample in samples]), torch.tensor([sample.viewid for sample in samples])
-            ),
+            side=SideInfo(*(torch.tensor([s[place] for s in samples]) for place in SIDE)),
             indices=torch.tensor(indices),
             views=torch.stack(views, dim=1) if self.views else None,
         )

@@ -17,6 +17,8 @@ class PublishedCounts(NamedTuple):
     query_images: int | None  # of one trial
     gallery_images: int | None  # of one trial
     cameras: int | None  # None, too, where cameras are not labelled
+    train_visible_images: int | None = None
+    train_infrared_images: int | None = None
 
 
 # By name of the benchmark and variant. Market-1501's folder of the gallery has 19732 files, 3819 of them junk.
@@ -31,6 +33,9 @@ PUBLISHED: dict[tuple[str, str], PublishedCounts] = {
     ("VehicleID", "small"): PublishedCounts(113346, 13164, 5732, 800, None),
     ("VehicleID", "medium"): PublishedCounts(113346, 13164, None, 1600, None),
     ("VehicleID", "large"): PublishedCounts(113346, 13164, None, 2400, None),
+    ("sysu_mm01", "all-search"): PublishedCounts(34167, 395, 3803, 301, 6, 22258, 11909),
+    ("sysu_mm01", "indoor-search"): PublishedCounts(34167, 395, 3803, None, 6, 22258, 11909),
+    **{("regdb", f"split {k}"): PublishedCounts(4120, 206, 2060, 2060, 2, 2060, 2060) for k in range(1, 11)},
 }
 
 

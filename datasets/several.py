@@ -11,6 +11,14 @@ from utils.records import Benchmark, Sample, Trial
 SEVERAL = "+"  # between the names of data sets that are trained on together
 
 
+TWO_WAYS = ("regdb",)  # data sets of DATASETS.REGDB_SPLIT, whose tests have two directions
+
+
+def count_evaluations(names: str) -> int:
+    """How many results an evaluation of all data sets has."""
+    return sum(2 if name in TWO_WAYS else 1 for name in names_of(names))
+
+
 def names_of(names: str) -> list[str]:
     """The data sets that DATASETS.NAMES names.
 
@@ -36,8 +44,14 @@ def combine(benchmarks: Sequence[Benchmark]) -> Benchmark:
     that side information has a row for every camera of every set. Viewpoints mean the same everywhere and keep theirs.
 
     Raises:
-        DataError: sets of people and of vehicles, which have no prompt in common.
+        DataError: sets of people and of vehicles, which have no prompt in common; a set of two modalities, whose
+            protocol is about its own cameras.
     """
+    for benchmark in benchmarks:
+        if benchmark.templates:
+            raise DataError(
+                f"DATASETS.NAMES: {benchmark.name} has two modalities; expected that it is trained on alone"
+            )
     templates = {benchmark.template: benchmark.name for benchmark in benchmarks}
     if len(templates) > 1:
         (one, first), (other, second), *_ = templates.items()

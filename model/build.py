@@ -182,19 +182,12 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
             "auto knows it"
         )
     architecture["activation"] = there["activation"]
-    for name in ("name", "sie_scale", "pixel_mean", "pixel_std"):
-        if there.get(name, architecture[name]) != architecture[name]:
-            logger.warning(
-                "MODEL.INIT_FROM: trained with %s %s, here %s", SETTLED[name], there[name], architecture[name]
-            )
     foreign = _take_text(architecture, weights) if architecture["sentences"] else {}
+    if not foreign:
+        _compare(there, architecture, weights.source)
     reuse = plan_reuse(weights, architecture, str(data_fingerprint(benchmark)["train"]) if weights.trained_on else None)
-    if reuse.prompts_anew and PROMPT.name not in cfg.PROCESSOR.STAGES and not cfg.PROCESSOR.UNTRAINED_PROMPTS:
-        raise WeightsError(
-            f"MODEL.INIT_FROM {weights.source}: has no prompts for these {architecture['num_pids']} identities "
-            f"({reuse.spare.get('prompts') or 'none at all'}), and stage 2 (fine-tuning) compares images with them; "
-            "train them first (PROCESSOR.STAGES \"('prompt', 'image')\") or set MODEL.I2T_LOSS_WEIGHT 0.0"
-        )
+    if reuse.prompts_anew and PROMPT.name not in cfg.PROCESSOR.STAGES:
+        _refuse_untrained(cfg, architecture, reuse.spare.get("prompts", "").removesuffix("; new"), weights.source)
     if architecture["sentences"] and (reuse.prompts_anew or not weights.part("text tower")):
         # The words around the learned tokens, or the text tower, are in no part of the file.
         clip, _ = load_clip(cfg.MODEL.NAME, cfg.MODEL.PRETRAIN, architecture["activation"])
@@ -204,14 +197,15 @@ def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, r
     if foreign:
         _fill(cfg, model)
         _check_joint(model, weights.source)
+    spare = reuse.spare | foreign
     verdict = load_weights(
         model,
         weights,
-        spare=reuse.spare | foreign,
+        spare=spare,
         fresh={**reuse.fresh, "text tower": f"taken from MODEL.PRETRAIN {cfg.MODEL.PRETRAIN}"},
         resize=resize,
     )
-    model.new_classifiers = "identity classifiers" in reuse.spare or not weights.part("identity classifiers")
+    model.new_classifiers = "identity classifiers" in spare or not weights.part("identity classifiers")
     if model.prompts is not None:
         model.prompts.trained = not reuse.prompts_anew
     for line in verdict:
@@ -238,6 +232,37 @@ def _take_text(architecture: dict, weights: Weights) -> dict[str, str]:
     architecture["text_tower"] = there.get("text_tower") or there["name"]
     image_parts = ("image tower", "side information", "batch-norm necks", "identity classifiers", "image projector")
     return dict.fromkeys(image_parts, f"of {there['name']}") if there["name"] != architecture["name"] else {}
+
+
+def _compare(there: dict, architecture: dict, source: str) -> None:
+    """Warn of what a file's image tower was trained with otherwise than here.
+
+    Raises:
+        WeightsError: its features are of another width.
+    """
+    for name in ("name", "sie_scale", "pixel_mean", "pixel_std", "pooling", "semantic_weight"):
+        here = architecture.get(name)
+        if there.get(name, here) != here:
+            key = (SETTLED | OPTIONS)[name]
+            logger.warning("MODEL.INIT_FROM: trained with %s %s, here %s", key, there[name], here)
+    width, wanted = there.get("embed_dim", 0), architecture.get("embed_dim", 0)
+    if width != wanted and there.get("name", architecture["name"]) == architecture["name"]:
+        raise WeightsError(f"MODEL.EMBED_DIM: invalid value {wanted}, {source} has {width}; expected {width}")
+
+
+def _refuse_untrained(cfg: CfgNode, architecture: dict, reason: str, source: str) -> None:
+    """Raise WeightsError unless new prompts, which no stage trains, are allowed and can be made."""
+    clip = architecture.get("text_tower")  # borrowed: the words around the learned tokens are not in the file
+    if cfg.PROCESSOR.UNTRAINED_PROMPTS and not clip:
+        return
+    first = (
+        f"MODEL.NAME {clip}, PROCESSOR.STAGES \"('prompt',)\"" if clip else "PROCESSOR.STAGES \"('prompt', 'image')\""
+    )
+    raise WeightsError(
+        f"MODEL.INIT_FROM {source}: has no prompts for these {architecture['num_pids']} identities "
+        f"({reason or 'none at all'}), and stage 2 (fine-tuning) compares images with them; train them first ({first}) "
+        "or set MODEL.I2T_LOSS_WEIGHT 0.0"
+    )
 
 
 def _check_joint(model: SvllReid, source: str) -> None:

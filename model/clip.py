@@ -132,7 +132,9 @@ class ResNetTower(nn.Module):
         self.visual = visual
         self.stems = nn.ModuleList(Stem(visual) for _ in range(1, modalities))
         if pooling not in POOLINGS:
-            raise WeightsError(f"MODEL.POOLING: invalid value {pooling} for CLIP's ResNet; expected one of {', '.join(POOLINGS)}")
+            raise WeightsError(
+                f"MODEL.POOLING: invalid value {pooling} for CLIP's ResNet; expected one of {', '.join(POOLINGS)}"
+            )
         self.pool = POOLINGS[pooling]
         widths = (stage[-1].bn3.num_features for stage in (visual.layer3, visual.layer4))
         self.dims = (*widths, pool.c_proj.out_features)

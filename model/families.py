@@ -30,6 +30,7 @@ from utils.errors import WeightsError
 from utils.paths import expanded
 
 SHOWN = 3  # names in a message
+WRAPPER = "module."  # what data parallelism puts before all names; DINO's code wraps a teacher that has batch norm
 TOWER = "image.net."  # how the names of timm's tower begin in our network
 FINE_TUNED = {
     "bottleneck.": "heads.0.neck.",
@@ -237,11 +238,12 @@ def read_family(name: str, contents: Mapping, source: str) -> Contents:
     check_tensors(state, source)
     rows, whole = _layout(family, state)
     start = next(theirs for theirs, ours in rows.items() if ours == TOWER)
+    wrapper = WRAPPER if start.startswith(WRAPPER) else ""
     shown = partial(_to_theirs, rows=rows, names=family.names)
     tensors, unknown = {}, []
     dropped: dict[str, list[str]] = defaultdict(list)
     for key, value in state.items():
-        bare = key.removeprefix(start)
+        bare = key.removeprefix(start).removeprefix(wrapper)  # the latter of what is beside the tower
         why = next((why for pattern, why in family.dropped.items() if re.match(pattern, bare)), None)
         ours = _to_ours(key, rows, family.names)
         if why:
@@ -318,12 +320,12 @@ def candidates(state: Mapping[str, Tensor]) -> list[str]:
 
 def _layout(family: Family, state: Iterable[str]) -> tuple[dict[str, str], bool]:
     """How names begin in this file -> in our network; and whether it is a whole network's file."""
-    for wrapper in ("", "module."):
+    for wrapper in ("", WRAPPER):
         rows = {wrapper + theirs: ours for theirs, ours in family.whole.items()}
         start = next(theirs for theirs, ours in rows.items() if ours == TOWER)
         if any(key.startswith(start) for key in state):
             return rows, True
-    starts = [wrapper + prefix for prefix in (family.prefix, "") for wrapper in ("module.", "")]
+    starts = [wrapper + prefix for prefix in (family.prefix, "") for wrapper in (WRAPPER, "")]
     return {next(start for start in starts if any(key.startswith(start) for key in state)): TOWER}, False
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from model.files import check_tensors, layout, state_in
 from model.published import is_published
 from utils.checkpoint import FORMAT, is_torchscript, load_strictly, read_tensors, read_torchscript
 from utils.errors import WeightsError
+from utils.network import answers
 from utils.paths import expanded
 
 NONE = "none"  # MODEL.PRETRAIN for a random start
@@ -188,7 +186,7 @@ def fetch(name: str, tag: str, entry: dict, settings: str = "") -> Path:
     if there is not None:
         return there
     where = address(entry)
-    if not _answers(where):
+    if not answers(where):
         raise WeightsError(
             f"MODEL.PRETRAIN {tag}: the weights of {name} are not on this machine and the network does not answer. "
             f"Download {where} elsewhere, copy it here and set MODEL.PRETRAIN to its path{settings}"
@@ -228,24 +226,3 @@ def address(entry: dict) -> str:
 
     repository, _, file = entry["hf_hub"].rpartition("/")
     return f"{ENDPOINT}/{repository}/resolve/main/{file or 'open_clip_model.safetensors'}"
-
-
-def _answers(address: str, seconds: float = 3.0) -> bool:
-    """Whether a server answers at all; libraries' own retries can take minutes to find out that none does."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(address, method="HEAD")
-            with urllib.request.urlopen(request, timeout=seconds):
-                answered.set()
-        except urllib.error.HTTPError:
-            answered.set()  # an answer, if not the one hoped for; the download itself will tell
-        except Exception:  # of any type: HF_ENDPOINT may be no address, and the answer no HTTP
-            pass
-
-    # A thread, because looking a name up has no time limit of its own.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()

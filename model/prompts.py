@@ -49,7 +49,9 @@ class PromptLearner(nn.Module):
         counts = (num_pids,) if isinstance(num_pids, int) else tuple(num_pids)
         embedded, places = zip(*(_embed(each, token_embedding, tokenizer) for each in templates), strict=True)
         if len(set(places)) > 1 or len(counts) != len(templates):
-            raise ValueError(f"templates {templates}, identities {counts}: expected equally long ones, a number for each")
+            raise ValueError(
+                f"templates {templates}, identities {counts}: expected equally long ones, a number for each"
+            )
         start, self.end = places[0]
         table = torch.cat(embedded)  # [templates, L, W]
         self.register_buffer("prefix", table[:, :start].clone())

@@ -59,9 +59,7 @@ class Tower(NamedTuple):
 
 TOWERS = {
     VIT: Tower(ViTTower, side_width=lambda visual: visual.conv1.out_channels, is_clip=True),
-    RESNET: Tower(
-        ResNetTower, patch=16, stride=ResNetTower.STRIDE, is_clip=True, options=("pooling", "modalities")
-    ),
+    RESNET: Tower(ResNetTower, patch=16, stride=ResNetTower.STRIDE, is_clip=True, options=("pooling", "modalities")),
 }
 
 

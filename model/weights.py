@@ -19,6 +19,7 @@ from model.svllreid import SvllReid
 from model.towers import find_tower
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
 from utils.errors import WeightsError
+from utils.release_folder import is_release, locate, read_release
 from utils.schema import Checkpoint, check
 
 # Parts of a network: how their tensors' names begin, and the settings that decide on them.
@@ -48,6 +49,9 @@ class Weights(NamedTuple):
     prompts_trained: bool = True  # whether the prompts were ever trained
     names: Callable[[str], str] | None = None  # our name of a tensor -> that in the file; None: the same
     lacking: tuple[str, ...] = ()  # PARTS that files of its kind never have
+    stage: str | None = None  # of the training that it was saved in, where the file says it
+    epoch: int | None = None  # after which it was
+    converted: bool = False  # from a published file, so that `config` is what somebody said of it
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of PARTS."""
@@ -62,12 +66,15 @@ def read_weights(path: str | Path, name: str = "") -> Weights:
     """Read a checkpoint of this program, a published CLIP-ReID or SVLL-ReID file, or that of a published tower.
 
     Args:
+        path: of the file; or the folder of a released network, or hf-hub:user/name, where the Hub holds it.
         name: MODEL.NAME, for the latter, which does not say what it is.
 
     Raises:
         WeightsError: no such file, damaged, would execute code, or none of these.
     """
-    source = str(path)
+    source, path = str(path), locate(path)
+    if is_release(path):
+        return weights_in(read_release(path), source)
     if is_torchscript(path):
         raise WeightsError(f"{source}: is CLIP as OpenAI publishes it (TorchScript), which MODEL.PRETRAIN takes")
     contents = read_tensors(path)
@@ -113,16 +120,21 @@ def weights_in(contents: dict, source: str) -> Weights:
     except WeightsError as error:
         raise WeightsError(f"{source}: architecture.name: {error}") from None
     check_tensors(contents["model"], source)
-    data = (contents.get("fingerprint") or {}).get("data_fingerprint")
+    fingerprint = contents.get("fingerprint") or {}
+    data = fingerprint.get("data_fingerprint")
     data = data if isinstance(data, dict) else {}
+    several = "+" in contents["config"]["DATASETS"]["NAMES"]  # else the parts, if any, are all of one
     return Weights(
         source,
         contents["model"],
         contents["architecture"],
         contents["config"],
         trained_on=data.get("train"),
-        tested_on=tuple(data.get("parts") or filter(None, [data.get("test")])),
+        tested_on=tuple(filter(None, (several and data.get("parts")) or [data.get("test")])),
         prompts_trained=contents.get("prompts_trained") is not False,
+        stage=contents.get("stage"),
+        epoch=contents.get("epoch"),
+        converted="converted_from" in fingerprint,
     )
 
 

@@ -19,15 +19,15 @@ from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
 from datasets.build import identities_per_batch, make_benchmark, make_loader
 from datasets.changes import Change
 from datasets.check import quick_check
-from datasets.sampler import PseudoLabelSampler
-from loss.memory import ClusterMemory
+from datasets.sampler import ClusterSampler
+from loss.memory import Memory
 from model.build import RESIZING, make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
 from processor.class_means import start_from_means
 from processor.cluster_stage import ClusterStage, Texts
-from processor.clusters import Clustering, Clusters, Swap, describe, find_clusters, shown
+from processor.clusters import Clustering, Swap, describe, find_clusters, shown
 from processor.evaluate import evaluate, evaluate_changed
 from processor.features import compute_features
 from processor.image_stage import TERMS, ImageStage, all_text_features
@@ -243,7 +243,7 @@ def _cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int
         model,
         weights={"cluster": 1.0, "image_text": cfg.MODEL.I2T_LOSS_WEIGHT if texts else 0.0},
         modalities=modalities.to(device),
-        memory=partial(ClusterMemory, temperature=cfg.MEMORY.TEMP, momentum=cfg.MEMORY.MOMENTUM),
+        memory=partial(Memory, temperature=cfg.MEMORY.TEMP, momentum=cfg.MEMORY.MOMENTUM),
         swap=Swap(cfg.MEMORY.SWAP_MODE, cfg.MEMORY.SWAP_START, cfg.MEMORY.SWAP_RATIO),
         texts=texts,
         smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
@@ -257,15 +257,20 @@ def _cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int
 
     def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
         if state is None:
-            found = _find_clusters(run, again, stage, data, modalities, epoch)
+            labels = _find_clusters(run, again, stage, data, epoch)
         else:
-            found = Clusters(state["labels"], state["memories"])
+            labels = state["labels"]
+            stage.resume_epoch(epoch, labels, state["memories"])
         if epoch == block.MAX_EPOCHS:
-            labels = PseudoLabels(found.labels.tolist(), found.counts, epoch, _cluster_settings(run))
-            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(_prefix(again)), labels, train))
-        stage.begin_epoch(epoch, found)
-        sampler.set_labels(stage.labels.cpu())
-        return {"labels": found.labels, "memories": [memory.rows for memory in stage.memories]}  # as they change
+            found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, _cluster_settings(run))
+            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(_prefix(again)), found, train))
+        sampler.set_labels(stage.labels.tolist())
+        if not any(sampler.rows.values()):
+            logger.warning(
+                "%s  epoch %d/%d: nothing to train on, it is skipped", CLUSTER.title, epoch, block.MAX_EPOCHS
+            )
+        # Memories change in place: a state within the epoch has them as they are then.
+        return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
 
     def batches(epoch: int, done: int) -> DataLoader[Batch]:
         loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -287,29 +292,29 @@ def _cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int
     )
 
 
-def _find_clusters(
-    run: Run, again: int, stage: ClusterStage, data: Data, modalities: Tensor, epoch: int
-) -> Clusters:
-    """Cluster the features that the images have now, with lines for the log and a record."""
+def _find_clusters(run: Run, again: int, stage: ClusterStage, data: Data, epoch: int) -> Tensor:
+    """Cluster the features that the images have now, with lines for the log and a record -> labels [N]."""
     cfg, train = run.cfg, data.benchmark.train
     stage.eval()
     what = "features to cluster"
     features = compute_features(_ordered_loader(run, train), stage.query, device=run.device, what=what).features
     settings = Clustering(**{key.lower(): value for key, value in cfg.CLUSTER.items()})
-    number = len(data.benchmark.templates) or 1
-    found = on_main(lambda: find_clusters(features, modalities, number, settings))
-    facts = describe(found, modalities, torch.tensor([sample.pid for sample in train]))
+    modalities = stage.modalities.cpu()
+    labels = on_main(lambda: find_clusters(features, modalities, settings))
+    pairs = stage.begin_epoch(epoch, labels, features)
+    facts = describe(labels, modalities, pairs, torch.tensor([sample.pid for sample in train]))
     epochs = CLUSTER.epochs(cfg)
     logger.info("%s  epoch %d/%d\n  %s", CLUSTER.title, epoch, epochs, "\n  ".join(shown(facts)))
     repeated = {"again": again} if again else {}
     run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **repeated)
-    return found
+    return labels
 
 
-def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> PseudoLabelSampler:
-    instances = cfg.DATALOADER.NUM_INSTANCE
-    identities = CLUSTER.settings(cfg).IMS_PER_BATCH // instances
-    return PseudoLabelSampler(modalities, identities, instances, seed=seed, rank=rank(), world_size=world_size())
+def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSampler:
+    """Of no cluster yet."""
+    instances, share = cfg.DATALOADER.NUM_INSTANCE, {"rank": rank(), "world_size": world_size()}
+    clusters = CLUSTER.settings(cfg).IMS_PER_BATCH // instances
+    return ClusterSampler([-1] * len(modalities), modalities.tolist(), clusters, instances, seed=seed, **share)
 
 
 def _hand_over(run: Run, number: int, model: SvllReid, data: Data) -> None:
@@ -631,7 +636,7 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
 
     Args:
         when: START or END.
-        checkpoint: that holds the network's weights.
+        checkpoint: that holds the network's weights; gets a model card beside it.
     """
     for one in data.benchmark.evaluated():
         evaluation = evaluate_model(run.cfg, model, one, run.device)
@@ -648,4 +653,7 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
         )
         facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
         run.record("evaluation", step=len(run.entries) + 1, stage=when, **facts)
+        if checkpoint:
+            results = [*(each for each in run.entries if each["when"] == when), entry]
+            run.write_card(checkpoint, model, results)
         run.add_result(entry)  # last: a run whose last entry is there is finished

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loss.contrast import ImageToText
-from loss.memory import ClusterMemory
+from loss.memory import Memory
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from processor.clusters import Clusters, Swap
+from processor.clusters import NAMES, Swap, matched, without_lone_clusters
+from utils.association import Association
 from utils.distributed import gather
 from utils.records import Batch, Losses
+
+logger = logging.getLogger(__name__)
 
 
 class Texts(NamedTuple):
@@ -36,7 +40,7 @@ class ClusterStage(nn.Module):
         model: its image tower and the neck of its last feature train; the text side does not.
         weights: "cluster" and, with `texts`, "image_text"; 0.0 is off.
         modalities: of every training image [N] int64.
-        memory: rows [n, D] -> the memory that has them.
+        memory: width of the features -> an empty memory.
         swap: what matched clusters of two modalities do to each other's memories.
         texts: None without the second term.
         smoothing: of the labels of the second term.
@@ -47,6 +51,7 @@ class ClusterStage(nn.Module):
     """
 
     labels: Tensor
+    modalities: Tensor
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class ClusterStage(nn.Module):
         *,
         weights: dict[str, float],
         modalities: Tensor,
-        memory: Callable[[Tensor], ClusterMemory],
+        memory: Callable[[int], Memory],
         swap: Swap,
         texts: Texts | None = None,
         smoothing: float = 0.1,
@@ -66,20 +71,45 @@ class ClusterStage(nn.Module):
                 frozen.requires_grad_(False)
         model.heads.requires_grad_(False)
         model.heads[0].neck.weight.requires_grad_(True)  # whose shift is never trained
-        self.weights, self.memory, self.swap, self.texts = weights, memory, swap, texts
+        self.weights, self.swap, self.texts, self.epoch = weights, swap, texts, 0
         self.register_buffer("modalities", modalities, persistent=False)
         self.register_buffer("labels", torch.full_like(modalities, -1), persistent=False)
-        self.memories: nn.ModuleList = nn.ModuleList()
-        self.mixing = False
+        width, number = model.heads[0].neck.num_features, int(modalities.max()) + 1
+        self.memories: Any = nn.ModuleList(memory(width) for _ in range(number)).to(modalities.device)
         self.image_text = ImageToText(smoothing)
         self.seen: list[tuple[Tensor, Tensor]] = []  # of the last batch and each modality: queries and clusters
 
-    def begin_epoch(self, epoch: int, found: Clusters) -> None:
-        """Train on these clusters; `update` changes the memories."""
-        device = self.modalities.device
-        self.labels = found.trainable(self.modalities.cpu()).to(device)
-        self.memories = nn.ModuleList(self.memory(rows.to(device)) for rows in found.memories)
-        self.mixing = self.swap.mixes(epoch)
+    @torch.no_grad()
+    def begin_epoch(self, epoch: int, labels: Tensor, features: Tensor) -> Association | None:
+        """Train on these clusters -> the association of those of two modalities, before memories are swapped.
+
+        Args:
+            labels: of all images [N], in each modality counted from 0; -1 for none.
+            features: of all images [N, D], of length 1.
+        """
+        self._set_labels(epoch, labels)
+        for number, memory in enumerate(self.memories):
+            mine = self.modalities == number
+            memory.fill(features[mine], labels.to(features.device)[mine])
+        pairs = matched(self.memories)
+        self.swap.exchange(epoch, self.memories, pairs)
+        return pairs
+
+    def resume_epoch(self, epoch: int, labels: Tensor, memories: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on within an epoch, with its labels [N] and the state of its memories."""
+        self._set_labels(epoch, labels)
+        for memory, state in zip(self.memories, memories, strict=True):
+            memory.load_state_dict(state)
+
+    def _set_labels(self, epoch: int, labels: Tensor) -> None:
+        self.epoch, modalities = epoch, self.modalities.cpu()
+        kept = without_lone_clusters(labels, modalities)
+        for number in range(len(self.memories)):
+            if not (kept[modalities == number] >= 0).any():
+                logger.warning(
+                    "epoch %d: fewer than two clusters of %s images, which take no part", epoch, NAMES[number]
+                )
+        self.labels = kept.to(self.modalities.device)
 
     def query(self, batch: Batch) -> Tensor:
         """Images -> what is clustered and compared with memories: [B, D] of length 1."""
@@ -119,5 +149,4 @@ class ClusterStage(nn.Module):
             return
         for memory, (queries, clusters) in zip(self.memories, self.seen, strict=True):
             memory.update(queries, clusters)
-        if self.mixing:
-            self.swap.mix([memory.rows for memory in self.memories], [clusters for _, clusters in self.seen])
+        self.swap.mix(self.epoch, self.memories, [clusters for _, clusters in self.seen])

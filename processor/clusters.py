@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from utils.association import exchange, match, mix
-from utils.clustering import Statistics, cluster, near_pairs
+from loss.memory import Memory
+from utils.association import Association, associate, association_accuracy, mix_pairs, swap_pairs
+from utils.clustering import Statistics, cluster, majorities, near_pairs, purity
 
-logger = logging.getLogger(__name__)
 NAMES = ("visible", "infrared")  # modalities, in the log and in records
 FEWEST = 2  # clusters of a modality; among fewer there is nothing to tell apart
 
 
 class Clustering(NamedTuple):
-    """Settings of the clustering, as `utils.clustering` has them."""
+    """Settings of `find_clusters`, as `utils.clustering` has them."""
 
     eps: float
     min_samples: int
     k1: int
     k2: int
-
-
-class Clusters(NamedTuple):
-    """Clusters of all training images, each modality by itself."""
-
-    labels: Tensor  # [N] int64, in each modality counted from 0; -1 is an outlier
-    memories: Sequence[Tensor]  # of each modality [n, D], the mean features of its clusters, of length 1
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Clusters of each modality."""
-        return tuple(map(len, self.memories))
-
-    def trainable(self, modalities: Tensor) -> Tensor:
-        """The labels [N] without modalities of fewer than two clusters."""
-        few = [number for number, count in enumerate(self.counts) if count < FEWEST]
-        return self.labels.masked_fill(torch.isin(modalities, torch.tensor(few, dtype=torch.int64)), -1)
 
 
 class Swap(NamedTuple):
@@ -51,76 +32,82 @@ class Swap(NamedTuple):
     start: int  # first epoch
     ratio: float  # of a memory, that stays in the mixture of `reference`
 
-    def mixes(self, epoch: int) -> bool:
-        """Whether memories mix after every step of this epoch."""
-        return self.mode == "reference" and epoch >= self.start
+    def exchange(self, epoch: int, memories: Sequence[Memory], pairs: Association | None) -> None:
+        """Before an epoch trains: exchange the prototypes of `pairs`, in place, if this is the mode."""
+        if self.mode == "true" and epoch >= self.start and pairs is not None:
+            first, second = (memory.prototypes for memory in memories)
+            _replace(memories, swap_pairs(first, second, pairs))
 
-    def exchanged(self, epoch: int, memories: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The memories that this epoch begins with."""
-        if self.mode == "true" and epoch >= self.start and len(memories) > 1:
-            exchange(*memories)
-        return memories
-
-    def mix(self, memories: Sequence[Tensor], clusters: Sequence[Tensor]) -> None:
-        """Mix those of the batch's `clusters`, in place."""
-        if len(memories) > 1 and all(map(len, memories)):
-            present = [
-                torch.zeros(len(rows), dtype=torch.bool).index_fill(0, mine.cpu(), True)
-                for rows, mine in zip(memories, clusters, strict=True)
-            ]
-            mix(*memories, *present, self.ratio)
+    def mix(self, epoch: int, memories: Sequence[Memory], seen: Sequence[Tensor]) -> None:
+        """After a step whose batch has the clusters `seen` of each modality: mix prototypes in place, if this is the
+        mode."""
+        pairs = matched(memories) if self.mode == "reference" and epoch >= self.start else None
+        if pairs is not None:
+            first, second = (memory.prototypes for memory in memories)
+            _replace(memories, mix_pairs(first, second, pairs, (seen[0], seen[1]), self.ratio))
 
 
-def find_clusters(features: Tensor, modalities: Tensor, number: int, settings: Clustering) -> Clusters:
-    """Cluster each of `number` modalities.
+def _replace(memories: Sequence[Memory], prototypes: tuple[Tensor, Tensor]) -> None:
+    for memory, new in zip(memories, prototypes, strict=True):
+        memory.prototypes.copy_(new)
+
+
+def matched(memories: Sequence[Memory]) -> Association | None:
+    """The association of two memories; None of one alone, or where one is empty."""
+    if len(memories) < 2 or not all(len(memory.prototypes) for memory in memories):
+        return None
+    return associate(*(memory.prototypes for memory in memories))
+
+
+def find_clusters(features: Tensor, modalities: Tensor, settings: Clustering) -> Tensor:
+    """The cluster of every image within its modality, each counted from 0 -> int64 [N] on the CPU; -1 is an outlier.
 
     Args:
         features: [N, D] of length 1.
         modalities: [N] int64, on the CPU.
     """
-    labels, memories = torch.full_like(modalities, -1), []
-    for modality in range(number):
+    labels = torch.full_like(modalities, -1)
+    for modality in modalities.unique().tolist():
         mine = modalities == modality
-        rows = features[mine.to(features.device)]
-        found = torch.empty(0, dtype=torch.int64)
-        if len(rows):
-            found = cluster(near_pairs(rows, settings.eps, settings.k1, settings.k2), settings.eps, settings.min_samples)
-        labels[mine] = found
-        memories.append(means(rows, found))
-    return Clusters(labels, memories)
+        pairs = near_pairs(features[mine.to(features.device)], settings.eps, settings.k1, settings.k2)
+        labels[mine] = cluster(pairs, settings.eps, settings.min_samples)
+    return labels
 
 
-def means(features: Tensor, labels: Tensor) -> Tensor:
-    """The mean feature [n, D] of each of n clusters, of length 1, on the CPU; labels [N], -1 is left out."""
-    kept = labels >= 0
-    rows, labels = features.cpu()[kept], labels[kept]
-    count = int(labels.max()) + 1 if len(labels) else 0
-    return F.normalize(torch.zeros(count, features.shape[1]).index_add(0, labels, rows), dim=1)
+def without_lone_clusters(labels: Tensor, modalities: Tensor) -> Tensor:
+    """Labels [N] with -1 throughout modalities of fewer than two clusters, which have nothing to contrast."""
+    labels = labels.clone()
+    for modality in modalities.unique().tolist():
+        mine = modalities == modality
+        if int(labels[mine].max()) + 1 < FEWEST:
+            labels[mine] = -1
+    return labels
 
 
-def describe(found: Clusters, modalities: Tensor, pids: Tensor) -> dict[str, Any]:
+def describe(labels: Tensor, modalities: Tensor, pairs: Association | None, pids: Tensor) -> dict[str, Any]:
+    """Numbers for the log: of each modality clusters and share of outliers, of their association cosine and margin and,
+    by true identities, which training never sees, "true_...": purity and the share of right pairs."""
     facts: dict[str, Any] = {}
     owners = []
-    for number, rows in enumerate(found.memories):
-        labels, own = found.labels[modalities == number], pids[modalities == number]
-        name = NAMES[number]
-        s = Statistics.of(labels)
-        facts |= {f"{name}_clusters": s.clusters, f"{name}_outliers": s.outliers}
-        who = torch.stack([own[labels == k].bincount().argmax() for k in range(len(rows))]) if len(rows) else torch.empty(0)
-        owners.append(who)
-        kept = labels >= 0
-        facts[f"{name}_purity"] = float((who[labels[kept]] == own[kept]).float().mean()) if kept.any() else 0
-    if len(found.memories) > 1 and all(map(len, found.memories)):
-        a, b = found.memories
-        S = a @ b.T
-        r, c = match(S)
-        facts["matched"] = float(S[r, c].mean())
-        T = S.clone()
-        T[r, c] = -9
-        facts["margin"] = float((S[r, c] - torch.maximum(T[r].max(1)[0], T[:, c].max(0)[0])).mean())
-        facts["association"] = float((owners[0][r] == owners[1][c]).float().mean())
-    return facts
+    for number in modalities.unique().tolist():
+        mine, name = modalities == number, NAMES[number]
+        found, own = labels[mine], pids[mine]
+        facts |= {f"{name}_clusters": Statistics.of(found).clusters, f"{name}_outliers": Statistics.of(found).outliers}
+        facts[f"true_{name}_purity"] = purity(found, own)
+        owners.append(majorities(found, own))
+    if pairs is not None:
+        right = association_accuracy(pairs, *owners)
+        facts |= {"matched_cosine": pairs.similarity, "matched_margin": pairs.margin, "true_association": right}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def shown(facts: Mapping[str, Any]) -> list[str]:
-    return [", ".join(f"{k} {v:.3g}" for k, v in facts.items())]
+    """The same in words, a line each; those by true identities last."""
+
+    def words(name: str) -> str:
+        value = facts[name]
+        return f"{name.removeprefix('true_').replace('_', ' ')} {value if isinstance(value, int) else f'{value:.3f}'}"
+
+    own = ", ".join(words(name) for name in facts if not name.startswith("true_"))
+    true = ", ".join(words(name) for name in facts if name.startswith("true_"))
+    return [own, *([f"by true identities, which training never sees: {true}"] if true else [])]

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.svllreid import SvllReid
-from model.towers import stem_only
 from processor.features import compute_features
 from utils.distributed import on_main
 from utils.metrics import rank, rank_features
@@ -65,7 +64,8 @@ def evaluate(
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
     options: dict[str, Any] = {"device": device, "neck": neck, "flip": refinement.flip, "side": side}
     features = features_of(samples, model, loader, normalise=normalise, **options)
-    return Evaluation(on_main(lambda: rank_trials(benchmark, features, features, refinement)), refinement, side)
+    rankings = on_main(lambda: rank_trials(benchmark, features, features, refinement))
+    return Evaluation(rankings, refinement, side, benchmark.ranks)
 
 
 def evaluate_changed(
@@ -87,7 +87,7 @@ def evaluate_changed(
     for name, changed in loaders.items():
         queries = read(chain(*(trial.query for trial in benchmark.trials)), model, changed)
         rankings = on_main(partial(rank_trials, benchmark, queries, gallery, refinement))
-        yield name, Evaluation(rankings, refinement, options.get("side", "same"))
+        yield name, Evaluation(rankings, refinement, options.get("side", "same"), benchmark.ranks)
 
 
 def features_of(
@@ -109,6 +109,7 @@ def rank_trials(
 ) -> tuple[Ranking, ...]:
     """The ranking of every trial; expansion of queries comes before re-ranking."""
     rankings = []
+    rules: Any = {"ignored": benchmark.ignored, "unique_identities": benchmark.unique_identities}
     for trial in benchmark.trials:
         query, gallery = queries.of(trial.query), galleries.of(trial.gallery)
         labels = (Labels.of(side) for side in trial)
@@ -116,9 +117,9 @@ def rank_trials(
             query = expand_queries(query, gallery, *refinement.query_expansion)
         if refinement.re_ranking:
             distances = rerank(query, gallery, *refinement.re_ranking)
-            rankings.append(rank(distances, *labels, ignored=benchmark.ignored))
+            rankings.append(rank(distances, *labels, **rules))
         else:
-            rankings.append(rank_features(query, gallery, *labels, ignored=benchmark.ignored))
+            rankings.append(rank_features(query, gallery, *labels, **rules))
     return tuple(rankings)
 
 
@@ -140,11 +141,9 @@ def embed_all(
         neck, flip: as `embed_images`.
     """
     model.eval()
-    tower = getattr(model, "image", model)
 
     def embed(batch: Batch) -> Tensor:
-        known = stem_only(tower, batch.side) if side == "none" else _known(batch.side, side)
-        return embed_images(model, batch.images, known, neck=neck, flip=flip)
+        return embed_images(model, batch.images, _known(batch.side, side, model), neck=neck, flip=flip)
 
     features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.
@@ -163,7 +162,7 @@ def embed_images(model: SvllReid, images: Tensor, side: SideInfo | None, *, neck
     return (features + model.embed(images.flip(-1), side, neck=neck)) / 2 if flip else features
 
 
-def _known(side: SideInfo, how: str) -> SideInfo:
-    if how == "mean":
-        return side._replace(camids=torch.full_like(side.camids, -1), viewids=torch.full_like(side.viewids, -1))
-    return side
+def _known(side: SideInfo, how: str, model: SvllReid) -> SideInfo | None:
+    if how == "none" and getattr(model.image, "side", None) is None:
+        return side  # the tower has no table, but may have a stem for each modality
+    return {"same": side, "mean": SideInfo.unknown(side.modalities), "none": None}[how]

@@ -18,7 +18,7 @@ from processor.evaluate import embed_images
 from processor.inference import Embedder
 from utils.errors import UserError
 from utils.files import replacing
-from utils.records import SideInfo
+from utils.records import VISIBLE, SideInfo
 
 BATCHES = (1, 2, 7)  # sizes that are compared
 AGREEMENT = 0.9999  # the least cosine between features
@@ -44,8 +44,7 @@ class Retrieval(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]"""
         images = images.half() if self.half_precision else images
-        unknown = torch.full(images.shape[:1], -1)
-        side = SideInfo(unknown, unknown) if self.embedder.side else None
+        side = SideInfo.unknown(torch.full(images.shape[:1], VISIBLE)) if self.embedder.side else None
         features = embed_images(self.model, images, side, neck=self.embedder.neck, flip=self.embedder.flip)
         return F.normalize(features.float(), dim=1)
 
@@ -57,8 +56,7 @@ class _Mean(nn.Module):
 
     def __init__(self, side: SideEmbedding):
         super().__init__()
-        unknown = torch.tensor([-1])
-        self.register_buffer("vector", side(SideInfo(unknown, unknown)).detach())  # [1, D]
+        self.register_buffer("vector", side(SideInfo.unknown(torch.tensor([VISIBLE]))).detach())  # [1, D]
 
     def forward(self, side: SideInfo) -> Tensor:
         """[B] -> [B, D]"""

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,19 +18,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from configs import load
+from configs import load, to_dict
 from datasets.images import read_image, upright_rgb
 from datasets.transforms import TestTransform
 from model.build import rebuild, settle_architecture
 from model.svllreid import SvllReid
-from model.weights import read_weights
+from model.weights import Weights, read_weights
 from processor.evaluate import embed_images
 from processor.transfer import settings_of
 from utils.devices import pick_device
 from utils.errors import DataError
-from utils.records import SideInfo
+from utils.records import VISIBLE, SideInfo
 
 Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
+
+
+class Origin(NamedTuple):
+    """What a file says of a network."""
+
+    weights: Weights  # without the tensors, which the network has
+    settings: dict  # the configuration, as plain types
+    architecture: dict  # of the whole network, with what only training needs
 
 
 class Embedder:
@@ -45,6 +54,8 @@ class Embedder:
             knows.
         batch_size: images at a time. Affects speed and memory only.
     """
+
+    origin: Origin | None = None  # of `from_checkpoint`
 
     def __init__(
         self,
@@ -78,7 +89,8 @@ class Embedder:
         """The embedder of a checkpoint, with its own preprocessing and the settings TEST of its training.
 
         Args:
-            weight: a checkpoint of this program, or a published file.
+            weight: a checkpoint of this program, the folder of a released network or hf-hub:user/name, or a published
+                file.
             config_file: the YAML file of a published file, which does not say how its network is built.
             overrides: KEY, VALUE, KEY, VALUE, ...
             device: auto, cpu, cuda, cuda:N or mps.
@@ -87,11 +99,14 @@ class Embedder:
             WeightsError: no checkpoint, a damaged one, or a published file without `config_file`.
             ConfigError: what is wrong with `config_file` or `overrides`.
         """
-        overrides, weights = list(overrides), read_weights(weight)
-        cfg: CfgNode = load(config_file, overrides) if config_file else settings_of(weights, overrides)
-        cfg, architecture, _ = settle_architecture(cfg, weights, requested=overrides[::2])
+        overrides = list(overrides)
+        cfg: CfgNode = load(config_file, overrides) if config_file else None
+        weights = read_weights(weight, cfg.MODEL.NAME if cfg else "")
+        cfg, architecture, _ = settle_architecture(
+            cfg or settings_of(weights, overrides), weights, requested=overrides[::2]
+        )
         model, _ = rebuild(weights, architecture, testing=True)
-        return cls(
+        embedder = cls(
             model,
             architecture["test_size"],
             architecture["pixel_mean"],
@@ -102,6 +117,8 @@ class Embedder:
             device=pick_device(device),
             batch_size=batch_size,
         )
+        embedder.origin = Origin(weights._replace(tensors={}), to_dict(cfg), architecture)
+        return embedder
 
     @cached_property
     def digest(self) -> str:
@@ -132,9 +149,8 @@ class Embedder:
         return self.transform(as_rgb(image))[0]
 
     def side_of(self, count: int) -> SideInfo | None:
-        """Side information of images without cameras: the mean over all that the network knows."""
-        unknown = torch.full((count,), -1, device=self.device)
-        return SideInfo(unknown, unknown) if self.side else None
+        """Side information of visible images without cameras: the mean over all that the network knows."""
+        return SideInfo.unknown(torch.full((count,), VISIBLE, device=self.device)) if self.side else None
 
     @torch.no_grad()
     def _embed(self, images: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ class PromptStage(nn.Module):
             terms["language_ssl"] = self._compare(views)
         return weigh(terms, self.weights)
 
-    def _by_template(self, batch: FeatureBatch, pids: Tensor, rows: Tensor, texts: Tensor, views: list[Tensor]) -> Losses:
+    def _by_template(
+        self, batch: FeatureBatch, pids: Tensor, rows: Tensor, texts: Tensor, views: list[Tensor]
+    ) -> Losses:
         """The same within the identities of each template, summed over templates (CCLNet: within each modality)."""
         terms: dict[str, Tensor] = {}
 

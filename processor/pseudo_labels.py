@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from utils.errors import DataError
 from utils.files import replacing
@@ -21,6 +22,13 @@ class PseudoLabels(NamedTuple):
     counts: tuple[int, ...]  # clusters of each modality
     epoch: int  # of the clustering
     settings: str  # what else they depend on
+
+    @staticmethod
+    def of(labels: Tensor, modalities: Tensor, number: int, epoch: int, settings: str) -> PseudoLabels:
+        """Of labels [N] and modalities [N], which are 0 to `number` - 1."""
+        found = (labels[modalities == modality] for modality in range(number))
+        counts = tuple(int(own.max()) + 1 if len(own) else 0 for own in found)
+        return PseudoLabels(labels.tolist(), counts, epoch, settings)
 
     def relabelled(self, samples: Sequence[Sample]) -> list[Sample]:
         """The images that are in a cluster, with that as their identity; a modality's come after those before it."""
@@ -59,7 +67,9 @@ def read_labels(path: Path, samples: Sequence[Sample], *, epoch: int, settings: 
     if found.settings != settings:
         raise DataError(f"{path}: has the pseudo-labels of other settings ({found.settings}, here {settings})")
     if found.epoch != epoch:
-        raise DataError(f"{path}: has the pseudo-labels of epoch {found.epoch}; expected those of epoch {epoch}, the last")
+        raise DataError(
+            f"{path}: has the pseudo-labels of epoch {found.epoch}; expected those of epoch {epoch}, the last"
+        )
     rows = dict(zip(zip(paths, modalities, strict=True), labels, strict=True))
     wanted = [(name, sample.modality) for name, sample in zip(_names(samples), samples, strict=True)]
     if len(rows) != len(paths) or rows.keys() != set(wanted):

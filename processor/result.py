@@ -42,6 +42,7 @@ def result_entry(
         "trials": len(evaluation.trials),
         "std": evaluation.std if len(evaluation.trials) > 1 else None,
         "data_set": benchmark.name,
+        "variant": benchmark.variant or None,
         "feat_norm": cfg.TEST.FEAT_NORM,
         "neck_feat": cfg.TEST.NECK_FEAT,
         "protocol": protocol_of(benchmark.ignored),

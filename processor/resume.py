@@ -9,7 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from configs import STAGES, check_changes, from_dict
-from datasets.several import names_of
+from datasets.several import count_evaluations
 from utils.errors import DataError, UserError, WeightsError
 from utils.run import CONFIG
 from utils.run.folder import EarlierRun
@@ -61,7 +61,7 @@ def check_resume(cfg: CfgNode, path: Path, earlier: EarlierRun, device: torch.de
 
 def has_ended(cfg: CfgNode, earlier: EarlierRun) -> bool:
     """Whether all data sets were evaluated after all training."""
-    return count_ends(earlier.evaluations) == len(names_of(cfg.DATASETS.NAMES))
+    return count_ends(earlier.evaluations) == count_evaluations(cfg.DATASETS.NAMES)
 
 
 def stage_number(state: State, stages: tuple[str, ...]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from yacs.config import CfgNode
 
 from configs import STAGES, to_dict
 from model.build import settle_pixels
+from model.svllreid import SvllReid
+from processor.card import facts_of, model_card
 from processor.resume import check_fingerprint, check_resume, has_ended, stage_number
 from utils.clock import Clock
 from utils.devices import make_deterministic, pick_device
@@ -158,6 +160,24 @@ class Run:
     def save_failure(self, contents: dict) -> None:
         """Write what there is to look into after a loss that was not finite."""
         self._write(lambda folder: folder.save_failure({**contents, "config": to_dict(self.cfg)}))
+
+    def write_card(self, checkpoint: Path, model: SvllReid, results: Sequence[dict]) -> None:
+        """Write the model card of the last checkpoint beside it.
+
+        Args:
+            results: its entries of results.json.
+        """
+        stage = STAGES[self.cfg.PROCESSOR.STAGES[-1]]
+        facts = facts_of(
+            model,
+            to_dict(self.cfg),
+            name=checkpoint.stem,
+            place=checkpoint.name,
+            stage=stage.name,
+            epoch=stage.epochs(self.cfg),
+            results=results,
+        )
+        self._write(lambda folder: folder.write_card(checkpoint.with_suffix(".md"), model_card(facts)))
 
     def add_result(self, entry: dict) -> None:
         """Add an evaluation to results.json."""

@@ -9,12 +9,12 @@ from yacs.config import CfgNode
 
 from configs import ConfigError, from_dict
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
-from datasets.several import names_of, shifted
+from datasets.several import TWO_WAYS, names_of, shifted
 from model.weights import Weights
 from processor.build import settle_side
 from utils.errors import WeightsError
 from utils.fingerprint import data_fingerprint, versions
-from utils.metrics import CROSS_CAMERA, protocol_of
+from utils.metrics import CROSS_CAMERA, ignore_nothing, protocol_of
 from utils.records import Benchmark
 
 # What is said of the training's data set alone -> what holds for another one.
@@ -53,6 +53,13 @@ def check_held_out(cfg: CfgNode, weights: Weights, names: Sequence[str]) -> None
         raise ConfigError(
             f"DATASETS.HOLD_OUT {held_out}: {weights.source} was trained with {trained}, so on identities that would "
             "be tested"
+        )
+    trained_split, split = ((weights.config or {}).get("DATASETS", {}).get("REGDB_SPLIT"), cfg.DATASETS.REGDB_SPLIT)
+    again = homes_of(weights).keys() & set(names) & set(TWO_WAYS)
+    if again and trained_split != split and not cfg.TEST.OTHER_SPLIT:
+        raise ConfigError(
+            f"DATASETS.REGDB_SPLIT {split}: {weights.source} was trained on split {trained_split}, so on identities "
+            "that would be tested; TEST.OTHER_SPLIT True tests all the same"
         )
 
 
@@ -106,7 +113,7 @@ def prepare(
         ]
     at_home = None if weights.config is None else home is not None and home.first_camera is not None
     protocol = protocol_of(benchmark.ignored)
-    if protocol != CROSS_CAMERA:
+    if benchmark.ignored is ignore_nothing:
         said.append(f"protocol {protocol}: every pair counts, no gallery image is left out of a query's ranking")
     if architecture["sie_camera"] or architecture["sie_view"]:
         side = settle_side(own.TEST.SIE, architecture, benchmark, at_home=at_home)

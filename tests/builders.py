@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,13 @@ def small_resnet_model(*, pids: int = 5) -> SvllReid:
         )
 
 
+def side_info(camids: Sequence[int] | torch.Tensor, viewids: Sequence[int] | torch.Tensor | None = None) -> SideInfo:
+    """Of visible images."""
+    camids = torch.as_tensor(camids)
+    zeros = torch.zeros_like(camids)
+    return SideInfo(camids, zeros if viewids is None else torch.as_tensor(viewids), zeros)
+
+
 def image_batch(pids: list[int], *, cams: list[int] | None = None, views: bool = True, seed: int = 0) -> Batch:
     """Random images of these identities."""
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +123,7 @@ def image_batch(pids: list[int], *, cams: list[int] | None = None, views: bool =
     return Batch(
         images=torch.randn(n, 3, *IMAGE, generator=generator),
         pids=torch.tensor(pids),
-        side=SideInfo(torch.tensor(cams or [0] * n), torch.zeros(n, dtype=torch.long)),
+        side=side_info(cams or [0] * n),
         indices=torch.arange(n),
         views=torch.randn(2, n, 3, *IMAGE, generator=generator) if views else None,
     )

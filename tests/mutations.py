@@ -48,12 +48,14 @@ IMAGE = "test_the_image_stage_and_the_gradient_of_every_tensor"
 GROUPS, RATES = "test_rate_and_decay_of_every_tensor", "test_the_learning_rate_of_every_epoch"
 VIEWS, TEST_VIEWS = "test_training_images_and_their_views", "test_test_images"
 RERANKING, RANKING = "test_reranking", "test_ranking"
-VERIFICATION = "tests/test_verification.py"
+VERIFICATION, BENCHMARKS, METRICS = (f"tests/test_{name}.py" for name in ("verification", "benchmarks", "metrics"))
 EXPANSION = "tests/test_query_expansion.py::test_as_the_formula_says"
 CHANGED = "tests/test_robustness.py::test_queries_are_changed_and_the_gallery_is_not"
 FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before_normalisation"
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
+MEMORY, CLUSTERING, ASSOCIATION = (f"tests/test_{name}.py" for name in ("prototypes", "clustering", "association"))
+LARGEST, LOOP = "test_the_sum_of_similarities_is_the_largest", "test_mixing_is_that_of_the_published_loop"
 AVERAGE = f"{RESUME}::test_the_average_of_the_weights_is_resumed_saved_and_evaluated"
 INTERRUPTED = f"{RESUME}::test_a_run_that_is_interrupted_again_and_again_ends_the_same"
 
@@ -250,6 +252,96 @@ MUTATIONS = (
         "_1.neck.bias.requires_grad_(True)",
         *(IMAGE, GROUPS, TRAINING),
     ),
+    # Training on clusters
+    mutation(
+        "a memory that forgets a tenth only",
+        "Memory.update",
+        "self.momentum * _1 + (1 - self.momentum) * _2",
+        "(1 - self.momentum) * _1 + self.momentum * _2",
+        *(
+            f"{MEMORY}::test_the_update_is_one_image_after_the_other",
+            f"{MEMORY}::test_the_last_image_of_a_class_dominates",
+        ),
+    ),
+    mutation(
+        "prototypes at length 1 after the batch only",
+        "Memory.update",
+        "_1[_2] = F.normalize(_3, dim=1)",
+        "_1[_2] = _3",
+        f"{MEMORY}::test_the_update_is_one_image_after_the_other",
+    ),
+    mutation(
+        "one image of each prototype counts",
+        "Memory.update",
+        "int(_1.max())",
+        "1",
+        *(
+            f"{MEMORY}::test_the_update_is_one_image_after_the_other",
+            f"{MEMORY}::test_the_last_image_of_a_class_dominates",
+        ),
+    ),
+    mutation(
+        "the proxy of the image's own camera is a positive",
+        "Memory.forward",
+        "_1 & (self.cameras != _2) & _3",
+        "_1 & _3",
+        f"{MEMORY}::test_camera_proxies_by_loops",
+    ),
+    mutation(
+        "clusters by k1 neighbours besides the image",
+        "near_pairs",
+        "k1 + 1 if besides_itself else k1",
+        "k1 + 1",
+        f"{CLUSTERING}::test_near_pairs_are_those_of_the_dense_form",
+    ),
+    mutation(
+        "pairs at distance 0 are lost",
+        "near_pairs",
+        "_1.clamp(min=NEARLY_0)",
+        "_1",
+        f"{CLUSTERING}::test_pairs_at_distance_0_are_kept",
+    ),
+    mutation(
+        "modalities drawn alike",
+        "ClusterSampler.set_epoch",
+        "np.random.default_rng([self.seed, epoch, _1])",
+        "np.random.default_rng([self.seed, epoch])",
+        "tests/test_sampler.py::test_clusters_are_drawn_uniformly_and_modalities_independently",
+    ),
+    mutation(
+        "clusters of negative similarity are pairs",
+        "associate",
+        "_1 >= 0",
+        "_1 >= -1",
+        f"{ASSOCIATION}::test_a_negative_similarity_is_skipped",
+    ),
+    mutation(
+        "the pairs of the smallest sum",
+        "associate",
+        "linear_sum_assignment(..., maximize=True)",
+        "linear_sum_assignment(..., maximize=False)",
+        *(
+            f"{ASSOCIATION}::{test}"
+            for test in (LARGEST, "test_a_permutation_is_recovered_though_some_have_no_partner")
+        ),
+    ),
+    mutation(
+        "one half of a swap",
+        "swap_pairs",
+        "_1.index_copy(0, _2.second, first[_2.first])",
+        "_1",
+        f"{ASSOCIATION}::test_a_true_swap_exchanges_pairs_and_leaves_the_others",
+    ),
+    mutation(
+        "mixing with what the partner was",
+        "mix_pairs",
+        """
+        first = _1
+        return first, _2
+        """,
+        "return _1, _2",
+        *(f"{ASSOCIATION}::{test}" for test in (LOOP, "test_mixing_a_pair_that_is_in_the_batch_merges_it")),
+    ),
     # Optimisers and schedules
     mutation("bias factor dropped", "make_optimizer", '_1.get("BIAS_LR_FACTOR", _2)', "_2", GROUPS, TRAINING),
     mutation("no decay of biases", "make_optimizer", '_1.get("WEIGHT_DECAY_BIAS", _2)', "0.0", GROUPS, TRAINING),
@@ -296,14 +388,14 @@ MUTATIONS = (
     # Retrieval
     mutation(
         "re-ranking with k1 neighbours, itself included",
-        "_weights",
+        "rerank",
         "_1[:, : k1 + 1]",
         "_1[:, :k1]",
         RERANKING,
     ),
     mutation(
         "re-ranking with half of k1, itself included",
-        "_weights",
+        "expanded_weights",
         "round(k1 / 2) + 1",
         "round(k1 / 2)",
         RERANKING,
@@ -335,6 +427,28 @@ MUTATIONS = (
     mutation("the same image twice for flip", "embed_images", "images.flip(-1)", "images", FLIP),
     mutation("mirrored upside down", "embed_images", "images.flip(-1)", "images.flip(-2)", FLIP),
     mutation("a query's own camera counts", "same_camera", "_1 & (_2 == _3)", "_1 & (_2 > _3)", RANKING),
+    mutation(
+        "a query of camera 3 ignores its own identity only",
+        "same_place",
+        "_1 & (_2 == 1)",
+        "_1 & (_2 == 1) & (query.pids[:, None] == gallery.pids)",
+        f"{BENCHMARKS}::test_sysu_a_query_of_camera_3_does_not_see_camera_2",
+    ),
+    mutation(
+        "the CMC counts images",
+        "_rank_chunk",
+        "rules.unique_identities",
+        "False",
+        f"{METRICS}::test_a_cmc_of_unique_identities_by_hand",
+        "tests/test_stages.py::test_a_benchmark_says_what_ranks_count_and_which_are_reported",
+    ),
+    mutation(
+        "the gallery is drawn by the global generator",
+        "draw_gallery",
+        "random.Random(trial)",
+        "random",
+        f"{BENCHMARKS}::test_sysu_galleries_are_those_of_published_programs",
+    ),
     # Resuming a run
     mutation("the optimiser begins anew", "", "load_optimizer(...)", "None", INTERRUPTED),
     mutation(

@@ -13,6 +13,8 @@ from datasets.dukemtmc import dukemtmc, occ_duke
 from datasets.market1501 import market1501
 from datasets.msmt17 import msmt17, msmt17_version
 from datasets.published_counts import PUBLISHED, published_counts
+from datasets.regdb import regdb
+from datasets.sysu import same_place, sysu_mm01
 from datasets.vehicleid import vehicleid
 from datasets.veri import read_viewpoints, veri
 from utils.errors import DataError, one_line
@@ -33,7 +35,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def seen(samples) -> list[tuple[str, int, int, int]]:
-    return [(Path(sample.path).name, *sample[1:]) for sample in samples]
+    return [(Path(sample.path).name, *sample[1:4]) for sample in samples]
 
 
 def message_of(read, *arguments, **named) -> str:
@@ -436,7 +438,7 @@ def test_vehicleid_trials(root, listed):
         assert {int(Path(sample.path).stem): sample.pid for sample in (*query, *gallery)} == everything
         assert sorted(sample.pid for sample in gallery) == [2, 5, 6, 9]
         assert all(list(side) == sorted(side) for side in (query, gallery))
-        assert {sample[2:] for sample in (*query, *gallery)} == {(0, 0)}
+        assert {sample[2:] for sample in (*query, *gallery)} == {(0, 0, 0)}
         for sample in (*query, *gallery):
             assert objects.setdefault(sample, id(sample)) == id(sample)
     assert len(objects) == 19
@@ -501,13 +503,178 @@ def test_ignore_nothing():
         rank(distances, query, gallery, ignored=same_camera)
 
 
+# ------------------------------------------------------------------------------------------------- visible and infrared
+
+
+PEOPLE = {"train_id.txt": "11,3\n", "val_id.txt": "7\n", "test_id.txt": " 20, 5,100\r\n"}
+SEEN_BY = {3: (1, 2, 3), 7: (4, 6), 11: (3, 5), 5: (1, 2, 3, 6), 20: (2, 4, 5, 6), 100: (3, 4)}  # cameras
+MODALITY = {1: 0, 2: 0, 3: 1, 4: 0, 5: 0, 6: 1}
+
+
+def number_of_images(pid: int, camera: int) -> int:
+    return 2 + (pid + camera) % 4
+
+
+@pytest.fixture
+def sysu(root) -> Path:
+    folder = root / "SYSU-MM01"
+    for camera in MODALITY:
+        (folder / f"cam{camera}").mkdir(parents=True)
+    for pid, cameras in SEEN_BY.items():
+        for camera in cameras:
+            names = [f"{number:04}.jpg" for number in range(1, 1 + number_of_images(pid, camera))]
+            touch(folder / f"cam{camera}" / f"{pid:04}", *names, "Thumbs.db")
+    (folder / "cam1" / "0020").mkdir()  # which is empty
+    (folder / "exp").mkdir()
+    for name, text in PEOPLE.items():
+        (folder / "exp" / name).write_text(text)
+    return folder
+
+
+def sysu_images(folder: Path, labels: dict[int, int]) -> list[tuple]:
+    """All that these identities have, in the order of identities, cameras and names, as samples with these labels."""
+    return [
+        (str(folder / f"cam{camera}/{pid:04}/{number:04}.jpg"), label, camera - 1, 0, MODALITY[camera])
+        for pid, label in labels.items()
+        for camera in SEEN_BY[pid]
+        for number in range(1, 1 + number_of_images(pid, camera))
+    ]
+
+
+def test_sysu(root, sysu):
+    """Training and validation together; all infrared images of the test are queries."""
+    benchmark, indoor = (sysu_mm01(root, mode=mode) for mode in ("all", "indoor"))
+    assert list(benchmark.train) == sorted(sysu_images(sysu, {3: 0, 7: 1, 11: 2}))
+    query = [image for image in sysu_images(sysu, {5: 5, 20: 20, 100: 100}) if image[4]]
+    galleries = {"all": [(5, 1), (5, 2), (20, 2), (20, 4), (20, 5), (100, 4)], "indoor": [(5, 1), (5, 2), (20, 2)]}
+    for one, (mode, gallery) in zip((benchmark, indoor), galleries.items(), strict=True):
+        assert (one.name, one.variant, one.train) == ("sysu_mm01", f"{mode}-search", benchmark.train)
+        assert len(one.trials) == 10
+        for trial in one.trials:
+            assert list(trial.query) == query
+            assert [(s.pid, s.camid + 1) for s in trial.gallery] == gallery
+            assert all(Path(sample.path).is_file() and not sample.modality for sample in trial.gallery)
+    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 6, 1)
+    assert (benchmark.template, benchmark.ignored) == (PERSON, same_place)
+    assert benchmark.templates == ("A visible photo of a {} person.", "An infrared photo of a {} person.")
+    assert (benchmark.unique_identities, benchmark.ranks) == (True, (1, 5, 10, 20))
+    assert (benchmark.seen, benchmark.omitted.identities) == ((), ())
+    assert sysu_mm01(sysu) == benchmark
+
+
+@pytest.mark.parametrize(("mode", "cameras"), [("all", (1, 2, 4, 5)), ("indoor", (1, 2))])
+def test_sysu_galleries_are_those_of_published_programs(root, sysu, mode, cameras):
+    """They seed Python's own generator, which we leave as it is."""
+    random.seed(99)
+    torch.manual_seed(99)
+    before = random.getstate(), torch.get_rng_state()
+    benchmark = sysu_mm01(root, mode=mode)
+    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+    shutil.rmtree(sysu / "cam1" / "0020")  # they fail at an empty folder
+    assert sysu_mm01(root, mode=mode, trials=3).trials == benchmark.trials[:3]
+    for number, trial in enumerate(benchmark.trials):
+        random.seed(number)
+        folders = [sysu / f"cam{camera}" / pid for pid in ("0005", "0020", "0100") for camera in cameras]
+        drawn = [random.choice(sorted(folder.glob("*.jpg"))) for folder in folders if folder.is_dir()]
+        assert [sample.path for sample in trial.gallery] == list(map(str, drawn))
+    assert len({trial.gallery for trial in benchmark.trials}) > 5
+
+
+def test_sysu_a_query_of_camera_3_does_not_see_camera_2():
+    """Whatever the identity; all other cameras are seen, its own, too."""
+    pids, cameras = torch.tensor([1, 2]), torch.arange(6)
+    every = Labels(pids.repeat_interleave(6), cameras.repeat(2))
+    of = [(pid, camera) for pid in (1, 2) for camera in range(1, 7)]
+    hidden = {(of[query], of[gallery]) for query, gallery in same_place(every, every).nonzero().tolist()}
+    assert hidden == {((pid, 3), (other, 2)) for pid in (1, 2) for other in (1, 2)}
+
+
+def test_sysu_missing_or_wrong(root, sysu):
+    whole = sysu_mm01(root)
+    for camera in SEEN_BY[7]:
+        shutil.rmtree(sysu / f"cam{camera}" / "0007")
+    assert sysu_mm01(root).omitted.identities == ("0007",)
+    path = sysu / "exp" / "val_id.txt"
+    for text in ("", "3,x", "3;4"):
+        path.write_text(text)
+        assert message_of(sysu_mm01, root).startswith(f"{path}: ")
+    path.write_text("5")
+    assert sysu_mm01(root).seen == ("5",)
+    path.unlink()
+    assert message_of(sysu_mm01, root).startswith(f"{path}: there is no such file")
+    tested = sysu_mm01(root, train=False)
+    assert tested.train == () and tested.trials == whole.trials
+    (sysu / "cam4").rename(sysu / "cam7")
+    assert message_of(sysu_mm01, root, train=False).startswith(f"{sysu}/cam4: there is no such folder")
+
+
+REGDB = {1: ((1, 2, 3), (4, 5, 6)), 10: ((2, 4, 6), (1, 3, 5))}  # split -> identities of training and test
+KINDS = {"Visible": 0, "Thermal": 1}
+
+
+def regdb_lines(kind: str, pids: tuple[int, ...]) -> list[str]:
+    return [f"{kind}/{pid}/front_{number}.bmp {label}" for label, pid in enumerate(pids) for number in range(2)]
+
+
+def regdb_images(folder: Path, kind: str, pids: tuple[int, ...]) -> list[tuple]:
+    lines = (line.split() for line in regdb_lines(kind, pids))
+    return [(str(folder / name), int(label), KINDS[kind], 0, KINDS[kind]) for name, label in lines]
+
+
+def fake_regdb(folder: Path) -> Path:
+    (folder / "idx").mkdir(parents=True)
+    for kind in KINDS:
+        touch(folder / kind, *(f"{pid}/front_{number}.bmp" for pid in range(1, 7) for number in range(2)))
+        for split, uses in REGDB.items():
+            for use, pids in zip(("train", "test"), uses, strict=True):
+                path = folder / "idx" / f"{use}_{kind.lower()}_{split}.txt"
+                path.write_text("\n".join(reversed(regdb_lines(kind, pids))))
+    return folder
+
+
+@pytest.mark.parametrize("split", REGDB)
+def test_regdb(root, split):
+    """The two directions are parts, which are tested one by one; a split is a benchmark of its own."""
+    folder = fake_regdb(root / "RegDB")
+    benchmark = regdb(root, split=split)
+    trained, tested = REGDB[split]
+    assert list(benchmark.train) == [
+        *regdb_images(folder, "Thermal", trained),
+        *regdb_images(folder, "Visible", trained),
+    ]
+    visible, infrared = (regdb_images(folder, kind, tested) for kind in KINDS)
+    there, back = benchmark.evaluated()
+    assert [list(side) for trial in there.trials for side in trial] == [visible, infrared]
+    assert [list(side) for trial in back.trials for side in trial] == [infrared, visible]
+    assert [part.name for part in (there, back)] == ["regdb (visible to infrared)", "regdb (infrared to visible)"]
+    for one in (benchmark, there, back):
+        assert (one.variant, one.ignored, one.unique_identities) == (f"split {split}", ignore_nothing, False)
+        assert (len(one.templates), one.ranks, one.num_cams) == (2, (1, 5, 10, 20), 2)
+    assert benchmark.trials == there.trials + back.trials
+    assert regdb(folder, split=split) == benchmark
+
+
+def test_regdb_missing_or_wrong(root):
+    folder = fake_regdb(root / "RegDB")
+    whole, path = regdb(root), folder / "idx" / "train_thermal_1.txt"
+    path.write_text("Thermal/1/front_0.bmp\n")
+    assert message_of(regdb, root).startswith(f"{path}: line 1 is ")
+    path.write_text("Thermal/1/front_7.bmp 0\n")
+    assert "front_7.bmp (line 1)" in message_of(regdb, root)
+    path.unlink()
+    assert message_of(regdb, root).startswith(f"{path}: there is no such file")
+    tested = regdb(root, train=False)
+    assert tested.train == () and tested.trials == whole.trials
+    assert message_of(regdb, root, split=2).startswith(f"{folder}/idx/train_visible_2.txt: ")
+
+
 # ------------------------------------------------------------------------------------------------------- all of them
 
 
 READERS = {
     **{"market1501": (market1501, "Market-1501"), **{name: (read, TITLES[name]) for name, read in DUKES.items()}},
     **{"msmt17": (msmt17, "MSMT17"), "version": (msmt17_version, "MSMT17"), "veri": (veri, "VeRi")},
-    "VehicleID": (vehicleid, "VehicleID"),
+    **{"VehicleID": (vehicleid, "VehicleID"), "sysu_mm01": (sysu_mm01, "SYSU-MM01"), "regdb": (regdb, "RegDB")},
 }
 
 
@@ -572,14 +739,17 @@ def test_the_order_of_a_folder_does_not_matter(root, monkeypatch, name):
 
 
 def test_published_counts():
-    assert {name for name, _ in PUBLISHED} == {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
-    assert published_counts("market1501") == (12936, 751, 3368, 19732 - 3819, 6)
+    one_modality = {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
+    assert {name for name, _ in PUBLISHED} == one_modality | {"sysu_mm01", "regdb"}
+    for (name, _), counts in PUBLISHED.items():
+        assert counts[5:] == (None, None) if name in one_modality else sum(counts[5:]) == counts.train_images
+    assert published_counts("market1501")[:5] == (12936, 751, 3368, 19732 - 3819, 6)
     assert published_counts("msmt17").train_images == 30248 + 2373
     assert published_counts("msmt17", "without val") == published_counts("msmt17")._replace(train_images=30248)
     small = published_counts("VehicleID", "small")
     assert small.query_images + small.gallery_images == 6532
     assert [published_counts("VehicleID", size).gallery_images for size in ("medium", "large")] == [1600, 2400]
-    assert published_counts("dukemtmc") == (16522, 702, 2228, 17661, 8)
-    assert published_counts("occ_duke") == (15618, 702, 2210, 17661, 8)
-    assert published_counts("veri") == (37778, 576, 1678, 11579, 20)
+    assert published_counts("dukemtmc")[:5] == (16522, 702, 2228, 17661, 8)
+    assert published_counts("occ_duke")[:5] == (15618, 702, 2210, 17661, 8)
+    assert published_counts("veri")[:5] == (37778, 576, 1678, 11579, 20)
     assert published_counts("folder") is None and published_counts("synthetic") is None

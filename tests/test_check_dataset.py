@@ -74,9 +74,9 @@ def test_nothing_is_found_where_all_is_right(ideal, look):
     report = look(ideal, **BATCH)
     assert report == Report("toy", (), (), ()) and report.failure() == ""
     assert [tuple(split) for split in splits(ideal)] == [
-        ("training", 8, 4, 2, 1, 0, 0),
-        ("query", 3, 3, 1, 1, 0, 0),
-        ("gallery", 3, 3, 1, 1, 0, 0),
+        ("training", 8, 4, 2, 1, 0, 0, 8, 0),
+        ("query", 3, 3, 1, 1, 0, 0, 3, 0),
+        ("gallery", 3, 3, 1, 1, 0, 0, 3, 0),
     ]
     lines = text(ideal, report).splitlines()
     assert lines[0] == "toy" and lines[-1] == "toy: training and evaluation can work (0 problems, 0 warnings)"
@@ -390,6 +390,44 @@ def test_counts_are_compared_with_the_variant_that_it_is(ideal, published):
     assert finding.message.endswith("(small): 2 query images (published 3)")
     published["toy", "large"] = published["toy", "large"]._replace(gallery_images=3)
     assert not quick_check(fewer, **BATCH).warnings
+
+
+# ------------------------------------------------------------------------------------------------------ two modalities
+
+
+@pytest.fixture
+def infrared(ideal) -> Benchmark:
+    """Camera 1 is infrared, and so are the queries, which are of camera 2: none is shared with the gallery."""
+    (query, gallery), train = ideal.trials[0], ideal.train
+    query = tuple(sample._replace(camid=2 + place % 2, modality=1) for place, sample in enumerate(query))
+    gallery = tuple(sample._replace(camid=place % 2) for place, sample in enumerate(gallery))
+    train = tuple(sample._replace(modality=sample.camid) for sample in train)
+    return replace(ideal, train=train, trials=(Trial(query, gallery),), variant="small")
+
+
+def test_images_of_two_modalities_are_counted(infrared, published):
+    published["toy", "small"] = PublishedCounts(8, 4, 3, 3, 4, 4, 4)
+    report = quick_check(infrared, **BATCH)
+    assert not (report.warnings or report.problems)  # modalities have no camera in common
+    header, training, query, *_ = (line.split() for line in text(infrared, report).splitlines()[1:])
+    assert header[-2:] == ["visible", "infrared"] and training[-2:] == ["4", "4"] and query[-2:] == ["0", "3"]
+    published["toy", "small"] = PublishedCounts(8, 4, 3, 3, 4, 22258, 11909)
+    message = only(quick_check(infrared, **BATCH), "warning", "counts").message
+    assert message.endswith(
+        "(small): 4 training visible images (published 22,258), 4 training infrared images (published 11,909)"
+    )
+
+
+def test_directions_of_a_test_share_their_training_images(infrared, published):
+    (trial,) = infrared.trials
+    there, back = replace(infrared, name="toy (there)", train=()), replace(infrared, name="toy (back)", train=())
+    back = replace(back, trials=(Trial(trial.gallery, trial.query),))
+    whole = replace(infrared, trials=there.trials + back.trials, parts=(there, back))
+    published["toy", "small"] = PublishedCounts(8, 5, 3, 3, 4, 4, 4)
+    report = quick_check(whole, **BATCH)
+    assert only(report, "warning", "counts").message.endswith("(small): 4 training identities (published 5)")
+    sides = [f"toy ({way}) {side}" for way in ("there", "back") for side in ("query", "gallery")]
+    assert [split.name for split in splits(whole)] == [*sides, "training"]
 
 
 # --------------------------------------------------------------------------------------------- several trials and sets

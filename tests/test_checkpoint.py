@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import SMALL, benchmark, image_batch
+from builders import SMALL, benchmark, image_batch, side_info
 from torch import nn
 
 from configs import load, to_dict
@@ -13,7 +13,7 @@ from model.weights import Weights
 from utils import checkpoint
 from utils.checkpoint import FORMAT, load_strictly, read_checkpoint, read_tensors, save_checkpoint
 from utils.errors import WeightsError
-from utils.records import Sample, SideInfo, Trial
+from utils.records import Sample, Trial
 
 CONTENTS = {
     "model": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(7), "half": torch.ones(2).half()},
@@ -164,7 +164,7 @@ def test_a_network_comes_back_from_its_file_alone(tmp_path, small_architecture, 
     assert_same(dict(again.state_dict()), dict(model.state_dict()))
     assert again.architecture == model.architecture
     batch = image_batch([0, 1, 2])
-    side = SideInfo(torch.tensor([0, 2, -1]), torch.tensor([1, 0, 1]))
+    side = side_info([0, 2, -1], [1, 0, 1])
     for neck in (False, True):
         assert torch.equal(again.embed(batch.images, side, neck=neck), model.embed(batch.images, side, neck=neck))
     assert {name for name in PARTS if getattr(again, name) is not None} == parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,15 @@ from PIL import Image
 
 from configs import ConfigError, load
 from datasets.build import BENCHMARKS, RENDERED, make_benchmark
+from datasets.sysu import same_place
+from model.weights import Weights
+from processor.resume import has_ended
+from processor.transfer import check_held_out
 from utils.errors import DataError, UserError
 from utils.fingerprint import Watch, data_fingerprint
 from utils.metrics import ignore_nothing, same_camera
-from utils.records import Labels
+from utils.records import Benchmark, Labels, Sample, Trial
+from utils.run.folder import EarlierRun
 
 
 def images(folder: Path, *names: str) -> None:
@@ -28,7 +34,7 @@ def images(folder: Path, *names: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """All six benchmarks and images of one's own, a handful of images each."""
+    """All benchmarks and images of one's own, a handful of images each."""
     root = tmp_path_factory.mktemp("data")
     named = {
         "bounding_box_train": ("0002_c1s1_0_0.jpg", "0002_c2s1_0_0.jpg", "0007_c1s1_0_0.jpg", "0007_c3s1_0_0.jpg"),
@@ -62,6 +68,21 @@ def root(tmp_path_factory) -> Path:
         file = root / "VehicleID_V1.0" / "train_test_split" / f"{name}.txt"
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(f"{image} {pid}\n" for image, pid in listed_images))
+    (root / "SYSU-MM01" / "exp").mkdir(parents=True)
+    for number, use in enumerate(("train", "val", "test")):
+        pids = range(10 * number + 1, 10 * number + 5)
+        for camera in range(1, 7):
+            images(root / "SYSU-MM01" / f"cam{camera}", *(f"{pid:04}/{name:04}.jpg" for pid in pids for name in (1, 2)))
+        (root / "SYSU-MM01" / "exp" / f"{use}_id.txt").write_text(",".join(map(str, pids)))
+    for kind in ("Visible", "Thermal"):
+        images(root / "RegDB" / kind, *(f"{pid}/{name}.bmp" for pid in range(8) for name in range(2)))
+        for split in range(1, 11):
+            for use in ("train", "test"):
+                pids = [pid for pid in range(8) if ((pid + split) % 8 < 4) == (use == "train")]
+                lines = [f"{kind}/{pid}/{name}.bmp {label}" for label, pid in enumerate(pids) for name in range(2)]
+                file = root / "RegDB" / "idx" / f"{use}_{kind.lower()}_{split}.txt"
+                file.parent.mkdir(exist_ok=True)
+                file.write_text("\n".join(lines))
     for split, cameras in (("train", (1, 2)), ("query", (1,)), ("gallery", (2, 3))):
         images(root / "mine" / split, *(f"{dog}/c{camera}_x.jpg" for dog in ("rex", "bello") for camera in cameras))
     return root
@@ -82,9 +103,10 @@ def test_every_data_set_by_its_name(root, name):
     assert without.train == () and without.trials == benchmark.trials
     noun = "vehicle" if name in ("veri", "VehicleID") else "person"
     assert benchmark.template == f"A photo of a {{}} {noun}."
-    assert len(benchmark.trials) == (10 if name == "VehicleID" else 1)
-    assert benchmark.variant == ("small" if name == "VehicleID" else "")
-    assert benchmark.ignored is (ignore_nothing if name == "VehicleID" else same_camera)
+    assert len(benchmark.trials) == {"VehicleID": 10, "sysu_mm01": 10, "regdb": 2}.get(name, 1)
+    assert benchmark.variant == {"VehicleID": "small", "sysu_mm01": "all-search", "regdb": "split 1"}.get(name, "")
+    rules = {"VehicleID": ignore_nothing, "sysu_mm01": same_place, "regdb": ignore_nothing}
+    assert benchmark.ignored is rules.get(name, same_camera)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +146,8 @@ BOTH = [
 CHANGES = [
     ("DATASETS.MSMT17_VAL", "False", "msmt17", []),
     ("DATASETS.VEHICLEID_SIZE", "medium", "VehicleID", []),
+    ("DATASETS.SYSU_MODE", "indoor", "sysu_mm01", []),
+    ("DATASETS.REGDB_SPLIT", "10", "regdb", []),
     ("DATASETS.VIEWPOINTS_TRAIN", "{root}/keypoint_train.txt", "veri", BOTH[2:]),
     ("DATASETS.VIEWPOINTS_TEST", "{root}/keypoint_test.txt", "veri", BOTH[:2]),
     ("DATASETS.NOUN", "dog", "folder", []),
@@ -167,6 +191,21 @@ def test_a_fingerprint_of_images_that_are_not_there(root, tmp_path):
         data_fingerprint(benchmark)
 
 
+def test_a_fingerprint_is_what_it_was_before_there_were_modalities(tmp_path):
+    paths = [tmp_path / f"{number}.jpg" for number in range(4)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"x" * number)
+    samples = [Sample(str(path), number, number % 2, number % 3) for number, path in enumerate(paths)]
+    trial = Trial((samples[2],), (samples[3],))
+    benchmark = Benchmark("toy", "A {}.", tuple(samples[:2]), (trial,), same_camera)
+    assert data_fingerprint(benchmark) == {
+        "train": "90d401bdb1298ed3",
+        "test": "852d098f79183284",
+    }
+    infrared = replace(benchmark, train=(samples[0], samples[1]._replace(modality=1)))
+    assert data_fingerprint(infrared)["train"] != data_fingerprint(benchmark)["train"]
+
+
 def test_images_that_are_replaced_are_reported_once(root, tmp_path, caplog):
     """By size, or by time where the size is the same; one that is gone is for its reader to report."""
     shutil.copytree(root / "mine", tmp_path / "mine")
@@ -201,6 +240,46 @@ def test_held_out_identities_are_training_identities_in_any_case(root):
     shutil.rmtree(root / "more")
 
 
+@pytest.mark.parametrize("name", ["sysu_mm01", "regdb"])
+def test_held_out_identities_of_two_modalities(root, name):
+    """Queries are of the modality that they have in the test, the gallery of the other one, in both directions."""
+    whole = make_benchmark(settings(root, name))
+    held = make_benchmark(settings(root, name, "DATASETS.HOLD_OUT", "0.5"), train=False)
+    paths = {sample.path for sample in whole.train} - {sample.path for sample in held.train}
+    for before, after in zip(whole.evaluated(), held.evaluated(), strict=True):
+        (trial,) = after.trials
+        assert {sample.path for side in trial for sample in side} == paths and after.ranks == before.ranks
+        for side, of_test in zip(trial, before.trials[0], strict=True):
+            assert {sample.modality for sample in side} == {of_test[0].modality}
+            assert len({sample.pid for sample in side}) == round(whole.num_pids / 2)
+        assert after.name == f"{before.name} (held-out training identities)" and after.ignored is before.ignored
+    assert held.trials == tuple(trial for one in held.evaluated() for trial in one.trials)
+
+
+@pytest.mark.parametrize("names", ["('market1501', 'sysu_mm01')", "('regdb', 'sysu_mm01')"])
+def test_two_modalities_are_not_trained_on_with_another_set(root, names):
+    with pytest.raises(DataError, match=r"DATASETS\.NAMES: (sysu_mm01|regdb) has two modalities"):
+        make_benchmark(settings(root, names))
+
+
+def test_a_network_is_not_tested_on_another_split_unless_that_is_asked_for(root):
+    weights = Weights("x.pth", {}, None, {"DATASETS": {"NAMES": "regdb", "HOLD_OUT": 0.0, "REGDB_SPLIT": 3}})
+    check_held_out(settings(root, "regdb", "DATASETS.REGDB_SPLIT", "3"), weights, ["regdb"])
+    other = ["DATASETS.REGDB_SPLIT", "4"]
+    with pytest.raises(ConfigError, match=r"DATASETS\.REGDB_SPLIT 4: x\.pth was trained on split 3.*TEST\.OTHER_SPLIT"):
+        check_held_out(settings(root, "regdb", *other), weights, ["market1501", "regdb"])
+    check_held_out(settings(root, "regdb", *other, "TEST.OTHER_SPLIT", "True"), weights, ["regdb"])
+    check_held_out(settings(root, "market1501", *other), weights, ["market1501"])
+    elsewhere = {"DATASETS": {"NAMES": "market1501", "HOLD_OUT": 0.0}}  # as earlier versions wrote it
+    check_held_out(settings(root, "regdb", *other), weights._replace(config=elsewhere), ["regdb"])
+
+
+@pytest.mark.parametrize("ends", [1, 2, 3])
+def test_a_training_on_regdb_has_ended_when_both_directions_are_tested(root, ends):
+    earlier = EarlierRun({}, [{"when": "start"}] * 2 + [{"when": "end"}] * ends, None)
+    assert has_ended(settings(root, "regdb"), earlier) == (ends == 2)
+
+
 def refuses(failing: Path, function):
     """`function`, but for one place that nobody may read."""
 
@@ -222,6 +301,9 @@ def refuses(failing: Path, function):
         ("msmt17", os, "stat", "MSMT17/list_train.txt"),
         ("msmt17", io, "open", "MSMT17/list_val.txt"),  # of Path.read_text
         ("VehicleID", os, "listdir", "VehicleID_V1.0/image"),
+        ("sysu_mm01", os, "listdir", "SYSU-MM01/cam3/0021"),
+        ("sysu_mm01", io, "open", "SYSU-MM01/exp/test_id.txt"),
+        ("regdb", os, "listdir", "RegDB/Thermal/1"),
     ],
 )
 def test_what_cannot_be_read_is_named(root, monkeypatch, name, module, function, place):
@@ -238,6 +320,8 @@ PLACES = {
     "msmt17": "MSMT17",
     "veri": "VeRi",
     "VehicleID": "VehicleID_V1.0",
+    "sysu_mm01": "SYSU-MM01",
+    "regdb": "RegDB",
 }
 
 

@@ -94,8 +94,12 @@ def test_training_writes_a_whole_run(trained):
     names = {path.name for path in run_folder.iterdir()} - {"tensorboard", "resume"}
     assert names == {
         *("config.yaml", "metrics.jsonl", "results.json", "train_log.txt", "versions.json"),
-        *("ViT-Tiny-8_stage1_2.pth", "ViT-Tiny-8_2.pth"),
+        *("ViT-Tiny-8_stage1_2.pth", "ViT-Tiny-8_2.pth", "ViT-Tiny-8_2.md"),
     }
+    card, end = (run_folder / "ViT-Tiny-8_2.md").read_text(), end_of(trained)
+    figures = " | ".join(f"{100 * end[name]:.1f}" for name in ("mAP", "mINP", "rank1", "rank5", "rank10"))
+    assert figures in card and "after epoch 2 of stage 2" in card
+    assert str(trained) not in card
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["SOLVER"]["STAGE2"]["MAX_EPOCHS"] == 2
     versions = json.loads((run_folder / "versions.json").read_text())
     assert {split: len(digits) for split, digits in versions["data_fingerprint"].items()} == {"train": 16, "test": 16}

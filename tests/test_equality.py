@@ -18,6 +18,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from builders import side_info
 from PIL import Image
 
 from configs import load
@@ -147,7 +148,7 @@ def ids(side: str, count: int, seed: int = 0) -> tuple[SideInfo, dict]:
     camids = torch.randint(0, max(cams, 1), (count,), generator=generator)
     viewids = torch.randint(0, max(views, 1), (count,), generator=generator)
     facts = {"scale": SCALE, "cams": cams, "views": views, "camera": camera, "view": view}
-    return SideInfo(camids, viewids), facts
+    return side_info(camids, viewids), facts
 
 
 # --------------------------------------------------------------------------------------------------- the file's layout

@@ -7,7 +7,7 @@ import types
 import pytest
 import timm
 import torch
-from builders import benchmark
+from builders import benchmark, side_info
 from families_reference import SWIN, VIT, batch_norm_shapes, draw, linear_shapes, swin, swin_shapes, vit, vit_shapes
 from safetensors.torch import save_file
 
@@ -18,10 +18,10 @@ from model.build import load_model, make_model, settle_pixels
 from model.families import FAMILIES, fill
 from model.towers import make_tower
 from model.weights import read_weights
-from tools import convert_checkpoint
+from processor.inference import Embedder
+from tools import convert_checkpoint, release
 from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import WeightsError
-from utils.records import SideInfo
 
 BASELINE = "configs/demo/vit_base.yml"
 SIZE = (256, 128)
@@ -67,7 +67,9 @@ def expected(name, state, images):
 
 def pretrained(name, state):
     """A file of pre-training as its program writes it."""
-    extras = {"head.mlp.0.weight": torch.randn(4, 4)}
+    # DINO's code wraps a teacher that has batch norm: the tower, and the head beside it.
+    wrapper = "module." if "patch_embed.conv.7.weight" in state else ""
+    extras = {f"{wrapper}head.mlp.0.weight": torch.randn(4, 4)}
     if name.startswith("isr"):
         mask = {
             "model.layers.0.blocks.1.attn_mask": torch.zeros(4, 49, 49),
@@ -78,7 +80,6 @@ def pretrained(name, state):
         extras |= {f"backbone.norm{stage}.weight": torch.randn(4) for stage in range(3)}
         extras |= {"backbone.semantic_embed_w.3.weight": torch.randn(128, 2)}
         extras |= {"backbone.stages.0.blocks.0.attn.w_msa.relative_position_index": torch.zeros(49, 49)}
-    wrapper = "module." if name.startswith("cion_vit") else ""
     teacher = {f"{wrapper}backbone.{key.removeprefix('backbone.')}": value for key, value in state.items()}
     student = {f"module.backbone.{key}": value + 1 for key, value in state.items()}
     return {"student": student, "teacher": teacher | extras, "epoch": 220, "args": argparse.Namespace(lr=0.1)}
@@ -269,7 +270,7 @@ def test_side_information_of_transreid_is_on_every_token(tmp_path):
     model = load_model(tmp_path / "x.pth", settings(tmp_path, *asked)).eval().double()
     images, cameras = torch.rand(2, 3, *SIZE).double(), torch.tensor([4, 1])
     wanted = vit(double(state), images, side=2.0 * table[cameras].double())
-    found = model.embed(images, SideInfo(cameras, torch.tensor([-1, -1])))
+    found = model.embed(images, side_info(cameras, [-1, -1]))
     torch.testing.assert_close(found, wanted, **CLOSE)
     with pytest.raises(WeightsError, match=r"base\.sie_embed"):
         load_model(tmp_path / "x.pth", settings(tmp_path, "MODEL.NAME", "transreid_base"))
@@ -289,6 +290,23 @@ def test_it_is_tested_converted_and_trained_further(tmp_path, name):
     (path,) = (tmp_path / "on").glob("*_1.pth")
     assert read_checkpoint(path)["architecture"]["name"] == name
     test_svllreid.main(["TEST.WEIGHT", str(path)])
+
+
+@pytest.mark.parametrize("name", ["personvit_base", "isr_swin_base"])
+def test_a_fine_tuned_network_is_released_with_its_licence(tmp_path, name):
+    state, size = state_of(name), "(224, 224)" if name == "isr_swin_base" else str(SIZE)
+    torch.save({"state_dict": state} if name == "isr_swin_base" else fine_tuned(state), tmp_path / "x.pth")
+    sizes = ["INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, "MODEL.NAME", name]
+    named = ["--weight", str(tmp_path / "x.pth"), *words(tmp_path, *sizes)]
+    release.main([*named, "--output", str(tmp_path / "released")])
+    theirs = Embedder.from_checkpoint(
+        tmp_path / "x.pth", config_file=BASELINE, overrides=words(tmp_path, *sizes)[2:], device="cpu"
+    )
+    assert Embedder.from_checkpoint(tmp_path / "released", device="cpu").digest == theirs.digest
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert FAMILIES[name].licence in card and "## Training" not in card and "datasets:" not in card
+    release.main(["--weight", str(tmp_path / "released"), "--output", str(tmp_path / "again")])
+    assert "## Training" not in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_isr_is_tested_and_trained_without_heads_of_its_own(tmp_path):

@@ -4,14 +4,9 @@ import math
 
 import pytest
 import torch
+from builders import side_info
 
 from model.heads import BNNeckHead, Projector, SideEmbedding
-from utils.records import SideInfo
-
-
-def side(camids: list[int], viewids: list[int]) -> SideInfo:
-    return SideInfo(torch.tensor(camids), torch.tensor(viewids))
-
 
 # ---------------------------------------------------------------------------------------------------------------- neck
 
@@ -55,27 +50,29 @@ def test_what_the_table_does_not_tell_apart_does_not_count(camera, view, rows):
     other = [99, -1, -7]  # out of every range, and ignored
     for row in range(rows):
         ids = ([row] * 3, other) if camera else (other, [row] * 3)
-        assert torch.equal(table(side(*ids)), table.table[row].expand(3, -1))
+        assert torch.equal(table(side_info(*ids)), table.table[row].expand(3, -1))
 
 
 @torch.no_grad()
 def test_unknown_is_the_mean_over_what_it_could_have_been():
     table = SideEmbedding(3, 4, 5, camera=True, view=True, scale=2.0)
     rows = table.table.view(3, 4, 5)
-    torch.testing.assert_close(table(side([-1], [2]))[0], 2 * rows[:, 2].mean(dim=0))
-    torch.testing.assert_close(table(side([1], [-1]))[0], 2 * rows[1].mean(dim=0))
-    torch.testing.assert_close(table(side([-1], [-1]))[0], 2 * rows.mean(dim=(0, 1)))
+    torch.testing.assert_close(table(side_info([-1], [2]))[0], 2 * rows[:, 2].mean(dim=0))
+    torch.testing.assert_close(table(side_info([1], [-1]))[0], 2 * rows[1].mean(dim=0))
+    torch.testing.assert_close(table(side_info([-1], [-1]))[0], 2 * rows.mean(dim=(0, 1)))
     cameras = SideEmbedding(3, 1, 5, camera=True, view=False, scale=1.0)
-    torch.testing.assert_close(cameras(side([-1, 0], [0, 0])), torch.stack([cameras.table.mean(0), cameras.table[0]]))
+    torch.testing.assert_close(
+        cameras(side_info([-1, 0], [0, 0])), torch.stack([cameras.table.mean(0), cameras.table[0]])
+    )
     views = SideEmbedding(1, 4, 5, camera=False, view=True, scale=1.0)
-    torch.testing.assert_close(views(side([0], [-1]))[0], views.table.mean(dim=0))
+    torch.testing.assert_close(views(side_info([0], [-1]))[0], views.table.mean(dim=0))
 
 
 @pytest.mark.parametrize("ids", [([3], [0]), ([-2], [0]), ([0], [4]), ([0], [-2]), ([0, 99], [0, 0]), ([-9], [-9])])
 def test_ids_that_are_not_in_the_table_raise(ids):
     table = SideEmbedding(3, 4, 5, camera=True, view=True, scale=1.0)
     with pytest.raises(IndexError):
-        table(side(*ids))
+        table(side_info(*ids))
 
 
 def test_the_table_starts_small_and_cut_off():

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from loss.contrast import ImageTextContrast, ImageToText
 from loss.identity import IdentityLoss
+from loss.memory import Memory
 from loss.precision import in_fp32
 from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from loss.triplet import BatchHardTriplet
@@ -147,6 +148,15 @@ def test_weigh_refuses_a_term_without_weight_and_no_term_at_all():
 # ---------------------------------------------------------------------------------------------------- all of them alike
 
 PIDS = torch.tensor([0, 0, 0, 1, 1, 2])
+
+
+def memory() -> Memory:
+    """A prototype of each identity."""
+    made = Memory(4)
+    made.fill(draw(6, 4, seed=5).float(), PIDS)
+    return made
+
+
 # name -> (loss, shapes of the arguments that are differentiated, whether identities follow)
 LOSSES = {
     "triplet": (BatchHardTriplet(3.0), [(6, 4)], True),
@@ -154,6 +164,7 @@ LOSSES = {
     "image-text contrast": (ImageTextContrast(), [(6, 4), (6, 4)], True),
     "image to text": (ImageToText(), [(6, 4), (3, 4)], True),
     "identity": (IdentityLoss(), [(6, 3)], True),
+    "prototypes": (memory(), [(6, 4)], True),
     "NT-Xent": (NTXent(), [(6, 4), (6, 4)], False),
     "NT-Xent with identities": (NTXent(), [(6, 4), (6, 4)], True),
     "several positives": (SupCon(), [(6, 4), (6, 4)], True),

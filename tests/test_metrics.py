@@ -44,6 +44,24 @@ def test_by_hand_where_precision_and_penalty_differ():
     assert ranking.cmc.tolist() == [1, 1, 1]
 
 
+def test_a_cmc_of_unique_identities_by_hand():
+    """
+    Query 1 sees 2, 2, 3, 2, 1, 1: two other identities come first, so it is found from rank 3 on.
+    Query 4, which ignores the two nearest of 2, sees 3, 2, 1, 1, then 4: from rank 4 on.
+    Query 9 has no match and does not count. With fewer than twenty identities the CMC has twenty ranks all the same.
+    Average precision counts images: (1/5 + 2/6) / 2 and 1/5; so does the inverse penalty: 2/6 and 1/5.
+    """
+    query, gallery = labels((1, 0), (4, 0), (9, 0)), labels((2, 1), (2, 2), (3, 1), (2, 3), (1, 1), (1, 2), (4, 1))
+    ignored = torch.zeros(3, 7, dtype=torch.bool)
+    ignored[0, 6] = ignored[1, 0] = ignored[1, 1] = True
+    distances = torch.tensor([[1, 1, 2, 2, 3, 4, 0], [0, 0, 1, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]], dtype=torch.float32)
+    ranking = rank(distances, query, gallery, ignored=lambda *_: ignored, unique_identities=True, top=20)
+    assert ranking.cmc.tolist() == [0, 0, 1 / 2, *[1] * 17]
+    assert ranking.mAP == pytest.approx(((1 / 5 + 2 / 6) / 2 + 1 / 5) / 2, abs=1e-12)
+    assert ranking.mINP == pytest.approx((2 / 6 + 1 / 5) / 2, abs=1e-12)
+    assert (ranking.num_valid, ranking.num_queries) == (2, 3)
+
+
 def test_the_same_identity_in_the_same_camera_is_ignored_and_nothing_else():
     query, gallery = labels((1, 0), (2, 1)), labels((1, 0), (1, 1), (2, 0), (2, 1), (0, 0))
     ignored = [[True, False, False, False, False], [False, False, False, True, False]]

@@ -61,7 +61,7 @@ def seen(samples) -> list[tuple[str, int, int, int]]:
 def labels(benchmark: Benchmark) -> list[list[tuple[int, int, int]]]:
     """Everything but names, in order."""
     (trial,) = benchmark.trials
-    return [[tuple(sample[1:]) for sample in samples] for samples in (benchmark.train, *trial)]
+    return [[tuple(sample[1:4]) for sample in samples] for samples in (benchmark.train, *trial)]
 
 
 def refuses(root: Path, *words: str, **options) -> str:

@@ -299,7 +299,7 @@ def test_a_tag_says_its_activation(monkeypatch, tmp_path, tag, known):
         tag["quick_gelu"] = True
     asked = []
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: asked.append(names) or str(path))
-    monkeypatch.setattr(pretrained, "_answers", lambda *_: pytest.fail("asked the network for what is here"))
+    monkeypatch.setattr(pretrained, "answers", lambda *_: pytest.fail("asked the network for what is here"))
     clip, activation = load_clip(SMALL, "toy")
     assert activation == ("quick_gelu" if known else "gelu")
     assert asked == [("somebody/small", "open_clip_model.safetensors")]
@@ -308,7 +308,7 @@ def test_a_tag_says_its_activation(monkeypatch, tmp_path, tag, known):
 
 @pytest.mark.usefixtures("nothing_cached")
 def test_a_tag_in_openais_own_cache(tmp_path, monkeypatch, tag):
-    monkeypatch.setattr(pretrained, "_answers", lambda *_: pytest.fail("asked the network for what is here"))
+    monkeypatch.setattr(pretrained, "answers", lambda *_: pytest.fail("asked the network for what is here"))
     cache = tmp_path / ".cache" / "clip"
     cache.mkdir(parents=True)
     tag["quick_gelu"] = True
@@ -323,7 +323,7 @@ def test_a_tag_in_openais_own_cache(tmp_path, monkeypatch, tag):
 @pytest.mark.usefixtures("nothing_cached")
 def test_a_tag_is_downloaded_where_the_network_answers(monkeypatch, tmp_path, tag):
     path = write(tmp_path / "weights", weights(), "safetensors")
-    monkeypatch.setattr(pretrained, "_answers", lambda *_: True)
+    monkeypatch.setattr(pretrained, "answers", lambda *_: True)
     monkeypatch.setattr(hub, "download_pretrained", lambda entry: str(path) if entry is tag else None)
     assert load_clip(SMALL, "toy")[1] == "gelu"
 
@@ -341,7 +341,7 @@ def test_any_answer_of_a_server_is_an_answer(monkeypatch):
         raise urllib.error.HTTPError(request.full_url, 403, "no", {}, io.BytesIO())
 
     monkeypatch.setattr(urllib.request, "urlopen", refuses)
-    assert pretrained._answers("https://example.org/x")
+    assert pretrained.answers("https://example.org/x")
 
 
 # ----------------------------------------------------------------------------------------------------------- offline
@@ -371,7 +371,7 @@ def test_offline_one_message_says_what_to_fetch_and_where_to_put_it(monkeypatch,
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_address_that_is_none_is_no_answer():
-    assert not pretrained._answers("hf-mirror.example/x")
+    assert not pretrained.answers("hf-mirror.example/x")
 
 
 @pytest.mark.usefixtures("nothing_cached")

@@ -312,7 +312,7 @@ def test_any_bytes_as_a_table_are_read_or_refused_with_the_name_of_the_file(imag
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 
-def expected_ranking(distances, query_pids, gallery_pids, dropped, top):
+def expected_ranking(distances, query_pids, gallery_pids, dropped, top, unique=False):
     """(mAP, mINP, CMC, valid queries) by loops; None without a valid query."""
     precisions, inverses, curve = [], [], [0] * top
     for q, pid in enumerate(query_pids):
@@ -323,7 +323,8 @@ def expected_ranking(distances, query_pids, gallery_pids, dropped, top):
             continue
         precisions.append(sum(found / place for found, place in enumerate(ranks, 1)) / len(ranks))
         inverses.append(len(ranks) / ranks[-1])
-        for k in range(ranks[0] - 1, top):
+        others = {gallery_pids[g] for g in left[: ranks[0] - 1]}  # all of other identities
+        for k in range(len(others) if unique else ranks[0] - 1, top):
             curve[k] += 1
     valid = len(precisions)
     return (sum(precisions) / valid, sum(inverses) / valid, [hits / valid for hits in curve], valid) if valid else None
@@ -355,9 +356,10 @@ def problems(draw, ties: bool = True):
     return [flat[row] for row in by_row], query, gallery, [drawn[row] for row in by_row]
 
 
-def found_ranking(distances, query, gallery, dropped, top):
+def found_ranking(distances, query, gallery, dropped, top, unique=False):
+    rules = {"ignored": rule(dropped), "unique_identities": unique, "top": top}
     try:
-        ranking = rank(torch.tensor(distances), labelled(query), labelled(gallery), ignored=rule(dropped), top=top)
+        ranking = rank(torch.tensor(distances), labelled(query), labelled(gallery), **rules)
     except DataError as error:
         assert "valid match" in str(error)
         return None
@@ -374,12 +376,12 @@ def assert_close(found, expected) -> None:
 
 
 @bounded(150)
-@given(problems(), st.integers(1, 12), st.sampled_from([1, 7, 2**24]))
-def test_ranking_is_that_of_plain_loops(problem, top, pairs):
+@given(problems(), st.integers(1, 12), st.sampled_from([1, 7, 2**24]), st.booleans())
+def test_ranking_is_that_of_plain_loops(problem, top, pairs, unique):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "PAIRS_AT_ONCE", pairs)
-        found = found_ranking(*problem, top)
-    assert_close(found, expected_ranking(*problem, top))
+        found = found_ranking(*problem, top, unique)
+    assert_close(found, expected_ranking(*problem, top, unique))
 
 
 GRID = st.lists(st.integers(-8, 8), min_size=2, max_size=2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import reranking
+from utils import k_reciprocal
 from utils.errors import DataError
 from utils.query_expansion import expand_queries
 
@@ -54,7 +54,7 @@ def test_by_hand():
 def test_chunks_change_nothing(pairs, monkeypatch):
     query, gallery = crowd()
     whole = expand_queries(query, gallery, 4, 3.0)
-    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", pairs)
     assert torch.allclose(expand_queries(query, gallery, 4, 3.0), whole, rtol=0, atol=1e-12)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests import reference as ref
-from utils import reranking
+from utils import k_reciprocal
 from utils.errors import DataError
 from utils.reranking import rerank
 
@@ -146,7 +146,7 @@ def test_any_chunks_give_the_same(pairs: int, monkeypatch: pytest.MonkeyPatch):
     """Chunks of one image, of some that divide neither queries nor images, and across the border between them."""
     query, gallery = split(clustered())
     whole = rerank(query, gallery, 8, 3, 0.3)
-    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", pairs)
     torch.testing.assert_close(rerank(query, gallery, 8, 3, 0.3), whole, rtol=0, atol=2e-7)
 
 
@@ -161,7 +161,7 @@ def test_chunks_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
             sizes.extend(t.numel() for t in (found if isinstance(found, tuple) else (found,)) if isinstance(t, Tensor))
             return found
 
-    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", 4000)
+    monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", 4000)
     with Watch():
         rerank(query, gallery, 8, 3, 0.3)
     assert max(sizes) < 400 * 400 / 8

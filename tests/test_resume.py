@@ -150,6 +150,12 @@ def assert_same(folder: Path, straight: Path) -> None:
     assert_same_weights(folder, straight)
     assert figures(folder) == figures(straight)
     assert metrics(folder) == metrics(straight)
+    assert cards(folder) == cards(straight)
+
+
+def cards(folder: Path) -> dict[str, str]:
+    """Model cards by their files' names."""
+    return {path.name: path.read_text() for path in (folder / "run").glob("*.md")}
 
 
 def everything(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -211,6 +217,25 @@ def test_a_run_that_is_interrupted_again_and_again_ends_the_same(straight, data,
     assert len(resumed) == len(expected) > 1
     assert all(line.endswith(message) for line, message in zip(resumed, expected, strict=True))
     assert_same(tmp_path, straight)
+
+
+def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, data, tmp_path, monkeypatch):
+    card, real = LAST.replace(".pth", ".md"), folder_module.replace_text
+
+    def full(path, text):
+        if path.name == card:
+            raise OSError(28, "No space left on device")
+        real(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "replace_text", full)
+        with pytest.raises(UserError, match=rf"{card}: cannot be written \(No space"):
+            train(tmp_path, data)
+    assert not cards(tmp_path) and evaluated(tmp_path) == ["start"]
+    assert train(tmp_path, data) == 0
+    assert cards(tmp_path) == cards(straight) != {} and evaluated(tmp_path) == ["start", "end"]
+    (tmp_path / "run" / card).unlink()  # as after earlier versions
+    assert train(tmp_path, data) == 0 and not cards(tmp_path)
 
 
 def test_a_stage_may_occur_twice(data, tmp_path):

@@ -6,7 +6,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.sampler import IdentitySampler
+from datasets.sampler import ClusterSampler, IdentitySampler
 
 
 @st.composite
@@ -86,3 +86,82 @@ def test_an_identity_s_images_meet_in_every_constellation():
         partners.update(group - {0})
     assert set(partners) == {1, 2, 3}
     assert min(partners.values()) >= 8
+
+
+# ------------------------------------------------------------------------------------------ clusters of two modalities
+
+counts = st.lists(st.integers(1, 12), max_size=7)
+
+
+@bounded
+@given(
+    sizes=st.tuples(counts, counts),
+    outliers=st.integers(0, 3),
+    clusters=st.integers(1, 5),
+    instances=st.integers(1, 5),
+    world_size=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_batches_of_clusters_of_two_modalities(sizes, outliers, clusters, instances, world_size, seed, data):
+    images = [(label, modality) for modality in (0, 1) for label, n in enumerate(sizes[modality]) for _ in range(n)]
+    images = data.draw(st.permutations(images + [(-1, 0), (-1, 1)] * outliers))
+    labels, modalities = ([image[part] for image in images] for part in (0, 1))
+
+    def sampler(**how) -> ClusterSampler:
+        made = ClusterSampler(labels, modalities, clusters, instances, seed=seed, **how)
+        made.set_epoch(3)
+        return made
+
+    whole = sampler()
+    batches = list(whole)
+    largest = max(map(sum, sizes))
+    assert len(whole) == len(batches) == (largest // (clusters * instances) + 1 if largest else 0)
+    for batch in batches:
+        expected = [min(clusters, len(sizes[modality])) for modality in (0, 1)]
+        assert [modalities[row] for row in batch] == sorted(modalities[row] for row in batch)
+        for modality, number in enumerate(expected):
+            half = [row for row in batch if modalities[row] == modality]
+            groups = [half[start : start + instances] for start in range(0, len(half), instances)]
+            owners = [{labels[row] for row in group} for group in groups]
+            assert len(groups) == number == len(set().union(*owners)) and all(
+                len(group) == instances for group in groups
+            )
+            for group, (owner,) in zip(groups, owners, strict=True):
+                assert owner >= 0
+                if sizes[modality][owner] >= instances:
+                    assert len(set(group)) == instances
+    whole.set_epoch(3, 1)
+    assert list(whole) == batches[1:]
+    whole.set_epoch(4)
+    whole.set_epoch(3)
+    assert list(whole) == batches
+
+    parts = [sampler(rank=rank, world_size=world_size) for rank in range(world_size)]
+    for *pieces, batch in zip(*parts, batches, strict=True):
+        assert len({tuple(modalities[row] for row in piece) for piece in pieces}) == 1
+        for modality in (0, 1):
+            shared = [row for piece in pieces for row in piece if modalities[row] == modality]
+            number = min(clusters, len(sizes[modality])) // world_size * world_size
+            assert len({labels[row] for row in shared}) == number and len(shared) == number * instances
+            if number == min(clusters, len(sizes[modality])):
+                assert Counter(shared) == Counter(row for row in batch if modalities[row] == modality)
+
+
+def test_clusters_are_drawn_uniformly_and_modalities_independently():
+    """Four clusters of each, one in a batch: each of the 16 combinations in a sixteenth of 1600 batches or so."""
+    labels, modalities = [0, 1, 2, 3] * 2, [0] * 4 + [1] * 4
+    sampler = ClusterSampler(labels, modalities, 1, 1, seed=0)
+    pairs = Counter()
+    for epoch in range(320):
+        sampler.set_epoch(epoch)
+        assert len(sampler) == 5
+        pairs.update(map(tuple, sampler))
+    deviation = (1600 / 16 * 15 / 16) ** 0.5
+    assert len(pairs) == 16 and all(abs(count - 100) < 5 * deviation for count in pairs.values())
+
+
+def test_as_many_batches_as_the_published_program_has():
+    """SYSU-MM01: 22,258 visible and 11,909 infrared images, 4 clusters x 16 images of each."""
+    labels = [row % 395 for row in range(22258)] + [row % 390 for row in range(11909)]
+    assert len(ClusterSampler(labels, [0] * 22258 + [1] * 11909, 4, 16, seed=1)) == 348

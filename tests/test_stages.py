@@ -4,11 +4,12 @@ The losses themselves are compared with the reference in test_equality.py, whole
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from builders import IMAGE, benchmark, image_batch, small_model, stage_run
+from builders import IMAGE, benchmark, image_batch, side_info, small_model, stage_run
 from torch import nn
 from torch.nn import functional as F
 
@@ -440,7 +441,7 @@ def loader(samples, lengths=lambda number: 1.0):
     for start in range(0, len(rows), 2):
         images = torch.tensor(rows[start : start + 2])
         ids = images[:, :3].long()
-        yield Batch(images, ids[:, 0], SideInfo(ids[:, 2], torch.zeros(len(ids), dtype=torch.long)), ids[:, 1])
+        yield Batch(images, ids[:, 0], side_info(ids[:, 2]), ids[:, 1])
 
 
 def test_the_worst_model_finds_everything_last():
@@ -479,7 +480,7 @@ def test_the_neck_is_the_models_business():
 def test_flip_is_the_mean_with_the_mirror_image_before_normalisation(neck):
     """Image by image, mirrored pixel by pixel; lengths differ, so that normalising first would give something else."""
     model, images = small_model(cams=2).eval(), torch.randn(3, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
-    side = SideInfo(torch.tensor([0, 1, -1]), torch.zeros(3, dtype=torch.long))
+    side = side_info([0, 1, -1])
     batches = [Batch(images, torch.zeros(3), side, torch.arange(3))]
     found = embed_all(model, batches, device=CPU, neck=neck, flip=True)
     for number in range(3):
@@ -524,6 +525,40 @@ def test_the_benchmarks_own_rule_is_followed():
 
     with pytest.raises(DataError, match="none of 3 queries has a valid match"):
         evaluate(Toy(torch.eye(3)), benchmark(ignored=everything), loader, device=CPU)
+
+
+@pytest.mark.parametrize("how", ["same", "mean", "none"])
+def test_the_modality_of_images_reaches_a_tower_whatever_its_side_information(how):
+    class TwoStems(Toy):
+        image = None  # no table
+
+        def embed(self, images, side=None, *, neck=False):
+            self.seen += side.modalities.tolist()
+            return self.directions[images[:, 0].long()]
+
+    def infrared_queries(samples):
+        for batch in loader(samples):
+            yield batch._replace(side=batch.side._replace(modalities=(batch.side.camids == 0).long()))
+
+    toy, model = benchmark(pids=3, cams=3), TwoStems(torch.eye(3))
+    evaluate(model, toy, infrared_queries, device=CPU, side=how)
+    assert model.seen == [1] * 3 + [0] * 6
+
+
+def test_a_benchmark_says_what_ranks_count_and_which_are_reported():
+    """Identity 0 looks like 1, of which there are two images: rank 3 of images, 2 of identities."""
+    toy = benchmark(pids=2, cams=3, trials=(benchmark(pids=2, cams=3).trials[0]._replace(query=(Sample("q", 0, 0),)),))
+
+    class Confused(Toy):
+        def embed(self, images, side=None, *, neck=False):
+            return self.directions[torch.where(side.camids == 0, 1, images[:, 0].long())]
+
+    plain = evaluate(Confused(torch.eye(2)), toy, loader, device=CPU)
+    assert list(plain.mean) == ["mAP", "mINP", "rank1", "rank5", "rank10"]
+    toy = replace(toy, unique_identities=True, ranks=(1, 2, 20))
+    found = evaluate(Confused(torch.eye(2)), toy, loader, device=CPU)
+    assert plain.trials[0].cmc.tolist()[:3] == [0, 0, 1] and found.trials[0].cmc.tolist()[:3] == [0, 1, 1]
+    assert found.mean == {"mAP": plain.mean["mAP"], "mINP": plain.mean["mINP"], "rank1": 0, "rank2": 1, "rank20": 1}
 
 
 def test_features_that_are_not_finite_are_refused():

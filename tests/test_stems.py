@@ -66,7 +66,7 @@ def test_pooling_by_the_generalised_mean_against_plain_loops():
             assert feature == pytest.approx(expected, rel=1e-5)
     mean = tower()(images)
     torch.testing.assert_close((found.penultimate, found.projected), (mean.penultimate, mean.projected))
-    with pytest.raises(WeightsError, match="MODEL.POOLING"):
+    with pytest.raises(WeightsError, match=r"MODEL\.POOLING"):
         tower(pooling="token")
 
 
@@ -89,7 +89,10 @@ def test_prompts_of_two_templates():
         with torch.no_grad():
             one.context.copy_(prompts.context[pid : pid + 1])
         assert one.end == prompts.end and torch.equal(row, one(torch.tensor([0]))[0])
-    assert [part.tolist() for part in prompts.parts(torch.tensor([1, 2, 4]))] == [[True, False, False], [False, True, True]]
+    assert [part.tolist() for part in prompts.parts(torch.tensor([1, 2, 4]))] == [
+        [True, False, False],
+        [False, True, True],
+    ]
 
 
 def test_prompts_that_begin_anew_with_other_numbers():
@@ -106,4 +109,6 @@ def test_prompts_that_begin_anew_with_other_numbers():
 
 def test_templates_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="equally long"):
-        PromptLearner([1, 1], ("A photo of a {} person.", TEMPLATES[0]), small_clip().token_embedding, open_clip.tokenize)
+        PromptLearner(
+            [1, 1], ("A photo of a {} person.", TEMPLATES[0]), small_clip().token_embedding, open_clip.tokenize
+        )

@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from builders import benchmark
+from builders import benchmark, side_info
 from safetensors.torch import save_file
 
 import test_svllreid
@@ -17,7 +17,6 @@ from model.heads import SideEmbedding
 from model.timm_tower import fill, make_timm, pixels, read_facts
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError
-from utils.records import SideInfo
 
 BASELINE = "configs/demo/vit_base.yml"
 # timm's names of small members of each kind, and the image size of the comparison.
@@ -89,7 +88,7 @@ def test_poolings_and_projection():
 
 
 def test_side_information_is_added_to_the_class_token_or_to_all():
-    side = SideInfo(torch.tensor([0, 2]), torch.tensor([-1, -1]))
+    side = side_info([0, 2], [-1, -1])
     images = torch.randn(2, 3, 160, 160)
     for on_all in (False, True):
         table = SideEmbedding(3, 1, 64, camera=True, view=False, scale=2.0)
@@ -165,13 +164,15 @@ def test_what_does_not_go_together_is_named(words, says):
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "kind"])
 def test_a_file_that_does_not_fit_names_the_tensor(tmp_path, fault):
     state = own_net("test_vit", (160, 160)).state_dict()
     if fault == "missing":
         del state["blocks.1.mlp.fc1.bias"]
     elif fault == "unexpected":
         state["blocks.1.mlp.fc1.bias2"] = torch.zeros(1)
+    elif fault == "kind":  # quantised, for example
+        state["blocks.1.mlp.fc1.bias"] = state["blocks.1.mlp.fc1.bias"].to(torch.int8)
     else:
         state["blocks.1.mlp.fc1.bias"] = torch.zeros(7)
     save_file(state, tmp_path / "net.safetensors")
@@ -207,7 +208,7 @@ def test_a_tag_comes_from_the_hub_or_says_where_it_is(tmp_path, monkeypatch):
     assert asked == [{"hf_hub": "timm/test_vit.r160_in1k/model.safetensors"}] and "apache-2.0" in line
     assert torch.equal(tower.net.pos_embed, state["pos_embed"])
     monkeypatch.setattr(pretrained, "cached", lambda entry: None)
-    monkeypatch.setattr(pretrained, "_answers", lambda address: False)
+    monkeypatch.setattr(pretrained, "answers", lambda address: False)
     with pytest.raises(WeightsError, match=r"timm/test_vit\.r160_in1k/resolve/main/model\.safetensors"):
         fill(tower, "test_vit", "r160_in1k")
 
@@ -250,9 +251,17 @@ def test_prompts_of_a_clip_guide_another_tower(tmp_path):
     foreign = [*TIMM, "MODEL.I2T_LOSS_WEIGHT", "1.0", "MODEL.INIT_FROM", str(prompts), "PROCESSOR.STAGES", "('image',)"]
     with pytest.raises(WeightsError, match=f"MODEL.EMBED_DIM.*expected {width}"):
         train_svllreid.main(words(tmp_path, "wrong", *foreign, "MODEL.EMBED_DIM", "7"))
-    train_svllreid.main(words(tmp_path, "run", *foreign, "MODEL.EMBED_DIM", str(width)))
+    foreign += ["MODEL.EMBED_DIM", str(width), "MODEL.INIT_CLASSIFIER", "means"]
+    for untrained in ("False", "True"):  # new prompts need words that are not in the file
+        others = ["DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "9", "PROCESSOR.UNTRAINED_PROMPTS", untrained]
+        with pytest.raises(WeightsError, match=r"prompts for these 9 identities.*MODEL\.NAME ViT-Tiny-8"):
+            train_svllreid.main(words(tmp_path, "wrong", *foreign, *others))
+    train_svllreid.main(words(tmp_path, "run", *foreign))
     (path,) = (tmp_path / "run").glob("*_1.pth")
     start, end = (read_checkpoint(file)["model"] for file in (prompts, path))
+    assert (end["heads.0.classifier.weight"].norm(dim=1) > 0.5).all()  # class means; a random start is near 0
+    with pytest.raises(WeightsError, match=f"MODEL.EMBED_DIM.*expected {width}"):
+        train_svllreid.main(words(tmp_path, "wrong", *TIMM, "MODEL.INIT_FROM", str(path), "MODEL.EMBED_DIM", "8"))
     assert all(torch.equal(start[key], end[key]) for key in start if key.startswith(("text.", "prompts.")))
     model = load_model(path)
     assert model.text is not None and model.image.projection is not None

@@ -5,7 +5,7 @@ import copy
 import open_clip
 import pytest
 import torch
-from builders import IMAGE, PATCH, small_clip, small_model, small_resnet, small_resnet_model
+from builders import IMAGE, PATCH, side_info, small_clip, small_model, small_resnet, small_resnet_model
 
 from model.clip import ResNetTower, ViTTower, resize_positions
 from model.heads import SideEmbedding
@@ -34,9 +34,9 @@ def test_an_exported_tower_takes_any_number_of_images(kind):
 
     def side(count: int) -> SideInfo | None:
         camids = torch.arange(count) % 4 - 1  # -1: unknown
-        return SideInfo(camids, torch.zeros(count, dtype=torch.long)) if model.image.side is not None else None
+        return side_info(camids) if model.image.side is not None else None
 
-    shapes = (batch, SideInfo(batch, batch) if model.image.side is not None else None)
+    shapes = (batch, SideInfo(batch, batch, batch) if model.image.side is not None else None)
     program = torch.export.export(image, (random_images(3), side(3)), dynamic_shapes=shapes).module()
     for count in (1, 5):
         exported, expected = (each(random_images(count), side(count)) for each in (program, image))
@@ -92,13 +92,9 @@ def test_images_of_another_size_than_the_towers():
 # ---------------------------------------------------------------------------------------------------- side information
 
 
-def known(camids: list[int]) -> SideInfo:
-    return SideInfo(torch.tensor(camids), torch.zeros(len(camids), dtype=torch.long))
-
-
 @torch.no_grad()
 def test_side_information_counts_in_what_retrieval_compares():
-    model, side = small_model(cams=2).eval(), known([0, 1, 1])
+    model, side = small_model(cams=2).eval(), side_info([0, 1, 1])
     features = model.encode_image(random_images(), side)
     embedded = model.embed(random_images(), side)
     torch.testing.assert_close(embedded, torch.cat([features.last, features.projected], dim=1))
@@ -112,7 +108,7 @@ def test_without_side_information_given_or_without_a_table_nothing_is_added():
     side = SideEmbedding(3, 1, 32, camera=True, view=False, scale=3.0)
     torch.nn.init.normal_(side.table)
     assert torch.equal(tower(clip, side=side)(random_images()).last, plain)
-    assert torch.equal(tower(clip)(random_images(), known([0, 1, 2])).last, plain)
+    assert torch.equal(tower(clip)(random_images(), side_info([0, 1, 2])).last, plain)
 
 
 # -------------------------------------------------------------------------------------------------------------- ResNet
@@ -124,7 +120,7 @@ def test_the_resnets_last_stage_keeps_its_size(size, grid):
     image = ResNetTower(small_resnet().visual, size).eval()
     maps = []
     image.visual.layer4.register_forward_hook(lambda module, inputs, output: maps.append(output.shape[2:]))
-    features = image(random_images(size=size), SideInfo(torch.zeros(3), torch.zeros(3)))  # which it has no place for
+    features = image(random_images(size=size), side_info(torch.zeros(3)))  # which it has no place for
     assert maps == [grid] and image.grid == image.grid_for(size, (12, 12)) == grid
     assert image.dims == tuple(feature.shape[1] for feature in features) == (128, 256, 24) and has_batch_norm(image)
 

@@ -327,6 +327,11 @@ def test_several_trials_are_shown_with_their_spread(cfg, parts):
     assert entry["trials"] == 2 and entry["std"]["mAP"] == evaluation.std["mAP"] > 0
     shown = f"{100 * evaluation.mean['mAP']:.1f} ± {100 * evaluation.std['mAP']:.1f}"
     assert shown in table([entry]) and "±" not in table([{**entry, "std": None}])
+    # A further rank is a column where an entry has it, and an empty cell elsewhere.
+    further = entry_of(cfg, model, twice, evaluation._replace(ranks=(1, 20)))
+    assert further["rank20"] == further["std"]["rank20"] + 1 == 1.0 and "rank-20" not in table([entry])
+    header, _, first, second = table([entry, further]).splitlines()
+    assert "rank-20" in header and "100.0 ± 0.0" in second and first.count("±") == second.count("±") + 1
 
 
 def test_projection_heads_start_as_published(parts):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from configs.defaults import KEYS
-from utils.command import Pairs, check_there, new_parser
+from utils.command import Pairs, check_weight, new_parser
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def parse(
     Pairs([], "overrides")(parser, arguments, given[first:])
     if example and not arguments.images:
         raise UserError(f"{words[0]}: which images? e.g. {example}")
-    check_there(arguments.weight, "--weight")
+    check_weight(arguments.weight, "--weight")
     return arguments
 
 

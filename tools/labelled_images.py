@@ -10,7 +10,6 @@ import torch
 from configs import load
 from datasets.several import names_of
 from datasets.unsplit import unsplit
-from model.weights import read_weights
 from processor.inference import Embedder
 from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
 from tools.demo.render import render_missing
@@ -32,7 +31,8 @@ def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[
     if arguments.images:
         benchmark = unsplit(expanded(arguments.images[0]), protocol=requested.get("TEST.PROTOCOL"))
         return benchmark, {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}, []
-    weights = read_weights(arguments.weight)
+    assert embedder.origin is not None
+    weights = embedder.origin.weights
     # Single images have no camera, whatever the data set knows of them.
     words = [*arguments.overrides, *(("TEST.SIE", "mean") if embedder.side else ())]
     cfg = load(arguments.config_file, words) if arguments.config_file else settings_of(weights, words)

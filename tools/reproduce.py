@@ -98,6 +98,7 @@ from configs import ConfigError, differences, from_dict, load
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
+from utils import report
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
 from utils.records import Refinement, Reranking
@@ -370,7 +371,7 @@ def listing(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: Tol
 
 def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: Tolerance) -> str:
     """The table of docs/results.md."""
-    lines = ["| data set | method | published | ours | command |", "| --- | --- | --- | --- | --- |"]
+    rows = [["data set", "method", "published", "ours", "command"]]
     for row in shown:
         published, remarks = row.published or {}, ["unverified"] * row.unverified
         if published and "mAP" not in published:
@@ -382,8 +383,8 @@ def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: To
             ours(row, outcomes[row.name], plan, tolerance),
             ", then ".join(f"`{spelled(command)}`" for command in plan.commands(row)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return report.markdown(rows)
 
 
 def spelled(command: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from yacs.config import CfgNode
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
-from utils.command import answer_early, check_there, parse, run_script
+from utils.command import answer_early, check_weight, parse, run_script
 
 OPTIONS = {
     "--corruptions": {"type": int, "default": 0, "metavar": "RUNS", "help": "corruptions in place of the changes"}
@@ -39,7 +39,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Names
     if arguments.corruptions < 0:
         raise ConfigError(f"--corruptions: invalid value {arguments.corruptions}, expected a number of runs from 1 on")
     cfg = load_for_test(arguments.config_file, arguments.overrides)
-    check_there(cfg.TEST.WEIGHT, "TEST.WEIGHT")
+    check_weight(cfg.TEST.WEIGHT, "TEST.WEIGHT")
     return arguments, cfg, arguments.corruptions
 
 

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.pairs:
         pairs += read_pairs(expanded(arguments.pairs))
     embedder = open_embedder(arguments)
-    path = expanded(arguments.calibration or beside(Path(arguments.weight)))
+    path = expanded(arguments.calibration or beside(arguments.weight))
     calibration = threshold = None
     if path.exists():
         calibration = read_calibration(path, embedder.digest)

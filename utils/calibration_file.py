@@ -9,6 +9,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from utils.errors import DataError, UserError
 from utils.files import replace_text
+from utils.release_folder import CALIBRATION, is_release, locate
 from utils.schema import Count, Fraction, Optional, Rule, fault, number
 from utils.verification import LEVEL, REPLICATES, Estimate, Point, Verification
 
@@ -53,9 +54,10 @@ class Calibration(TypedDict):
     notes: NotRequired[list[str]]
 
 
-def beside(weight: Path) -> Path:
-    """Where the calibration of a checkpoint is."""
-    return weight.with_suffix(".calibration.json")
+def beside(weight: str | Path) -> Path:
+    """Where the calibration of a checkpoint is: beside it or, of a released network, in its folder."""
+    path = locate(weight)
+    return path / CALIBRATION if is_release(path) else path.with_suffix(".calibration.json")
 
 
 def write_calibration(path: Path, found: Verification, facts: Mapping[str, Any]) -> None:

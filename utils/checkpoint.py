@@ -89,7 +89,7 @@ def read_tensors(path: str | Path) -> dict:
     """
     path = weights_file(path)
     try:
-        if _is_safetensors(path):
+        if is_safetensors(path):
             return load_file(path)
         if _is_archive(path):
             check_archive(path)
@@ -125,7 +125,7 @@ def weights_file(path: str | Path) -> Path:
     return path
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file begins with the length of a JSON header and the header."""
     with open(path, "rb") as file:
         start = file.read(9)
@@ -252,7 +252,7 @@ class _TorchScript(pickle.Unpickler):
 def load_strictly(
     module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str, shown: Callable[[str], str] = str
 ) -> None:
-    """Copy `state` into `module`, which must have exactly these tensors in exactly these shapes.
+    """Copy `state` into `module`, which must have exactly these tensors in exactly these shapes, and kinds of numbers.
 
     Args:
         shown: what a tensor is called in the file.
@@ -271,8 +271,12 @@ def load_strictly(
         for name in wanted.keys() & state.keys()
         if state[name].shape != wanted[name].shape
     ]
-    if shapes:
-        faults.append("; ".join(sorted(shapes)[:3]))
+    kinds = [
+        f"{shown(name)} is of {state[name].dtype}, not {wanted[name].dtype}"
+        for name in wanted.keys() & state.keys()
+        if state[name].is_floating_point() != wanted[name].is_floating_point()
+    ]
+    faults += ["; ".join(sorted(unlike)[:3]) for unlike in (shapes, kinds) if unlike]
     if faults:
         raise WeightsError(f"{source}: the tensors do not fit the network: {'; '.join(faults)}; {hint}")
     module.load_state_dict(state)

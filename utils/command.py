@@ -15,6 +15,7 @@ from typing import Any
 
 from configs.help import help_keys, resolved
 from utils.errors import UserError, one_line
+from utils.hub import on_hub, repository_of
 from utils.logs import drop, screen, tell
 from utils.paths import expanded
 from utils.processes import ProcessFailed, lost_process, reported_elsewhere
@@ -155,6 +156,14 @@ def check_there(path: str, what: str, advice: str = "") -> None:
     """Raise UserError if `path` does not exist; `advice` ends the message."""
     if not os.path.exists(expanded(path, what)):
         raise UserError(f"{what} {path}: there is no such file or folder{advice}")
+
+
+def check_weight(weight: str, what: str) -> None:
+    """The same for weights, which may also be on the Hub: then only the name is looked at."""
+    if on_hub(weight):
+        repository_of(weight)
+    else:
+        check_there(weight, what)
 
 
 def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:

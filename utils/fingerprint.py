@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 def data_fingerprint(benchmark: Benchmark) -> dict[str, str | list[str] | None]:
     """Sixteen hexadecimal digits for the training images (`train`), and sixteen for all queries and galleries (`test`).
 
-    Over every image's split, file name, size in bytes, identity, camera and viewpoint. File names without folders: the
-    same data set elsewhere has the same fingerprint. None for training images that were not read. Several data sets
-    have `parts`, too: what `test` would be of each of them alone.
+    Over every image's split, file name, size in bytes, identity, camera, viewpoint and modality. File names without
+    folders: the same data set elsewhere has the same fingerprint. None for training images that were not read. Several
+    data sets have `parts`, too: what `test` would be of each of them alone.
 
     Raises:
         DataError: an image that is not there.
@@ -48,7 +48,8 @@ def _digest_trials(trials: tuple[Trial, ...]) -> str:
 def _digest(splits: list[tuple[str, tuple[Sample, ...]]]) -> str:
     digest = hashlib.sha256()
     for split, samples in splits:
-        for path, *labels in samples:
+        for path, *labels, modality in samples:
+            labels += [modality] if modality else []  # which earlier versions did not know
             digest.update(f"{split}|{os.path.basename(path)}|{_size(path)}|{labels}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 

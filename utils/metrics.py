@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def rank_features(
     gallery_labels: Labels,
     *,
     ignored: Ignored = same_camera,
+    unique_identities: bool = False,
     top: int = 50,
 ) -> Ranking:
     """Rank the gallery for every query by squared Euclidean distance; features are compared as they are.
@@ -57,13 +59,16 @@ def rank_features(
         query, gallery: [Q, D] and [G, D].
         query_labels, gallery_labels: their identities and cameras.
         ignored: which pairs leave the gallery.
+        unique_identities: the CMC counts identities: of each, the nearest image alone (SYSU-MM01: Wu et al., 2017).
+            mAP and mINP count images in any case.
         top: how many ranks the CMC has.
 
     Raises:
         DataError: features that are not finite; or no query has a match (the message says why, with examples).
     """
     check_finite(query, gallery)
-    return _rank(distances_to(query, gallery), query_labels, gallery_labels, ignored, top)
+    rules = _Rules(ignored, unique_identities, top)
+    return _rank(distances_to(query, gallery), query_labels, gallery_labels, rules)
 
 
 def distances_to(query: Tensor, gallery: Tensor) -> Callable[[slice | Tensor], Tensor]:
@@ -79,47 +84,71 @@ def distances_to(query: Tensor, gallery: Tensor) -> Callable[[slice | Tensor], T
 
 
 def rank(
-    distances: Tensor, query_labels: Labels, gallery_labels: Labels, *, ignored: Ignored = same_camera, top: int = 50
+    distances: Tensor,
+    query_labels: Labels,
+    gallery_labels: Labels,
+    *,
+    ignored: Ignored = same_camera,
+    unique_identities: bool = False,
+    top: int = 50,
 ) -> Ranking:
     """The same for distances [Q, G] of any kind, e.g. re-ranked ones."""
     if torch.isnan(distances).any():
         raise DataError("some distances are NaN")
-    return _rank(lambda rows: distances[rows], query_labels, gallery_labels, ignored, top)
+    rules = _Rules(ignored, unique_identities, top)
+    return _rank(lambda rows: distances[rows], query_labels, gallery_labels, rules)
 
 
-def _rank(
-    distances: Callable[[slice], Tensor], query_labels: Labels, gallery_labels: Labels, ignored: Ignored, top: int
-) -> Ranking:
+class _Rules(NamedTuple):
+    """What counts; see `rank_features`."""
+
+    ignored: Ignored
+    unique_identities: bool
+    top: int
+
+
+def _rank(distances: Callable[[slice], Tensor], query_labels: Labels, gallery_labels: Labels, rules: _Rules) -> Ranking:
     num_queries, num_gallery = len(query_labels.pids), len(gallery_labels.pids)
     if not num_queries or not num_gallery:
         raise DataError(f"nothing to rank: {num_queries} queries, {num_gallery} gallery images")
     size = max(1, PAIRS_AT_ONCE // num_gallery)
     chunks = [
-        _rank_chunk(distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, ignored, top)
+        _rank_chunk(distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, rules)
         for rows in (slice(start, start + size) for start in range(0, num_queries, size))
     ]
     precision, inverse, found = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     if not len(precision):
         raise DataError(_why_none(query_labels, gallery_labels))
-    return Ranking(precision.mean().item(), inverse.mean().item(), found.mean(dim=0).cpu(), len(precision), num_queries)
+    means = precision.mean().item(), inverse.mean().item(), found.mean(dim=0).cpu()
+    return Ranking(*means, len(precision), num_queries, precision.cpu(), found[:, 0].cpu())
 
 
-def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, ignored: Ignored, top: int) -> tuple[Tensor, ...]:
+def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, rules: _Rules) -> tuple[Tensor, ...]:
     """Average precision [V], inverse negative penalty [V] and CMC [V, top] of the valid queries, in float64."""
     device = distances.device
     query, gallery = (Labels(*(field.to(device) for field in labels)) for labels in (query, gallery))
-    dropped = ignored(query, gallery)
+    dropped = rules.ignored(query, gallery)
     order = order_gallery(distances, dropped)
     hits = (gallery.pids[order] == query.pids[:, None]) & ~dropped.gather(1, order)  # [Q, G], best first
-    hits = hits[hits.any(dim=1)]
+    valid = hits.any(dim=1)
+    hits = hits[valid]
     matches = hits.sum(dim=1)
     found = hits.cumsum(dim=1)
     # mINP (Ye et al., 2021, eq. 5): matches over the rank of the last of them.
     last = (found == matches[:, None]).int().argmax(dim=1) + 1
-    cmc = (found[:, :top] > 0).double()
-    if cmc.shape[1] < top:  # a gallery smaller than `top`: nothing more can be found
-        cmc = torch.cat([cmc, cmc[:, -1:].expand(-1, top - cmc.shape[1])], dim=1)
+    first = hits.int().argmax(dim=1, keepdim=True)  # [V, 1], places from 0
+    if rules.unique_identities:
+        first = (_first_of_their_identity(gallery.pids[order[valid]]).cumsum(dim=1) - 1).gather(1, first)
+    cmc = (first <= torch.arange(rules.top, device=device)).double()
     return average_precision(hits), matches / last.double(), cmc
+
+
+def _first_of_their_identity(pids: Tensor) -> Tensor:
+    """Identities in ranked order [V, G] -> bool [V, G]: whether an image is the first of its identity."""
+    ordered, places = pids.sort(dim=1, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.zeros_like(first).scatter(1, places, first)
 
 
 def order_gallery(distances: Tensor, dropped: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.errors import DataError
+from utils.k_reciprocal import chunks, nearest
 from utils.metrics import check_finite
-from utils.reranking import chunks, nearest
 
 
 @torch.no_grad()

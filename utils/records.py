@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+VISIBLE, INFRARED = 0, 1  # modalities of images
+RANKS = (1, 5, 10)  # of the CMC, as they are usually reported
+
 
 class Sample(NamedTuple):
     """One image on disk and what is known about it."""
@@ -20,6 +23,7 @@ class Sample(NamedTuple):
     pid: int  # training: 0..P-1 without gaps; query and gallery: the benchmark's own number
     camid: int  # counted from 0
     viewid: int = 0  # viewpoint of a vehicle, counted from 0
+    modality: int = VISIBLE
 
 
 class Trial(NamedTuple):
@@ -65,6 +69,9 @@ class Benchmark:
     number of its first camera, above 0 for all but the first of several data sets trained on together. `unused` names
     columns of its list and folders beside its own that are not read. `as_written` has, by an image's path, its identity
     and camera as its owner wrote them; it is empty where the numbers are the data set's own (cameras less 1).
+
+    Of visible and infrared images, `templates` has the prompts of both modalities, in their order. With
+    `unique_identities`, ranks of the CMC count identities of the gallery, not images. `ranks` are those reported.
     """
 
     name: str
@@ -79,6 +86,9 @@ class Benchmark:
     omitted: Omitted = NOTHING
     unused: tuple[str, ...] = ()
     as_written: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False, repr=False)
+    templates: tuple[str, ...] = ()
+    unique_identities: bool = False
+    ranks: tuple[int, ...] = RANKS
 
     def evaluated(self) -> tuple[Benchmark, ...]:
         """The benchmarks to evaluate: itself, or its parts."""
@@ -115,10 +125,16 @@ class Benchmark:
 
 
 class SideInfo(NamedTuple):
-    """Camera and viewpoint of images; -1 means unknown."""
+    """What is known of images besides their pixels; -1 is an unknown camera or viewpoint."""
 
     camids: Tensor  # [B] int64
     viewids: Tensor  # [B] int64
+    modalities: Tensor  # [B] int64, VISIBLE or INFRARED
+
+    @staticmethod
+    def unknown(modalities: Tensor) -> SideInfo:
+        """Of images of these modalities, without camera and viewpoint."""
+        return SideInfo(torch.full_like(modalities, -1), torch.full_like(modalities, -1), modalities)
 
 
 class Batch(NamedTuple):
@@ -217,6 +233,8 @@ class Ranking(NamedTuple):
     cmc: Tensor  # [K] float64; cmc[0] is rank-1
     num_valid: int  # queries with at least one match
     num_queries: int
+    precision: Tensor | None = None  # [V] float64, of each query with a match; mAP is their mean
+    hit: Tensor | None = None  # [V] float64, 1 where the first image is a match; rank-1 is their mean
 
 
 class Evaluation(NamedTuple):
@@ -225,16 +243,17 @@ class Evaluation(NamedTuple):
     trials: tuple[Ranking, ...]
     refinement: Refinement = Refinement()
     side: str = "none"  # side information: same (as in training), mean (of all in training) or none
+    ranks: tuple[int, ...] = RANKS
 
     def values(self) -> list[dict[str, float]]:
         """The figures of every trial by name."""
         return [
-            {"mAP": t.mAP, "mINP": t.mINP, **{f"rank{k}": t.cmc[k - 1].item() for k in (1, 5, 10)}} for t in self.trials
+            {"mAP": t.mAP, "mINP": t.mINP, **{f"rank{k}": t.cmc[k - 1].item() for k in self.ranks}} for t in self.trials
         ]
 
     @property
     def mean(self) -> dict[str, float]:
-        """mAP, mINP, rank1, rank5, rank10, averaged over the trials."""
+        """mAP, mINP, rank1, rank5, ..., averaged over the trials."""
         rows = self.values()
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 

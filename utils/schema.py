@@ -130,15 +130,13 @@ class Fingerprint(TypedDict):
     versions: NotRequired[dict[str, str]]
 
 
+PRINTS = Rule(lambda value: isinstance(value, str) or not fault(value, Images), "strings for train, test and parts")
+
+
 class EarlyFingerprint(TypedDict):
     """The first versions wrote one string for all images."""
 
-    data_fingerprint: NotRequired[
-        Annotated[
-            str | Images,
-            Rule(lambda value: isinstance(value, str) or not fault(value, Images), "strings for train, test and parts"),
-        ]
-    ]
+    data_fingerprint: NotRequired[Annotated[str | Images, PRINTS]]
     versions: NotRequired[dict[str, str]]
 
 
@@ -207,6 +205,7 @@ class Figures(TypedDict):
     rank1: Fraction
     rank5: Fraction
     rank10: Fraction
+    rank20: NotRequired[Fraction]
 
 
 class Reranking(TypedDict):
@@ -228,14 +227,25 @@ class Refinement(TypedDict):
     re_ranking: NotRequired[Reranking]
 
 
+class Network(TypedDict):
+    """Of the description of the network that was evaluated."""
+
+    test_size: NotRequired[Size]
+
+
 class Entry(Figures, Refinement):
     """One evaluation in results.json."""
 
     when: str
+    checkpoint: NotRequired[str]
+    network: NotRequired[Network]
+    notes: NotRequired[list[str]]
+    data_fingerprint: NotRequired[Annotated[str | Images, PRINTS]]
     std: NotRequired[Figures]  # over several trials
     valid_queries: Count
     queries: Count
     data_set: str
+    variant: NotRequired[str]  # of the data set or its protocol
     protocol: NotRequired[str]
 
 

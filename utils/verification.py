@@ -208,9 +208,9 @@ def measure(
     def point(at: int, target: float | None, value: Tensor, reached: Tensor) -> Point:
         threshold = curve.thresholds[at]
         column = int((again.thresholds == threshold).nonzero())
-        fpr = _estimate(curve.fpr[at], again.fpr[:, column])
-        fnr = _estimate(1 - curve.tpr[at], 1 - again.tpr[:, column])
-        return Point(float(threshold), fpr, fnr, target, _estimate(value, reached))
+        fpr = estimate(curve.fpr[at], again.fpr[:, column])
+        fnr = estimate(1 - curve.tpr[at], 1 - again.tpr[:, column])
+        return Point(float(threshold), fpr, fnr, target, estimate(value, reached))
 
     found: dict[float, Point | None] = dict.fromkeys(targets)
     for target, at in places.items():
@@ -233,7 +233,8 @@ def _edges(curve: Curve, places: Sequence[int]) -> Tensor:
     return (BINS - torch.cat(chosen).clamp(1, BINS)).unique()
 
 
-def _estimate(value: Tensor, replicates: Tensor) -> Estimate:
+def estimate(value: Tensor, replicates: Tensor) -> Estimate:
+    """A value with the interval that holds LEVEL of its replicates [R]; NaN without any."""
     if not len(replicates):
         return Estimate(float(value), float("nan"), float("nan"))
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2]).to(replicates)

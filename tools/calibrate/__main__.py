@@ -73,7 +73,7 @@ from utils.verification import PairScores, measure
 def main(argv: list[str] | None = None) -> int:
     """Calibrate as the command line says; 1 if images were left out that should not be."""
     arguments = read_command_line(argv)
-    target = expanded(arguments.output or beside(Path(arguments.weight)))
+    target = expanded(arguments.output or beside(arguments.weight))
     figure = None if arguments.no_figure else expanded(arguments.figure or target.with_suffix(".png"))
     for path in filter(None, (target, figure)):
         if not path.absolute().parent.is_dir():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from datasets.check_labels import NAMED, lists_of
 from datasets.findings import EXAMPLES, Report, cameras_of, few
 from datasets.images import shown
-from utils.records import Benchmark, Sample
+from utils.records import INFRARED, VISIBLE, Benchmark, Sample
 
 
 class Split(NamedTuple):
@@ -24,6 +24,8 @@ class Split(NamedTuple):
     viewpoints: int
     unknown_cameras: int  # images whose camera is -1
     unknown_viewpoints: int
+    visible: int
+    infrared: int
 
 
 def text(benchmark: Benchmark, report: Report) -> str:
@@ -43,13 +45,15 @@ def splits(benchmark: Benchmark) -> Iterable[Split]:
     parts = benchmark.evaluated()
     for part in parts:
         prefix = f"{part.name} " if len(parts) > 1 else ""
-        yield _count(f"{prefix}training", part.train)
+        if part.train or part is benchmark:
+            yield _count(f"{prefix}training", part.train)
         for trial in part.trials[:1]:
             several = f" (trial 1 of {len(part.trials)})" if len(part.trials) > 1 else ""
             yield _count(f"{prefix}query{several}", trial.query)
             yield _count(f"{prefix}gallery{several}", trial.gallery)
     if len(parts) > 1:
-        yield _count("training together", benchmark.train)
+        several = any(part.train for part in parts)  # else the parts are directions of one test
+        yield _count("training together" if several else "training", benchmark.train)
 
 
 def _labels_read(benchmark: Benchmark) -> Iterable[str]:
@@ -70,7 +74,9 @@ def _labels_read(benchmark: Benchmark) -> Iterable[str]:
 
 
 def _count(name: str, samples: Sequence[Sample]) -> Split:
-    cameras, views = (Counter(getattr(sample, what) for sample in samples) for what in ("camid", "viewid"))
+    cameras, views, modalities = (
+        Counter(getattr(sample, what) for sample in samples) for what in ("camid", "viewid", "modality")
+    )
     return Split(
         name,
         images=len(samples),
@@ -79,12 +85,17 @@ def _count(name: str, samples: Sequence[Sample]) -> Split:
         viewpoints=sum(view >= 0 for view in views),
         unknown_cameras=sum(count for camera, count in cameras.items() if camera < 0),
         unknown_viewpoints=sum(count for view, count in views.items() if view < 0),
+        visible=modalities[VISIBLE],
+        infrared=modalities[INFRARED],
     )
 
 
 def _table(parts: Sequence[Split]) -> list[str]:
-    """Lines; of what is unknown only where something is."""
-    columns = [name for name in Split._fields if not name.startswith("unknown") or any(getattr(s, name) for s in parts)]
+    """Lines; what is unknown only where something is, modalities only where there are infrared images."""
+    unused = [name for name in Split._fields if name.startswith("unknown") and not any(getattr(s, name) for s in parts)]
+    if not any(split.infrared for split in parts):
+        unused += ["visible", "infrared"]
+    columns = [name for name in Split._fields if name not in unused]
     rows = [["" if name == "name" else name.replace("_", " ") for name in columns]]
     rows += [
         [f"{value:,}" if isinstance(value, int) else value for value in (getattr(split, name) for name in columns)]

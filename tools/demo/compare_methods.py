@@ -42,6 +42,7 @@ from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
 from utils.records import Labels
+from utils.report import markdown
 from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("compare_methods")
@@ -86,26 +87,18 @@ def score_pixels(cfg: CfgNode) -> dict:
 
 def table(scores: dict[str, list[dict]], seeds: list[int]) -> str:
     """Markdown: per cent, one column a seed, mean and sample standard deviation of mAP, mean rank-1."""
-    lines = [
-        f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean mAP | mean rank-1 |",
-        "| --- |" + " ---: |" * (len(seeds) + 2),
-    ]
+    rows = [["", *(f"seed {seed}" for seed in seeds), "mean mAP", "mean rank-1"]]
     for name, entries in scores.items():
         mAP, rank1 = ([100 * entry[figure] for entry in entries] for figure in ("mAP", "rank1"))
         spread = f" ± {statistics.stdev(mAP):.1f}" if len(mAP) > 1 else ""
-        cells = [
-            *(f"{value:.1f}" for value in mAP),
-            f"{statistics.mean(mAP):.1f}{spread}",
-            f"{statistics.mean(rank1):.1f}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        means = f"{statistics.mean(mAP):.1f}{spread}", f"{statistics.mean(rank1):.1f}"
+        rows.append([name, *(f"{value:.1f}" for value in mAP), *means])
     gaps = [
         100 * (ours["mAP"] - theirs["mAP"])
         for ours, theirs in zip(scores["SVLL-ReID"], scores["CLIP-ReID"], strict=True)
     ]
-    cells = [*(f"{gap:+.1f}" for gap in gaps), f"{statistics.mean(gaps):+.1f}", ""]
-    lines.append(f"| SVLL-ReID − CLIP-ReID | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows.append(["SVLL-ReID − CLIP-ReID", *(f"{gap:+.1f}" for gap in gaps), f"{statistics.mean(gaps):+.1f}", ""])
+    return markdown(rows, numbers=range(1, len(rows[0])))
 
 
 def finished(folder: Path, cfg: CfgNode) -> bool:

@@ -104,6 +104,7 @@ class RunFolder:
         results.json     evaluations at start and end, and of later tests
         versions.json    revision, libraries, data fingerprint
         *.pth            checkpoints
+        *.md             model card of the last one
         resume/          the newest states to resume from
         tensorboard/     where TensorBoard is installed
 
@@ -136,7 +137,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             written = (NON_FINITE, CONFIG, VERSIONS, RESULTS)
-            for name in (f"{STATES}/.*.pth", ".*.pth", *(f".{each}" for each in written)):
+            for name in (f"{STATES}/.*.pth", ".*.pth", ".*.md", *(f".{each}" for each in written)):
                 for left in path.glob(f"{name}.*.tmp"):
                     left.unlink()  # of a process that was killed while it wrote
             if earlier:
@@ -163,6 +164,13 @@ class RunFolder:
             save_checkpoint(path, {**contents, "fingerprint": self.fingerprint})
         logger.info("saved %s", path)
         return path
+
+    def write_card(self, path: Path, text: str) -> None:
+        """Write the model card of a checkpoint."""
+        try:
+            replace_text(path, text)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
     def save_state(self, name: str, contents: dict, run: dict) -> Path:
         """Write a checkpoint with all that training resumes from, and leave only the newest ones.

@@ -1,0 +1,197 @@
+"""Neighbourhoods by k-reciprocal neighbours (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal
+Encoding", CVPR 2017) and how much two of them overlap: what re-ranking and clustering have in common.
+
+An image keeps only its nearest neighbours and its few weights (compressed rows); whatever has a column for every image
+lives for a chunk of rows at a time. All is computed in the features' own precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PAIRS_AT_ONCE = 2**24  # elements of the largest temporary tensor (float64: 128 MB); about five exist at a time
+
+
+class SparseRows(NamedTuple):
+    """A matrix in compressed rows: row i holds the entries `starts[i]` to `starts[i + 1]`, by ascending column."""
+
+    starts: Tensor  # int64 [rows + 1]
+    columns: Tensor  # int64 [entries]
+    values: Tensor  # float [entries]
+
+    def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """All entries of `rows` [R], one row after the other: their position in `rows`, their index. -> int64 [E]"""
+        first = self.starts[rows]
+        counts = self.starts[rows + 1] - first
+        position = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+        skipped = counts.cumsum(0) - counts
+        return position, torch.arange(len(position), device=rows.device) + (first - skipped)[position]
+
+
+def chunks(total: int, per_row: int) -> Iterator[slice]:
+    """Slices of `total` rows, so that a tensor with `per_row` elements in each row keeps to PAIRS_AT_ONCE."""
+    size = max(1, PAIRS_AT_ONCE // per_row)
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def squared_distances(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of images and their squared distances to all, [R, N]; copies are at distance 0, and as far as each other.
+
+    Args:
+        features: [N, D], with their mean or median not far from 0: |a|² + |b|² - 2ab loses digits to a common offset.
+    """
+    total = len(features)
+    lengths = features.square().sum(dim=1)
+    images = torch.arange(total, device=features.device)
+    # The product rounds differently from one column to the next: only if copies share a column are they ties.
+    copy_of = _first_copies(features)
+    copied = bool((copy_of != images).any())
+    for rows in chunks(total, total):
+        block = torch.addmm(lengths, features[rows], features.T, alpha=-2)
+        block = block.add_(lengths[rows, None]).clamp_(min=0)
+        block[images[: len(block)], copy_of[rows]] = 0
+        if copied:
+            block = block[:, copy_of]
+        yield rows, block
+
+
+def nearest_images(block: Tensor, rows: slice, count: int) -> Tensor:
+    """The `count` nearest images of each of `rows`, itself first. -> int64 [R, count]
+
+    Args:
+        block: distances [R, N] of a chunk of images to all; those to themselves are overwritten.
+    """
+    block[:, rows].fill_diagonal_(-torch.inf)
+    return nearest(block, count)
+
+
+def nearest(distances: Tensor, count: int) -> Tensor:
+    """Columns of the `count` smallest of each row [R, N], ascending; equal ones keep order. -> int64 [R, count]"""
+    values, columns = distances.topk(min(count + 1, distances.shape[1]), dim=1, largest=False)
+    # topk orders ties as it likes, and chooses freely among those for which there is no room.
+    crowded = values[:, count - 1] == values[:, -1] if values.shape[1] > count else None
+    columns, order = columns[:, :count].sort(dim=1)
+    values = values[:, :count].gather(1, order)
+    columns = columns.gather(1, values.sort(dim=1, stable=True).indices)
+    if crowded is not None and crowded.any():
+        columns[crowded] = distances[crowded].sort(dim=1, stable=True).indices[:, :count]
+    return columns
+
+
+def expanded_weights(features: Tensor, scale: Tensor, nearest: Tensor, k1: int) -> SparseRows:
+    """An image's weights exp(-distance), of sum 1, on its expanded k-reciprocal set (eq. 4 and 7). -> [N, N]
+
+    Args:
+        features: [N, D].
+        scale: [N], what to divide an image's squared distances by.
+        nearest: int64 [N, K], the neighbours that may be reciprocal, the image itself first.
+        k1: of which half, and the image itself, are the sets that a neighbour may bring along.
+    """
+    total = len(features)
+    half = round(k1 / 2) + 1  # halves go to the even number, as in the published form
+    sets = nearest[:, :half]
+    reciprocal, in_set = _reciprocal(nearest), _reciprocal(sets)
+    counts, columns, values = [], [], []
+    for rows in chunks(total, max(total, nearest.shape[1] * sets.shape[1])):
+        candidates, is_candidate = nearest[rows], reciprocal[rows]
+        chosen = is_candidate.new_zeros(len(candidates), total).scatter_(1, candidates, is_candidate)
+        theirs, is_theirs = sets[candidates], in_set[candidates]  # [R, K, half]
+        shared = chosen.gather(1, theirs.flatten(1)).view_as(theirs) & is_theirs
+        # More than two thirds of a candidate's set are in the image's own: it joins. In whole numbers, hence exact.
+        joins = is_candidate & (3 * shared.sum(dim=2) > 2 * is_theirs.sum(dim=2))
+        place = torch.arange(len(candidates), device=theirs.device)[:, None, None] * total + theirs
+        chosen.view(-1)[place[is_theirs & joins[:, :, None]]] = True
+
+        position, column = chosen.nonzero(as_tuple=True)
+        image = position + rows.start
+        value = torch.exp(-_pair_distances(features, image, column) / scale[image])
+        counts.append(chosen.sum(dim=1))
+        sums = torch.segment_reduce(value, "sum", lengths=counts[-1])
+        columns.append(column)
+        values.append(value / sums[position])
+    return _compressed(counts, columns, values)
+
+
+def mean_of_rows(weights: SparseRows, neighbours: Tensor) -> SparseRows:
+    """Local query expansion (eq. 11): row i becomes the mean of the rows `neighbours[i]`, int64 [N, k2]. -> [N, N]"""
+    total, k2 = neighbours.shape
+    counts, columns, values = [], [], []
+    for rows in chunks(total, k2 * int(weights.starts.diff().max())):
+        position, entries = weights.entries(neighbours[rows].flatten())
+        place, order = (position // k2 * total + weights.columns[entries]).sort(stable=True)
+        place, summands = place.unique_consecutive(return_counts=True)
+        counts.append(torch.bincount(place // total, minlength=len(neighbours[rows])))
+        columns.append(place % total)
+        values.append(torch.segment_reduce(weights.values[entries[order]], "sum", lengths=summands) / k2)
+    return _compressed(counts, columns, values)
+
+
+def jaccard_distances(weights: SparseRows, num_queries: int, gallery: int) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of the first `num_queries` images and their Jaccard distances to those from `gallery` on (eq. 10), [R, G].
+
+    Rows have sum 1, so the sum of maxima is 2 - m, where m is the sum of minima. That one visits, for each image in a
+    query's row, only those of the gallery that have it in theirs. Summands are added by ascending image, so that two
+    images are as far from each other one way as the other, to the last bit.
+    """
+    starts = weights.starts
+    num_gallery = len(starts) - 1 - gallery
+    holders = _transposed(weights, gallery)
+    for rows in chunks(num_queries, num_gallery):
+        first = starts[:-1][rows]
+        counts = starts[1:][rows] - first
+        minima = weights.values.new_zeros(len(first), num_gallery)
+        # One entry of each query after the other: no two summands of a step meet, so a GPU adds in a fixed order, too.
+        for nth in range(int(counts.max())):
+            queries = (counts > nth).nonzero().flatten()
+            own = first[queries] + nth
+            position, entries = holders.entries(weights.columns[own])
+            summands = torch.minimum(weights.values[own][position], holders.values[entries])
+            minima.view(-1).index_add_(0, (queries * num_gallery)[position] + holders.columns[entries], summands)
+        yield rows, 1 - minima / (2 - minima)
+
+
+def _first_copies(features: Tensor) -> Tensor:
+    """For each image the first one with exactly its features, mostly itself. -> int64 [N]"""
+    images = torch.arange(len(features), device=features.device)
+    groups = features.unique(dim=0, return_inverse=True)[1]
+    return images.scatter_reduce(0, groups, images, "amin", include_self=False)[groups]
+
+
+def _reciprocal(neighbours: Tensor) -> Tensor:
+    """Which of an image's neighbours [N, K] have it among theirs. -> bool [N, K]"""
+    total, count = neighbours.shape
+    images = torch.arange(total, device=neighbours.device)
+    parts = [
+        (neighbours[neighbours[rows]] == images[rows, None, None]).any(dim=2) for rows in chunks(total, count * count)
+    ]
+    return torch.cat(parts)
+
+
+def _pair_distances(features: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Squared distances of the pairs of images `left` and `right`, int64 [P] each. -> [P]"""
+    distances = features.new_empty(len(left))
+    for pairs in chunks(len(left), 128 * features.shape[1]):  # pieces of 1 MB in float64 stay in a core's cache
+        difference = features.index_select(0, left[pairs]).sub_(features.index_select(0, right[pairs]))
+        distances[pairs] = difference.square_().sum(dim=1)
+    return distances
+
+
+def _compressed(counts: list[Tensor], columns: list[Tensor], values: list[Tensor]) -> SparseRows:
+    """Compressed rows from chunks of them: entries in each row, and the entries' columns and values."""
+    ends = torch.cat(counts).cumsum(0)
+    return SparseRows(torch.cat([ends.new_zeros(1), ends]), torch.cat(columns), torch.cat(values))
+
+
+def _transposed(weights: SparseRows, first: int) -> SparseRows:
+    """The rows from `first` on, transposed: an inverted index. -> [N, N - first]"""
+    total = len(weights.starts) - 1
+    begin = weights.starts[first]
+    counts = weights.starts.diff()[first:]
+    images = torch.arange(total - first, device=counts.device).repeat_interleave(counts)
+    columns, order = weights.columns[begin:].sort(stable=True)
+    ends = torch.bincount(columns, minlength=total).cumsum(0)
+    return SparseRows(torch.cat([ends.new_zeros(1), ends]), images[order], weights.values[begin:][order])
