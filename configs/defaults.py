@@ -192,8 +192,8 @@ ROWS = (
     Key("SOLVER.CLUSTER.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
     Key("SOLVER.CLUSTER.WARMUP_ITERS", 10, "Epochs of linear warm-up.", at_least(0)),
     Key("SOLVER.CLUSTER.RESTART", True,
-        "The stage behind it begins with the image tower that the run began with, and only the clusters are handed over. "
-        "Published: yes."),
+        "The stage behind it begins with the image tower that the run began with, as published: only the clusters are "
+        "handed over."),
     Key("SOLVER.CLUSTER.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
         at_least(1), ALWAYS),
     Key("SOLVER.CLUSTER.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
@@ -282,7 +282,8 @@ ROWS = (
     Key("SOLVER.STAGE2.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
     Key("SOLVER.STAGE2.EVAL_PERIOD", 10, "Epochs between evaluations, for the log only.", at_least(1), ALWAYS),
 
-    Key("CLUSTER.EPS", 0.6, "DBSCAN: the largest Jaccard distance of neighbours, from 0 to 1.", within(0, 1)),
+    Key("CLUSTER.EPS", 0.6, "DBSCAN: the largest Jaccard distance of neighbours.",
+        Rule(lambda value: 0 < value < 1, "above 0 and below 1")),
     Key("CLUSTER.MIN_SAMPLES", 4, "DBSCAN: neighbours, itself included, that make an image the core of a cluster.",
         at_least(1)),
     Key("CLUSTER.K1", 30, "k-reciprocal Jaccard distance: neighbours that must find each other.", at_least(1)),
@@ -291,8 +292,8 @@ ROWS = (
     Key("MEMORY.MOMENTUM", 0.1,
         "Share of a cluster's memory that stays when an image of the cluster is taken into it.", within(0, 1)),
     Key("MEMORY.SWAP_MODE", "reference",
-        "What matched clusters of two modalities do to each other's memories: reference (as published code: after every "
-        "step those in the batch become a mixture, nearly their partner), true (as the paper: exchanged once an epoch, "
+        "What matched clusters of two modalities do to each other's memories: reference (published code: after every "
+        "step those in the batch become a mixture, nearly their partner), true (the paper: exchanged once an epoch, "
         "before training) or none.", one_of("reference", "true", "none")),
     Key("MEMORY.SWAP_START", 61, "First epoch of that.", at_least(1)),
     Key("MEMORY.SWAP_RATIO", 0.1, "Share of a memory that stays in the mixture of reference.", within(0, 1)),
@@ -329,7 +330,8 @@ ROWS = (
     Key("TEST.RE_RANKING_LAMBDA", 0.3, "Re-ranking: weight of the original distance.", within(0, 1)),
 
     Key("PROCESSOR.STAGES", USUAL,
-        "Stages to run, in this order, each also several times: " + ", ".join(f"{stage.name}, {stage.title}" for stage in STAGES.values()) + ".",
+        "Stages to run, in this order, each also several times: "
+        + ", ".join(f"{stage.name}, {stage.title}" for stage in STAGES.values()) + ".",
         ORDER),
     Key("PROCESSOR.UNTRAINED_PROMPTS", False,
         "Allows an image-to-text loss in stage 2 with prompts that neither stage 1 nor MODEL.INIT_FROM has trained."),

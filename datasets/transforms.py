@@ -22,8 +22,8 @@ class TrainTransform:
     normalisation, random erasing with normal noise. Views differ in the erased area alone: as published it is always a
     third of the image, if anything.
 
-    With `jpeg`, the probability of JPEG compression at a quality drawn from `jpeg_quality`, that comes first; then colours
-    become grey, with the probability `grey`.
+    With `jpeg`, the probability of JPEG compression at a quality drawn from `jpeg_quality`, that comes first. `grey` is
+    the probability of a grey image.
 
     Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
     """

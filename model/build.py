@@ -68,7 +68,6 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
     _check_tower(cfg, text)
     cfg = settle_pixels(cfg)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
-    templates = benchmark.templates or (benchmark.template,)  # one for each modality
     architecture = {
         **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
         # Who learns from clusters is not told of identities.
@@ -76,7 +75,8 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
         "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
-        "modalities": len(templates),
+        "modalities": len(benchmark.templates) or 1,
+        **_pseudo_prompts(cfg, benchmark, text),
         "template": benchmark.template,
         "sentences": text,
         "language_ssl": text and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
@@ -87,8 +87,6 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "ssl_out": cfg.MODEL.SSL_OUT,
         **_options(cfg),
     }
-    if text and CLUSTER.name in stages:  # prompts of pseudo-labels, of which there are none yet
-        architecture |= {"prompt_templates": list(templates), "prompt_counts": [0] * len(templates)}
     for key, count, noun in (
         ("SIE_CAMERA", benchmark.num_cams, "camera"),
         ("SIE_VIEW", benchmark.num_views, "viewpoint"),
@@ -128,6 +126,14 @@ def settle_pixels(cfg: CfgNode) -> CfgNode:
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = cfg.INPUT.PIXEL_MEAN or mean, cfg.INPUT.PIXEL_STD or std
     cfg.freeze()
     return cfg
+
+
+def _pseudo_prompts(cfg: CfgNode, benchmark: Benchmark, text: bool) -> dict:
+    """Where prompts are of clusters: their templates, one for each modality, and their numbers, before any is found."""
+    if not text or CLUSTER.name not in cfg.PROCESSOR.STAGES:
+        return {}
+    templates = benchmark.templates or (benchmark.template,)
+    return {"prompt_templates": list(templates), "prompt_counts": [0] * len(templates)}
 
 
 def _options(cfg: CfgNode) -> dict:
