@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from processor.cluster_stage import ClusterStage, Texts
 from processor.clusters import Swap, without_lone_clusters
 from processor.prompt_stage import BalancedBatches, PromptStage
 from processor.pseudo_labels import PseudoLabels, read_labels, write_labels
+from solver.build import make_schedule
 from utils.checkpoint import read_checkpoint
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
@@ -207,7 +209,7 @@ def test_periods_and_seeds(tmp_path, whole):
     )
 
 
-@pytest.mark.parametrize("changes", [{"CLUSTER__EPS": "1e-6"}, {"CLUSTER__EPS": "0.99", "CLUSTER__K1": "72"}])
+@pytest.mark.parametrize("changes", [{"CLUSTER__MIN_SAMPLES": "99"}, {"CLUSTER__EPS": "0.99", "CLUSTER__K1": "72"}])
 def test_no_cluster_or_one_skips_the_epoch(tmp_path, changes):
     folder = train_svllreid.main(words(tmp_path / "run", PROCESSOR__STAGES="cluster", **changes))
     few = {line["visible_clusters"] for line in records(folder, "clusters")}
@@ -220,13 +222,51 @@ def test_no_cluster_or_one_skips_the_epoch(tmp_path, changes):
 
 def test_prompts_of_no_clusters_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"CLUSTER\.EPS"):
-        train_svllreid.main(words(tmp_path / "run", CLUSTER__EPS="1e-6"))
+        train_svllreid.main(words(tmp_path / "run", CLUSTER__MIN_SAMPLES="99"))
 
 
 def test_a_modality_with_a_single_cluster_takes_no_part():
     labels, modalities = torch.tensor([0, 1, -1, 0, 0, -1]), torch.tensor([0, 0, 0, 1, 1, 1])
     assert without_lone_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
     assert labels.tolist() == [0, 1, -1, 0, 0, -1]
+
+
+# What the published program does, on SYSU-MM01 and in a later copy on RegDB, where the two differ.
+PUBLISHED = {
+    **{"INPUT.SIZE_TRAIN": (288, 144), "INPUT.GREY_PROB": 0.5, "INPUT.RE_PROB": 0.5, "MODEL.IF_LABELSMOOTH": True},
+    **{"CLUSTER.EPS": 0.6, "CLUSTER.MIN_SAMPLES": 4, "CLUSTER.K2": 6, "MEMORY.TEMP": 0.05, "MEMORY.MOMENTUM": 0.1},
+    **{
+        "MEMORY.SWAP_START": 61,
+        "MEMORY.SWAP_RATIO": 0.1,
+        "SOLVER.SEED": 1,
+        "PROCESSOR.STAGES": ("cluster", "prompt", "cluster"),
+    },
+    **{
+        f"SOLVER.CLUSTER.{key}": value
+        for key, value in {"MAX_EPOCHS": 120, "BASE_LR": 3.5e-4, "STEPS": (30, 50)}.items()
+    },
+    **{f"SOLVER.CLUSTER.{key}": value for key, value in {"WEIGHT_DECAY": 5e-4, "BIAS_LR_FACTOR": 2.0}.items()},
+    **{f"SOLVER.STAGE1.{key}": value for key, value in {"MAX_EPOCHS": 60, "BASE_LR": 3.5e-4, "LR_MIN": 1e-6}.items()},
+    **{f"SOLVER.STAGE1.{key}": value for key, value in {"WEIGHT_DECAY": 1e-4, "WARMUP_LR_INIT": 1e-5}.items()},
+}
+DIFFERING = {  # P x K of each modality, K, k1, stage 1's batch, flip, padding
+    "sysu": (64, 16, 30, 128, 0.5, 10),
+    "regdb": (32, 8, 10, 32, 0.0, 0),
+}
+KEYS = (
+    *("SOLVER.CLUSTER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE", "CLUSTER.K1", "SOLVER.STAGE1.IMS_PER_BATCH"),
+    *("INPUT.PROB", "INPUT.PADDING"),
+)
+
+
+@pytest.mark.parametrize("name", DIFFERING)
+def test_the_configurations_are_the_published_settings(name):
+    cfg = load(f"configs/{name}/cclnet.yml")
+    wanted = {**PUBLISHED, **dict(zip(KEYS, DIFFERING[name], strict=True))}
+    assert {key: attrgetter(key)(cfg) for key in wanted} == wanted
+    rate = make_schedule(cfg.SOLVER.CLUSTER)
+    rates = [rate(epoch, cfg.SOLVER.CLUSTER.BASE_LR) for epoch in (1, 5, 10, 29, 30, 49, 50, 120)]
+    assert rates == pytest.approx([3.815e-5, 1.7675e-4, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6, 3.5e-6])
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
