@@ -31,7 +31,7 @@ INSTALL = set -e; index=$$($(INDEX)); \
 	fi; \
 	$(1)/bin/python -c 'import torch, torchvision'
 
-.PHONY: env demo test test-all test-lowest faults test-gpu test-web lint clean
+.PHONY: env demo test test-all test-lowest faults test-gpu test-web chromium lint clean
 
 env: $(VENV)/ready
 
@@ -73,10 +73,11 @@ $(WEB)/ready: $(VENV)/ready requirements-web.txt
 	$(WEB)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 	touch $@
 
-test-web:
-	@command -v chromium > /dev/null || { echo "chromium is missing: apt-get install chromium"; exit 1; }
-	@$(MAKE) $(WEB)/ready
+test-web: chromium $(WEB)/ready
 	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest tests/web
+
+chromium:
+	@command -v chromium > /dev/null || { echo "chromium is missing: apt-get install chromium"; exit 1; }
 
 lint: env
 	$(BIN)/ruff check .

@@ -34,9 +34,6 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     if arguments.calibration:
         check_there(arguments.calibration, "--calibration")
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs gradio: pip install -r requirements-extra.txt")
-    check_free(arguments.host, arguments.port)
     return arguments
 
 
@@ -49,18 +46,27 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=7860, help="default: 7860")
 
 
-def check_free(host: str, port: int) -> None:
-    """Raise UserError if nothing can listen there."""
+def read_and_check(argv: list[str] | None = None) -> argparse.Namespace:
+    """The same, if the page can be shown there.
+
+    Raises:
+        UserError: there is no gradio, or the port is taken.
+    """
+    arguments = read_command_line(argv)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the page needs gradio: pip install -r requirements-extra.txt")
+    host, port = arguments.host, arguments.port
     try:
         with socket.create_server((host, port)):
             pass
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); name others") from error
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_and_check, ConfigError)
 
 from datasets.find_images import find_images
 from tools.app.answers import Answers
@@ -69,7 +75,7 @@ from tools.verify import read_threshold
 
 def main(argv: list[str] | None = None) -> None:
     """Show the page until Ctrl-C or SIGTERM."""
-    arguments = read_command_line(argv)
+    arguments = read_and_check(argv)
     paths = find_images([arguments.gallery]) if arguments.gallery else []
     embedder = open_embedder(arguments)
     known = read_threshold(arguments, embedder.digest)

@@ -17,6 +17,7 @@ from processor.release import card_of
 from tools.verify import Known, decide, explain
 from utils.errors import UserError
 from utils.feature_file import FeatureFile
+from utils.hub import on_hub
 
 COLOUR = (255, 96, 0)  # of what counts most, over a grey picture
 HEIGHT = 384  # of pictures on the page, pixels
@@ -59,7 +60,8 @@ class Answers:
 
     def __init__(self, embedder: Embedder, weight: str, known: Known, gallery: FeatureFile | None = None):
         self.embedder, self.known, self.gallery = embedder, known, gallery
-        self.card = _without_head(card_of(weight, embedder))
+        card = _without_head(card_of(weight, embedder))
+        self.card = card if on_hub(weight) else card.replace(weight, Path(weight).name)  # visitors need no folders
 
     def compare(self, a: str, b: str, *, places: bool = False) -> Comparison:
         """Whether two pictures show one identity; `places`: and where they agree.

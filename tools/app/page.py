@@ -87,11 +87,12 @@ def _search_tab(answers: Answers, answered: Callable[..., str]) -> None:
             places = gr.Checkbox(label="Show where the feature of the picture comes from")
             button = gr.Button("Search", variant="primary")
     pictures = [(picture, Path(name).name) for name in names[:EXAMPLES] if (picture := _thumbnail(name))]
+    gr.Markdown("Or choose one of the gallery:")
     examples = gr.Gallery(
         pictures,
-        label="Or one of the gallery",
+        show_label=False,
         columns=EXAMPLES,
-        height=200,
+        height="auto",
         object_fit="contain",
         allow_preview=False,
         buttons=[],
