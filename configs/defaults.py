@@ -118,7 +118,8 @@ ROWS = (
     Key("DATASETS.NAMES", "market1501",
         "market1501, dukemtmc, msmt17, occ_duke, veri, VehicleID, sysu_mm01 and regdb (visible and infrared images), "
         "folder (your own images, at ROOT_DIR), or rendered below ROOT_DIR: synthetic (people), synthetic_occluded "
-        "(the same with occluded queries), synthetic_vehicle. Several in a tuple are trained on together and tested "
+        "(the same with occluded queries), synthetic_vehicle, synthetic_sysu, synthetic_regdb (blocks in visible and "
+        "infrared images), synthetic_sysu_inverted (a control). Several in a tuple are trained on together and tested "
         "one by one.",
         given("the name of a data set, e.g. market1501")),
     Key("DATASETS.ROOT_DIR", "data", "Folder that holds the data sets' folders.", None, ALWAYS),

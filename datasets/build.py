@@ -24,7 +24,7 @@ from datasets.msmt17 import msmt17, msmt17_version
 from datasets.regdb import regdb
 from datasets.sampler import IdentitySampler, OrderedSampler
 from datasets.several import SEVERAL, combine, names_of
-from datasets.synthetic import READERS, Parameters, read_rendered
+from datasets.synthetic import READERS, REGDB_FORM, SYSU_FORM, Parameters, read_rendered
 from datasets.sysu import sysu_mm01
 from datasets.transforms import TestTransform, TrainTransform
 from datasets.vehicleid import vehicleid
@@ -69,7 +69,12 @@ def parameters_of(cfg: CfgNode) -> Parameters:
 
 
 def _rendered(name: str, cfg: CfgNode, train: bool) -> Benchmark:
-    return read_rendered(name, _root(cfg), parameters_of(cfg), train=train)
+    options: dict[str, str | int] = {}
+    if name in SYSU_FORM:
+        options["mode"] = cfg.DATASETS.SYSU_MODE
+    elif name in REGDB_FORM:
+        options["split"] = cfg.DATASETS.REGDB_SPLIT
+    return read_rendered(name, _root(cfg), parameters_of(cfg), train=train, **options)
 
 
 BENCHMARKS: dict[str, Callable[[CfgNode, bool], Benchmark]] = {

@@ -11,7 +11,7 @@ from utils.records import Benchmark, Sample, Trial
 SEVERAL = "+"  # between the names of data sets that are trained on together
 
 
-TWO_WAYS = ("regdb",)  # data sets of DATASETS.REGDB_SPLIT, whose tests have two directions
+TWO_WAYS = ("regdb", "synthetic_regdb")  # data sets of DATASETS.REGDB_SPLIT, whose tests have two directions
 
 
 def count_evaluations(names: str) -> int:

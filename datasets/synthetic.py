@@ -3,6 +3,9 @@
     synthetic             people, as Market-1501
     synthetic_occluded    the same images, but something hides a good part of everybody in the queries, as Occluded-Duke
     synthetic_vehicle     vehicles with viewpoints, as VeRi and the key point files that go with it
+    synthetic_sysu        figures of blocks in visible and infrared images, as SYSU-MM01
+    synthetic_sysu_inverted   the same, but light blocks are dark in infrared: a control, where matching must fail
+    synthetic_regdb       figures of blocks in two modalities, as RegDB with its ten splits
 
 They are read here as those benchmarks are. `tools/demo/render.py` draws and writes them.
 """
@@ -15,6 +18,8 @@ from pathlib import Path
 
 from datasets.dukemtmc import occ_duke
 from datasets.market1501 import read_market_folders
+from datasets.regdb import regdb
+from datasets.sysu import sysu_mm01
 from datasets.veri import veri
 from utils.errors import DataError
 from utils.records import Benchmark
@@ -23,6 +28,7 @@ MANIFEST = "synthetic.json"  # written last: a folder that has it is whole
 # Of synthetic_vehicle, beside VeRi's folder: a line for every image, of which the queries are a part of the gallery.
 VIEWPOINT_FILES = ("keypoint_train.txt", "keypoint_test.txt")
 USUAL_CAMERAS = 4
+SYSU_FORM, REGDB_FORM = ("synthetic_sysu", "synthetic_sysu_inverted"), ("synthetic_regdb",)
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,21 @@ class Parameters:
         )
 
 
-READERS: dict[str, Callable[[Path, bool], Benchmark]] = {
+READERS: dict[str, Callable[..., Benchmark]] = {
     "synthetic": lambda folder, train: read_market_folders("synthetic", folder, train=train),
     "synthetic_occluded": lambda folder, train: occ_duke(folder, train=train),
     "synthetic_vehicle": lambda folder, train: veri(
         folder, train=train, viewpoints=[folder / name for name in VIEWPOINT_FILES]
     ),
+    **dict.fromkeys(SYSU_FORM, lambda folder, train, **options: sysu_mm01(folder, train=train, **options)),
+    **dict.fromkeys(REGDB_FORM, lambda folder, train, **options: regdb(folder, train=train, **options)),
 }
 
 
-def read_rendered(name: str, root: Path, parameters: Parameters, *, train: bool = True) -> Benchmark:
-    """Read the rendered data set `name` below `root`.
+def read_rendered(
+    name: str, root: Path, parameters: Parameters, *, train: bool = True, **options: str | int
+) -> Benchmark:
+    """Read the rendered data set `name` below `root`; `options` are those of the reader of its form.
 
     Raises:
         DataError: it has not been rendered, or is damaged.
@@ -75,4 +85,6 @@ def read_rendered(name: str, root: Path, parameters: Parameters, *, train: bool 
             f"{folder}: there is no such data set yet; render it: python -m tools.demo.render DATASETS.NAMES {name} "
             f"DATASETS.ROOT_DIR {root}, with the same --config_file and DATASETS.SYNTHETIC settings"
         )
-    return replace(READERS[name](folder, train), name=name)
+    benchmark = READERS[name](folder, train, **options)
+    parts = (replace(part, name=part.name.replace(benchmark.name, name, 1)) for part in benchmark.parts)
+    return replace(benchmark, name=name, parts=tuple(parts))

@@ -59,6 +59,11 @@ def attention_map(embedder: Embedder, image: Input, method: str = ROLLOUT) -> Te
     return _upright(rows[:, seen.prefix :].unflatten(1, seen.grid)).mean(dim=0)
 
 
+def has_class_token(embedder: Embedder) -> bool:
+    """Whether there is a class token, whose attention through all blocks can be shown."""
+    return isinstance(embedder.model.image, (ViTTower, TokenTower))
+
+
 def pair_shares(embedder: Embedder, a: Input, b: Input) -> PairShares:
     """The share of every place of two images in their cosine.
 

@@ -32,6 +32,8 @@ DATA_SETS = {
     "msmt17": ("MSMT17", "Wei et al., CVPR 2018"),
     "veri": ("VeRi-776", "Liu et al., 2016"),
     "VehicleID": ("VehicleID", "Liu et al., CVPR 2016"),
+    "sysu_mm01": ("SYSU-MM01", "Wu et al., ICCV 2017"),
+    "regdb": ("RegDB", "Nguyen et al., Sensors 2017"),
 }
 RENDERED, OWN = "synthetic", "folder"
 MIT, OTHER = "mit", "other"
@@ -77,7 +79,7 @@ def results_of(weight: Path) -> list[dict]:
 
 
 # Fields of an entry that, besides the refinement, tell which measurement it is.
-WHAT = ("data_set", "data_fingerprint", "protocol", "network", "neck_feat", "feat_norm", "side_information")
+WHAT = ("data_set", "variant", "data_fingerprint", "protocol", "network", "neck_feat", "feat_norm", "side_information")
 
 
 def model_card(facts: Facts) -> str:
@@ -132,6 +134,10 @@ def _title(name: str) -> str:
     return DATA_SETS.get(name, (name,))[0]
 
 
+def _tested_on(entry: Mapping) -> str:
+    return " ".join(filter(None, [_title(entry["data_set"]), entry.get("variant")]))
+
+
 def _front_matter(facts: Facts) -> dict:
     noun = "vehicle" if "vehicle" in facts.architecture["template"] else "person"
     licence = facts.licence or (MIT if _is_ours(facts) else OTHER)
@@ -154,7 +160,7 @@ def _front_matter(facts: Facts) -> dict:
 
 def _indexed(facts: Facts, entry: Mapping) -> dict:
     how = ", ".join(filter(None, [f"protocol {_protocol(entry)}", str(Refinement.of(entry))]))
-    data_set = {"type": entry["data_set"], "name": _title(entry["data_set"]), "split": _split(facts, entry)}
+    data_set = {"type": entry["data_set"], "name": _tested_on(entry), "split": _split(facts, entry)}
     return {
         "task": TASK,
         "dataset": data_set,
@@ -249,7 +255,7 @@ def _results(facts: Facts) -> str:
         size = (entry.get("network") or {}).get("test_size") or facts.architecture["test_size"]
         how = ["yes" if done.flip else "no", *(str(each) if each else "no" for each in done[1:])]
         side = entry.get("side_information") or ""
-        names = [_title(entry["data_set"]), _split(facts, entry)]
+        names = [_tested_on(entry), _split(facts, entry)]
         rows.append([*names, *numbers, *counts, _protocol(entry), *how, side, " × ".join(map(str, size))])
         notes += [f"- {_title(entry['data_set'])}: {without_folders(note)}" for note in entry.get("notes") or ()]
     said = "In per cent." + (" ± is the deviation over the trials." if any(e.get("std") for e in facts.results) else "")

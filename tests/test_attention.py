@@ -11,6 +11,9 @@ from model.svllreid import SvllReid
 from model.timm_tower import make_timm
 from processor.attention import _views, _watched, attention_map, pair_shares
 from processor.inference import Embedder
+from tools import attention as tool
+from tools import attention_figure
+from tools.attention_figure import figures
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -204,3 +207,46 @@ def test_a_mirror_image_is_turned_back(images):
     alone = attention_map(NETWORKS["CLIP, class token"](), image, "rollout")
     assert not torch.allclose(alone, alone.flip(-1), atol=1e-4)
     assert F.cosine_similarity(found.flatten(), alone.flatten(), dim=0) > 0.9
+
+
+# ------------------------------------------------------------------------------------------------------------- the tool
+
+
+def test_the_tool_draws_rows_of_images_and_networks(trained, tmp_path, capsys, monkeypatch):
+    path, _, benchmark = trained
+    images = [sample.path for sample in benchmark.trials[0].gallery[:2]]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    drawn = []
+
+    def draw(rows, columns, *, size):
+        drawn.append((list(rows), columns))
+        return figures(drawn[-1][0], columns, size=size)
+
+    monkeypatch.setattr(attention_figure, "figures", draw)
+    words = ["--weight", str(path), "--output", str(tmp_path / "a.png")]
+    assert tool.main([*words, "--beside", str(path), *images]) == 0
+    (rows, columns), embed = drawn.pop(), Embedder.from_checkpoint(path, device="cpu")
+    assert [row.image for row in rows] == images and len(columns) == 2
+    for row in rows:
+        for heat in row.heats:
+            torch.testing.assert_close(heat.grid, attention_map(embed, row.image))
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert picture.shape[0] > 500 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+
+    assert tool.main([*words, "--method", "pair", *images]) == 0
+    shares = pair_shares(embed, *images)
+    assert torch.equal(drawn[-1][0][1].heats[0].grid, shares.second)
+    assert tool.main([*words, *images, str(broken)]) == 1 and "broken.jpg" in capsys.readouterr().err
+    assert tool.main([*words, "--skip-unreadable", *images, str(broken)]) == 0
+    for wrong, name in ((["--method", "pair", images[0]], "pair"), ([str(broken)], "none of the 1")):
+        with pytest.raises(UserError, match=name):
+            tool.main([*words, *wrong])
+
+
+def test_many_images_are_several_files_and_pages(trained, tmp_path):
+    path, _, benchmark = trained
+    images = [sample.path for side in benchmark.trials[0] for sample in side][: attention_figure.ROWS + 1]
+    files = [tmp_path / "a.svg", tmp_path / "a_2.svg"]
+    assert tool.main(["--weight", str(path), "--output", str(files[0]), *images]) == 0
+    assert all(file.read_text().lstrip().startswith("<?xml") for file in files)

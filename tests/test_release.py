@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_a_folder_that_is_not_whole_is_refused(released, file, damage):
     if damage != "gone":
         path.write_bytes(contents[:-100] if damage == "cut" else b'{"format": "other"}')
     with pytest.raises(WeightsError, match=file.replace(".", r"\.")):
+        Embedder.from_checkpoint(released, device="cpu")
+
+
+def test_a_changed_number_and_a_pickled_file_are_refused(checkpoint, released):
+    path = released / TENSORS
+    contents = bytearray(path.read_bytes())
+    contents[-3] ^= 1  # a weight's last digits, which safetensors does not notice
+    path.write_bytes(contents)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: is not the file"):
+        Embedder.from_checkpoint(released, device="cpu")
+    facts = json.loads((released / CONFIG).read_text())
+    shutil.copy(checkpoint, path)
+    facts["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (released / CONFIG).write_text(json.dumps(facts))
+    with pytest.raises(WeightsError, match="no safetensors file"):
         Embedder.from_checkpoint(released, device="cpu")
 
 

@@ -23,7 +23,7 @@ from datasets.dukemtmc import occ_duke
 from datasets.market1501 import read_market_folders
 from datasets.synthetic import MANIFEST, VIEWPOINT_FILES
 from datasets.veri import veri
-from tools.demo import render, sets
+from tools.demo import infrared_sets, render, sets
 from tools.demo.rendering.vehicle import Vehicle, viewpoint
 from tools.demo.sets import OCCLUDED, PEOPLE, VEHICLES, Kind, RenderedSet
 from utils.checkpoint import read_checkpoint
@@ -78,8 +78,8 @@ def test_test_images_do_not_depend_on_the_number_of_training_people(made, tmp_pa
 
 
 def test_streams_are_disjoint_from_each_other_and_from_pretraining() -> None:
-    named = [value for name, value in vars(sets).items() if name.endswith("_STREAM")]
-    assert len(named) == 6
+    named = [value for each in (sets, infrared_sets) for name, value in vars(each).items() if name.endswith("_STREAM")]
+    assert len(named) == 10
     assert len({*named, 999, 31337}) == len(named) + 2
     assert VEHICLES.stream == sets.VEHICLE_STREAM != PEOPLE.stream == OCCLUDED.stream
 

@@ -82,10 +82,15 @@ class Measured(NamedTuple):
     parameters: int  # of the image tower
     seconds: float  # an image takes
 
+    @property
+    def data_set(self) -> str:
+        """What it was tested on, with the variant where there are several."""
+        return " ".join(filter(None, [self.entry["data_set"], self.entry["variant"]]))
+
     def queries(self) -> tuple:
         """What has to be the same for a paired comparison."""
         fingerprint = self.entry["data_fingerprint"]["test"]
-        return self.entry["data_set"], fingerprint, self.entry["protocol"], self.entry["valid_queries"]
+        return self.data_set, fingerprint, self.entry["protocol"], self.entry["valid_queries"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         for name in names:
             try:
-                measured.append(measure(test, name, device, weight, seconds))
+                measured += measure(test, name, device, weight, seconds)
             except (UserError, ConfigError) as error:
                 failed[f"{weight} on {name}"] = one_line(error)
     for what, why in failed.items():
@@ -132,18 +137,19 @@ def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -
     return open_network(load_for_test(arguments.config_file, overrides), overrides, configured=None)
 
 
-def measure(test: Test, name: str, device: torch.device, weight: str, seconds: float) -> Measured:
-    """Test a network on one data set."""
+def measure(test: Test, name: str, device: torch.device, weight: str, seconds: float) -> list[Measured]:
+    """Test a network on one data set, in each of the variants that it is tested in."""
     cfg = test.cfg.clone()
     cfg.defrost()
     cfg.DATASETS.NAMES = name
     cfg.freeze()
     test = test._replace(cfg=cfg)
-    (one,) = data_sets(test, device)
-    prepared = one.prepared
-    evaluation = evaluate_model(prepared.cfg, test.model, prepared.benchmark, device, at_home=prepared.at_home)
-    parameters = sum(parameter.numel() for parameter in test.model.image.parameters())
-    return Measured(weight, entry_of(test, one, evaluation), evaluation, parameters, seconds)
+    parameters, measured = sum(parameter.numel() for parameter in test.model.image.parameters()), []
+    for one in data_sets(test, device):
+        prepared = one.prepared
+        evaluation = evaluate_model(prepared.cfg, test.model, prepared.benchmark, device, at_home=prepared.at_home)
+        measured.append(Measured(weight, entry_of(test, one, evaluation), evaluation, parameters, seconds))
+    return measured
 
 
 @torch.no_grad()
@@ -160,7 +166,7 @@ def seconds_per_image(test: Test, device: torch.device, batch: int, repeats: int
 
 def difference_to_first(one: Measured, measured: Sequence[Measured]) -> dict[str, Estimate] | str | None:
     """By how much a network is better than the first one on its data set; None for that one itself."""
-    first = next(each for each in measured if each.entry["data_set"] == one.entry["data_set"])
+    first = next(each for each in measured if each.data_set == one.data_set)
     if first is one:
         return None
     if one.queries() != first.queries():
@@ -191,7 +197,7 @@ def table(measured: Sequence[Measured], differences: Sequence[Mapping[str, Estim
             figures.append(percent(one.entry, figure))
             figures.append(in_points(difference[figure]) if isinstance(difference, dict) else difference or "")
         costs = [f"{1000 * one.seconds:.2f}", f"{one.parameters / 1e6:.1f}"]
-        rows.append([one.entry["data_set"], one.weight, *figures, *costs, *cells])
+        rows.append([one.data_set, one.weight, *figures, *costs, *cells])
     order = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: order.index(row[0]))
     return markdown([head, *rows], numbers=range(2, 8))

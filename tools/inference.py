@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 from configs.defaults import KEYS
 from utils.command import Pairs, check_weight, new_parser
 from utils.errors import UserError
+from utils.paths import expanded
+
+KINDS = (".png", ".svg", ".pdf")  # of pictures
 
 if TYPE_CHECKING:
     from processor.inference import Embedder
@@ -60,6 +64,17 @@ def parse(
         raise UserError(f"{words[0]}: which images? e.g. {example}")
     check_weight(arguments.weight, "--weight")
     return arguments
+
+
+def check_picture(path: str, option: str) -> None:
+    """Raise UserError if no picture can be written to `path`."""
+    if not path.lower().endswith(KINDS):
+        raise UserError(f"{option} {path}: expected a name that ends in {', '.join(KINDS)}")
+    folder = expanded(path, option).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {folder}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"{option} {path}: pictures need matplotlib: pip install -r requirements-extra.txt")
 
 
 def open_embedder(arguments: argparse.Namespace) -> Embedder:

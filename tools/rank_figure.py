@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from processor.inference import Input, as_rgb
-from utils.errors import DataError, UserError
+from tools.pages import DOTS, write_pages
+from utils.errors import DataError
 
-KINDS = (".png", ".svg", ".pdf")
 # Told apart by the colour-blind (Okabe and Ito, 2008), and without colours by line and mark.
 FRAMES = {True: ("#009E73", "solid", "✓ "), False: ("#D55E00", (0, (3, 1.5)), "✗ "), None: ("#999999", "solid", "")}
 ROWS = 10  # lists on a page
 HEIGHT, GAP, LINE, MARGIN = 1.28, 0.14, 0.17, 0.12  # of an image, between images, of a line of text; inches
-DOTS = 200  # per inch
 GREY = (221, 221, 221)
 
 
@@ -60,21 +57,8 @@ def draw_rank_lists(path: Path, lists: Sequence[RankList], *, size: Sequence[int
     """
     pages = [lists[start : start + ROWS] for start in range(0, len(lists), ROWS)]
     unreadable: list[str] = []
-    figures = (rank_figure(page, size=size, unreadable=unreadable) for page in pages)  # one at a time in memory
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of file names
-            if path.suffix.lower() == ".pdf":
-                with PdfPages(path) as file:
-                    for figure in figures:
-                        file.savefig(figure, dpi=DOTS)
-                return [path], unreadable
-            paths = [path if not page else path.with_stem(f"{path.stem}_{page + 1}") for page in range(len(pages))]
-            for target, figure in zip(paths, figures, strict=True):
-                figure.savefig(target, dpi=DOTS)
-            return paths, unreadable
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    figures = (rank_figure(page, size=size, unreadable=unreadable) for page in pages)
+    return write_pages(path, figures), unreadable
 
 
 def rank_figure(lists: Sequence[RankList], *, size: Sequence[int], unreadable: list[str] | None = None) -> Figure:

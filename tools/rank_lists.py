@@ -11,19 +11,17 @@ are cosines of the features that tools.embed writes. The worst are those with th
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import embed_files, open_embedder, parse
+from tools.inference import check_picture, embed_files, open_embedder, parse
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
-KINDS = (".png", ".svg", ".pdf")  # of pictures
 WORST, BEST, RANDOM = "worst", "best", "random"
 
 
@@ -45,17 +43,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--order", choices=(WORST, BEST, RANDOM), default=WORST, help="which queries come first; default: worst")
     add("--pids", metavar="ID,ID", help="only queries of these identities, as the data set names them")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of --order random; default: 0")
-
-
-def check_picture(path: str, option: str) -> None:
-    """Raise UserError if no picture can be written to `path`."""
-    if not path.lower().endswith(KINDS):
-        raise UserError(f"{option} {path}: expected a name that ends in {', '.join(KINDS)}")
-    folder = expanded(path, option).absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {folder}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"{option} {path}: pictures need matplotlib: pip install -r requirements-extra.txt")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -55,7 +55,7 @@ def conditions(entries: Sequence[Mapping]) -> list[list[str]]:
 def markdown(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
     """Rows of cells as a table of Markdown, the first of them its head; `numbers` are columns to align at the right."""
     rule = ["---:" if column in numbers else "---" for column in range(len(rows[0]))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+    return "\n".join(f"| {' | '.join(row).lstrip()} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -86,7 +86,7 @@ def _search_tab(answers: Answers, answered: Callable[..., str]) -> None:
             top = gr.Slider(1, min(50, len(names)), value=min(10, len(names)), step=1, label="How many to find")
             places = gr.Checkbox(label="Show where the feature of the picture comes from")
             button = gr.Button("Search", variant="primary")
-    pictures = [(picture, Path(name).name) for name in names[:EXAMPLES] if (picture := _thumbnail(name))]
+    pictures = {name: picture for name in names[:EXAMPLES] if (picture := _thumbnail(name))}
     gr.Markdown("Or choose one of the gallery:")
     examples = gr.Gallery(
         pictures,
@@ -103,7 +103,8 @@ def _search_tab(answers: Answers, answered: Callable[..., str]) -> None:
         return answered(lambda one: of_search(answers.search(one, int(count), places=shown)), path), None
 
     def search_example(count: float, shown: bool, chosen: gr.SelectData) -> str:
-        return answered(lambda one: of_search(answers.search(one, int(count), places=shown)), names[chosen.index])
+        name = list(pictures)[chosen.index]
+        return answered(lambda one: of_search(answers.search(one, int(count), places=shown)), name)
 
     button.click(search, [query, top, places], [result, query], api_visibility="private", **ONE)
     examples.select(search_example, [top, places], result, api_visibility="private", **ONE)

@@ -41,8 +41,8 @@ from tqdm import tqdm
 
 from datasets.build import make_benchmark, parameters_of
 from datasets.several import names_of
-from datasets.synthetic import MANIFEST, VIEWPOINT_FILES
-from tools.demo.rendering.vehicle import viewpoint
+from datasets.synthetic import MANIFEST, Parameters
+from tools.demo.infrared_sets import INFRARED_KINDS, InfraredKind, InfraredSet
 from tools.demo.sets import KINDS, SPLITS, Kind, RenderedSet
 from utils.errors import UserError
 from utils.logs import log_to_screen
@@ -50,6 +50,8 @@ from utils.paths import expanded
 from utils.records import Benchmark
 
 logger = logging.getLogger("render")
+ALL_KINDS = {**KINDS, **INFRARED_KINDS}
+Rendering = RenderedSet | InfraredSet
 _PARTIAL_NAME = re.compile(r"\.synthetic-.+\.partial\.(?P<host>.+)\.(?P<process>\d+)\.[a-z0-9_]+")
 _ABANDONED_AFTER = 3600.0  # seconds without a new file
 
@@ -60,17 +62,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_screen()
     folders = render_missing(cfg)
     if not folders:
-        raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one of {', '.join(KINDS)}")
+        raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one of {', '.join(ALL_KINDS)}")
     sys.stdout.write("".join(f"{folder}\n" for folder in folders))
 
 
 def render_missing(cfg: CfgNode, names: str | None = None) -> list[Path]:
     """Render what is missing of the rendered data sets in `names`, or DATASETS.NAMES -> the folders of all of them."""
-    names = [name for name in names_of(names or cfg.DATASETS.NAMES) if name in KINDS]
+    names = [name for name in names_of(names or cfg.DATASETS.NAMES) if name in ALL_KINDS]
     if not names:
         return []
     root = expanded(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR")
-    return [render(root, RenderedSet(KINDS[name], parameters_of(cfg))) for name in names]
+    return [render(root, rendering(name, parameters_of(cfg))) for name in names]
+
+
+def rendering(name: str, parameters: Parameters) -> Rendering:
+    """The data set of this name in DATASETS.NAMES."""
+    if name in INFRARED_KINDS:
+        return InfraredSet(INFRARED_KINDS[name], parameters)
+    return RenderedSet(KINDS[name], parameters)
 
 
 def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
@@ -78,7 +87,7 @@ def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
     return make_benchmark(cfg, name, render=render_missing)
 
 
-def render(root: Path, data: RenderedSet, *, progress: bool | None = None) -> Path:
+def render(root: Path, data: Rendering, *, progress: bool | None = None) -> Path:
     """Render the data set below `root`, or find it there -> its folder.
 
     There are six cameras, one per background family. People's images are JPEG files of 128 x 64 pixels (height x
@@ -103,7 +112,7 @@ def render(root: Path, data: RenderedSet, *, progress: bool | None = None) -> Pa
         raise UserError(f"{root}: cannot write the synthetic data set there ({error.strerror or error})") from error
 
 
-def _find_or_write(root: Path, data: RenderedSet, progress: bool) -> Path:
+def _find_or_write(root: Path, data: Rendering, progress: bool) -> Path:
     target = root / data.folder_name
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
@@ -123,8 +132,8 @@ def _find_or_write(root: Path, data: RenderedSet, progress: bool) -> Path:
     return target
 
 
-def _write(folder: Path, data: RenderedSet, progress: bool) -> None:
-    """All images and, where the kind has them, their viewpoints; then the manifest."""
+def _write(folder: Path, data: Rendering, progress: bool) -> None:
+    """All images and, where the kind has them, lists or viewpoints; then the manifest."""
     started = time.perf_counter()
     tasks = list(data.tasks())
     if not progress:
@@ -133,16 +142,15 @@ def _write(folder: Path, data: RenderedSet, progress: bool) -> None:
         (folder / name).mkdir(parents=True)
     subjects = {split: data.subjects(split) for split in SPLITS}
     cameras = data.cameras()
-    annotations: dict[str, list[str]] = {split: [] for split in SPLITS}
+    drawn = []
     for task in tqdm(tasks, desc="rendering", unit="image", disable=not progress):
         image = data.draw(task, subjects[task.split], cameras)
         for path in task.paths:
             (folder / path).write_bytes(image.jpeg)
-        # VeRi's lines: 20 key points, of which none is marked here, and the viewpoint.
-        annotations[task.split].append(f"{task.paths[-1]} {' '.join(['-1'] * 40)} {viewpoint(image.yaw)}\n")
-    if data.kind.has_viewpoints:
-        for name, lines in zip(VIEWPOINT_FILES, annotations.values(), strict=True):
-            (folder / name).write_text("".join(lines), encoding="utf-8")
+        drawn.append((task, image.yaw))
+    for name, text in data.texts(drawn).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / MANIFEST).write_text(json.dumps(data.manifest(), indent=2) + "\n", encoding="utf-8")
     if not progress:
         logger.info("rendered %d images in %.1f s", len(tasks), time.perf_counter() - started)
@@ -151,7 +159,7 @@ def _write(folder: Path, data: RenderedSet, progress: bool) -> None:
 # ---------------------------------------------------------------------------------------------------- folders
 
 
-def _read_manifest(folder: Path, kind: Kind) -> dict[str, object] | None:
+def _read_manifest(folder: Path, kind: Kind | InfraredKind) -> dict[str, object] | None:
     """The manifest of a folder of this kind that this module wrote, else None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -160,16 +168,16 @@ def _read_manifest(folder: Path, kind: Kind) -> dict[str, object] | None:
     return manifest if isinstance(manifest, dict) and manifest.get("kind") == kind.title else None
 
 
-def _is_complete(folder: Path, data: RenderedSet) -> bool:
+def _is_complete(folder: Path, data: Rendering) -> bool:
     """Whether the folder was written with these parameters by this renderer and has all its files."""
     if _read_manifest(folder, data.kind) != data.manifest():
         return False
-    if data.kind.has_viewpoints and not all((folder / name).is_file() for name in VIEWPOINT_FILES):
+    if not all((folder / name).is_file() for name in data.text_files):
         return False
     return all(len(list((folder / name).glob("*.jpg"))) == count for name, count in data.counts().items())
 
 
-def _refuse_foreign(folder: Path, kind: Kind) -> None:
+def _refuse_foreign(folder: Path, kind: Kind | InfraredKind) -> None:
     """Raise UserError if there is something in the way that this module did not write."""
     if os.path.lexists(folder) and (folder.is_symlink() or _read_manifest(folder, kind) is None):
         raise UserError(
@@ -183,7 +191,7 @@ def _make_workshop(root: Path, name: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{name}.partial.{socket.gethostname()}.{os.getpid()}.", dir=root))
 
 
-def _publish(draft: Path, target: Path, data: RenderedSet, workshop: Path) -> None:
+def _publish(draft: Path, target: Path, data: Rendering, workshop: Path) -> None:
     """Give the finished draft its name, unless another process was faster."""
     for attempt in range(10):
         if _is_complete(target, data):

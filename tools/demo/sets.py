@@ -9,19 +9,19 @@ number comes *first* because NumPy pads short seeds with zeros: [999, 5] and [99
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets import dukemtmc, market1501, veri
-from datasets.synthetic import Parameters
+from datasets.synthetic import VIEWPOINT_FILES, Parameters
 from tools.demo.rendering.camera import BACKGROUNDS, Camera, sample_camera
 from tools.demo.rendering.occluder import OCCLUDER_VERSION
 from tools.demo.rendering.person import sample_person
 from tools.demo.rendering.scene import RENDERER_VERSION, Rendered, Subject, photograph
-from tools.demo.rendering.vehicle import VEHICLE_VERSION, sample_vehicle
+from tools.demo.rendering.vehicle import VEHICLE_VERSION, sample_vehicle, viewpoint
 from utils.errors import UserError
 
 CAMERA_STREAM = 77
@@ -145,6 +145,19 @@ class RenderedSet:
     @property
     def folder_name(self) -> str:
         return self.parameters.folder(self.kind.name)
+
+    @property
+    def text_files(self) -> tuple[str, ...]:
+        """The files beside the images."""
+        return VIEWPOINT_FILES if self.kind.has_viewpoints else ()
+
+    def texts(self, drawn: Sequence[tuple[Task, float]]) -> dict[str, str]:
+        """What these files hold, of all images and the directions in which their subjects face."""
+        lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for task, yaw in drawn:
+            # VeRi's lines: 20 key points, of which none is marked here, and the viewpoint.
+            lines[task.split].append(f"{task.paths[-1]} {' '.join(['-1'] * 40)} {viewpoint(yaw)}\n")
+        return {name: "".join(lines[split]) for name, split in zip(self.text_files, SPLITS, strict=False)}
 
     def counts(self) -> dict[str, int]:
         """How many images each folder holds."""

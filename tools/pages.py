@@ -1,0 +1,41 @@
+"""Files of figures: one after the other, or pages of a PDF file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+
+from utils.errors import UserError
+
+DOTS = 200  # per inch
+
+
+def write_pages(path: Path, figures: Iterable[Figure]) -> list[Path]:
+    """Write figures of the kind that the suffix of `path` says, of which one at a time is in memory -> the files.
+
+    Args:
+        path: of the first; the others are NAME_2.png, NAME_3.png ...; a PDF file has pages instead.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    paths = []
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of file names
+            if path.suffix.lower() == ".pdf":
+                with PdfPages(path) as file:
+                    for figure in figures:
+                        file.savefig(figure, dpi=DOTS)
+                return [path]
+            for number, figure in enumerate(figures, 1):
+                target = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
+                figure.savefig(target, dpi=DOTS)
+                paths.append(target)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return paths
