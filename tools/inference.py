@@ -66,6 +66,12 @@ def parse(
     return arguments
 
 
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say where features are remembered."""
+    parser.add_argument("--cache", metavar="FILE", help="of features; default: features.sqlite beside the output")
+    parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
+
+
 def check_picture(path: str, option: str) -> None:
     """Raise UserError if no picture can be written to `path`."""
     if not path.lower().endswith(KINDS):

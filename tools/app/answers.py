@@ -17,6 +17,7 @@ from processor.release import card_of
 from tools.verify import Known, decide, explain
 from utils.errors import UserError
 from utils.feature_file import FeatureFile
+from utils.gallery_index import ExactIndex
 from utils.hub import on_hub
 
 COLOUR = (255, 96, 0)  # of what counts most, over a grey picture
@@ -60,6 +61,9 @@ class Answers:
 
     def __init__(self, embedder: Embedder, weight: str, known: Known, gallery: FeatureFile | None = None):
         self.embedder, self.known, self.gallery = embedder, known, gallery
+        self.index = ExactIndex()
+        if gallery:
+            self.index.add(gallery.names, gallery.features)
         card = _without_head(card_of(weight, embedder))
         self.card = card if on_hub(weight) else card.replace(weight, Path(weight).name)  # visitors need no folders
 
@@ -91,11 +95,11 @@ class Answers:
             raise UserError("there is no gallery; start with --gallery FOLDER")
         image, note = as_rgb(query), None
         pictures = [self._shown(image)]
-        cosines, order = (self.gallery.features @ self.embedder([image])[0]).sort(descending=True, stable=True)
-        hits = []
-        for place, cosine in zip(order[:top].tolist(), cosines[:top].tolist(), strict=True):
-            name = self.gallery.names[place]
-            hits.append(Hit(name, cosine, self._shown(as_rgb(name))))
+        cosines, names = self.index.search(self.embedder([image]), top)
+        hits = [
+            Hit(name, cosine, self._shown(as_rgb(name)))
+            for name, cosine in zip(names[0], cosines[0].tolist(), strict=True)
+        ]
         if places:
             try:
                 pictures.append(overlay(pictures[0], attention_map(self.embedder, image, SHARE)))

@@ -1,0 +1,302 @@
+"""Search a gallery for what query images show: its most similar images, best first.
+
+    python -m tools.search --weight runs/market/ViT-B-16_60.pth --gallery gallery/ --picture ranks.png query.jpg
+    python -m tools.search --weight runs/market/ViT-B-16_60.pth --gallery features.npz --top 20 --json query/
+    python -m tools.search --weight W --gallery gallery/ --index faiss --index_path gallery.faiss query.jpg
+
+The gallery is a folder, a pattern, or a file of tools.embed's. By default all of it is compared; `--index faiss` and
+`--index qdrant` keep it, so that later searches need no --gallery, and one that is given is added. Images are embedded
+once: features are remembered by the content of the file. A query that is in the gallery itself is left out of its list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import filecmp
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import utils.threads  # noqa: F401
+from configs import ConfigError
+from tools.inference import add_cache_options, check_picture, open_embedder, parse
+from utils.command import answer_early, at_least, run_script
+from utils.errors import UserError
+from utils.paths import expanded
+
+if TYPE_CHECKING:
+    from tools.cached_features import CachedFeatures
+    from utils.gallery_index import GalleryIndex
+
+EXACT, FAISS, QDRANT = "exact", "faiss", "qdrant"
+
+
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    words = ("QUERY", "images, folders of images, or patterns")
+    arguments = parse(__doc__, argv, options=_options, words=words, example="query.jpg")
+    if arguments.index == EXACT and not arguments.gallery:
+        raise UserError("--gallery: which? e.g. --gallery gallery/ or --gallery features.npz")
+    if (arguments.index == EXACT) != (arguments.index_path is None):
+        raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
+    for path in filter(None, (arguments.output, arguments.csv)):
+        folder = expanded(path).absolute().parent
+        if not folder.is_dir():
+            raise UserError(f"{path}: there is no folder {folder}")
+    if arguments.picture:
+        check_picture(arguments.picture, "--picture")
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gallery", metavar="WHERE", help="a folder, a pattern, or a file of tools.embed's")
+    add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
+    add("--output", metavar="FILE", default="search.json", help="written to; default: search.json")
+    add("--picture", metavar="FILE", help="of what was found: .png, .svg or .pdf")
+    add("--csv", metavar="FILE", help="a table to write as well")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--keep-own", "--keep_own", action="store_true", help="leave queries in their own lists")
+    add("--identities", choices=("names", "folders", "none"), help="where identities stand (0002_c1.jpg, anna/1.jpg)")
+    add("--index", choices=(EXACT, FAISS, QDRANT), default=EXACT, help="what searches; default: exact")
+    add("--index_path", "--index-path", metavar="WHERE", help="a folder or, for qdrant, the URL of a server")
+    add_cache_options(parser)
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_command_line, ConfigError)
+
+from torch import Tensor
+
+from datasets.find_images import find_images
+from datasets.identity_folders import CAMERA_FOLDER
+from datasets.labels import FOLDERS as SPLITS
+from datasets.path_labels import FOLDERS, NAMES, path_label, same_identity
+from tools.cached_features import CachedFeatures
+from utils.faiss_index import FaissIndex
+from utils.feature_file import read_features
+from utils.files import replace_text
+from utils.gallery_index import ExactIndex
+from utils.metrics import check_finite
+from utils.qdrant_index import QdrantIndex
+
+
+class Hit(NamedTuple):
+    """An image of the gallery in a query's list."""
+
+    rank: int
+    name: str
+    score: float
+    camera: str | None
+    correct: bool | None  # None: unknown
+
+
+class Answer(NamedTuple):
+    """What is said of a query."""
+
+    query: str
+    camera: str | None
+    found: list[Hit]
+    left_out: list[str]  # the query itself, as the gallery has it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Search as the command line says; 1 if images cannot be read that should."""
+    arguments = read_command_line(argv)
+    output = expanded(arguments.output)
+    queries = find_images(arguments.images)
+    gallery = None  # names of images
+    if arguments.gallery and not arguments.gallery.endswith(".npz"):
+        gallery = find_images([arguments.gallery])
+    embedder = open_embedder(arguments)
+    features = CachedFeatures.of(embedder, arguments, output)
+    index = open_index(arguments, embedder.digest, features.width)
+    try:
+        names = fill(index, gallery, features, arguments) if arguments.gallery else []
+        paths, vectors = features.all(queries, "queries")
+        check_finite(vectors, vectors[:0])
+        rank_lists = search(index, paths, vectors, arguments.top, keep_own=arguments.keep_own)
+        count = index.count()
+    finally:
+        features.close()
+        index.close()
+    labels = Labelling.of(names, arguments.identities)
+    answers = [labels.answer(path, *found) for path, found in zip(paths, rank_lists, strict=True)]
+    counts = {"gallery": count, "embedded": features.computed, "from_cache": features.remembered}
+    write(answers, {"digest": embedder.digest, "index": arguments.index, **counts}, arguments)
+    if arguments.picture:
+        draw(answers, expanded(arguments.picture), embedder.size)
+    return int(features.unreadable > 0 and not arguments.skip_unreadable)
+
+
+def open_index(arguments: argparse.Namespace, digest: str, width: int) -> GalleryIndex:
+    """The index that the command line names.
+
+    Raises:
+        UserError: it is not there, and no gallery is given; its library is missing.
+    """
+    if arguments.index == EXACT:
+        return ExactIndex()
+    if arguments.index == QDRANT:
+        server = "://" in arguments.index_path
+        path = arguments.index_path if server else str(expanded(arguments.index_path))
+        if not (server or arguments.gallery or Path(path).exists()):
+            raise UserError(f"--index_path {path}: there is no such folder; --gallery fills a new one")
+        return QdrantIndex(path, digest, width, create=bool(arguments.gallery))
+    path = expanded(arguments.index_path)
+    if not (arguments.gallery or path.exists()):
+        raise UserError(f"--index_path {path}: there is no such folder; --gallery fills a new one")
+    return FaissIndex(path, digest, width)
+
+
+def fill(
+    index: GalleryIndex, gallery: Sequence[str] | None, features: CachedFeatures, arguments: argparse.Namespace
+) -> list[str]:
+    """Add the gallery that is given, and save the index; -> its names.
+
+    Args:
+        gallery: images; None: --gallery is a file of features.
+    """
+    added: list[str] = []
+    if gallery is None:
+        contents = read_features(arguments.gallery, features.embedder.digest)
+        blocks = iter([(contents.names, contents.features)])
+    else:
+        blocks = features(gallery, "gallery")
+    for names, vectors in blocks:
+        check_finite(vectors[:0], vectors)
+        if arguments.index != EXACT:  # which outlives this folder
+            names = [os.path.abspath(name) for name in names]
+        index.add(names, vectors)
+        added += names
+    index.save()
+    return added
+
+
+def search(
+    index: GalleryIndex, paths: Sequence[str], vectors: Tensor, top: int, *, keep_own: bool
+) -> list[tuple[list[tuple[str, float]], list[str]]]:
+    """For every query the first `top` names with their scores, and the names of files that are the query's copies.
+
+    Copies are left out of the list unless `keep_own`.
+    """
+    count = index.count()
+    scores, names = index.search(vectors, top + 1)
+    answers = []
+    for row, path in enumerate(paths):
+        found, asked = list(zip(names[row], scores[row].tolist(), strict=True)), top + 1
+        while True:
+            own = [name for name, _ in found if is_copy(path, name)]
+            if keep_own or len(found) - len(own) >= top or asked >= count:
+                break
+            asked *= 2  # it has many copies
+            more, again = index.search(vectors[row : row + 1], asked)
+            found = list(zip(again[0], more[0].tolist(), strict=True))
+        kept = found if keep_own else [one for one in found if one[0] not in own]
+        answers.append((kept[:top], own))
+    return answers
+
+
+def is_copy(one: str, other: str) -> bool:
+    """Whether two files hold the same; False if one is not there."""
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+class Labelling:
+    """What is known of identities and cameras by their paths.
+
+    Args:
+        where: identities stand, as in `path_label`.
+        identities: that the gallery has; None: any may be there.
+    """
+
+    def __init__(self, where: str, identities: set[str] | None = None):
+        self.where, self.identities = where, identities
+
+    @classmethod
+    def of(cls, gallery: Sequence[str], where: str | None) -> Labelling:
+        """As the command line says; None goes by folders where the gallery seems to be a folder per identity."""
+        if where is None and per_identity(gallery):
+            return cls(FOLDERS, {path_label(name, FOLDERS).identity for name in gallery})
+        return cls(where or NAMES)
+
+    def answer(self, query: str, found: Sequence[tuple[str, float]], own: list[str]) -> Answer:
+        """What was found for a query, with all that is known."""
+        label = path_label(query, self.where)
+        if self.identities is not None and label.identity not in self.identities:
+            label = label._replace(identity="")  # its folder is no identity's
+        hits = []
+        for rank, (name, score) in enumerate(found, 1):
+            other = path_label(name, self.where)
+            hits.append(Hit(rank, name, score, other.camera or None, same_identity(label, other)))
+        return Answer(query, label.camera or None, hits, own)
+
+
+def per_identity(names: Sequence[str]) -> bool:
+    """Whether images seem to lie in a folder per identity: folders beside each other, not of cameras or splits."""
+    if any(path_label(name, NAMES).identity for name in names):
+        return False
+    folders = {os.path.dirname(os.path.abspath(name)) for name in names}
+    last = [os.path.basename(folder) for folder in folders]
+    splits = {name for split in SPLITS.values() for name in split}
+    beside = len(folders) > 1 and len({os.path.dirname(folder) for folder in folders}) == 1
+    return beside and not splits & set(last) and not all(map(CAMERA_FOLDER.fullmatch, last))
+
+
+def write(answers: Sequence[Answer], facts: dict, arguments: argparse.Namespace) -> None:
+    """Write JSON and a table, and print one of them."""
+    queries = [{**one._asdict(), "found": [hit._asdict() for hit in one.found]} for one in answers]
+    text = json.dumps({**facts, "queries": queries}, indent=2) + "\n"
+    replace_text(expanded(arguments.output), text)
+    if arguments.csv:
+        table = io.StringIO(newline="")
+        lines = csv.writer(table)
+        lines.writerow(["query", *Hit._fields])
+        lines.writerows([one.query, *hit] for one in answers for hit in one.found)
+        replace_text(expanded(arguments.csv), table.getvalue())
+    sys.stdout.write(text if arguments.json else "".join(map(in_words, answers)))
+    if not arguments.json:
+        sys.stdout.write(
+            f"{facts['gallery']} images searched ({facts['index']}), {facts['embedded']} embedded, "
+            f"{facts['from_cache']} known: {arguments.output}\n"
+        )
+
+
+def in_words(answer: Answer) -> str:
+    """A line for the query and each image found."""
+    lines = [answer.query] + [f"  in the gallery itself, as {name}" for name in answer.left_out]
+    for hit in answer.found:
+        mark = {True: "✓", False: "✗", None: " "}[hit.correct]
+        camera = f"c{hit.camera}" if hit.camera else ""
+        lines.append(f"{hit.rank:>4}  {hit.score:.4f}  {mark} {camera:<4} {hit.name}")
+    return "\n".join([*lines, ""])
+
+
+def draw(answers: Sequence[Answer], path: Path, size: Sequence[int]) -> None:
+    """Draw what was found; gallery images that are not there any more are grey, and said."""
+    from tools.rank_figure import Found, RankList, draw_rank_lists  # matplotlib is an extra
+
+    lists = [
+        RankList(
+            one.query,
+            [Found(hit.name, hit.rank, hit.score, hit.camera or "", hit.correct) for hit in one.found],
+            one.camera or "",
+            Path(one.query).name,
+        )
+        for one in answers
+    ]
+    _, unreadable = draw_rank_lists(path, lists, size=size)
+    if unreadable:
+        sys.stderr.write(f"{path}: {len(unreadable)} images cannot be read now, and are grey: {unreadable[0]}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))

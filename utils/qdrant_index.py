@@ -1,0 +1,93 @@
+"""Galleries that Qdrant keeps: in a folder of this machine, or on a server."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import DataError, UserError
+from utils.gallery_index import not_installed
+
+PREFIX = "reid-"  # of collections: a network's digest follows
+AT_ONCE = 256  # points or queries in a request
+
+
+class QdrantIndex:
+    """A collection of Qdrant's, one for each network; whatever is added is kept at once.
+
+    Args:
+        path: a folder, or the URL of a server (http://host:6333).
+        digest: of the network that features are from.
+        width: of features.
+        create: whether there may be no collection of this network yet.
+
+    Raises:
+        UserError: qdrant_client is not installed; the folder is in use; the server does not answer.
+        DataError: there are only features of other networks.
+    """
+
+    def __init__(self, path: str, digest: str, width: int, *, create: bool):
+        try:
+            import qdrant_client
+        except ImportError as error:
+            raise not_installed(error) from error
+        self.qdrant: Any = qdrant_client
+        self.path, self.collection = path, f"{PREFIX}{digest}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the versions of client and server
+                place = {"url": path} if "://" in path else {"path": path}
+                self.client = self.qdrant.QdrantClient(**place)
+            names = [one.name for one in self.client.get_collections().collections]
+        except Exception as error:  # of any type: the client's, the transport's, the operating system's
+            raise UserError(f"{path}: cannot be opened by Qdrant ({type(error).__name__}: {error})") from error
+        if self.collection in names:
+            return
+        if not create:
+            others = ", ".join(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)) or "nothing"
+            self.close()
+            raise DataError(f"{path}: holds {others}, and no features of this network and its settings ({digest})")
+        models = self.qdrant.models
+        settings = models.VectorParams(size=width, distance=models.Distance.DOT)
+        self.client.create_collection(self.collection, vectors_config=settings)
+
+    def add(self, names: Sequence[str], features: Tensor) -> None:
+        """See `GalleryIndex`."""
+        models = self.qdrant.models
+        rows = {name: row for row, name in enumerate(names)}  # of a name that is there twice, the last
+        points = [
+            models.PointStruct(id=str(uuid.uuid5(uuid.NAMESPACE_URL, name)), vector=vector, payload={"name": name})
+            for name, vector in zip(rows, features[list(rows.values())].tolist(), strict=True)
+        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Local mode is not recommended")
+            for start in range(0, len(points), AT_ONCE):
+                self.client.upsert(self.collection, points[start : start + AT_ONCE], wait=True)
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, list[list[str]]]:
+        """See `GalleryIndex`."""
+        k = min(k, self.count())
+        if not k or not len(queries):
+            return torch.empty(len(queries), k), [[] for _ in queries]
+        models, found = self.qdrant.models, []
+        requests = [models.QueryRequest(query=query, limit=k, with_payload=True) for query in queries.tolist()]
+        for start in range(0, len(requests), AT_ONCE):
+            found += self.client.query_batch_points(self.collection, requests[start : start + AT_ONCE])
+        scores = torch.tensor([[point.score for point in one.points] for one in found])
+        return scores, [[point.payload["name"] for point in one.points] for one in found]
+
+    def count(self) -> int:
+        """See `GalleryIndex`."""
+        return self.client.count(self.collection, exact=True).count
+
+    def save(self) -> None:
+        """Nothing is left to write."""
+
+    def close(self) -> None:
+        """Let others open the folder."""
+        self.client.close()
