@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 
 import numpy as np
@@ -12,13 +13,16 @@ import yaml
 from PIL import Image
 
 from configs import differences, load, to_dict
+from datasets.build import make_benchmark
 from model import tiny_clip
+from model.build import make_model
 from tools import __main__ as listing
 from tools import benchmark
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
-from tools.demo import compare_methods, pretrain_tiny_clip
+from tools.demo import compare_methods, figures, pretrain_tiny_clip
 from tools.demo.render import render_missing
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
 
@@ -36,19 +40,27 @@ def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
     assert 20 < known.sum() < 100 and known[49406] and known[49407]
 
 
-def test_the_demo_draws_a_sheet(tmp_path, monkeypatch):
-    """Of what was trained on, in the run's folder, for the training's image size."""
-    (tmp_path / "results.json").write_text(
-        '{"evaluations": [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9}]}'
-    )
-    monkeypatch.setattr(demo, "train", lambda cfg, folder: render_missing(cfg))
+def test_the_demo_draws_what_it_trained_on_and_what_it_finds(tmp_path, monkeypatch):
+    """In the run's folder; the sheet is for the training's image size."""
     words = [
         *("DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "3"),
         *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "2"),
     ]
+    checkpoint = tmp_path / "x.pth"
+
+    def train(cfg, folder):
+        render_missing(cfg)
+        model = make_model(cfg, make_benchmark(cfg))
+        facts = {"config": to_dict(cfg), "architecture": model.architecture}
+        save_checkpoint(checkpoint, {"model": model.state_dict(), **facts})
+        entries = [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9, "checkpoint": str(checkpoint)}]
+        (folder / "results.json").write_text(json.dumps({"evaluations": entries}))
+
+    monkeypatch.setattr(demo, "train", train)
     assert demo.main([*words, "OUTPUT_DIR", str(tmp_path), "INPUT.SIZE_TRAIN", "[80, 40]"]) == 0
     sheet = Image.open(tmp_path / demo.SHEET)
     assert 3 * 128 < sheet.height < 4 * 128
+    assert all(min(Image.open(tmp_path / name).size) > 500 for name in (figures.RANKS, figures.ATTENTION))
     assert (np.asarray(sheet.convert("RGB"))[40:, MARGIN:] < 200).any(axis=(0, 2)).sum() > 3 * 64
 
 

@@ -37,6 +37,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 from datasets.build import RENDERED, make_benchmark
 from tools.check_dataset.sheet import write_sheet
+from tools.demo.figures import draw
 from train_svllreid import train
 from utils.devices import pick_device
 from utils.errors import UserError
@@ -63,13 +64,17 @@ def main(argv: list[str] | None = None) -> int:
         empty(folder)
     train(cfg, folder)
 
-    write_sheet(make_benchmark(cfg), folder / SHEET, size=cfg.INPUT.SIZE_TRAIN)
+    evaluations = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["evaluations"]
+    by_moment = {entry["when"]: entry for entry in evaluations}
+    benchmark = make_benchmark(cfg)
+    write_sheet(benchmark, folder / SHEET, size=cfg.INPUT.SIZE_TRAIN)
+    draw(Path(by_moment["end"]["checkpoint"]), benchmark, folder, cfg.MODEL.DEVICE)
     departures = differences(cfg, load(PUBLISHED), besides=NO_DEPARTURE)
     lines = (f"  {key}: {ours} (published {published})" for key, (ours, published) in departures.items())
     logger.info("differences from configs/person/%s, the published recipe:\n%s", PUBLISHED.name, "\n".join(lines))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     logger.info("files:\n%s", "\n".join(f"  {path}  {path.stat().st_size / 1e3:,.0f} kB" for path in files))
-    return judge(folder)
+    return judge(by_moment)
 
 
 def empty(folder: Path) -> None:
@@ -85,10 +90,9 @@ def empty(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def judge(folder: Path) -> int:
-    """Compare the frozen start with the end."""
-    evaluations = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["evaluations"]
-    start, end = (next(entry["mAP"] for entry in evaluations if entry["when"] == when) for when in ("start", "end"))
+def judge(by_moment: dict[str, dict]) -> int:
+    """Compare the frozen start with the end, by a run's entries of results.json."""
+    start, end = (by_moment[when]["mAP"] for when in ("start", "end"))
     logger.info("mAP %.1f before training, %.1f after: %+.1f", 100 * start, 100 * end, 100 * (end - start))
     if end < start + GAIN:
         sys.stderr.write(f"error: training did not gain {100 * GAIN:.0f} mAP points; something is broken\n")
