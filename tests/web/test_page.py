@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,22 +30,19 @@ class Site(NamedTuple):
     weight: Path
     pictures: list[str]
     uploads: Path
-    server: subprocess.Popen
-    seconds: float  # until it answered
 
 
-def serve(weight: Path, folder: Path, *words: str) -> tuple[subprocess.Popen, str, float]:
+def serve(weight: Path, folder: Path, *words: str) -> tuple[subprocess.Popen, str]:
     """Start the page on a free port, with temporary files in `folder`."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    start = time.monotonic()
     command = [sys.executable, "-m", "tools.app", "--weight", str(weight), "--device", "cpu", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(folder)}
     server = subprocess.Popen([*command, *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     line = server.stdout.readline()
     assert line.startswith("http://"), line
-    return server, line.split()[0], time.monotonic() - start
+    return server, line.split()[0]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +50,8 @@ def site(trained, tmp_path_factory) -> Iterator[Site]:
     weight, _, benchmark = trained
     folder = tmp_path_factory.mktemp("uploads")
     pictures = [sample.path for sample in benchmark.trials[0].gallery]
-    server, address, seconds = serve(weight, folder, "--gallery", str(Path(pictures[0]).parent))
-    yield Site(address, weight, pictures, folder, server, seconds)
+    server, address = serve(weight, folder, "--gallery", str(Path(pictures[0]).parent))
+    yield Site(address, weight, pictures, folder)
     server.send_signal(signal.SIGTERM)
     assert server.wait(30) == 0
     assert not list(folder.iterdir())
@@ -111,11 +107,9 @@ def test_two_pictures_get_the_score_that_the_tool_prints(site, page, capsys, tmp
     upload(page, "first", a)
     upload(page, "second", b)
     assert left(site, "mine_*")
-    start = time.monotonic()
     page.get_by_role("button", name="Compare").click()
     found = page.get_by_test_id("cosine")
     expect(found).to_be_visible(timeout=WAIT)
-    sys.stderr.write(f"start {site.seconds:.1f} s, comparison {time.monotonic() - start:.2f} s\n")
     picture_of(page, "verify")
     verify.main(["--weight", str(site.weight), "--device", "cpu", str(a), str(b)])
     assert f"cosine {found.inner_text()}" in capsys.readouterr().out
@@ -171,7 +165,7 @@ def test_a_missing_picture_and_about(site, page):
 
 
 def test_without_a_gallery_the_tab_says_how_to_start_with_one(site, browser, tmp_path):
-    server, address, _ = serve(site.weight, tmp_path)
+    server, address = serve(site.weight, tmp_path)
     try:
         page = browser.new_page()
         page.goto(address)
