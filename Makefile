@@ -2,12 +2,14 @@
 # make test: lint and the fast tests            make test-all: all tests that need no GPU
 # make faults FAULTS=120: trainings that are killed and damaged, so many times
 # make test-gpu: ViT-B/16 on a CUDA device
+# make test-web: the page in a headless Chromium
 # make env:  what all need; a .venv here, from requirements.txt, by uv where that is installed
 # make test-lowest: all tests with the lowest versions that requirements.txt allows, in a .venv-lowest
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+WEB := .venv-web
 FAULTS ?= 120
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # Without an NVIDIA driver, torch's CUDA libraries are gigabytes for nothing: its CPU build, where that index answers.
@@ -29,7 +31,7 @@ INSTALL = set -e; index=$$($(INDEX)); \
 	fi; \
 	$(1)/bin/python -c 'import torch, torchvision'
 
-.PHONY: env demo test test-all test-lowest faults test-gpu lint clean
+.PHONY: env demo test test-all test-lowest faults test-gpu test-web chromium lint clean
 
 env: $(VENV)/ready
 
@@ -63,10 +65,24 @@ faults: env
 test-gpu: env
 	$(BIN)/python -m pytest -s tests/gpu
 
+# Its own environment sees the packages of .venv, but may have others in front of them.
+$(WEB)/ready: $(VENV)/ready requirements-web.txt
+	$(BIN)/python -m venv $(WEB)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(WEB)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	touch $@
+
+test-web: chromium $(WEB)/ready
+	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest tests/web
+
+chromium:
+	@command -v chromium > /dev/null || { echo "chromium is missing: apt-get install chromium"; exit 1; }
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(LOWEST) $(WEB) .pytest_cache .ruff_cache .mypy_cache

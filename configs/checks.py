@@ -8,7 +8,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from configs.defaults import KEYS
-from configs.stages import IMAGE, PROMPT
+from configs.stages import CLUSTER, IMAGE, PROMPT
 
 
 class ConfigError(ValueError):
@@ -29,12 +29,26 @@ def check_together(cfg: CfgNode) -> None:
     """Raise one ConfigError that names all settings that contradict each other, of the stages that run."""
     stages = cfg.PROCESSOR.STAGES
     faults = [*(_contradictions(cfg) if IMAGE.name in stages else ())]
+    if CLUSTER.name in stages:
+        faults += _of_clusters(cfg)
     if PROMPT.name in stages and cfg.SOLVER.STAGE1.LR_MIN > cfg.SOLVER.STAGE1.BASE_LR:
         faults.append("SOLVER.STAGE1.LR_MIN is above SOLVER.STAGE1.BASE_LR")
     if cfg.TEST.AQE and not cfg.TEST.FEAT_NORM:
         faults.append("TEST.AQE True weighs by cosine similarities, TEST.FEAT_NORM False does not normalise features")
     if faults:
         raise ConfigError("contradicting settings: " + "; ".join(faults))
+
+
+def _of_clusters(cfg: CfgNode) -> Iterator[str]:
+    """Of the settings of the clustering stage."""
+    images, k = cfg.SOLVER.CLUSTER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    if images % k:
+        yield f"SOLVER.CLUSTER.IMS_PER_BATCH {images} is not a multiple of DATALOADER.NUM_INSTANCE {k}"
+    if IMAGE.name in cfg.PROCESSOR.STAGES:
+        yield (
+            f"PROCESSOR.STAGES {cfg.PROCESSOR.STAGES}: {CLUSTER.name} is for images without identities, {IMAGE.name} "
+            "needs them"
+        )
 
 
 def _contradictions(cfg: CfgNode) -> Iterator[str]:

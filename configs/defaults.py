@@ -9,7 +9,7 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from configs.keys import ALWAYS, UNTIL_OVER, Key, Rule, above, at_least, given, matching, one_of, within
-from configs.stages import STAGES
+from configs.stages import STAGES, USUAL
 
 SIZE = Rule(lambda value: len(value) == 2 and min(value) >= 1, "two positive numbers (height, width)")
 DEVICES = matching(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
@@ -62,7 +62,11 @@ ROWS = (
         one_of("auto", "quick_gelu", "gelu")),
     Key("MODEL.POOLING", "auto",
         "timm towers: token (class token), avg (mean over the patches), token+avg (both), or auto: the class token if "
-        "there is one, else the tower's own pooling.", one_of("auto", "token", "avg", "token+avg")),
+        "there is one, else the tower's own pooling. CLIP's ResNets: auto (mean) or gem (generalised mean of exponent "
+        "3).", one_of("auto", "token", "avg", "token+avg", "gem")),
+    Key("MODEL.HEADS", "all",
+        "Features that have a batch-norm neck and that retrieval compares: all (as CLIP-ReID: of the last block, and "
+        "projected) or last.", one_of("all", "last")),
     Key("MODEL.EMBED_DIM", 0,
         "timm towers: width of a learnt projection, the third feature; 0 for none. To be compared with prompts, it is "
         "as wide as CLIP's text features (512 for ViT-B-16).", at_least(0)),
@@ -104,6 +108,7 @@ ROWS = (
         within(0, 1)),
     Key("INPUT.TWIN_ERASED_AREA", (0.33, 1 / 3),
         "Smallest and largest fraction of a view's area that random erasing takes. Published: always a third.", ERASED),
+    Key("INPUT.GREY_PROB", 0.0, "Probability that a visible training image becomes grey.", within(0, 1)),
     Key("INPUT.JPEG_PROB", 0.0,
         "Probability of JPEG compression as an augmentation, of training images and views; 0.0 is off.", within(0, 1)),
     Key("INPUT.JPEG_QUALITY", (20, 90), "Smallest and largest quality of that compression, 1 to 100.", QUALITIES),
@@ -172,6 +177,28 @@ ROWS = (
     Key("SOLVER.CHECKPOINT_MINUTES", 10.0,
         "Minutes between resume states, besides those after every epoch that is saved or evaluated; 0.0: only those.",
         at_least(0), ALWAYS),
+
+    # The clustering stage needs no identities (CCLNet): it trains on clusters, which are found anew in every epoch.
+    Key("SOLVER.CLUSTER.IMS_PER_BATCH", 64,
+        "Images of each modality in a batch, P x K: a multiple of DATALOADER.NUM_INSTANCE.", at_least(2)),
+    Key("SOLVER.CLUSTER.OPTIMIZER_NAME", "Adam", "Optimizer.", OPTIMIZERS),
+    Key("SOLVER.CLUSTER.MOMENTUM", 0.9, "Momentum of SGD; the other optimizers do not use it.", within(0, 1)),
+    Key("SOLVER.CLUSTER.MAX_EPOCHS", 120, "Epochs, each with clusters of its own.", at_least(1), UNTIL_OVER),
+    Key("SOLVER.CLUSTER.BASE_LR", 3.5e-4, "Learning rate after warm-up.", above(0)),
+    Key("SOLVER.CLUSTER.BIAS_LR_FACTOR", 2.0, "Factor of the learning rate of every bias.", at_least(0)),
+    Key("SOLVER.CLUSTER.WEIGHT_DECAY", 5e-4, "Weight decay: L2 in Adam and SGD, decoupled in AdamW.", at_least(0)),
+    Key("SOLVER.CLUSTER.WEIGHT_DECAY_BIAS", 5e-4, "Weight decay of every bias.", at_least(0)),
+    Key("SOLVER.CLUSTER.STEPS", (30, 50), "Epochs at which the learning rate is multiplied by GAMMA.", ASCENDING),
+    Key("SOLVER.CLUSTER.GAMMA", 0.1, "Factor of the learning rate at each of STEPS.", above(0)),
+    Key("SOLVER.CLUSTER.WARMUP_FACTOR", 0.01, "Warm-up starts at this fraction of BASE_LR.", within(0, 1)),
+    Key("SOLVER.CLUSTER.WARMUP_ITERS", 10, "Epochs of linear warm-up.", at_least(0)),
+    Key("SOLVER.CLUSTER.RESTART", True,
+        "The stage behind it begins with the image tower that the run began with, as published: only the clusters are "
+        "handed over."),
+    Key("SOLVER.CLUSTER.CHECKPOINT_PERIOD", 10, "Epochs between checkpoints; the last epoch is always saved.",
+        at_least(1), ALWAYS),
+    Key("SOLVER.CLUSTER.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
+    Key("SOLVER.CLUSTER.EVAL_PERIOD", 10, "Epochs between evaluations, for the log only.", at_least(1), ALWAYS),
 
     # Stage 1 learns a prompt per identity.
     Key("SOLVER.STAGE1.IMS_PER_BATCH", 64, "Images (their cached features) in a batch.", at_least(1)),
@@ -256,6 +283,22 @@ ROWS = (
     Key("SOLVER.STAGE2.LOG_PERIOD", 100, "Steps between lines of the log.", at_least(1), ALWAYS),
     Key("SOLVER.STAGE2.EVAL_PERIOD", 10, "Epochs between evaluations, for the log only.", at_least(1), ALWAYS),
 
+    Key("CLUSTER.EPS", 0.6, "DBSCAN: the largest Jaccard distance of neighbours.",
+        Rule(lambda value: 0 < value < 1, "above 0 and below 1")),
+    Key("CLUSTER.MIN_SAMPLES", 4, "DBSCAN: neighbours, itself included, that make an image the core of a cluster.",
+        at_least(1)),
+    Key("CLUSTER.K1", 30, "k-reciprocal Jaccard distance: neighbours that must find each other.", at_least(1)),
+    Key("CLUSTER.K2", 6, "k-reciprocal Jaccard distance: neighbours whose neighbourhoods are averaged.", at_least(1)),
+    Key("MEMORY.TEMP", 0.05, "Temperature of the contrast of images with the clusters' memories.", above(0)),
+    Key("MEMORY.MOMENTUM", 0.1,
+        "Share of a cluster's memory that stays when an image of the cluster is taken into it.", within(0, 1)),
+    Key("MEMORY.SWAP_MODE", "reference",
+        "What matched clusters of two modalities do to each other's memories: reference (published code: after every "
+        "step those in the batch become a mixture, nearly their partner), true (the paper: exchanged once an epoch, "
+        "before training) or none.", one_of("reference", "true", "none")),
+    Key("MEMORY.SWAP_START", 61, "First epoch of that.", at_least(1)),
+    Key("MEMORY.SWAP_RATIO", 0.1, "Share of a memory that stays in the mixture of reference.", within(0, 1)),
+
     Key("TEST.IMS_PER_BATCH", 128,
         "Images in a batch of evaluation and of the features of stage 1. Affects speed and memory only.",
         at_least(1), ALWAYS),
@@ -287,8 +330,9 @@ ROWS = (
     Key("TEST.RE_RANKING_K2", 15, "Re-ranking: neighbours whose neighbourhoods are averaged.", at_least(1)),
     Key("TEST.RE_RANKING_LAMBDA", 0.3, "Re-ranking: weight of the original distance.", within(0, 1)),
 
-    Key("PROCESSOR.STAGES", tuple(STAGES),
-        "Stages to run, in this order: " + ", ".join(f"{stage.name}, {stage.title}" for stage in STAGES.values()) + ".",
+    Key("PROCESSOR.STAGES", USUAL,
+        "Stages to run, in this order, each also several times: "
+        + ", ".join(f"{stage.name}, {stage.title}" for stage in STAGES.values()) + ".",
         ORDER),
     Key("PROCESSOR.UNTRAINED_PROMPTS", False,
         "Allows an image-to-text loss in stage 2 with prompts that neither stage 1 nor MODEL.INIT_FROM has trained."),

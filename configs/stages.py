@@ -28,6 +28,8 @@ class Stage(NamedTuple):
         return self.settings(cfg).MAX_EPOCHS
 
 
+CLUSTER = Stage("cluster", "stage 0 (clustering)", "CLUSTER", False, False, "{model}_stage0_{epoch}.pth")
 PROMPT = Stage("prompt", "stage 1 (prompt learning)", "STAGE1", True, False, "{model}_stage1_{epoch}.pth")
 IMAGE = Stage("image", "stage 2 (fine-tuning)", "STAGE2", False, True, "{model}_{epoch}.pth")
-STAGES = {stage.name: stage for stage in (PROMPT, IMAGE)}  # in the order in which they usually run
+STAGES = {stage.name: stage for stage in (CLUSTER, PROMPT, IMAGE)}  # in the order in which they usually run
+USUAL = (PROMPT.name, IMAGE.name)  # of all methods that know identities

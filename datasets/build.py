@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from yacs.config import CfgNode
 
 from datasets.changes import Change
@@ -159,6 +159,25 @@ def identities_per_batch(cfg: CfgNode) -> int:
     return identities
 
 
+def _pixels(cfg: CfgNode) -> dict:
+    return {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
+
+
+def train_transform(cfg: CfgNode, *, grey: float = 0.0) -> TrainTransform:
+    """What INPUT says of training images; `grey` is the probability of a grey one."""
+    return TrainTransform(
+        cfg.INPUT.SIZE_TRAIN,
+        flip=cfg.INPUT.PROB,
+        padding=cfg.INPUT.PADDING,
+        erase=cfg.INPUT.RE_PROB,
+        erase_view=cfg.INPUT.TWIN_ERASED_AREA,
+        jpeg=cfg.INPUT.JPEG_PROB,
+        jpeg_quality=cfg.INPUT.JPEG_QUALITY,
+        grey=grey,
+        **_pixels(cfg),
+    )
+
+
 def make_loader(
     cfg: CfgNode,
     samples: Sequence[Sample],
@@ -168,6 +187,7 @@ def make_loader(
     pin_memory: bool = False,
     seed: int | None = None,
     change: Change | None = None,
+    drawn: Sampler[list[int]] | None = None,
 ) -> DataLoader[Batch]:
     """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
@@ -177,33 +197,28 @@ def make_loader(
     Args:
         seed: of batches and transforms; None for SOLVER.SEED.
         change: of every image; not for training.
+        drawn: draws this process's share of the batches for training; None for identity-balanced ones.
 
     Raises:
         UserError: batches that the processes cannot share evenly, or more identities in a batch than there are.
     """
     seed = cfg.SOLVER.SEED if seed is None else seed
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    pixels = {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
     transform: TrainTransform | TestTransform
-    batches: IdentitySampler | OrderedSampler
+    infrared = None
+    batches: Sampler[list[int]]
     if train:
-        transform = TrainTransform(
-            cfg.INPUT.SIZE_TRAIN,
-            flip=cfg.INPUT.PROB,
-            padding=cfg.INPUT.PADDING,
-            erase=cfg.INPUT.RE_PROB,
-            erase_view=cfg.INPUT.TWIN_ERASED_AREA,
-            jpeg=cfg.INPUT.JPEG_PROB,
-            jpeg_quality=cfg.INPUT.JPEG_QUALITY,
-            **pixels,
-        )
-        instances = cfg.DATALOADER.NUM_INSTANCE
-        pids = [sample.pid for sample in samples]
-        batches = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=seed, **share)
+        transform = train_transform(cfg, grey=cfg.INPUT.GREY_PROB)
+        infrared = train_transform(cfg) if cfg.INPUT.GREY_PROB else None
+        if drawn is None:
+            instances = cfg.DATALOADER.NUM_INSTANCE
+            pids = [sample.pid for sample in samples]
+            drawn = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=seed, **share)
+        batches = drawn
     else:
-        transform = TestTransform(cfg.INPUT.SIZE_TEST, change=change, **pixels)
+        transform = TestTransform(cfg.INPUT.SIZE_TEST, change=change, **_pixels(cfg))
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
-    images = Images(samples, transform, views=views, seed=seed)
+    images = Images(samples, transform, infrared=infrared, views=views, seed=seed)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if workers:
         images.epoch.share_memory_()

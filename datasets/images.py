@@ -40,13 +40,22 @@ class Images(Dataset):
     Args:
         samples: what to read.
         transform: (decoded, views=...) -> image [3, H, W], views [2, 3, H, W] or None.
+        infrared: the same for infrared images; None if it is the same.
         views: whether to make two more augmentations of every image.
         seed: of all draws.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Callable, *, views: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: Callable,
+        *,
+        infrared: Callable | None = None,
+        views: bool = False,
+        seed: int = 0,
+    ):
         self.samples = samples
-        self.transform = transform
+        self.transform, self.infrared = transform, infrared or transform
         self.views = views
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64)  # shared with workers, if there are any
@@ -66,13 +75,15 @@ class Images(Dataset):
         return [self._draw(index, repeat=indices[:place].count(index)) for place, index in enumerate(indices)]
 
     def _draw(self, index: int, repeat: int) -> tuple[int, Tensor, Tensor | None]:
-        decoded = read_image(self.samples[index].path)
+        sample = self.samples[index]
+        decoded = read_image(sample.path)
+        transform = self.infrared if sample.modality else self.transform
         seed = derive(self.seed, int(self.epoch), index, repeat)
         state = random.getstate()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
             random.seed(seed)
-            image, views = self.transform(decoded, views=self.views)
+            image, views = transform(decoded, views=self.views)
         random.setstate(state)
         return index, image, views
 

@@ -108,13 +108,18 @@ class ClusterSampler(Batches):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.rows: dict[int, dict[int, list[int]]] = {}
-        for row, (label, modality) in enumerate(zip(labels, modalities, strict=True)):
-            if label >= 0:
-                self.rows.setdefault(int(modality), {}).setdefault(int(label), []).append(row)
+        self.modalities = modalities
         self.clusters, self.instances, self.seed = clusters, instances, seed
         self.rank, self.world_size = rank, world_size
+        self.set_labels(labels)
         self.set_epoch(0)
+
+    def set_labels(self, labels: Sequence[int]) -> None:
+        """Draw from these clusters from the next `set_epoch` on."""
+        self.rows: dict[int, dict[int, list[int]]] = {}
+        for row, (label, modality) in enumerate(zip(labels, self.modalities, strict=True)):
+            if label >= 0:
+                self.rows.setdefault(int(modality), {}).setdefault(int(label), []).append(row)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Draw up the batches of an epoch, without the first `done` ones, which an earlier run has seen."""

@@ -22,7 +22,8 @@ class TrainTransform:
     normalisation, random erasing with normal noise. Views differ in the erased area alone: as published it is always a
     third of the image, if anything.
 
-    With `jpeg`, the probability of JPEG compression at a quality drawn from `jpeg_quality`, that comes first.
+    With `jpeg`, the probability of JPEG compression at a quality drawn from `jpeg_quality`, that comes first. `grey` is
+    the probability of a grey image.
 
     Draws come from torch's and Python's global generators; `datasets.images` seeds both for every image.
     """
@@ -39,12 +40,14 @@ class TrainTransform:
         erase_view=VIEW_ERASED,
         jpeg: float = 0.0,
         jpeg_quality=(20, 90),
+        grey: float = 0.0,
     ):
         self.resize = v2.Resize(list(size), InterpolationMode.BICUBIC)
         self.augment = v2.Compose(
             [
                 # Where it is off, nothing is drawn for it: the other draws stay what they are.
                 *([v2.RandomApply([v2.JPEG(tuple(jpeg_quality))], jpeg)] if jpeg else ()),
+                *([v2.RandomGrayscale(grey)] if grey else ()),
                 v2.RandomHorizontalFlip(flip),
                 v2.Pad(padding),  # black, before normalisation: -1 with mean and deviation 0.5
                 v2.RandomCrop(list(size)),

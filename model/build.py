@@ -12,7 +12,7 @@ from open_clip import CLIP
 from yacs.config import CfgNode
 
 from configs.defaults import KEYS
-from configs.stages import PROMPT, STAGES
+from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
 from model.pretrained import build_clip, load_clip
 from model.published import describe, template_of
@@ -62,20 +62,26 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         WeightsError: sizes, strides, side information or text that the image tower does not take; weights that are
             missing or do not fit.
     """
-    text = any(STAGES[name].needs_text for name in cfg.PROCESSOR.STAGES) or cfg.MODEL.I2T_LOSS_WEIGHT > 0
+    stages = cfg.PROCESSOR.STAGES
+    compared = cfg.MODEL.I2T_LOSS_WEIGHT > 0 and IMAGE.name in stages
+    text = any(STAGES[name].needs_text for name in stages) or compared
     _check_tower(cfg, text)
     cfg = settle_pixels(cfg)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
     architecture = {
         **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
-        "num_pids": benchmark.num_pids,
+        # Who learns from clusters is not told of identities.
+        "num_pids": 0 if CLUSTER.name in stages else benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
         "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
+        "modalities": len(benchmark.templates) or 1,
+        **_pseudo_prompts(cfg, benchmark, text),
         "template": benchmark.template,
         "sentences": text,
         "language_ssl": text and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
         "vision_ssl": cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
+        "heads": cfg.MODEL.HEADS,
         "ssl_type": cfg.MODEL.SSL_TYPE,
         "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
         "ssl_out": cfg.MODEL.SSL_OUT,
@@ -120,6 +126,14 @@ def settle_pixels(cfg: CfgNode) -> CfgNode:
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = cfg.INPUT.PIXEL_MEAN or mean, cfg.INPUT.PIXEL_STD or std
     cfg.freeze()
     return cfg
+
+
+def _pseudo_prompts(cfg: CfgNode, benchmark: Benchmark, text: bool) -> dict:
+    """Where prompts are of clusters: their templates, one for each modality, and their numbers, before any is found."""
+    if not text or CLUSTER.name not in cfg.PROCESSOR.STAGES:
+        return {}
+    templates = benchmark.templates or (benchmark.template,)
+    return {"prompt_templates": list(templates), "prompt_counts": [0] * len(templates)}
 
 
 def _options(cfg: CfgNode) -> dict:

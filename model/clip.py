@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from copy import deepcopy
 
 import open_clip
 import torch
@@ -13,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from model.heads import SideEmbedding
+from utils.errors import WeightsError
 from utils.records import ImageFeatures, SideInfo
 
 QUICK_GELU, GELU, AUTO = "quick_gelu", "gelu", "auto"  # MODEL.ACTIVATION
@@ -88,18 +91,36 @@ class ResNetTower(nn.Module):
 
     There is no class token, hence no side information, and the stride is always 16.
 
+    With several modalities (visible, infrared) each has a stem of its own (CCLNet; Chen et al., 2023): all start as
+    CLIP's, and everything behind them is shared. Which stem an image takes is in its side information.
+
     Args:
         visual: open_clip's tower; the strides of its last stage and its position table are changed in place.
         image_size: (H, W) in pixels.
+        pooling: of the last feature: "auto", the mean over the map, or "gem", the generalised mean of exponent 3.
+        modalities: how many there are.
 
-    Attributes: as `ViTTower`.
+    Attributes: as `ViTTower`, and
+        stems: of modalities 1 and up; the first one's is in `visual`.
+
+    Raises:
+        WeightsError: a pooling that it does not have.
     """
 
     positions = "visual.attnpool.positional_embedding"
     side = None
     STRIDE = (16, 16)
 
-    def __init__(self, visual: ModifiedResNet, image_size: tuple[int, int], stride=STRIDE, side: None = None):
+    def __init__(
+        self,
+        visual: ModifiedResNet,
+        image_size: tuple[int, int],
+        stride=STRIDE,
+        side: None = None,
+        *,
+        pooling: str = AUTO,
+        modalities: int = 1,
+    ):
         super().__init__()
         first, pool = visual.layer4[0], visual.attnpool
         first.avgpool = first.downsample[0] = nn.Identity()  # the two average pools that halve the size
@@ -109,6 +130,12 @@ class ResNetTower(nn.Module):
             resize_positions(pool.positional_embedding.data, (old, old), self.grid)
         )
         self.visual = visual
+        self.stems = nn.ModuleList(Stem(visual) for _ in range(1, modalities))
+        if pooling not in POOLINGS:
+            raise WeightsError(
+                f"MODEL.POOLING: invalid value {pooling} for CLIP's ResNet; expected one of {', '.join(POOLINGS)}"
+            )
+        self.pool = POOLINGS[pooling]
         widths = (stage[-1].bn3.num_features for stage in (visual.layer3, visual.layer4))
         self.dims = (*widths, pool.c_proj.out_features)
 
@@ -118,18 +145,62 @@ class ResNetTower(nn.Module):
         return rows, columns
 
     def forward(self, images: Tensor, side: SideInfo | None = None) -> ImageFeatures:
-        """Images [B, 3, H, W] -> means over the last two stages, and what the attention pool makes of the last."""
+        """Images [B, 3, H, W] -> means over the last two stages, and what the attention pool makes of the last.
+
+        Raises:
+            ValueError: there are several stems, and an image's modality is not given or has none.
+        """
         visual = self.visual
-        penultimate = visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))  # [B, Dp, h, w]
+        maps = self._through_stems(images, side) if len(self.stems) else visual.stem(images)
+        penultimate = visual.layer3(visual.layer2(visual.layer1(maps)))  # [B, Dp, h, w]
         last = visual.layer4(penultimate)  # [B, D, h, w]
         table = resize_positions(visual.attnpool.positional_embedding, self.grid, tuple(last.shape[2:]))
         projected = functional_call(visual.attnpool, {"positional_embedding": table}, last)
-        return ImageFeatures(_mean(penultimate), _mean(last), projected)
+        return ImageFeatures(_mean(penultimate), self.pool(last), projected)
+
+    def _through_stems(self, images: Tensor, side: SideInfo | None) -> Tensor:
+        """Each image through its modality's stem, in the order of `images`."""
+        if side is None or side.modalities is None:
+            raise ValueError("the image tower has a stem for each modality; expected side information that has them")
+        rows = [(side.modalities == number).nonzero()[:, 0] for number in range(1 + len(self.stems))]
+        order = torch.cat(rows)
+        if len(order) != len(images):
+            raise ValueError(f"modalities: invalid value; expected 0 to {len(self.stems)}")
+        # A modality without an image passes its stem by: batch norm has no statistics of nothing.
+        stems: Sequence = (self.visual.stem, *self.stems)
+        maps = [stem(images[mine]) for stem, mine in zip(stems, rows, strict=True) if len(mine)]
+        return torch.cat(maps)[order.argsort()]
+
+
+class Stem(nn.Module):
+    """A copy of a ResNet's first three convolutions, with their batch norms, and of its first pool."""
+
+    LAYERS = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
+
+    def __init__(self, visual: ModifiedResNet):
+        super().__init__()
+        for name in self.LAYERS:
+            self.add_module(name, deepcopy(getattr(visual, name)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C, H / 4, W / 4]"""
+        for layer in self.children():
+            images = layer(images)
+        return images
 
 
 def _mean(maps: Tensor) -> Tensor:
     """[B, D, h, w] -> [B, D]; of half-precision maps in fp32, as losses and ranking see it."""
     return maps.mean(dim=(2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
+
+
+def _generalised_mean(maps: Tensor, exponent: float = 3.0, eps: float = 1e-12) -> Tensor:
+    """[B, D, h, w], not negative -> [B, D], as `_mean` (GeM: Radenovic et al., 2019); the exponent is not trained."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return (maps.pow(exponent).mean(dim=(2, 3)) + eps).pow(1 / exponent)
+
+
+POOLINGS = {AUTO: _mean, "gem": _generalised_mean}
 
 
 class TextTower(nn.Module):

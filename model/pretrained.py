@@ -39,9 +39,9 @@ def clip_config(name: str, others: Iterable[str] = ()) -> dict:
         WeightsError: open_clip does not know the name, or it is not a CLIP of OpenAI's two forms: a vision transformer
             with a class token, or a ResNet with an attention pool.
     """
-    if name == tiny_clip.NAME:
-        return tiny_clip.config()
-    names = [tiny_clip.NAME, *open_clip.list_models()]
+    if name in tiny_clip.CONFIGS:
+        return tiny_clip.CONFIGS[name]()
+    names = [*tiny_clip.CONFIGS, *open_clip.list_models()]
     if name not in names:
         names = [*names, *others]
         alike = [each for each in names if each.lower() == name.strip().lower()]

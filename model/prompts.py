@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,49 +15,89 @@ class PromptLearner(nn.Module):
 
     Only the embeddings of the template's own words are kept (as buffers); the embedding table itself is not.
 
+    There may be several templates, e.g. one for each modality: the identities of the second are numbered after those of
+    the first.
+
     Args:
-        num_pids: identities.
-        template: a prompt with {} where the learned tokens go, e.g. "A photo of a {} person.".
+        num_pids: identities; of several templates, of each.
+        template: a prompt with {} where the learned tokens go, e.g. "A photo of a {} person.", or several, equally
+            long before and behind the gap.
         token_embedding: CLIP's table [vocabulary, W].
         tokenizer: CLIP's tokenizer, list of texts -> token ids [N, L].
 
     Attributes:
+        counts: identities of each template.
         trained: whether the tokens were trained, here or in the run that a file comes from.
 
     Raises:
         ValueError: the template has no gap between its words, is too long for the context, or has a word that the
-            embedding table does not know.
+            embedding table does not know; several of unequal length.
     """
 
     prefix: Tensor
     suffix: Tensor
 
-    def __init__(self, num_pids: int, template: str, token_embedding: nn.Embedding, tokenizer: Callable):
+    def __init__(
+        self,
+        num_pids: int | Sequence[int],
+        template: str | Sequence[str],
+        token_embedding: nn.Embedding,
+        tokenizer: Callable,
+    ):
         super().__init__()
-        if template.count("{}") != 1:
-            raise ValueError(f"template {template!r}: expected {{}} exactly once, where the learned tokens go")
-        tokens = tokenizer([template.format(" ".join(["X"] * CONTEXT))])  # [1, L]
-        # The words before the gap, less the end-of-text token, are the start of the full prompt, too.
-        start = int(tokenizer([template.partition("{}")[0]]).argmax())
-        self.end = int(tokens.argmax())  # the end-of-text token has the largest id
-        gap = tokens[0, start : start + CONTEXT]
-        if not (gap == tokenizer(["X"])[0, 1]).all() or self.end < start + CONTEXT:
-            raise ValueError(f"template {template!r}: {{}} must stand between spaces, within the context of the tower")
-        with torch.no_grad():
-            embedded = token_embedding(tokens)  # [1, L, W]
-        if not torch.isfinite(embedded).all():
+        templates = (template,) if isinstance(template, str) else tuple(template)
+        counts = (num_pids,) if isinstance(num_pids, int) else tuple(num_pids)
+        embedded, places = zip(*(_embed(each, token_embedding, tokenizer) for each in templates), strict=True)
+        if len(set(places)) > 1 or len(counts) != len(templates):
             raise ValueError(
-                f"template {template!r}: a word is not in the vocabulary that these weights were trained on"
+                f"templates {templates}, identities {counts}: expected equally long ones, a number for each"
             )
-        self.register_buffer("prefix", embedded[:, :start].clone())
-        self.register_buffer("suffix", embedded[:, start + CONTEXT :].clone())
-        self.trained = False
-        self.context = nn.Parameter(0.02 * torch.randn(num_pids, CONTEXT, embedded.shape[-1]))
+        start, self.end = places[0]
+        table = torch.cat(embedded)  # [templates, L, W]
+        self.register_buffer("prefix", table[:, :start].clone())
+        self.register_buffer("suffix", table[:, start + CONTEXT :].clone())
+        self.resize(counts)
+
+    def resize(self, counts: Sequence[int], generator: Generator | None = None) -> None:
+        """Begin anew with so many identities of each template."""
+        self.counts, self.trained = tuple(counts), False
+        shape, device = (sum(counts), CONTEXT, self.prefix.shape[-1]), self.prefix.device
+        # Drawn on the CPU, so that every device has the same start.
+        self.context = nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device))
+
+    def parts(self, pids: Tensor) -> list[Tensor]:
+        """Identities [N] -> for each template, which of them are its own, bool [N]."""
+        parts, start = [], 0
+        for count in self.counts:
+            parts.append((pids >= start) & (pids < start + count))
+            start += count
+        return parts
 
     def forward(self, pids: Tensor) -> Tensor:
         """Identities [N] -> token embeddings [N, L, W] over the full context."""
-        n = len(pids)
-        return torch.cat([self.prefix.expand(n, -1, -1), self.context[pids], self.suffix.expand(n, -1, -1)], dim=1)
+        n, prefix, suffix = len(pids), self.prefix, self.suffix
+        if len(self.counts) > 1:
+            which = torch.stack(self.parts(pids)).int().argmax(dim=0)
+            prefix, suffix = prefix[which], suffix[which]
+        return torch.cat([prefix.expand(n, -1, -1), self.context[pids], suffix.expand(n, -1, -1)], dim=1)
+
+
+def _embed(template: str, token_embedding: nn.Embedding, tokenizer: Callable) -> tuple[Tensor, tuple[int, int]]:
+    """A template's token embeddings [1, L, W], and where its gap starts and its text ends."""
+    if template.count("{}") != 1:
+        raise ValueError(f"template {template!r}: expected {{}} exactly once, where the learned tokens go")
+    tokens = tokenizer([template.format(" ".join(["X"] * CONTEXT))])  # [1, L]
+    # The words before the gap, less the end-of-text token, are the start of the full prompt, too.
+    start = int(tokenizer([template.partition("{}")[0]]).argmax())
+    end = int(tokens.argmax())  # the end-of-text token has the largest id
+    gap = tokens[0, start : start + CONTEXT]
+    if not (gap == tokenizer(["X"])[0, 1]).all() or end < start + CONTEXT:
+        raise ValueError(f"template {template!r}: {{}} must stand between spaces, within the context of the tower")
+    with torch.no_grad():
+        embedded = token_embedding(tokens)  # [1, L, W]
+    if not torch.isfinite(embedded).all():
+        raise ValueError(f"template {template!r}: a word is not in the vocabulary that these weights were trained on")
+    return embedded, (start, end)
 
 
 def mask(prompts: Tensor, strength: float, generator: Generator | None = None) -> Tensor:

@@ -21,20 +21,22 @@ class SvllReid(nn.Module):
 
     Args:
         image: an image tower (see `model.towers`) with `dims` (Dp, D, E); E is 0 without a projected feature.
-        num_pids: training identities.
+        num_pids: training identities; 0 for a network without identity classifiers.
+        heads: the features that have one, and that retrieval compares: "all" (last and projected) or "last".
         text, prompts: the text tower and a prompt for every identity.
         image_projector, text_projector: heads of the self-supervised losses, on `last` [D] and on text features [E].
         architecture: plain facts from which `build_network` makes the same network again; saved in checkpoints.
     """
 
     image: Any
-    heads: Any  # of the last and of the projected feature
+    heads: Any  # of the last and, but for heads "last", of the projected feature
 
     def __init__(
         self,
         image: nn.Module,
         num_pids: int,
         *,
+        heads: str = "all",
         text: TextTower | None = None,
         prompts: PromptLearner | None = None,
         image_projector: nn.Module | None = None,
@@ -43,7 +45,8 @@ class SvllReid(nn.Module):
     ):
         super().__init__()
         self.image = image
-        self.heads = nn.ModuleList(BNNeckHead(dim, num_pids) for dim in self.image.dims[1:] if dim)
+        dims = self.image.dims[1:] if heads == "all" else self.image.dims[1:2]
+        self.heads = nn.ModuleList(BNNeckHead(dim, num_pids) for dim in dims if dim)
         self.text = text
         self.prompts = prompts
         self.image_projector = image_projector
@@ -58,7 +61,7 @@ class SvllReid(nn.Module):
 
     def classify(self, features: ImageFeatures) -> tuple[Tensor, ...]:
         """Identity scores [B, P] of the last and of the projected feature."""
-        return tuple(head(feature) for head, feature in zip(self.heads, _compared(features), strict=True))
+        return tuple(head(feature) for head, feature in zip(self.heads, self._compared(features), strict=True))
 
     def encode_text(self, pids: Tensor) -> Tensor:
         """Identities [N] -> the features [N, E] of their prompts; each identity is computed once."""
@@ -68,14 +71,14 @@ class SvllReid(nn.Module):
 
     def embed(self, images: Tensor, side: SideInfo | None = None, *, neck: bool = False) -> Tensor:
         """Images -> the vectors [B, D + E] that retrieval compares, before or (`neck`) after the batch-norm necks."""
-        parts = _compared(self.encode_image(images, side))
+        parts = self._compared(self.encode_image(images, side))
         if neck:
             parts = [head.neck(part) for head, part in zip(self.heads, parts, strict=True)]
         return torch.cat(parts, dim=1)
 
-
-def _compared(features: ImageFeatures) -> list[Tensor]:
-    return [feature for feature in (features.last, features.projected) if feature is not None]
+    def _compared(self, features: ImageFeatures) -> list[Tensor]:
+        there = [feature for feature in (features.last, features.projected) if feature is not None]
+        return there[: len(self.heads)]
 
 
 def build_network(architecture: dict, clip: open_clip.CLIP | None) -> SvllReid:
@@ -94,7 +97,9 @@ def build_network(architecture: dict, clip: open_clip.CLIP | None) -> SvllReid:
     _, width, joint = image.dims
     if a["sentences"] and clip:
         text = TextTower(clip)
-        prompts = PromptLearner(a["num_pids"], a["template"], clip.token_embedding, open_clip.tokenize)
+        # Of pseudo-labels there are as many as clustering found, in each modality.
+        counts, templates = a.get("prompt_counts", a["num_pids"]), a.get("prompt_templates", a["template"])
+        prompts = PromptLearner(counts, templates, clip.token_embedding, open_clip.tokenize)
     image_projector: nn.Module | None = None
     if a["vision_ssl"]:
         simsiam = a.get("ssl_type") == "SIMSIAM"  # older descriptions know one type
@@ -104,6 +109,7 @@ def build_network(architecture: dict, clip: open_clip.CLIP | None) -> SvllReid:
     return SvllReid(
         image,
         a["num_pids"],
+        heads=a.get("heads", "all"),
         text=text,
         prompts=prompts,
         image_projector=image_projector,

@@ -189,7 +189,8 @@ def make_timm(
     if drop_path or "drop_path_rate" in facts.arguments:  # timm's own default is 0.1 for some
         arguments["drop_path_rate"] = drop_path
     if pooling not in (AUTO, *((TOKEN, AVG, BOTH) if facts.has_token else ())):
-        raise WeightsError(f"MODEL.POOLING {pooling}: timm/{name} has no class token; expected {AUTO}, its own pooling")
+        expected = "auto, token, avg or token+avg" if facts.has_token else "auto, its own: it has no class token"
+        raise WeightsError(f"MODEL.POOLING: invalid value {pooling} for timm/{name}; expected {expected}")
 
     def make(side: SideEmbedding | None, **more: Any) -> TokenTower | MapTower:
         net = (create or partial(timm.create_model, name, num_classes=0))(**arguments, **more)

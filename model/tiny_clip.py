@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from model.clip import patch_grid
 
 NAME = "ViT-Tiny-8"
+RESNET = "RN-Tiny"
 TAG = "rendered"
 FILE = Path(__file__).parent / "weights" / "vit_tiny_8_rendered.safetensors"
 STRIDE = (6, 6)  # of the pre-training, in pixels
@@ -33,6 +34,15 @@ def config(vocabulary: int = VOCABULARY) -> dict:
         "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 8, "width": 96, "layers": 4, "head_width": 32},
         "text_cfg": {"context_length": 77, "vocab_size": vocabulary, "width": 96, "heads": 3, "layers": 2},
     }
+
+
+def resnet_config() -> dict:
+    """The same with a ResNet of CLIP's form, of one block a stage. There are no trained weights of it."""
+    vision = {"image_size": 64, "layers": (1, 1, 1, 1), "width": 16, "head_width": 64, "patch_size": None}
+    return {**config(), "vision_cfg": vision}
+
+
+CONFIGS = {NAME: config, RESNET: resnet_config}
 
 
 def build(vocabulary: int = VOCABULARY) -> open_clip.CLIP:

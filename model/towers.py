@@ -37,6 +37,7 @@ from model.families import FAMILIES, IMAGENET
 from model.heads import SideEmbedding
 from model.pretrained import clip_config
 from model.timm_tower import fill, make_timm, pixels, read_facts
+from utils.records import SideInfo
 
 TIMM = "timm/"  # how names of timm's towers begin
 VIT, RESNET = "vision transformer", "ResNet"  # CLIP's; MODEL.NAME is open_clip's name of the architecture
@@ -58,7 +59,7 @@ class Tower(NamedTuple):
 
 TOWERS = {
     VIT: Tower(ViTTower, side_width=lambda visual: visual.conv1.out_channels, is_clip=True),
-    RESNET: Tower(ResNetTower, patch=16, stride=ResNetTower.STRIDE, is_clip=True),
+    RESNET: Tower(ResNetTower, patch=16, stride=ResNetTower.STRIDE, is_clip=True, options=("pooling", "modalities")),
 }
 
 
@@ -131,6 +132,12 @@ def _family_row(name: str) -> Tower:
         fill=lambda tower, pretrain: families.fill(tower, name, pretrain),
         pixels=lambda pretrain: family.pixels,
     )
+
+
+def stem_only(tower: nn.Module, side: SideInfo) -> SideInfo | None:
+    """Side information for a network that is to do without it: None, but for what picks one of several stems (towers
+    that have them take nothing else)."""
+    return side if len(getattr(tower, "stems", ())) else None
 
 
 def has_batch_norm(tower: nn.Module) -> bool:

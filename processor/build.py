@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -11,22 +11,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from configs.stages import IMAGE, PROMPT, STAGES, Stage
+from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
 from datasets.build import identities_per_batch, make_benchmark, make_loader
 from datasets.changes import Change
 from datasets.check import quick_check
-from model.build import make_model, resume_model
+from datasets.sampler import ClusterSampler
+from loss.memory import Memory
+from model.build import RESIZING, make_model, resume_model
 from model.prompts import AUGMENTATIONS, words_only
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
 from processor.class_means import start_from_means
+from processor.cluster_stage import ClusterStage, Texts
+from processor.clusters import Clustering, Swap, describe, find_clusters, shown
 from processor.evaluate import evaluate, evaluate_changed
+from processor.features import compute_features
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.loop import fit
-from processor.prompt_stage import FeatureBatches, PromptStage, cache_features, matching_accuracy
+from processor.prompt_stage import BalancedBatches, FeatureBatches, PromptStage, cache_features, matching_accuracy
+from processor.pseudo_labels import PseudoLabels, read_labels, write_labels
 from processor.result import result_entry
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
@@ -39,16 +46,19 @@ from utils.distributed import (
     copy_from_main,
     main_first,
     on_main,
+    rank,
     sync_batch_norm,
     world_size,
 )
-from utils.errors import WeightsError
+from utils.errors import DataError, WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
+from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking, Sample
 from utils.report import figures
+from utils.run import PSEUDO_LABELS
 from utils.seeds import derive
 
 logger = logging.getLogger(__name__)
+NETWORK_STREAM = 2  # of draws for a network that starts again, and for prompts that are made anew
 
 
 # ------------------------------------------------------------------------------------------------- data and network
@@ -94,20 +104,29 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
         if run.state:
             with collective():
                 return resume_model(run.state.contents, str(run.state.path)).to(run.device)
-        make = partial(make_model, run.cfg, data.benchmark, requested=requested)
-        model = main_first(make).to(run.device)  # weights are downloaded by one process
+        model = _new_network(run, data, requested).to(run.device)
         with collective():
             _check_abilities(run.cfg, model.image)
         copy_from_main(model)
-        if run.cfg.MODEL.INIT_CLASSIFIER == "means" and model.new_classifiers:
-            start_from_means(model, _ordered_loader(run, data), run.device)
+        if run.cfg.MODEL.INIT_CLASSIFIER == "means" and model.new_classifiers and model.num_pids:
+            start_from_means(model, _ordered_loader(run, data.benchmark.train), run.device)
             copy_from_main(model)  # sums of many numbers may differ in their last bits
     return model
 
 
-def _ordered_loader(run: Run, data: Data) -> DataLoader[Batch]:
-    """All training images, in order, without augmentation."""
-    return make_loader(run.cfg, data.benchmark.train, train=False, pin_memory=run.device.type == "cuda")
+def _new_network(run: Run, data: Data, requested: Collection[str]) -> SvllReid:
+    """The network that a run begins with, the same whenever it is made in a run with clusters."""
+    make = partial(make_model, run.cfg, data.benchmark, requested=requested)
+    if CLUSTER.name not in run.cfg.PROCESSOR.STAGES:
+        return main_first(make)  # weights are downloaded by one process
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(run.cfg.SOLVER.SEED, NETWORK_STREAM))
+        return main_first(make)
+
+
+def _ordered_loader(run: Run, samples: Sequence[Sample]) -> DataLoader[Batch]:
+    """Training images in their order, without augmentation."""
+    return make_loader(run.cfg, samples, train=False, pin_memory=run.device.type == "cuda")
 
 
 def _check_abilities(cfg: CfgNode, tower: Any) -> None:
@@ -130,12 +149,12 @@ def _check_abilities(cfg: CfgNode, tower: Any) -> None:
 def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
     cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
-    block, again = stage.settings(cfg), cfg.PROCESSOR.STAGES[:number].count(stage.name)
+    block, again = stage.settings(cfg), _again(run, number, stage)
     title = f"{stage.title}, again" if again else stage.title
     with run.clock(title):
         # A repetition draws other batches than the first time.
         seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
-        parts = MAKE_STAGE[stage.name](run, model, data, seed)
+        parts = MAKE_STAGE[stage.name](run, number, model, data, seed)
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
@@ -151,7 +170,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             name=stage.name,
             title=title,
             again=again,
-            file=(f"again{again}_" if again else "") + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
+            file=_prefix(again) + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -176,6 +195,11 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     return stage_run.checkpoint
 
 
+def _prefix(again: int) -> str:
+    """How files of a stage that has occurred before begin."""
+    return f"again{again}_" if again else ""
+
+
 def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dtype) -> None:
     """The setting is the same as when the run was begun; the device may be another."""
     begun_in = stage_run.saved.get("precision") if stage_run.saved else None
@@ -198,10 +222,171 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
     )
 
 
-def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
+def _again(run: Run, number: int, stage: Stage) -> int:
+    """How often a stage has occurred before the place `number` of PROCESSOR.STAGES."""
+    return run.cfg.PROCESSOR.STAGES[:number].count(stage.name)
+
+
+def _resumed(run: Run, number: int) -> bool:
+    """Whether a stage goes on where it was saved, with the network as it was then."""
+    return run.state is not None and number == run.first_stage
+
+
+def _cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
+    cfg, device, train = run.cfg, run.device, data.benchmark.train
+    block, again = CLUSTER.settings(cfg), _again(run, number, CLUSTER)
+    if not _resumed(run, number):
+        _hand_over(run, number, model, data)
+    texts = _texts(run, number, model, data)
+    modalities = torch.tensor([sample.modality for sample in train])
+    stage = ClusterStage(
+        model,
+        weights={"cluster": 1.0, "image_text": cfg.MODEL.I2T_LOSS_WEIGHT if texts else 0.0},
+        modalities=modalities.to(device),
+        memory=partial(Memory, temperature=cfg.MEMORY.TEMP, momentum=cfg.MEMORY.MOMENTUM),
+        swap=Swap(cfg.MEMORY.SWAP_MODE, cfg.MEMORY.SWAP_START, cfg.MEMORY.SWAP_RATIO),
+        texts=texts,
+        smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
+    )
+    if cfg.SOLVER.SYNC_BN:
+        model.image = sync_batch_norm(model.image, device)
+    sampler = _cluster_sampler(cfg, modalities, seed)
+    strangers = [sample._replace(pid=0) for sample in train]  # training is not told who people are
+    pinned = device.type == "cuda"
+    loader = make_loader(cfg, strangers, train=True, pin_memory=pinned, seed=seed, drawn=sampler)
+
+    def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
+        if state is None:
+            labels = _find_clusters(run, again, stage, data, epoch)
+        else:
+            labels = state["labels"]
+            stage.resume_epoch(epoch, labels, state["memories"])
+        if epoch == block.MAX_EPOCHS:
+            found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, _cluster_settings(run))
+            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(_prefix(again)), found, train))
+        sampler.set_labels(stage.labels.tolist())
+        if not any(sampler.rows.values()):
+            logger.warning(
+                "%s  epoch %d/%d: nothing to train on, it is skipped", CLUSTER.title, epoch, block.MAX_EPOCHS
+            )
+        # Memories change in place: a state within the epoch has them as they are then.
+        return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
+
+    def batches(epoch: int, done: int) -> DataLoader[Batch]:
+        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        sampler.set_epoch(epoch, done)
+        return loader
+
+    return StageParts(
+        model,
+        stage,
+        stage.weights,
+        batches,
+        summed=dict.fromkeys(stage.weights, "2 modalities") if data.benchmark.templates else {},
+        image_paths=lambda indices: [train[index].path for index in indices.tolist()],
+        shares=world_size(),
+        before_epoch=before_epoch,
+        after_step=stage.update,
+        evaluate=partial(_evaluate_epoch, run, model, data.benchmark, CLUSTER),
+        epoch_ended=data.train_watch.look,
+    )
+
+
+def _find_clusters(run: Run, again: int, stage: ClusterStage, data: Data, epoch: int) -> Tensor:
+    """Cluster the features that the images have now, with lines for the log and a record -> labels [N]."""
+    cfg, train = run.cfg, data.benchmark.train
+    stage.eval()
+    what = "features to cluster"
+    features = compute_features(_ordered_loader(run, train), stage.query, device=run.device, what=what).features
+    settings = Clustering(**{key.lower(): value for key, value in cfg.CLUSTER.items()})
+    modalities = stage.modalities.cpu()
+    labels = on_main(lambda: find_clusters(features, modalities, settings))
+    pairs = stage.begin_epoch(epoch, labels, features)
+    facts = describe(labels, modalities, pairs, torch.tensor([sample.pid for sample in train]))
+    epochs = CLUSTER.epochs(cfg)
+    logger.info("%s  epoch %d/%d\n  %s", CLUSTER.title, epoch, epochs, "\n  ".join(shown(facts)))
+    repeated = {"again": again} if again else {}
+    run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **repeated)
+    return labels
+
+
+def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSampler:
+    """Of no cluster yet."""
+    instances, share = cfg.DATALOADER.NUM_INSTANCE, {"rank": rank(), "world_size": world_size()}
+    clusters = CLUSTER.settings(cfg).IMS_PER_BATCH // instances
+    return ClusterSampler([-1] * len(modalities), modalities.tolist(), clusters, instances, seed=seed, **share)
+
+
+def _hand_over(run: Run, number: int, model: SvllReid, data: Data) -> None:
+    """Behind a clustering, a stage begins as published: clusters alone are handed over, the tower starts again."""
+    if CLUSTER.name not in run.cfg.PROCESSOR.STAGES[max(0, number - 1) : number]:
+        return
+    restart = CLUSTER.settings(run.cfg).RESTART
+    what = "starts again from the weights that the run began with" if restart else f"goes on from {CLUSTER.title}"
+    logger.info("%s %s: the image tower %s", CLUSTER.key("RESTART"), restart, what)
+    if restart:
+        fresh = _new_network(run, data, RESIZING)
+        model.image.load_state_dict(fresh.image.state_dict())
+        model.heads.load_state_dict(fresh.heads.state_dict())
+        copy_from_main(model)
+
+
+def _cluster_settings(run: Run) -> str:
+    """What pseudo-labels depend on besides the epoch, in one line."""
+    facts = ", ".join(f"{key} {value}" for key, value in run.cfg.CLUSTER.items())
+    images = run.fingerprint.get("data_fingerprint", {}).get("train")
+    return f"{run.cfg.MODEL.NAME}, seed {run.cfg.SOLVER.SEED}, {facts}, images {images}"
+
+
+def _pseudo_labels(run: Run, number: int, data: Data) -> PseudoLabels | None:
+    """What the last clustering before the place `number` of PROCESSOR.STAGES found; None without one."""
+    again = _again(run, number, CLUSTER) - 1
+    if again < 0:
+        return None
+    path, epoch = run.path / PSEUDO_LABELS.format(_prefix(again)), CLUSTER.epochs(run.cfg)
+    train, settings = data.benchmark.train, _cluster_settings(run)
+    return on_main(lambda: read_labels(path, train, epoch=epoch, settings=settings))
+
+
+def _texts(run: Run, number: int, model: SvllReid, data: Data) -> Texts | None:
+    """The texts that the clustering compares images with: of the prompts before it; None without these."""
+    stages = run.cfg.PROCESSOR.STAGES[:number]
+    if PROMPT.name not in stages or not run.cfg.MODEL.I2T_LOSS_WEIGHT:
+        return None
+    last = len(stages) - 1 - stages[::-1].index(PROMPT.name)
+    found = _pseudo_labels(run, last, data)
+    if found is None:
+        return None
+    features = all_text_features(model, run.device).split(found.counts)
+    return Texts(features, torch.tensor(found.labels, device=run.device))
+
+
+def _prompted(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> Sequence[Sample]:
+    """The images that prompts are learned of: all with their identities or, behind a clustering, those in a cluster
+    with that as their identity, of which the network gets a prompt each.
+
+    Raises:
+        DataError: no pseudo-labels, or those of another run; no cluster at all.
+    """
+    found = _pseudo_labels(run, number, data)
+    if found is None:
+        return data.benchmark.train
+    if not sum(found.counts):
+        raise DataError(
+            f"{CLUSTER.title} found no cluster in its last epoch, and there is nothing to learn prompts of; see "
+            "CLUSTER.EPS and CLUSTER.MIN_SAMPLES"
+        )
+    if not _resumed(run, number):
+        _hand_over(run, number, model, data)
+        model.prompts.resize(found.counts, torch.Generator().manual_seed(derive(seed, NETWORK_STREAM)))
+        model.architecture["prompt_counts"] = list(found.counts)
+    return found.relabelled(data.benchmark.train)
+
+
+def _prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
     block, device = PROMPT.settings(run.cfg), run.device
-    train = data.benchmark.train
-    cache = cache_features(model, _ordered_loader(run, data), device)
+    train = _prompted(run, number, model, data, seed)
+    cache = cache_features(model, _ordered_loader(run, train), device)
     data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)
@@ -212,6 +397,13 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StagePart
         train_projector=block.TRAIN_PROJECTOR,
     )
     examples = {sample.pid: sample.path for sample in reversed(train)}
+    parts = model.prompts.parts(cache.pids)
+
+    def batches(epoch: int, done: int) -> FeatureBatches | BalancedBatches:
+        options = {"seed": seed, "epoch": epoch, "done": done}
+        if len(parts) > 1:
+            return BalancedBatches(cache, parts, block.IMS_PER_BATCH, **options)
+        return FeatureBatches(cache, block.IMS_PER_BATCH, **options)
 
     def ended() -> None:
         model.prompts.trained = True
@@ -229,14 +421,14 @@ def _prompt_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StagePart
         model,
         stage,
         stage.weights,
-        lambda epoch, done: FeatureBatches(cache, block.IMS_PER_BATCH, seed=seed, epoch=epoch, done=done),
+        batches,
         image_paths=lambda pids: [examples[pid] for pid in pids.unique().tolist()],
         generators={"prompts": generator},
         ended=ended,
     )
 
 
-def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts:
+def _image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
     weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
@@ -267,17 +459,6 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         loader.batch_sampler.set_epoch(epoch, done)
         return loader
 
-    def evaluate_epoch(epoch: int) -> dict[str, float]:
-        found = {}
-        for one in benchmark.evaluated():
-            evaluation = evaluate_model(cfg, model, one, device)
-            name = f"{one.name}  " if benchmark.parts else ""
-            logger.info("%s  epoch %d/%d\n  %s%s", IMAGE.title, epoch, block.MAX_EPOCHS, name, figures(evaluation))
-            facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
-            run.record("evaluation", step=epoch, stage=IMAGE.name, epoch=epoch, **facts)
-            found[one.name] = evaluation.mean["mAP"]
-        return found
-
     depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
     return StageParts(
         model,
@@ -288,9 +469,23 @@ def _image_parts(run: Run, model: SvllReid, data: Data, seed: int) -> StageParts
         notes=notes,
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
-        evaluate=evaluate_epoch,
+        evaluate=partial(_evaluate_epoch, run, model, benchmark, IMAGE),
         epoch_ended=data.train_watch.look,
     )
+
+
+def _evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, stage: Stage, epoch: int) -> dict[str, float]:
+    """Evaluate on every data set, for the log -> mAP by data set."""
+    found = {}
+    for one in benchmark.evaluated():
+        evaluation = evaluate_model(run.cfg, model, one, run.device)
+        name = f"{one.name}  " if benchmark.parts else ""
+        epochs = stage.epochs(run.cfg)
+        logger.info("%s  epoch %d/%d\n  %s%s", stage.title, epoch, epochs, name, figures(evaluation))
+        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
+        run.record("evaluation", step=epoch, stage=stage.name, epoch=epoch, **facts)
+        found[one.name] = evaluation.mean["mAP"]
+    return found
 
 
 def save_memory(stage: ImageStage, block: CfgNode) -> list[str]:
@@ -308,7 +503,7 @@ def save_memory(stage: ImageStage, block: CfgNode) -> list[str]:
     return notes
 
 
-MAKE_STAGE = {PROMPT.name: _prompt_parts, IMAGE.name: _image_parts}
+MAKE_STAGE = {CLUSTER.name: _cluster_parts, PROMPT.name: _prompt_parts, IMAGE.name: _image_parts}
 
 
 def _check_prompts(model: SvllReid, *, allowed: bool) -> None:

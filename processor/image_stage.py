@@ -14,7 +14,7 @@ from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from model.towers import has_batch_norm
+from model.towers import has_batch_norm, stem_only
 from processor.chunks import encode_in_chunks
 from utils.distributed import gather
 from utils.records import Batch, ImageFeatures, Losses, SideInfo
@@ -116,7 +116,7 @@ class ImageStage(nn.Module):
     def _view_features(self, batch: Batch) -> tuple[Tensor, ...]:
         """The two views of every image of this process, each [B, D]."""
         assert batch.views is not None
-        side = batch.side if self.side_on_views else None
+        side = batch.side if self.side_on_views else stem_only(self.model.image, batch.side)
         if self.one_view_at_a_time:
             return tuple(self._encode(view, side).last for view in batch.views)
         both = SideInfo(*(field.repeat(2) for field in side)) if side else None
@@ -179,5 +179,5 @@ def _accuracy(scores: Tensor, pids: Tensor) -> Tensor:
 def all_text_features(model: SvllReid, device: torch.device, size: int = 256) -> Tensor:
     """The text features [P, E] of every identity's prompt."""
     model.eval()
-    pids = torch.arange(model.num_pids, device=device)
+    pids = torch.arange(len(model.prompts.context), device=device)
     return torch.cat([model.encode_text(chunk) for chunk in pids.split(size)])

@@ -52,14 +52,14 @@ def fit(
         total = at.step + len(loader)
         progress.start_epoch(at, total, lr_at(epoch, optimizer.defaults["lr"]))
         with run.finishing_steps():
-            for batch in _fetch(bar(loader, f"{run.title} {epoch}/{epochs}"), len(loader)):
-                batch = to_device(batch, run.device)
+            for batch in _fetch(bar(loader, f"{run.title} {epoch}/{epochs}"), len(loader), run.device):
                 with autocast(run.device, precision):
                     losses = stage(batch)
                 optimizer.zero_grad(set_to_none=True)
                 (scaler.scale(losses.total) if scaler else losses.total).backward()
                 average_gradients(trained)
                 finite = _update(optimizer, trained, losses.total.detach(), scaler, clip_norm)
+                run.after_step(finite)
                 at = at._replace(step=at.step + 1, steps=at.steps + 1)
                 progress.add(at, batch, losses, finite)
                 stop, ended = run.stop_requested(), at.step == total
@@ -78,13 +78,13 @@ def fit(
         at = Position(epoch + 1, steps=at.steps, skipped=at.skipped)
 
 
-def _fetch(batches: Iterable, count: int) -> Iterator:
-    """All batches; one that a single process cannot read ends all of them, with its error."""
+def _fetch(batches: Iterable, count: int, device: torch.device) -> Iterator:
+    """All batches, on `device`; one that a single process cannot read ends all of them, with its error."""
     batches = iter(batches)
     for _ in range(count):
         with collective():
             batch = next(batches)
-        yield batch
+        yield to_device(batch, device)
 
 
 def _update(

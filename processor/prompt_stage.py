@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from loss.contrast import ImageTextContrast
 from loss.self_supervised import NTXent
 from loss.weighing import weigh
 from model.svllreid import SvllReid
+from model.towers import stem_only
 from processor.features import compute_features
 from utils.distributed import in_shares
 from utils.records import Batch, FeatureBatch, Losses
@@ -60,10 +61,31 @@ class PromptStage(nn.Module):
             copies += [self.augment(prompts), self.augment(prompts)]
         encoded = in_shares(lambda share: model.text(share, model.prompts.end), torch.cat(copies))
         texts, *views = encoded.split(len(pids))  # each [U, E]
+        if len(model.prompts.counts) > 1:
+            return self._by_template(batch, pids, rows, texts, views)
         terms = {"image_text": self.contrast(batch.features, texts[rows], batch.pids)}
         if views:
-            terms["language_ssl"] = self.self_contrast(*(model.text_projector(view) for view in views))
+            terms["language_ssl"] = self._compare(views)
         return weigh(terms, self.weights)
+
+    def _by_template(
+        self, batch: FeatureBatch, pids: Tensor, rows: Tensor, texts: Tensor, views: list[Tensor]
+    ) -> Losses:
+        """The same within the identities of each template, summed over templates (CCLNet: within each modality)."""
+        terms: dict[str, Tensor] = {}
+
+        def add(name: str, value: Tensor) -> None:
+            terms[name] = terms[name] + value if name in terms else value
+
+        for own, prompted in zip(self.model.prompts.parts(batch.pids), self.model.prompts.parts(pids), strict=True):
+            if own.any():
+                add("image_text", self.contrast(batch.features[own], texts[rows][own], batch.pids[own]))
+            if views and prompted.sum() > 1:
+                add("language_ssl", self._compare([view[prompted] for view in views]))
+        return weigh(terms, self.weights)
+
+    def _compare(self, views: Sequence[Tensor]) -> Tensor:
+        return self.self_contrast(*(self.model.text_projector(view) for view in views))
 
 
 @torch.no_grad()
@@ -75,7 +97,7 @@ def cache_features(model: SvllReid, batches: Iterable[Batch], device: torch.devi
     model.eval()
     return compute_features(
         batches,
-        lambda batch: model.encode_image(batch.images).projected,
+        lambda batch: model.encode_image(batch.images, stem_only(model.image, batch.side)).projected,
         device=device,
         what="features of the training images",
     )
@@ -126,4 +148,34 @@ class FeatureBatches:
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         for rows in self.order.split(self.size) if len(self.order) else ():  # split makes an empty batch of nothing
+            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows])
+
+
+class BalancedBatches:
+    """`size` cached features of each part, e.g. of each modality, in every batch (CCLNet; Chen et al., 2023).
+
+    Parts are in random orders of their own, every image of the longest once an epoch; the others are filled up with
+    further random orders of their images. A part without images is left out.
+    """
+
+    def __init__(
+        self, cache: FeatureBatch, parts: Sequence[Tensor], size: int, *, seed: int, epoch: int, done: int = 0
+    ):
+        rows = [part.nonzero()[:, 0] for part in parts if part.any()]
+        longest = max(map(len, rows))
+        orders = []
+        for number, mine in enumerate(rows):
+            generator = torch.Generator().manual_seed(derive(seed, epoch, number))
+            rounds = -(-longest // len(mine))
+            drawn = [torch.randperm(len(mine), generator=generator) for _ in range(rounds)]
+            orders.append(mine[torch.cat(drawn)[:longest].to(mine.device)])
+        self.cache = cache
+        self.batches = list(zip(*(order.split(size) for order in orders), strict=True))[done:]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        for parts in self.batches:
+            rows = torch.cat(parts)
             yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows])

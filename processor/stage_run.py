@@ -78,6 +78,9 @@ class StageRun:
         """
         return None
 
+    def after_step(self, finite: Tensor) -> None:
+        """Called after every update; `finite` [] bool, whether it was made."""
+
     def after_epoch(self, epoch: int) -> None:
         """Called last in an epoch, for checkpoints and evaluation."""
 
@@ -149,6 +152,7 @@ class StageParts(NamedTuple):
     shares: int = 1
     # (epoch, what it returned in an epoch that is resumed, the optimizer) -> what is saved
     before_epoch: Callable[[int, dict | None, torch.optim.Optimizer], dict | None] | None = None
+    after_step: Callable[[Tensor], None] | None = None  # whether loss and gradient were finite, [] bool
     evaluate: Callable[[int], dict[str, float]] | None = None  # epoch -> mAP by data set
     epoch_ended: Callable[[], object] | None = None  # after all epochs but the last
     ended: Callable[[], None] | None = None  # after the last
@@ -235,6 +239,10 @@ class SavedStageRun(StageRun):
 
     def image_paths(self, ids: Tensor) -> Sequence[str]:
         return self.parts.image_paths(ids)
+
+    def after_step(self, finite: Tensor) -> None:
+        if self.parts.after_step is not None:
+            self.parts.after_step(finite)
 
     def after_epoch(self, epoch: int) -> None:
         average_statistics(self.model)

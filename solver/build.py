@@ -77,8 +77,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, gathered: Mapping[int, Mapp
 
 
 def make_schedule(cfg_stage: CfgNode) -> Callable[[int, float], float]:
-    """(epoch from 1, initial rate) -> rate: a cosine in the prompt stage, in the image stage what SCHEDULE says."""
-    if cfg_stage.get("SCHEDULE") == "steps":
+    """(epoch from 1, initial rate) -> rate: steps in the clustering stage, a cosine in the prompt stage, in the image
+    stage what SCHEDULE says."""
+    if cfg_stage.get("SCHEDULE", "steps" if "STEPS" in cfg_stage else None) == "steps":
         return partial(
             warmup_steps,
             steps=cfg_stage.STEPS,

@@ -147,7 +147,7 @@ MUTATIONS = (
     ),
     mutation(
         "text projector's batch norm over both views",
-        "PromptStage.forward",
+        "PromptStage._compare",
         "_1(*(_2.text_projector(_3) for _3 in _4))",
         "_1(*_2.text_projector(torch.cat(_4)).chunk(2))",
         *(DISTURBED, PROMPT, TRAINING),
@@ -162,7 +162,7 @@ MUTATIONS = (
     mutation(
         "cached features with side information",
         "cache_features",
-        "_1.encode_image(_2.images)",
+        "_1.encode_image(_2.images, stem_only(_1.image, _2.side))",
         "_1.encode_image(_2.images, _2.side)",
         *("test_cached_features_know_no_side_information", TRAINING),
     ),
@@ -241,7 +241,7 @@ MUTATIONS = (
     mutation(
         "side information on views",
         "ImageStage",
-        "_1.side if self.side_on_views else None",
+        "_1.side if self.side_on_views else stem_only(self.model.image, _1.side)",
         "_1.side",
         *(IMAGE, TRAINING),
     ),

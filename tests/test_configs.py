@@ -126,7 +126,11 @@ LIMITS = [  # key, the last valid values, the first invalid ones
     ("SOLVER.STAGE2.IMS_PER_BATCH", [2], [1]),
     ("TEST.NECK_FEAT", ["before", "after"], ["middle"]),
     ("TEST.RE_RANKING_K1", [1], [0]),
-    ("PROCESSOR.STAGES", [("prompt",), ("image",), ("prompt", "image")], [("image", "prompt"), ("prompt", "text")]),
+    (
+        "PROCESSOR.STAGES",
+        [("prompt",), ("image",), ("prompt", "image"), ("cluster", "prompt", "cluster")],
+        [("image", "prompt"), ("prompt", "text")],
+    ),
 ]
 
 
@@ -137,7 +141,7 @@ def test_every_row_explains_its_key_and_allows_its_default():
         check_value(row.name, row.default)
         if row.rule is None:  # switches and paths
             assert type(row.default) is bool or re.search("_DIR|INIT_FROM|VIEWPOINTS|WEIGHT$", row.name)
-        elif row.default != () and row.name != "SOLVER.STAGE2.STEPS":  # (): those of the weights
+        elif row.default != () and not row.name.endswith(".STEPS"):  # (): those of the weights
             highest = re.findall(r"^from 0 to (\d+)$", row.rule.expected)
             for value in (INVALID[type(row.default)], *(type(row.default)(1 + int(number)) for number in highest)):
                 with pytest.raises(ConfigError, match=re.escape(f"{row.name}: invalid value ") + ".*, expected "):
@@ -191,7 +195,7 @@ def test_what_may_change_on_resume_is_what_the_rows_say():
     for row in ROWS:
         other = row.default + 1 if type(row.default) is int else (row.default,)
         assert (outcome(row.name, other) is not None) == (row.on_resume == ALWAYS or row.name.endswith("MAX_EPOCHS"))
-    first, second = (stage.key("MAX_EPOCHS") for stage in STAGES.values())
+    first, second = (STAGES[name].key("MAX_EPOCHS") for name in earlier.PROCESSOR.STAGES)
     assert outcome(first, 99, epoch=99) and outcome(first, 99, epoch=100) is None  # has begun
     assert outcome(first, 200, number=1) is None  # is over
     assert outcome(second, 1) and outcome(second, 1, number=1, epoch=2) is None

@@ -176,7 +176,8 @@ def evaluation(folder: Path, refinement: Refinement = NOTHING_MORE, **changes) -
     return {
         "figures": got.values(),
         "cmc": [t.cmc for t in got.trials],
-        "counts": [t[3:] for t in got.trials],
+        "counts": [(t.num_valid, t.num_queries) for t in got.trials],
+        "per query": [each for t in got.trials for each in (t.precision, t.hit)],
         "refinement": got.refinement,
     }
 
@@ -470,7 +471,8 @@ def test_an_evaluation_is_that_of_one_process(several, alone, name):
     for got in results(several, name):
         assert got["figures"] == expected["figures"] and 0 < got["figures"][0]["mAP"] < 1
         assert (got["counts"], got["refinement"]) == (expected["counts"], expected["refinement"])
-        assert all(torch.equal(*pair) for pair in zip(got["cmc"], expected["cmc"], strict=True))
+        for field in ("cmc", "per query"):
+            assert all(torch.equal(*pair) for pair in zip(got[field], expected[field], strict=True))
 
 
 @pytest.mark.parametrize("name", ["damaged", "damaged, read by a worker", "damaged for all"])

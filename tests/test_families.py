@@ -1,14 +1,18 @@
 """Published person towers: features as in their own programs, strict loading through both doors, what is refused."""
 
 import argparse
+import importlib
 import json
+import shlex
 import types
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from builders import benchmark, side_info
 from families_reference import SWIN, VIT, batch_norm_shapes, draw, linear_shapes, swin, swin_shapes, vit, vit_shapes
+from PIL import Image
 from safetensors.torch import save_file
 
 import test_svllreid
@@ -23,6 +27,7 @@ from tools import convert_checkpoint, release
 from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import WeightsError
 
+ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "configs/demo/vit_base.yml"
 SIZE = (256, 128)
 CLOSE = {"atol": 1e-7, "rtol": 0.0}  # in double precision; the semantic weight is single
@@ -324,6 +329,23 @@ def test_isr_is_tested_and_trained_without_heads_of_its_own(tmp_path):
     test_svllreid.main(words(tmp_path, *sizes, "TEST.WEIGHT", str(tmp_path / "isr.pth")))
     trained = make_model(settings(tmp_path, *sizes, "MODEL.INIT_FROM", str(tmp_path / "isr.pth")), benchmark())
     assert torch.equal(trained.image.net.head.fc.bias, state["feat.bias"])
+
+
+def test_isr_verifies_searches_and_explains_as_the_document_says(tmp_path, monkeypatch, capsys):
+    torch.save({"state_dict": state_of("isr_swin_base")}, tmp_path / "isr.pth")
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a.jpg", "b.jpg", "others/1.jpg", "others/2.jpg")):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 60), (80 * number, 200, 90)).save(name)
+    Path("pairs.csv").write_text("a.jpg,b.jpg\n")
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8").partition("## ISR")[2].partition("\n## ")[0]
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("python -m tools.")]
+    assert len(commands) == 4
+    for _, _, tool, *words in commands:
+        words = [word.replace("weights/isr_swin_base.pth", "isr.pth") for word in words]
+        words = [str(ROOT / word) if word.endswith(".yml") else word for word in words]
+        assert importlib.import_module(tool).main([*words, "--device", "cpu"]) == 0
+        capsys.readouterr()
 
 
 def test_a_position_table_is_resized_where_the_command_line_asks(tmp_path):

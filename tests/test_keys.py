@@ -64,6 +64,16 @@ BASE = {
     "SOLVER.STAGE1.MAX_EPOCHS": "2",
     "SOLVER.STAGE1.WARMUP_EPOCHS": "0",
     "SOLVER.STAGE1.LOG_PERIOD": "1",
+    "CLUSTER.K1": "6",
+    "CLUSTER.K2": "3",
+    "CLUSTER.EPS": "0.6",
+    "CLUSTER.MIN_SAMPLES": "2",
+    "MEMORY.SWAP_START": "1",
+    "SOLVER.CLUSTER.IMS_PER_BATCH": "8",
+    "SOLVER.CLUSTER.MAX_EPOCHS": "1",
+    "SOLVER.CLUSTER.STEPS": "(1,)",
+    "SOLVER.CLUSTER.WARMUP_ITERS": "0",
+    "SOLVER.CLUSTER.LOG_PERIOD": "1",
     "SOLVER.STAGE2.IMS_PER_BATCH": "16",
     "SOLVER.STAGE2.MAX_EPOCHS": "1",
     "SOLVER.STAGE2.STEPS": "(1,)",
@@ -185,6 +195,34 @@ EFFECTS = (
     effect("SOLVER.STAGE1.PROMPT_AUG_METHOD", "mix", "language_ssl"),
     effect("SOLVER.STAGE1.PROMPT_AUG_SCALE", "0.25", "language_ssl"),
     effect("SOLVER.STAGE1.PROMPT_AUG_TOKENS", "words", "language_ssl"),
+    effect("INPUT.GREY_PROB", "1.0", "images", "views"),
+    effect("MODEL.HEADS", "last", "shape of heads"),
+    effect(
+        "MODEL.POOLING", "gem", "identity", "triplet", "vision_ssl", on={**RANDOM, **SIZES, "MODEL.NAME": "RN-Tiny"}
+    ),
+    effect("CLUSTER.EPS", "0.3", "clusters"),
+    effect("CLUSTER.MIN_SAMPLES", "6", "clusters"),
+    effect("CLUSTER.K1", "3", "clusters"),
+    effect("CLUSTER.K2", "1", "clusters"),
+    effect("MEMORY.TEMP", "0.5", "cluster loss"),
+    effect("MEMORY.MOMENTUM", "0.9", "second cluster loss"),
+    effect("MEMORY.SWAP_MODE", "true", "cluster loss"),
+    effect("MEMORY.SWAP_MODE", "none", "second cluster loss"),
+    effect("MEMORY.SWAP_START", "2", "second cluster loss"),
+    effect("MEMORY.SWAP_RATIO", "0.5", "second cluster loss"),
+    effect("SOLVER.CLUSTER.RESTART", "False", "tower of a run", on={"PROCESSOR.STAGES": "('cluster', 'prompt')"}),
+    effect("SOLVER.CLUSTER.IMS_PER_BATCH", "4", "cluster steps"),
+    effect("SOLVER.CLUSTER.OPTIMIZER_NAME", "SGD", "tower after clustering"),
+    effect("SOLVER.CLUSTER.MOMENTUM", "0.5", "tower after clustering", on={"SOLVER.CLUSTER.OPTIMIZER_NAME": "SGD"}),
+    effect("SOLVER.CLUSTER.MAX_EPOCHS", "2", "cluster steps"),
+    effect("SOLVER.CLUSTER.BASE_LR", "6e-4", "cluster rates", "tower after clustering"),
+    effect("SOLVER.CLUSTER.BIAS_LR_FACTOR", "1.0", "tower after clustering"),
+    effect("SOLVER.CLUSTER.WEIGHT_DECAY", "0.1", "tower after clustering"),
+    effect("SOLVER.CLUSTER.WEIGHT_DECAY_BIAS", "0.1", "tower after clustering"),
+    effect("SOLVER.CLUSTER.STEPS", "(2,)", "cluster rates"),
+    effect("SOLVER.CLUSTER.GAMMA", "0.5", "cluster rates"),
+    effect("SOLVER.CLUSTER.WARMUP_FACTOR", "0.1", "cluster rates", on={"SOLVER.CLUSTER.WARMUP_ITERS": "2"}),
+    effect("SOLVER.CLUSTER.WARMUP_ITERS", "2", "cluster rates"),
     effect("SOLVER.STAGE2.IMS_PER_BATCH", "8", "order of images", "image steps"),
     effect("SOLVER.STAGE2.OPTIMIZER_NAME", "AdamW", "tower after"),
     effect("SOLVER.STAGE2.OPTIMIZER_NAME", "SGD", "tower after"),
@@ -312,7 +350,13 @@ class Trace:
     def image(self) -> Stage:
         return self._run("image")
 
-    def _run(self, stage: str) -> Stage:
+    @cached_property
+    def cluster(self) -> Stage:
+        """With every second image as if it were infrared."""
+        train = [sample._replace(modality=number % 2) for number, sample in enumerate(self.benchmark.train)]
+        return self._run("cluster", replace(self.benchmark, train=tuple(train)))
+
+    def _run(self, stage: str, benchmark: Benchmark | None = None) -> Stage:
         folder, model, refusal = self.place.new(), deepcopy(self.start), None
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -320,12 +364,12 @@ class Trace:
         run = new_run(cfg, folder)
         torch.manual_seed(0)
         try:
-            run_stage(run, 0, model, data_of(self.benchmark))
+            run_stage(run, 0, model, data_of(benchmark or self.benchmark))
         except UserError as error:
             refusal = str(error)
         state = model.state_dict()
         weights = {name: digest(*part(state, name).values()) for name in PARTS}
-        return Stage([line for line in metrics(folder) if line["kind"] == "train"], weights, refusal)
+        return Stage([line for line in metrics(folder) if line["kind"] in ("train", "clusters")], weights, refusal)
 
     @cached_property
     def loader(self):
@@ -412,6 +456,14 @@ POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
         "prompts after": lambda trace: trace.prompt.weights["prompts"],
         "text projector after": lambda trace: trace.prompt.weights["text projector"],
     },
+    "cluster": {
+        "clusters": lambda trace: trace.cluster.lines[0],
+        "cluster rates": lambda trace: [line.get("lr") for line in trace.cluster.lines],
+        "cluster steps": lambda trace: [(line["kind"], line["step"]) for line in trace.cluster.lines],
+        "cluster loss": lambda trace: trace.cluster.lines[1]["loss"],
+        "second cluster loss": lambda trace: trace.cluster.lines[2]["loss"],
+        "tower after clustering": lambda trace: trace.cluster.weights["tower"],
+    },
     "image": {
         "image refusal": lambda trace: trace.image.refusal,
         "image rates": lambda trace: [line["lr"] for line in trace.image.lines],
@@ -425,6 +477,7 @@ POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
     "script": {
         "stages of a run": lambda trace: [line["stage"] for line in metrics(trace.script) if line["kind"] == "train"],
         "classifiers of a run": lambda trace: digest(last_weights(trace.script)["heads.0.classifier.weight"]),
+        "tower of a run": lambda trace: digest(*part(last_weights(trace.script), "tower").values()),
         "figures of a test": figures_of_a_test,
     },
 }
@@ -437,6 +490,7 @@ BEFORE = {
     "loader": ("data",),
     "test loader": ("data",),
     "prompt": ("data", "network", "test loader"),
+    "cluster": ("data", "network", "loader"),
     "image": ("data", "network", "loader"),
     "evaluation": ("data", "network", "test loader"),
     "script": ("data",),
@@ -683,6 +737,7 @@ IN_READERS = {
     *("DATASETS.NOUN", "DATASETS.SYSU_MODE", "DATASETS.REGDB_SPLIT"),
 }
 AT_TEST = {"TEST.OTHER_SPLIT"}  # test_data_sets.py
+IN_CLUSTERING = {f"SOLVER.CLUSTER.{name}_PERIOD" for name in ("CHECKPOINT", "LOG", "EVAL")}  # test_cclnet.py
 
 
 def test_keys_of_readers_have_an_effect_in_their_own_test():
@@ -713,8 +768,8 @@ def test_keys_of_speed_log_and_places_do_what_they_say_and_change_no_number(plac
 def test_every_key_is_entered_once():
     keys = {row.name for row in ROWS}
     effects = {entry.key for entry in EFFECTS}
-    assert keys - effects - ELSEWHERE.keys() - IN_READERS - AT_TEST == set()  # say what a new key does
-    assert (effects | ELSEWHERE.keys() | IN_READERS | AT_TEST) - keys == set()  # the key is gone
+    assert keys - effects - ELSEWHERE.keys() - IN_READERS - AT_TEST - IN_CLUSTERING == set()  # say what a new key does
+    assert (effects | ELSEWHERE.keys() | IN_READERS | AT_TEST | IN_CLUSTERING) - keys == set()  # the key is gone
     assert effects & ELSEWHERE.keys() == effects & IN_READERS == set()
 
 
@@ -723,5 +778,7 @@ def test_what_may_change_on_resume_changes_no_number():
     others = {"DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "TEST.WEIGHT"}
     # These may change numbers on CUDA and with batch norm.
     numbers = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC", "SOLVER.STAGE2.MINI_BATCH"}
-    assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (ELSEWHERE.keys() - numbers) | others
+    assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (
+        ELSEWHERE.keys() - numbers
+    ) | others | IN_CLUSTERING
     assert {row.name for row in ROWS if row.on_resume == UNTIL_OVER} == {s.key("MAX_EPOCHS") for s in STAGES.values()}

@@ -59,6 +59,16 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 from utils.calibration_file import EQUAL, Calibration, Rate, Threshold, beside, read_calibration, threshold_at
 
+
+class Known(NamedTuple):
+    """A threshold; without a calibration there is none."""
+
+    path: Path  # of the calibration
+    fpr: str
+    calibration: Calibration | None = None
+    threshold: Threshold | None = None
+
+
 UNKNOWN = "no threshold is known; python -m tools.calibrate measures one\n"
 
 
@@ -69,29 +79,51 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.pairs:
         pairs += read_pairs(expanded(arguments.pairs))
     embedder = open_embedder(arguments)
-    path = expanded(arguments.calibration or beside(arguments.weight))
-    calibration = threshold = None
-    if path.exists():
-        calibration = read_calibration(path, embedder.digest)
-        threshold = threshold_at(calibration, arguments.fpr, path)
-
+    known = read_threshold(arguments, embedder.digest)
     found, failed = embed_files(embedder, list(dict.fromkeys(image for pair in pairs for image in pair)))
     features = dict(zip(found.names, found.features, strict=True))
     verdicts = []
     for a, b in pairs:
         cosine = float(features[a] @ features[b]) if {a, b} <= features.keys() else None
-        decision = None
-        if threshold and cosine is not None:
-            decision = "same" if cosine >= threshold["threshold"] else "different"
+        decision = None if cosine is None else decide(cosine, known.threshold)
         alike = cosine is not None and filecmp.cmp(a, b, shallow=False)
         verdicts.append(Verdict(a, b, cosine, decision, "the same picture twice" if alike else None))
     if arguments.json:
-        facts = {"digest": embedder.digest, "calibration": str(path) if calibration else None, "threshold": threshold}
+        facts = {
+            "digest": embedder.digest,
+            "calibration": known.calibration and str(known.path),
+            "threshold": known.threshold,
+        }
         sys.stdout.write(json.dumps({**facts, "pairs": [verdict._asdict() for verdict in verdicts]}, indent=2) + "\n")
     else:
         if lines := "".join(map(in_words, verdicts)):
-            sys.stdout.write(lines + (expected(calibration, threshold, arguments.fpr) if calibration else UNKNOWN))
+            sys.stdout.write(lines + explain(known))
     return int(failed > 0 and not arguments.skip_unreadable)
+
+
+def read_threshold(arguments: argparse.Namespace, digest: str) -> Known:
+    """The threshold that the command line asks for, of the network with this `digest`.
+
+    Raises:
+        UserError: the calibration is of another network, or has no such threshold.
+    """
+    path = expanded(arguments.calibration or beside(arguments.weight))
+    if not path.exists():
+        return Known(path, arguments.fpr)
+    calibration = read_calibration(path, digest)
+    return Known(path, arguments.fpr, calibration, threshold_at(calibration, arguments.fpr, path))
+
+
+def decide(cosine: float, threshold: Threshold | None) -> str | None:
+    """same or different; None without a threshold."""
+    return threshold and ("same" if cosine >= threshold["threshold"] else "different")
+
+
+def explain(known: Known) -> str:
+    """What the threshold does, and where that was measured; or that there is none."""
+    if known.calibration is None or known.threshold is None:
+        return UNKNOWN
+    return expected(known.calibration, known.threshold, known.fpr)
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:

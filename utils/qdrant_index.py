@@ -33,7 +33,7 @@ class QdrantIndex:
 
     def __init__(self, path: str, digest: str, width: int, *, create: bool):
         try:
-            import qdrant_client
+            import qdrant_client.models
         except ImportError as error:
             raise not_installed(error) from error
         self.qdrant: Any = qdrant_client

@@ -107,7 +107,11 @@ class Architecture(TypedDict):
     ssl_type: NotRequired[Annotated[str, one_of("SIMCLR", "SIMSIAM")]]
     ssl_hidden: Positive
     ssl_out: Positive
-    pooling: NotRequired[Annotated[str, one_of("auto", "token", "avg", r"token\+avg")]]
+    pooling: NotRequired[Annotated[str, one_of("auto", "token", "avg", r"token\+avg", "gem")]]
+    heads: NotRequired[Annotated[str, one_of("all", "last")]]
+    modalities: NotRequired[Positive]
+    prompt_counts: NotRequired[list[Count]]  # of each template; where pseudo-labels are prompted, not identities
+    prompt_templates: NotRequired[list[Annotated[str, text(r"[^{}]*\{\}[^{}]*", "a prompt with {} once")]]]
     embed_dim: NotRequired[Count]
     drop_path: NotRequired[Fraction]
     text_tower: NotRequired[Annotated[str, text(r"[\w./-]+", "the name of a CLIP, e.g. ViT-B-16")]]

@@ -104,6 +104,7 @@ class RunFolder:
         results.json     evaluations at start and end, and of later tests
         versions.json    revision, libraries, data fingerprint
         *.pth            checkpoints
+        *pseudo_labels.npz  clusters that later stages learn from
         *.md             model card of the last one
         resume/          the newest states to resume from
         tensorboard/     where TensorBoard is installed

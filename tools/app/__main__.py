@@ -1,0 +1,101 @@
+"""A page in the browser: are two pictures of one identity, and which pictures of a gallery are most like one?
+
+    python -m tools.app --weight runs/market/ViT-B-16_60.pth --gallery gallery/
+
+It is for this machine alone unless --host says otherwise; it needs no network connection, and keeps no pictures.
+Thresholds are those that tools.calibrate wrote beside the checkpoint. Settings of TEST may follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import utils.threads  # noqa: F401
+from configs import ConfigError
+from tools.inference import embed_files, open_embedder, parse
+from utils.command import answer_early, check_there, run_script
+from utils.errors import UserError
+
+HOST = "127.0.0.1"
+
+
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line."""
+    arguments = parse(__doc__, argv, options=_options, words=("", ""), example=None)
+    if arguments.images:
+        raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
+    if arguments.calibration:
+        check_there(arguments.calibration, "--calibration")
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gallery", metavar="WHERE", help="a folder or a pattern of images, in which the page searches")
+    add("--fpr", metavar="RATE", default="eer", help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)")
+    add("--calibration", metavar="FILE", help="default: beside the checkpoint, NAME.calibration.json")
+    add("--host", default=HOST, help=f"the address to listen on; default: {HOST}, this machine alone; all: 0.0.0.0")
+    add("--port", type=int, default=7860, help="default: 7860")
+
+
+def read_and_check(argv: list[str] | None = None) -> argparse.Namespace:
+    """The same, if the page can be shown there.
+
+    Raises:
+        UserError: there is no gradio, or the port is taken.
+    """
+    arguments = read_command_line(argv)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the page needs gradio: pip install -r requirements-extra.txt")
+    host, port = arguments.host, arguments.port
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); name others") from error
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds
+    answer_early(read_and_check, ConfigError)
+
+from datasets.find_images import find_images
+from tools.app.answers import Answers
+from tools.verify import read_threshold
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Show the page until Ctrl-C or SIGTERM."""
+    arguments = read_and_check(argv)
+    paths = find_images([arguments.gallery]) if arguments.gallery else []
+    embedder = open_embedder(arguments)
+    known = read_threshold(arguments, embedder.digest)
+    gallery = embed_files(embedder, paths)[0] if paths else None
+    answers = Answers(embedder, arguments.weight, known, gallery)
+    with tempfile.TemporaryDirectory(prefix="svllreid-page-") as folder:
+        # Gradio reads these when it is imported.
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        from tools.app.page import launch, make_page
+
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        page = make_page(answers, Path(folder))
+        launch(page, arguments.host, arguments.port)
+        sys.stdout.write(f"http://{arguments.host}:{arguments.port}  (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        ended.wait()
+        page.close(verbose=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, ConfigError))
