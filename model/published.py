@@ -130,6 +130,8 @@ def describe(
         "num_cams": rows // views if camera and view else rows if camera else 1,
         "num_views": views if view else 1,
         "first_cameras": [0],
+        "modalities": 1,
+        "heads": "all",
         "sentences": "prompts.context" in tensors,
         "language_ssl": text[0] is not None,
         "vision_ssl": image[0] is not None,
