@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from configs.stages import STAGES
+from configs.stages import CLUSTER, PROMPT, STAGES
 from model.families import FAMILIES
 from model.licences import OURS, licence_of
 from model.pretrained import NONE
@@ -111,8 +111,10 @@ def without_folders(text: str) -> str:
 
 def method_of(settings: Mapping[str, Any]) -> str:
     """What the README calls a training with these settings."""
-    solver = settings["SOLVER"]
-    prompts = "prompt" in settings["PROCESSOR"]["STAGES"] or settings["MODEL"]["I2T_LOSS_WEIGHT"] > 0
+    solver, stages = settings["SOLVER"], settings["PROCESSOR"]["STAGES"]
+    if CLUSTER.name in stages:
+        return "CCLNet"
+    prompts = PROMPT.name in stages or settings["MODEL"]["I2T_LOSS_WEIGHT"] > 0
     language, vision = (solver[stage]["SSL_LOSS_WEIGHT"] > 0 for stage in ("STAGE1", "STAGE2"))
     if not prompts:
         return "baseline with vision self-supervision" if vision else "baseline"

@@ -13,8 +13,9 @@ import torch
 import yaml
 
 import test_svllreid
+from configs import load, to_dict
 from model.build import load_model
-from processor.card import without_front_matter
+from processor.card import method_of, without_front_matter
 from processor.inference import Embedder
 from processor.release import card_of
 from tools import release, verify
@@ -274,3 +275,16 @@ def test_push_is_refused_before_anything_is_written(checkpoint, tmp_path, monkey
         with pytest.raises(UserError, match=said):
             release.main([*words, name])
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ("person/vit_svllreid", "SVLL-ReID"),
+        ("person/vit_clipreid", "CLIP-ReID"),
+        ("person/vit_base", "baseline"),
+        ("sysu/cclnet", "CCLNet"),
+    ],
+)
+def test_the_card_calls_a_method_as_the_readme_does(config, method):
+    assert method_of(to_dict(load(f"configs/{config}.yml"))) == method
