@@ -71,7 +71,8 @@ def pair_shares(embedder: Embedder, a: Input, b: Input) -> PairShares:
     layer norms divide are held at their values; so is its inner product with the other image's feature u of length 1.
     What the tower ends with is a sum over places:
 
-    - Of a mean over a map (Swin, ConvNeXt, ResNets): the places themselves; constants are spread evenly.
+    - Of a mean over a map (Swin, ConvNeXt, ResNets): the places themselves; constants are spread evenly. A generalised
+      mean is no affine function, but sums to itself along its slopes, as a mean does.
     - Of a class token: what it has got from each patch by the attention of all blocks, directly (Gandelsman et al.,
       ICLR 2024). The rest is its start, biases, MLPs, and what it has got from itself and from registers.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import open_clip
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.synthetic import Parameters
 from model.clip import ResNetTower, TextTower, ViTTower
@@ -213,3 +214,16 @@ def data_of(benchmark: Benchmark) -> Data:
 def write_synthetic(root: Path, *, kind: Kind = PEOPLE, progress: bool | None = None, **parameters: float) -> Path:
     """`render` with the fields of `Parameters` by name."""
     return render(root, RenderedSet(kind, Parameters(**parameters)), progress=progress)
+
+
+class TensorSizes(TorchDispatchMode):
+    """Within `with`, how many numbers the largest tensor has that PyTorch makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple) else (found,):
+            if isinstance(each, torch.Tensor):
+                self.largest = max(self.largest, each.numel())
+        return found

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests import reference as ref
+from tests.builders import TensorSizes
 from utils import k_reciprocal
 from utils.errors import DataError
 from utils.reranking import rerank
@@ -153,18 +154,11 @@ def test_any_chunks_give_the_same(pairs: int, monkeypatch: pytest.MonkeyPatch):
 def test_chunks_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
     """Nothing comes near a matrix of all images, not even where the budget is a fortieth of one."""
     query, gallery = split(clustered(num_images=400), 10)
-    sizes = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            found = function(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in (found if isinstance(found, tuple) else (found,)) if isinstance(t, Tensor))
-            return found
-
+    sizes = TensorSizes()
     monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", 4000)
-    with Watch():
+    with sizes:
         rerank(query, gallery, 8, 3, 0.3)
-    assert max(sizes) < 400 * 400 / 8
+    assert sizes.largest < 400 * 400 / 8
 
 
 def test_features_are_left_alone():

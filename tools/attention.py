@@ -5,7 +5,8 @@
 
 Methods: class (the class token's attention in the last block), rollout (its attention through all blocks), share (what
 each place adds to the image's own feature), pair (what it adds to the cosine with the other image; images are taken two
-by two). The last two are exact, and all that there is for towers without a class token, such as Swin and ResNets.
+by two). The last two are exact, and all that there is for towers without a class token, such as Swin. CLIP's ResNets
+have `class`, of their attention pool.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_picture, open_embedder, parse
-from utils.command import answer_early, check_weight, run_script
+from tools.inference import add_beside, check_picture, for_each_network, open_embedder, parse
+from utils.command import answer_early, run_script
 from utils.errors import DataError, UserError
 from utils.paths import expanded
 
@@ -29,8 +30,6 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     arguments = parse(__doc__, argv, options=_options, example="a.jpg b.jpg")
     check_picture(arguments.output, "--output")
-    if arguments.beside:
-        check_weight(arguments.beside, "--beside")
     return arguments
 
 
@@ -38,7 +37,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", metavar="FILE", default="attention.png", help=".png, .svg or .pdf; default: attention.png")
     add("--method", choices=("class", "rollout", "share", PAIR), help="default: rollout, else share")
-    add("--beside", metavar="FILE", help="another checkpoint, whose maps are shown beside")
+    add_beside(parser)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -61,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     pairs = arguments.method == PAIR
     if pairs and len(paths) % 2:
         raise UserError(f"--method pair takes images two by two; got {len(paths)}")
-    weights = [arguments.weight, *([arguments.beside] if arguments.beside else [])]
-    embedders = [open_embedder(argparse.Namespace(**{**vars(arguments), "weight": weight})) for weight in weights]
+    networks = for_each_network(arguments)
+    embedders = [open_embedder(one) for one in networks]
     methods = [arguments.method or (ROLLOUT if has_class_token(one) else SHARE) for one in embedders]
     groups = [paths[at : at + 1 + pairs] for at in range(0, len(paths), 1 + pairs)]
     unreadable: list[str] = []
     rows = rows_of(progress(groups, "maps"), list(zip(embedders, methods, strict=True)), unreadable)
-    columns = [f"{Path(weight).name}\n{method}" for weight, method in zip(weights, methods, strict=True)]
+    columns = [f"{one.weight}\n{method}" for one, method in zip(networks, methods, strict=True)]
     files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].size))
     if not files or len(unreadable) == len(groups):
         raise UserError(f"none of the {len(paths)} images can be read")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
+from tools.inference import check_folder
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -39,9 +40,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     if len(set(arguments.weight)) < len(arguments.weight):
         raise UserError("--weight: the same network twice; expected different ones")
-    folder = expanded(arguments.output, "--output").absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no folder {folder}")
+    check_folder(arguments.output, "--output")
     load_for_test(arguments.config_file, ["TEST.WEIGHT", arguments.weight[0], *arguments.overrides])
     return arguments
 

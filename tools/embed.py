@@ -13,15 +13,18 @@ import sys
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import embed_files, open_embedder, parse
+from tools.inference import check_folder, embed_files, open_embedder, parse
 from utils.command import answer_early, run_script
-from utils.errors import UserError
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, example="gallery/ or 'gallery/*.jpg'")
+    arguments = parse(__doc__, argv, options=_options, example="gallery/ or 'gallery/*.jpg'")
+    check_folder(arguments.output, "--output")
+    if arguments.csv:
+        check_folder(arguments.csv, "--csv")
+    return arguments
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     """Embed as the command line says; 1 if images were left out that should not be."""
     arguments = read_command_line(argv)
     targets = [expanded(name) for name in (arguments.output, arguments.csv) if name]
-    for target in targets:
-        if not target.absolute().parent.is_dir():
-            raise UserError(f"{target}: there is no folder {target.absolute().parent}")
     paths = find_images(arguments.images)
     contents, failed = embed_files(open_embedder(arguments), paths)
     write_features(targets[0], contents)

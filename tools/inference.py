@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from configs.defaults import KEYS
-from utils.command import Pairs, check_weight, new_parser
+from utils.command import Pairs, check_there, check_weight, new_parser
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -25,14 +25,14 @@ def parse(
     argv: Sequence[str] | None = None,
     *,
     options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
-    words: tuple[str, str] = ("IMAGE", "images, folders of images, or patterns"),
-    example: str | None,
+    words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
+    example: str | None = None,
 ) -> argparse.Namespace:
     """Read the command line of such a tool.
 
     Args:
         options: adds the tool's own.
-        words: what stands before the first setting: its name, and what it means.
+        words: what stands before the first setting: its name, and what it means; None: nothing does.
         example: of images, for the message when there are none; None: there need not be any.
 
     Returns:
@@ -40,7 +40,7 @@ def parse(
         `images`, and `overrides` (KEY VALUE KEY VALUE ...).
 
     Raises:
-        UserError: no images, or no checkpoint.
+        UserError: no images, or some where nothing is expected; no checkpoint, --beside or --calibration.
     """
     parser = new_parser(description)
     add = parser.add_argument
@@ -54,16 +54,56 @@ def parse(
         help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
     )
     options(parser)
-    add("images", nargs="*", metavar=words[0], help=words[1])
+    name, meaning = words or ("", "")
+    add("images", nargs="*", metavar=name, help=meaning)
     arguments = parser.parse_intermixed_args(argv)
     given = arguments.images
     first = next((place for place, word in enumerate(given) if word.partition("=")[0] in KEYS), len(given))
     arguments.images = given[:first]
     Pairs([], "overrides")(parser, arguments, given[first:])
     if example and not arguments.images:
-        raise UserError(f"{words[0]}: which images? e.g. {example}")
+        raise UserError(f"{name}: which images? e.g. {example}")
+    if arguments.images and not words:
+        raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     check_weight(arguments.weight, "--weight")
+    if getattr(arguments, "beside", None):
+        check_weight(arguments.beside, "--beside")
+    if getattr(arguments, "calibration", None):
+        check_there(arguments.calibration, "--calibration")
     return arguments
+
+
+def parse_labelled(
+    description: str, argv: Sequence[str] | None, options: Callable[[argparse.ArgumentParser], object]
+) -> argparse.Namespace:
+    """The same for a tool that takes labelled images: those of a data set, or of one folder, the only one of `images`.
+
+    Raises:
+        UserError: several folders, or what `parse` raises.
+    """
+    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
+    arguments = parse(description, argv, options=options, words=words)
+    if len(arguments.images) > 1:
+        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    return arguments
+
+
+def add_threshold_options(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say which threshold decides."""
+    add = parser.add_argument
+    add("--fpr", metavar="RATE", default="eer", help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)")
+    add("--calibration", metavar="FILE", help="default: beside the checkpoint, NAME.calibration.json")
+
+
+def add_beside(parser: argparse.ArgumentParser) -> None:
+    """Let a command line name a second network."""
+    parser.add_argument("--beside", metavar="FILE", help="another checkpoint, which is shown beside")
+
+
+def for_each_network(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The command line as if for --weight alone and, if it is given, for --beside alone."""
+    weights = [arguments.weight, *([arguments.beside] if arguments.beside else [])]
+    return [argparse.Namespace(**{**vars(arguments), "weight": weight}) for weight in weights]
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
@@ -72,13 +112,18 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
 
 
+def check_folder(path: str, option: str) -> None:
+    """Raise UserError if the folder that `path` is to be written in is not there."""
+    folder = expanded(path, option).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {folder}")
+
+
 def check_picture(path: str, option: str) -> None:
     """Raise UserError if no picture can be written to `path`."""
     if not path.lower().endswith(KINDS):
         raise UserError(f"{option} {path}: expected a name that ends in {', '.join(KINDS)}")
-    folder = expanded(path, option).absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {folder}")
+    check_folder(path, option)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"{option} {path}: pictures need matplotlib: pip install -r requirements-extra.txt")
 

@@ -16,7 +16,7 @@ import sys
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import embed_files, open_embedder, parse
+from tools.inference import check_folder, embed_files, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -24,14 +24,11 @@ from utils.paths import expanded
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
-    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
-    if len(arguments.images) > 1:
-        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    arguments = parse_labelled(__doc__, argv, _options)
     if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
         raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
-    if arguments.output and not expanded(arguments.output).absolute().parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no such folder")
+    if arguments.output:
+        check_folder(arguments.output, "--output")
     return arguments
 
 

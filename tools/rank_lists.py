@@ -17,7 +17,7 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_picture, embed_files, open_embedder, parse
+from tools.inference import check_picture, embed_files, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -27,10 +27,7 @@ WORST, BEST, RANDOM = "worst", "best", "random"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
-    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
-    if len(arguments.images) > 1:
-        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    arguments = parse_labelled(__doc__, argv, _options)
     check_picture(arguments.output, "--output")
     return arguments
 

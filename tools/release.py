@@ -17,16 +17,13 @@ import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import open_embedder, parse
 from utils.command import answer_early, run_script
-from utils.errors import UserError
 from utils.hub import PREFIX
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, words=("", ""), example=None)
-    if arguments.images:
-        raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
+    arguments = parse(__doc__, argv, options=_options, words=None)
     return arguments
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_cache_options, check_picture, open_embedder, parse
+from tools.inference import add_cache_options, check_folder, check_picture, open_embedder, parse
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -44,10 +44,9 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--gallery: which? e.g. --gallery gallery/ or --gallery features.npz")
     if (arguments.index == EXACT) != (arguments.index_path is None):
         raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
-    for path in filter(None, (arguments.output, arguments.csv)):
-        folder = expanded(path).absolute().parent
-        if not folder.is_dir():
-            raise UserError(f"{path}: there is no folder {folder}")
+    check_folder(arguments.output, "--output")
+    if arguments.csv:
+        check_folder(arguments.csv, "--csv")
     if arguments.picture:
         check_picture(arguments.picture, "--picture")
     return arguments

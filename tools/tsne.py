@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_picture, embed_files, open_embedder, parse
-from utils.command import answer_early, at_least, check_weight, run_script
+from tools.inference import add_beside, check_picture, embed_files, for_each_network, open_embedder, parse_labelled
+from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -26,20 +26,15 @@ IMAGE, TEXT = "image", "text"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
-    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
-    if len(arguments.images) > 1:
-        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    arguments = parse_labelled(__doc__, argv, _options)
     check_picture(arguments.output, "--output")
-    if arguments.beside:
-        check_weight(arguments.beside, "--beside")
     return arguments
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", metavar="FILE", default="tsne.png", help=".png, .svg or .pdf; default: tsne.png")
-    add("--beside", metavar="FILE", help="another checkpoint, whose features are drawn beside")
+    add_beside(parser)
     add("--kind", choices=(IMAGE, TEXT), default=IMAGE, help="of features; default: image")
     add("--identities", metavar="N", type=at_least(2), default=10, help="the first so many; default: 10")
     add("--pids", metavar="ID,ID", help="these identities instead, as the data set (of prompts: training) numbers them")
@@ -55,7 +50,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs import load
-from model.build import load_model
+from model.build import rebuild, settle_architecture
 from model.prompts import AUGMENTATIONS, words_only
 from model.weights import read_weights
 from processor.inference import Embedder
@@ -70,15 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     from tools.pages import write_pages
     from tools.tsne_figure import Cloud, tsne_figure  # matplotlib is an extra
 
-    weights = [arguments.weight, *([arguments.beside] if arguments.beside else [])]
     clouds, failed = [], 0
-    for weight in weights:
-        own = argparse.Namespace(**{**vars(arguments), "weight": weight})
+    for own in for_each_network(arguments):
         features, pids, unread = text_features(own) if arguments.kind == TEXT else image_features(own)
         failed += unread
-        clouds.append(
-            Cloud(weight, plane(features, arguments.seed), pids, arguments.copies + 1 if arguments.kind == TEXT else 0)
-        )
+        every = arguments.copies + 1 if arguments.kind == TEXT else 0
+        clouds.append(Cloud(own.weight, plane(features, arguments.seed), pids, every))
     (file,) = write_pages(expanded(arguments.output), [tsne_figure(clouds)])
     sys.stdout.write(f"{len(set(clouds[0].pids))} identities, {len(clouds[0].pids)} points: {file}\n")
     return int(failed > 0 and not arguments.skip_unreadable)
@@ -110,7 +102,8 @@ def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], int
         if arguments.config_file
         else settings_of(weights, arguments.overrides)
     )
-    model = load_model(arguments.weight, cfg if arguments.config_file else None).eval()
+    _, architecture, _ = settle_architecture(cfg, weights, requested=arguments.overrides[::2])
+    model = rebuild(weights, architecture)[0].eval()
     if model.prompts is None or model.text is None or not model.prompts.trained:
         raise UserError(
             f"--weight {arguments.weight}: has no trained prompts; expected a checkpoint of stage 1 or after it"

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import embed_files, open_embedder, parse
-from utils.command import answer_early, check_there, run_script
+from tools.inference import add_threshold_options, embed_files, open_embedder, parse
+from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -38,19 +38,16 @@ class Verdict(NamedTuple):
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line, with the `pairs` of paths to compare."""
-    arguments = parse(__doc__, argv, options=_options, words=("IMAGE", "two images"), example=None)
+    arguments = parse(__doc__, argv, options=_options, words=("IMAGE", "two images"))
     if len(arguments.images) != 2 and (arguments.images or not arguments.pairs):
         raise UserError(f"IMAGE: expected two images, or --pairs FILE; got {len(arguments.images)}")
-    if arguments.calibration:
-        check_there(arguments.calibration, "--calibration")
     return arguments
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
-    add("--fpr", metavar="RATE", default="eer", help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)")
-    add("--calibration", metavar="FILE", help="default: beside the checkpoint, NAME.calibration.json")
+    add_threshold_options(parser)
     add("--json", action="store_true", help="print JSON")
 
 

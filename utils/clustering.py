@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.cluster import DBSCAN
-from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import sort_graph_by_row_values
 from torch import Tensor
 
@@ -116,15 +115,6 @@ def purity(labels: Tensor, pids: Tensor) -> float | None:
     """Diagnostic: share of the images in clusters that are of their cluster's majority; None without clusters."""
     _, counts = _counts(labels, pids)
     return int(counts.amax(dim=1).sum()) / int(counts.sum()) if len(counts) else None
-
-
-def adjusted_rand_index(labels: Tensor, pids: Tensor) -> float | None:
-    """Diagnostic: agreement of clusters and identities about pairs of images (Hubert and Arabie, 1985), 0 by chance.
-
-    Over the images in clusters; None without clusters.
-    """
-    clustered = labels >= 0
-    return float(adjusted_rand_score(pids[clustered], labels[clustered])) if clustered.any() else None
 
 
 def _counts(labels: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import embed_files, open_embedder, parse
-from utils.command import answer_early, check_there, run_script
+from tools.inference import add_threshold_options, embed_files, open_embedder, parse
+from utils.command import answer_early, run_script
 from utils.errors import UserError
 
 HOST = "127.0.0.1"
@@ -29,19 +29,14 @@ HOST = "127.0.0.1"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, words=("", ""), example=None)
-    if arguments.images:
-        raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
-    if arguments.calibration:
-        check_there(arguments.calibration, "--calibration")
+    arguments = parse(__doc__, argv, options=_options, words=None)
     return arguments
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gallery", metavar="WHERE", help="a folder or a pattern of images, in which the page searches")
-    add("--fpr", metavar="RATE", default="eer", help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)")
-    add("--calibration", metavar="FILE", help="default: beside the checkpoint, NAME.calibration.json")
+    add_threshold_options(parser)
     add("--host", default=HOST, help=f"the address to listen on; default: {HOST}, this machine alone; all: 0.0.0.0")
     add("--port", type=int, default=7860, help="default: 7860")
 

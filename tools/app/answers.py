@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from processor.attention import SHARE, attention_map, pair_shares
+from processor.card import without_front_matter
 from processor.inference import Embedder, as_rgb
 from processor.release import card_of
 from tools.verify import Known, decide, explain
@@ -64,7 +65,7 @@ class Answers:
         self.index = ExactIndex()
         if gallery:
             self.index.add(gallery.names, gallery.features)
-        card = _without_head(card_of(weight, embedder))
+        card = without_front_matter(card_of(weight, embedder))
         self.card = card if on_hub(weight) else card.replace(weight, Path(weight).name)  # visitors need no folders
 
     def compare(self, a: str, b: str, *, places: bool = False) -> Comparison:
@@ -123,11 +124,6 @@ def overlay(picture: Image.Image, grid: Tensor) -> Image.Image:
 
 def _half(alpha: Image.Image) -> Image.Image:
     return alpha.point(lambda value: round(0.75 * value))  # what is below stays visible
-
-
-def _without_head(card: str) -> str:
-    """A card without its metadata."""
-    return card.split("\n---\n", 1)[-1] if card.startswith("---\n") else card
 
 
 def named(error: UserError, paths: Sequence[str]) -> str:

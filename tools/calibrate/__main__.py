@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import embed_files, open_embedder, parse
+from tools.inference import KINDS, check_folder, embed_files, open_embedder, parse_labelled
 from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -30,15 +30,11 @@ if TYPE_CHECKING:
 
 TARGETS = (1e-2, 1e-3, 1e-4)  # FPR
 SEED = 0  # of the bootstrap
-KINDS = (".png", ".svg", ".pdf")  # of pictures
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
-    arguments = parse(__doc__, argv, options=_options, words=words, example=None)
-    if len(arguments.images) > 1:
-        raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    arguments = parse_labelled(__doc__, argv, _options)
     if arguments.figure and not arguments.figure.lower().endswith(KINDS):
         raise UserError(f"--figure {arguments.figure}: expected a name that ends in {', '.join(KINDS)}")
     if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
@@ -75,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = read_command_line(argv)
     target = expanded(arguments.output or beside(arguments.weight))
     figure = None if arguments.no_figure else expanded(arguments.figure or target.with_suffix(".png"))
-    for path in filter(None, (target, figure)):
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.absolute().parent}")
+    check_folder(str(target), "--output")
+    if figure is not None:
+        check_folder(str(figure), "--figure")
     embedder = open_embedder(arguments)
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
     for note in notes:

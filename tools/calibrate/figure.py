@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.errors import UserError
+from tools.pages import write_pages
 from utils.verification import BINS, SCALE, Point, Verification
 
 SAME, DIFFERENT, BLACK = "#0072B2", "#D55E00", "#000000"  # told apart by the colour-blind (Okabe and Ito, 2008)
 GROUP = 512  # of the fine bins are one bar: 1/64
-DOTS = 200  # per inch
 
 
 def draw(path: Path, found: Verification, *, title: str) -> None:
@@ -28,10 +27,7 @@ def draw(path: Path, found: Verification, *, title: str) -> None:
     _draw_scores(scores, found)
     _draw_roc(roc, found)
     figure.suptitle(title, fontsize=10)
-    try:
-        figure.savefig(path, dpi=DOTS)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    write_pages(path, [figure])
 
 
 def _points(found: Verification) -> Iterator[tuple[str, Point]]:
