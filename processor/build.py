@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
 from datasets.build import identities_per_batch, make_benchmark, make_loader
 from datasets.changes import Change
 from datasets.check import quick_check
+from datasets.images import Loader
 from datasets.sampler import ClusterSampler
 from loss.memory import Memory
 from model.build import RESIZING, make_model, resume_model
@@ -52,7 +52,7 @@ from utils.distributed import (
 )
 from utils.errors import DataError, WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking, Sample
+from utils.records import Benchmark, Evaluation, QueryExpansion, Refinement, Reranking, Sample
 from utils.report import figures
 from utils.run import PSEUDO_LABELS
 from utils.seeds import derive
@@ -124,9 +124,9 @@ def _new_network(run: Run, data: Data, requested: Collection[str]) -> SvllReid:
         return main_first(make)
 
 
-def _ordered_loader(run: Run, samples: Sequence[Sample]) -> DataLoader[Batch]:
+def _ordered_loader(run: Run, samples: Sequence[Sample]) -> Loader:
     """Training images in their order, without augmentation."""
-    return make_loader(run.cfg, samples, train=False, pin_memory=run.device.type == "cuda")
+    return make_loader(run.cfg, samples, train=False, device=run.device)
 
 
 def _check_abilities(cfg: CfgNode, tower: Any) -> None:
@@ -252,8 +252,7 @@ def _cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int
         model.image = sync_batch_norm(model.image, device)
     sampler = _cluster_sampler(cfg, modalities, seed)
     strangers = [sample._replace(pid=0) for sample in train]  # training is not told who people are
-    pinned = device.type == "cuda"
-    loader = make_loader(cfg, strangers, train=True, pin_memory=pinned, seed=seed, drawn=sampler)
+    loader = make_loader(cfg, strangers, train=True, device=device, seed=seed, drawn=sampler)
 
     def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
         if state is None:
@@ -272,8 +271,8 @@ def _cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int
         # Memories change in place: a state within the epoch has them as they are then.
         return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
 
-    def batches(epoch: int, done: int) -> DataLoader[Batch]:
-        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+    def batches(epoch: int, done: int) -> Loader:
+        loader.dataset.set_epoch(epoch)
         sampler.set_epoch(epoch, done)
         return loader
 
@@ -437,7 +436,7 @@ def _image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
     if cfg.SOLVER.SYNC_BN:
         model.image = sync_batch_norm(model.image, device)
     views = weights["vision_ssl"] > 0
-    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda", seed=seed)
+    loader = make_loader(cfg, benchmark.train, train=True, views=views, device=device, seed=seed)
     stage = ImageStage(
         model,
         weights=weights,
@@ -454,8 +453,8 @@ def _image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
     if block.EMA:
         notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
 
-    def batches(epoch: int, done: int) -> DataLoader[Batch]:
-        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+    def batches(epoch: int, done: int) -> Loader:
+        loader.dataset.set_epoch(epoch)
         loader.batch_sampler.set_epoch(epoch, done)
         return loader
 
@@ -612,7 +611,7 @@ def _test_options(
     cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device, at_home: bool | None
 ) -> dict[str, Any]:
     return {
-        "loader": partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
+        "loader": partial(make_loader, cfg, train=False, device=device),
         "device": device,
         "neck": cfg.TEST.NECK_FEAT == "after",
         "normalise": cfg.TEST.FEAT_NORM,

@@ -177,7 +177,7 @@ def test_corruptions_are_drawn_by_image_and_run_and_always_the_same(package, tmp
     def read(run: int) -> list[torch.Tensor]:
         transform = TestTransform((60, 40), mean=(0.5,) * 3, std=(0.5,) * 3, change=Corruption(run))
         images = Images(samples, transform, seed=0)
-        return [images[number][1] for number in (2, 0, 1, *range(3, 12))]
+        return [item.pixels for item in images.__getitems__([2, 0, 1, *range(3, 12)])]
 
     first = read(0)
     np.random.seed(5)
