@@ -55,7 +55,7 @@ from typing import NamedTuple
 import torch
 
 from datasets.several import SEVERAL, names_of
-from processor.build import evaluate_model, refinement_of
+from processor.build.evaluation import evaluate_model, refinement_of
 from processor.evaluate import embed_images
 from test_svllreid import Test, data_sets, entry_of, open_network
 from tools.benchmark import fastest
