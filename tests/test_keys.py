@@ -418,9 +418,10 @@ def of_first_step(stage: str, term: str) -> Callable[[Trace], float | None]:
     return lambda trace: getattr(trace, stage).lines[0].get(term)
 
 
-def drawn(trace: Trace, field: int) -> str:
-    """Training images (1) or views (2) of the first pictures, whatever batch they are in."""
-    return digest(*(trace.loader.dataset[index][field] for index in range(8)))
+def drawn(trace: Trace, field: str) -> str:
+    """Training images or views of the first pictures, whatever batch they are in."""
+    images = trace.loader.dataset
+    return digest(getattr(images.finish(images.collate(images.__getitems__(list(range(8))))), field))
 
 
 # Group by group, and in each from first to last; by name, what is looked at.
@@ -439,8 +440,8 @@ POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
     },
     "loader": {
         "order of images": lambda trace: list(trace.loader.batch_sampler),
-        "images": lambda trace: drawn(trace, 1),
-        "views": lambda trace: drawn(trace, 2),
+        "images": lambda trace: drawn(trace, "images"),
+        "views": lambda trace: drawn(trace, "views"),
     },
     "test loader": {
         "test images": lambda trace: digest(
