@@ -52,7 +52,7 @@ from utils.distributed import (
 )
 from utils.errors import DataError, WeightsError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Evaluation, QueryExpansion, Refinement, Reranking, Sample
+from utils.records import Batch, Benchmark, Evaluation, Labels, QueryExpansion, Refinement, Reranking, Sample
 from utils.report import figures
 from utils.run import PSEUDO_LABELS
 from utils.seeds import derive
@@ -87,11 +87,23 @@ def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) 
         drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
         identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
         benchmark = main_first(lambda: make_benchmark(cfg, render=render))
+        with collective():
+            _check_cameras(cfg, benchmark)
         check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
         warnings = on_main(lambda: check().heed(logger))
         run.set_fingerprint(on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}))
         watches = Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))
     return Data(benchmark, warnings, *watches)
+
+
+def _check_cameras(cfg: CfgNode, benchmark: Benchmark) -> None:
+    """Raise DataError if images are to be compared with their identity in other cameras, and there is none."""
+    key, weight = TERMS["camera_proxy"].weight, cfg.MODEL.CAMERA_PROXY_LOSS_WEIGHT
+    places = {(sample.pid, sample.camid) for sample in benchmark.train if sample.camid >= 0}
+    if weight and IMAGE.name in cfg.PROCESSOR.STAGES and len(places) == len({pid for pid, _ in places}):
+        raise DataError(
+            f"{key} {weight}: no training identity of {benchmark.name} has images from two cameras; expected 0.0"
+        )
 
 
 def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> SvllReid:
@@ -450,6 +462,7 @@ def _image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
         positives=block.SSL_POSITIVES,
         triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
+    before_epoch = _keep_prototypes(run, stage, benchmark)
     notes = save_memory(stage, block)
     if block.EMA:
         notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
@@ -469,9 +482,43 @@ def _image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
         notes=notes,
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
+        before_epoch=before_epoch,
+        after_step=stage.update if stage.memories else None,
         evaluate=partial(_evaluate_epoch, run, model, benchmark, IMAGE),
         epoch_ended=data.train_watch.look,
     )
+
+
+def _keep_prototypes(run: Run, stage: ImageStage, benchmark: Benchmark) -> Callable | None:
+    """Give a stage the memories of its terms -> what begins and resumes them (`StageParts.before_epoch`); None without
+    any.
+
+    They begin with the class means of the training images before the first epoch.
+    """
+    cfg, labels = run.cfg.MEMORY, Labels.of(benchmark.train)
+    make = {
+        "prototype": partial(Memory, temperature=cfg.TEMP, momentum=cfg.MOMENTUM),
+        "camera_proxy": partial(
+            Memory, temperature=cfg.CAMERA_TEMP, momentum=cfg.CAMERA_MOMENTUM, negatives=cfg.CAMERA_NEGATIVES
+        ),
+    }
+    width = sum(head.neck.num_features for head in stage.model.heads)
+    stage.memories.update({name: one(width) for name, one in make.items() if stage.weights[name] > 0})
+    if not stage.memories:
+        return None
+    stage.memories.to(run.device)
+
+    def before_epoch(epoch: int, state: dict | None, _optimizer: torch.optim.Optimizer) -> dict:
+        if state is not None:
+            stage.memories.load_state_dict(state)
+        elif epoch == 1:
+            stage.eval()
+            loader, what = _ordered_loader(run, benchmark.train), "features for the prototypes"
+            features = compute_features(loader, stage.query, device=run.device, what=what).features
+            stage.fill(features, Labels(*(ids.to(run.device) for ids in labels)))
+        return dict(stage.memories.state_dict())  # which changes in place
+
+    return before_epoch
 
 
 def _evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, stage: Stage, epoch: int) -> dict[str, float]:
