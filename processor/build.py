@@ -460,12 +460,13 @@ def _image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
         return loader
 
     depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
+    summed = {"identity": (len(model.heads), "heads"), "triplet": (depths, "depths")}
     return StageParts(
         model,
         stage,
         stage.weights,
         batches,
-        summed={"identity": f"{len(model.heads)} heads", "triplet": f"{depths} depths"},
+        summed={term: f"{count} {parts}" for term, (count, parts) in summed.items() if count > 1},
         notes=notes,
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
