@@ -1,0 +1,57 @@
+"""What a run trains on: read, checked and watched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
+
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from configs.stages import STAGES
+from datasets.build import identities_per_batch, make_benchmark, make_loader
+from datasets.check import quick_check
+from processor.run import Run
+from utils.distributed import main_first, on_main
+from utils.fingerprint import Watch, data_fingerprint, versions
+from utils.records import Batch, Benchmark, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class Data(NamedTuple):
+    """What a run trains on."""
+
+    benchmark: Benchmark
+    warnings: list[str]  # of the check before training, for results.json
+    train_watch: Watch  # of images that are replaced meanwhile
+    test_watch: Watch
+
+
+def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) -> Data:
+    """Read and check the data set.
+
+    Args:
+        render: as in `make_benchmark`.
+
+    Raises:
+        DataError: what is wrong with the data set, or it is not the one that the run was started with.
+    """
+    cfg = run.cfg
+    with run.clock("data"):
+        drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
+        identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
+        benchmark = main_first(lambda: make_benchmark(cfg, render=render))
+        check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
+        warnings = on_main(lambda: check().heed(logger))
+        run.set_fingerprint(on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}))
+        watches = Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))
+    return Data(benchmark, warnings, *watches)
+
+
+def ordered_loader(run: Run, samples: Sequence[Sample]) -> DataLoader[Batch]:
+    """Training images in their order, without augmentation."""
+    return make_loader(run.cfg, samples, train=False, pin_memory=run.device.type == "cuda")
