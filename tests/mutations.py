@@ -315,14 +315,14 @@ MUTATIONS = (
         f"{REMEMBERED}::test_what_was_no_step_moves_no_memory",
     ),
     mutation(
-        "memories stay", "_image_parts", "_1.update if _1.memories else None", "None", f"{REMEMBERED}::{CONFIGURED}"
+        "memories stay", "image_parts", "_1.update if _1.memories else None", "None", f"{REMEMBERED}::{CONFIGURED}"
     ),
     mutation(
-        "memories begin anew in every epoch", "_keep_prototypes", "epoch == 1", "True", f"{REMEMBERED}::{CONFIGURED}"
+        "memories begin anew in every epoch", "keep_prototypes", "epoch == 1", "True", f"{REMEMBERED}::{CONFIGURED}"
     ),
     mutation(
         "memories begin anew when a run is resumed",
-        "_keep_prototypes",
+        "keep_prototypes",
         "state is not None",
         "False",
         f"{RESUME}::test_prototypes_are_resumed",

@@ -15,7 +15,10 @@ from configs import from_dict, load, to_dict
 from datasets.build import make_loader
 from loss.memory import Memory
 from model.build import make_model
-from processor import build, image_stage
+from processor import image_stage
+from processor.build import image, prototypes
+from processor.build.data import check_cameras
+from processor.build.stage import run_stage
 from processor.image_stage import ImageStage
 from processor.loop import fit
 from tests import reference as ref
@@ -160,12 +163,12 @@ def trained(cfg, path, *words: str) -> tuple[nn.Module, list[tuple]]:
             calls.append((self, "update", *arguments, self.prototypes.clone()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Memory", Watched)
+        patch.setattr(prototypes, "Memory", Watched)
         benchmark = rendered_benchmark(cfg)
         torch.manual_seed(0)
         model = make_model(cfg, benchmark)
         calls.append((None, "network", deepcopy(model), benchmark))
-        build.run_stage(new_run(cfg, path), 0, model, data_of(benchmark))
+        run_stage(new_run(cfg, path), 0, model, data_of(benchmark))
     return model, calls
 
 
@@ -183,11 +186,11 @@ def test_the_configuration_begins_compares_and_moves_memories(cfg, tmp_path):
         steps = (len(mine) - 1) // 2
         assert [what for _, what, *_ in mine] == ["fill", *["compare", "update"] * steps] and steps > 4
         now = ref.class_means(features, classes)
-        for _, what, images, pids, camids, prototypes in mine:
+        for _, what, queries, pids, camids, found in mine:
             if what == "update":
                 batch = pids.tolist() if negatives is None else list(zip(pids.tolist(), camids.tolist(), strict=True))
-                now = ref.moved_prototypes(now, images, batch, momentum)
-            torch.testing.assert_close(prototypes, torch.stack(list(now.values())), atol=1e-5, rtol=1e-5)
+                now = ref.moved_prototypes(now, queries, batch, momentum)
+            torch.testing.assert_close(found, torch.stack(list(now.values())), atol=1e-5, rtol=1e-5)
 
 
 def test_of_weight_0_training_is_bit_by_bit_what_it_is_without_the_terms(cfg, tmp_path, monkeypatch):
@@ -195,9 +198,9 @@ def test_of_weight_0_training_is_bit_by_bit_what_it_is_without_the_terms(cfg, tm
     assert [what for _, what, *_ in calls] == ["network"]
     others, _ = trained(cfg, tmp_path / "others", *BOTH)
     old = {name: term for name, term in image_stage.TERMS.items() if name not in ("prototype", "camera_proxy")}
-    for module in (image_stage, build):
+    for module in (image_stage, image):
         monkeypatch.setattr(module, "TERMS", old)
-    monkeypatch.setattr(build, "_keep_prototypes", lambda *_: None)
+    monkeypatch.setattr(image, "keep_prototypes", lambda *_: None)
     theirs, _ = trained(cfg, tmp_path / "theirs")
     state = theirs.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
@@ -206,10 +209,10 @@ def test_of_weight_0_training_is_bit_by_bit_what_it_is_without_the_terms(cfg, tm
 
 def test_camera_proxies_need_identities_in_two_cameras(cfg, tmp_path):
     asked = from_dict(to_dict(cfg), list(BOTH), where="here")
-    build._check_cameras(asked, toy(cams=2))
-    build._check_cameras(cfg, toy(cams=1))
+    check_cameras(asked, toy(cams=2))
+    check_cameras(cfg, toy(cams=1))
     alone = toy(cams=1)
     unknown = replace(alone, train=tuple(sample._replace(camid=-1) for sample in toy(cams=2).train))
     for benchmark in (alone, unknown):
         with pytest.raises(DataError, match=r"MODEL\.CAMERA_PROXY_LOSS_WEIGHT 0\.5: .* two cameras; expected 0\.0"):
-            build._check_cameras(asked, benchmark)
+            check_cameras(asked, benchmark)

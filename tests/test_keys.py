@@ -30,7 +30,8 @@ from configs.defaults import ROWS
 from configs.keys import ALWAYS, UNTIL_OVER
 from datasets.build import make_loader
 from model.build import make_model
-from processor.build import evaluate_model, run_stage
+from processor.build.evaluation import evaluate_model
+from processor.build.stage import run_stage
 from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import UserError

@@ -9,7 +9,7 @@ from test_stages import ALL, CAMS, PIDS, Count, image_stage
 from torch import nn
 
 from configs import load
-from processor.build import save_memory
+from processor.build.image import save_memory
 from processor.chunks import encode_in_chunks
 from processor.image_stage import ImageStage
 from utils.records import Batch, ImageFeatures, Labels, SideInfo
