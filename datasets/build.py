@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Sampler
 from yacs.config import CfgNode
 
+from datasets.cache import PixelCache, make_cache
 from datasets.changes import Change
 from datasets.dukemtmc import dukemtmc, occ_duke
 from datasets.folder import folder
@@ -178,6 +179,13 @@ def train_transform(cfg: CfgNode) -> TrainTransform:
     )
 
 
+def _cache(cfg: CfgNode, samples: Sequence[Sample], transform: TrainTransform | TestTransform) -> PixelCache | None:
+    block, paths = cfg.DATALOADER, [sample.path for sample in samples]
+    folder = expanded(block.CACHE_DIR, "DATALOADER.CACHE_DIR")
+    with distributed.collective():
+        return make_cache(block.CACHE, folder, paths, transform.size, transform.how.name)
+
+
 def make_loader(
     cfg: CfgNode,
     samples: Sequence[Sample],
@@ -188,6 +196,7 @@ def make_loader(
     seed: int | None = None,
     change: Change | None = None,
     drawn: Sampler[list[int]] | None = None,
+    again: bool = False,
 ) -> Loader:
     """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
@@ -199,6 +208,8 @@ def make_loader(
         seed: of batches and transforms; None for SOLVER.SEED.
         change: of every image; not for training.
         drawn: draws this process's share of the batches for training; None for identity-balanced ones.
+        again: whether images are read more than once, as always for training: resized images are kept then, as
+            DATALOADER.CACHE says.
 
     Raises:
         UserError: batches that the processes cannot share evenly, or more identities in a batch than there are.
@@ -218,7 +229,8 @@ def make_loader(
     else:
         transform = TestTransform(cfg.INPUT.SIZE_TEST, change=change, **_pixels(cfg))
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
-    images = Images(samples, transform, views=views, seed=seed)
+    cache = _cache(cfg, samples, transform) if train or again else None
+    images = Images(samples, transform, views=views, seed=seed, cache=cache)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if workers:
         images.epoch.share_memory_()

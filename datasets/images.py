@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.cache import PixelCache
 from datasets.transforms import Draws, Picture, TestTransform, TrainTransform
 from utils.errors import DataError, one_line
 from utils.records import INFRARED, Batch, Sample, SideInfo, to_device
@@ -62,6 +63,7 @@ class Images(Dataset):
         transform: TrainTransform or TestTransform.
         views: whether to make two more augmentations of every image.
         seed: of all draws.
+        cache: keeps resized images.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Images(Dataset):
         *,
         views: bool = False,
         seed: int = 0,
+        cache: PixelCache | None = None,
     ):
+        self.cache = cache
         self.samples, self.transform, self.views, self.seed = samples, transform, views, seed
         self.epoch = torch.zeros((), dtype=torch.int64)  # shared with workers, if there are any
 
@@ -89,8 +93,12 @@ class Images(Dataset):
     def _read(self, index: int, repeat: int) -> Item:
         sample, transform = self.samples[index], self.transform
         seed = derive(self.seed, int(self.epoch), index, repeat)
-        with seeded(seed) if transform.change else nullcontext():
-            pixels = transform.resized(read_image(sample.path))
+
+        def make() -> Tensor:
+            with seeded(seed) if transform.change else nullcontext():
+                return transform.resized(read_image(sample.path))
+
+        pixels = self.cache.read(index, sample.path, make) if self.cache else make()
         pictures = transform.draw(seed, views=self.views, infrared=sample.modality == INFRARED)
         return Item(index, transform.compressed(pixels, pictures), pictures)
 

@@ -80,6 +80,7 @@ class TrainTransform:
     through `finish`, wherever they are.
     """
 
+    how = Image.Resampling.BICUBIC
     change = None
 
     def __init__(
@@ -114,7 +115,7 @@ class TrainTransform:
 
     def resized(self, image: Image.Image) -> Tensor:
         """An image in RGB -> uint8 [3, H, W]."""
-        return _resized(image, self.size, Image.Resampling.BICUBIC)
+        return _resized(image, self.size, self.how)
 
     def draw(self, seed: int, *, views: bool, infrared: bool = False) -> list[Picture]:
         """What is drawn for an image and, if asked for, its two views."""
@@ -173,6 +174,7 @@ class TestTransform:
     """
 
     __test__ = False  # not a test case, whatever its name looks like to pytest
+    how = Image.Resampling.BILINEAR
 
     def __init__(self, size, *, mean, std, change: Change | None = None):
         self.size, self.mean, self.std, self.change = tuple(size), tuple(mean), tuple(std), change
@@ -184,7 +186,7 @@ class TestTransform:
     def resized(self, image: Image.Image) -> Tensor:
         """An image in RGB -> uint8 [3, H, W]."""
         changed = image if self.change is None else self.change(image)
-        return _resized(changed, self.size, Image.Resampling.BILINEAR)
+        return _resized(changed, self.size, self.how)
 
     def draw(self, seed: int, **_: bool) -> list[Picture]:
         """Nothing."""

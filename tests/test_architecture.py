@@ -25,6 +25,7 @@ TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.
 DEVICES_NAMED = {
     "utils/devices.py": {"cpu", "cuda", "mps"},  # the one place that knows them
+    "tools/benchmark/input.py": {"cpu"},  # textbooks transform pictures where they are decoded
 }
 
 

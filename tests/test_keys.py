@@ -644,6 +644,18 @@ def processes(cfg: CfgNode, *, train: bool) -> int:
     return len(set(multiprocessing.active_children()) - before)
 
 
+def nothing_is_kept(place: Place, before: Run, after: Run) -> None:
+    assert [run.logged("DATALOADER.CACHE auto, ram") for run in (before, after)] == [1, 0]
+
+
+def pictures_are_kept_there(place: Place, before: Run, after: Run) -> None:
+    cfg = after.cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.CACHE = "disk"
+    make_loader(cfg, rendered_benchmark(cfg).train, train=True)
+    assert len(list(Path(cfg.DATALOADER.CACHE_DIR).glob("*.images"))) == 1
+
+
 def every_prompt_epoch_is_saved(place: Place, before: Run, after: Run) -> None:
     assert after.files - before.files == {f"{TINY}_stage1_1.pth"} and before.files < after.files
 
@@ -725,6 +737,8 @@ ELSEWHERE = {
     "MODEL.DEVICE": Elsewhere("auto", "where it is computed", another_device_is_asked_for),
     "DATASETS.ROOT_DIR": Elsewhere("<another root>", "where pictures are", pictures_are_there),
     "DATALOADER.NUM_WORKERS": Elsewhere("1", "who reads pictures: speed", another_process_reads),
+    "DATALOADER.CACHE": Elsewhere("off", "how often pictures are decoded: speed", nothing_is_kept),
+    "DATALOADER.CACHE_DIR": Elsewhere("<another root>", "where pictures are kept", pictures_are_kept_there),
     "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_prompt_epoch_is_saved),
     "SOLVER.STAGE1.LOG_PERIOD": Elsewhere("2", "over how many steps the log has means", fewer_prompt_steps_are_logged),
     "SOLVER.STAGE2.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_image_epoch_is_saved),

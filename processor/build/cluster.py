@@ -53,10 +53,11 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
     sampler = _cluster_sampler(cfg, modalities, seed)
     strangers = [sample._replace(pid=0) for sample in train]  # training is not told who people are
     loader = make_loader(cfg, strangers, train=True, device=device, seed=seed, drawn=sampler)
+    ordered = ordered_loader(run, train, again=True)
 
     def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
         if state is None:
-            labels = _find_clusters(run, again, stage, data, epoch)
+            labels = _find_clusters(run, again, stage, ordered, data, epoch)
         else:
             labels = state["labels"]
             stage.resume_epoch(epoch, labels, state["memories"])
@@ -91,12 +92,17 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
     )
 
 
-def _find_clusters(run: Run, again: int, stage: ClusterStage, data: Data, epoch: int) -> Tensor:
-    """Cluster the features that the images have now, with lines for the log and a record -> labels [N]."""
+def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, data: Data, epoch: int) -> Tensor:
+    """Cluster the features that the images have now, with lines for the log and a record -> labels [N].
+
+    Args:
+        again: how often the stage has occurred before.
+        ordered: reads all training images.
+    """
     cfg, train = run.cfg, data.benchmark.train
     stage.eval()
     what = "features to cluster"
-    features = compute_features(ordered_loader(run, train), stage.query, device=run.device, what=what).features
+    features = compute_features(ordered, stage.query, device=run.device, what=what).features
     settings = Clustering(**{key.lower(): value for key, value in cfg.CLUSTER.items()})
     modalities = stage.modalities.cpu()
     labels = on_main(lambda: find_clusters(features, modalities, settings))

@@ -66,6 +66,6 @@ def check_cameras(cfg: CfgNode, benchmark: Benchmark) -> None:
         )
 
 
-def ordered_loader(run: Run, samples: Sequence[Sample]) -> Loader:
-    """Training images in their order, without augmentation."""
-    return make_loader(run.cfg, samples, train=False, device=run.device)
+def ordered_loader(run: Run, samples: Sequence[Sample], *, again: bool = False) -> Loader:
+    """Training images in their order, without augmentation; `again`: not for the only time."""
+    return make_loader(run.cfg, samples, train=False, device=run.device, again=again)
