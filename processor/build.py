@@ -22,7 +22,7 @@ from datasets.check import quick_check
 from datasets.sampler import ClusterSampler
 from loss.memory import Memory
 from model.build import RESIZING, make_model, resume_model
-from model.prompts import AUGMENTATIONS, words_only
+from model.prompts import AUGMENTATIONS, MOVING, words_only
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
 from processor.class_means import start_from_means
@@ -394,6 +394,7 @@ def _prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
         model,
         weights={"image_text": 1.0, "language_ssl": block.SSL_LOSS_WEIGHT},
         augment=words_only(augment, model.prompts.end) if block.PROMPT_AUG_TOKENS == "words" else augment,
+        moving=block.PROMPT_AUG_METHOD in MOVING,
         train_projector=block.TRAIN_PROJECTOR,
     )
     examples = {sample.pid: sample.path for sample in reversed(train)}
