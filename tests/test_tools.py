@@ -17,7 +17,7 @@ from datasets.build import make_benchmark
 from model import tiny_clip
 from model.build import make_model
 from tools import __main__ as listing
-from tools import attention, benchmark, compare, embed, one_in_many, rank_lists, search, tsne
+from tools import attention, compare, embed, one_in_many, rank_lists, search, tsne
 from tools.calibrate import __main__ as calibrate
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
@@ -95,16 +95,6 @@ def test_every_tool_is_listed_with_a_sentence(capsys):
     assert {"tools.check_dataset", "tools.demo", "tools.demo.render", "tools.reproduce"} <= lines.keys()
     for name in lines:
         assert importlib.util.find_spec(name) is not None
-
-
-def test_the_benchmark_compares_three_ways(capsys):
-    words = ["--batch", "4", "--identities", "2", "--repeats", "1", "--device", "cpu"]
-    benchmark.main(words)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" tokens")[0].strip() for line in lines[1:]] == [
-        *("4 prompts of 77", "4 prompts of 12", "2 prompts of 12"),
-    ]
-    assert lines[1].endswith("1.0 x")
 
 
 def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):

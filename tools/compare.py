@@ -55,10 +55,10 @@ from typing import NamedTuple
 import torch
 
 from datasets.several import SEVERAL, names_of
-from processor.build import evaluate_model, refinement_of
+from processor.build.evaluation import evaluate_model, refinement_of
 from processor.evaluate import embed_images
 from test_svllreid import Test, data_sets, entry_of, open_network
-from tools.benchmark import fastest
+from tools.benchmark.measure import fastest
 from utils.bootstrap import REPLICATES, paired_difference
 from utils.devices import describe, pick_device
 from utils.errors import one_line
