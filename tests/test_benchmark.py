@@ -1,0 +1,76 @@
+"""The benchmark: every part runs, and what it compares does the same. Nothing here looks at how long it took."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import ranking
+from tools.benchmark.data import labelled_features
+from tools.benchmark.machine import Clock, Run
+from tools.benchmark.measure import Case, Measured, Setting, Way, measure
+from tools.benchmark.report import table
+from utils.metrics import rank_features
+from utils.records import Labels
+
+CPU = torch.device("cpu")
+SMALL = Setting(CPU, scale=0.01, name="ViT-Tiny-8", batch=4, identities=2)
+
+
+@pytest.mark.parametrize("part", benchmark.PARTS)
+def test_a_part_is_measured_and_written(part, tmp_path, capsys):
+    file = tmp_path / "x.json"
+    words = ["--scale", "0.005", "--batch", "4", "--identities", "2", "--repeats", "2", "--device", "cpu"]
+    benchmark.main([part, *words, "--json", str(file)])
+    written = json.loads(file.read_text(encoding="utf-8"))
+    lines = capsys.readouterr().out.splitlines()
+    assert {case["part"] for case in written["cases"]} == {part} and written["machine"]["scale"] == 0.005
+    for case in written["cases"]:
+        assert f"{part}: {case['title']}" in lines
+        for way in case["ways"]:
+            assert sum(line.startswith(f"| {way['name']} |") for line in lines) >= 1
+            assert len(way["runs"]) == 2 and all(run["wall"] > 0 for run in way["runs"])
+
+
+def test_ways_take_turns_and_short_ones_are_warmed_up():
+    calls = []
+    ways = tuple(Way(name, lambda name=name: calls.append(name), 2.0) for name in "ab")
+    found = measure(Case("x", ways), CPU, 2)
+    assert calls == ["a", "a", "b", "b", "a", "b"]
+    assert [len(one.runs) for one in found] == [2, 2, 2]
+
+
+def test_a_table_has_medians_speed_ups_and_shares():
+    def measured(name: str, flops: float | None, *seconds: float) -> Measured:
+        return Measured(Way(name, list, flops), [Run(2 * each, each, 3_000_000) for each in seconds])
+
+    found = [measured("slow", 8e12, 4, 4, 6), measured("fast", None, 1, 2, 2), measured("product", 4e12, 1, 1, 1)]
+    lines = table(found, CPU).splitlines()
+    assert lines[2] == "| slow | 8 (8–12) | 4 (4–6) | 1.00 | 8 | 50% | 3 |"
+    assert lines[3] == "| fast | 4 (2–4) | 2 (1–2) | 3.00 |  |  | 3 |"
+
+
+def test_the_clock_sees_memory_that_is_given_back():
+    with Clock(CPU) as clock:
+        torch.ones(50_000_000)
+    assert clock.run.memory is None or 190e6 < clock.run.memory < 300e6
+
+
+def test_the_textbook_ranks_as_the_program_does():
+    features, labels = labelled_features(300, 16, 20, 3, CPU)
+    query, gallery = features.split((60, 240))
+    ids = [Labels(*some) for some in zip(*(field.split((60, 240)) for field in labels), strict=True)]
+    expected = rank_features(query, gallery, *ids)
+    arrays = [array.numpy() for array in (query, gallery, *ids[0], *ids[1])]
+    for size in (7, 60):
+        precision, inverse, cmc = ranking.textbook(*arrays, size)
+        assert (precision, inverse) == pytest.approx((expected.mAP, expected.mINP), abs=1e-12)
+        assert cmc == pytest.approx(expected.cmc.numpy(), abs=1e-12)
+    assert 0.05 < expected.mAP < 0.95
+
+
+def test_a_share_of_the_images():
+    assert SMALL.of(15913) == 159 and SMALL.of(10) == 2

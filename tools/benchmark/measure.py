@@ -1,0 +1,98 @@
+"""Several ways of doing the same, measured in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tools.benchmark.machine import Clock, Run
+
+SIDE = 1024  # of the machine's own matrix product
+SHORT = 2.0  # seconds; shorter ways run once before they count
+
+
+class Setting(NamedTuple):
+    """What the command line asks for."""
+
+    device: torch.device
+    scale: float  # share of a data set's images
+    name: str  # architecture of networks
+    batch: int  # images
+    identities: int  # in the batch
+
+    def of(self, count: int) -> int:
+        """So many images or identities, scaled."""
+        return max(2, round(count * self.scale))
+
+
+class Way(NamedTuple):
+    """One way of doing it."""
+
+    name: str
+    run: Callable[[], object]
+    flops: float | None = None  # of its matrix products
+
+
+class Case(NamedTuple):
+    """Something to do, and the ways to do it; the others are compared with the first."""
+
+    title: str
+    ways: tuple[Way, ...]
+
+
+class Measured(NamedTuple):
+    """A way, and its runs."""
+
+    way: Way
+    runs: list[Run]
+
+
+def measure(case: Case, device: torch.device, repeats: int) -> list[Measured]:
+    """Every way, then the machine's product; they take turns, so that all feel what else the machine does.
+
+    A way that takes less than SHORT seconds runs once before, uncounted.
+    """
+    found = [Measured(way, []) for way in (*case.ways, matrix_product(device))]
+    for number in range(repeats):
+        for way, runs in found:
+            run = measure_once(way, device)
+            if number == 0 and run.wall < SHORT:
+                run = measure_once(way, device)
+            runs.append(run)
+    return found
+
+
+def measure_once(way: Way, device: torch.device) -> Run:
+    """One run of it."""
+    with Clock(device) as clock:
+        way.run()
+    return clock.run
+
+
+def matrix_product(device: torch.device) -> Way:
+    """What the machine can do: a product of two square matrices in fp32."""
+    matrix = torch.randn(SIDE, SIDE, device=device, generator=torch.Generator(device).manual_seed(0))
+    return Way(f"product {SIDE} × {SIDE} × {SIDE}", lambda: matrix @ matrix, 2.0 * SIDE**3)
+
+
+def flops_of(run: Callable[[], object]) -> float:
+    """Operations of the matrix products and convolutions of a run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def fastest(step: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The least seconds that `step` took; the first time does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

@@ -1,0 +1,85 @@
+"""Ranking a test's gallery for its queries: CMC, mAP and mINP from features.
+
+The textbook way is numpy's, vectorised over the queries of a chunk: all distances, the order of every row, whether each
+place in it counts and matches, cumulative sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+from tools.benchmark.data import labelled_features
+from tools.benchmark.measure import Case, Setting, Way
+from utils.metrics import rank_features
+from utils.records import Labels
+
+SIZES = {  # queries, gallery, width, identities, cameras
+    "Market-1501's size": (3368, 15913, 1280, 751, 6),
+    "MSMT17's size": (11659, 82161, 256, 3060, 15),
+}
+PAIRS = 2**24  # of a chunk of queries, of either way
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """A case for each of SIZES."""
+    for name, (queries, images, width, identities, cameras) in SIZES.items():
+        counts = setting.of(queries), setting.of(images)
+        features, labels = labelled_features(sum(counts), width, setting.of(identities), cameras, setting.device)
+        query, gallery = features.split(counts)
+        ids = [Labels(*some) for some in zip(*(field.split(counts) for field in labels), strict=True)]
+        yield Case(
+            f"{name}, {counts[0]} × {counts[1]} × {width}",
+            ways(query, gallery, *ids),
+        )
+
+
+def ways(query: Tensor, gallery: Tensor, query_labels: Labels, gallery_labels: Labels) -> tuple[Way, ...]:
+    """All of them, and the matrix product alone, below which none can be."""
+    arrays = [array.cpu().numpy() for array in (query, gallery, *query_labels, *gallery_labels)]
+    flops = 2.0 * len(query) * gallery.numel()
+    size = max(1, PAIRS // len(gallery))
+
+    def product() -> None:
+        for rows in query.split(size):
+            rows @ gallery.T
+
+    return (
+        Way("textbook, numpy", lambda: textbook(*arrays, size), flops),
+        Way("ours", lambda: rank_features(query, gallery, query_labels, gallery_labels), flops),
+        Way("product alone", product, flops),
+    )
+
+
+def textbook(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_pids: np.ndarray,
+    query_camids: np.ndarray,
+    gallery_pids: np.ndarray,
+    gallery_camids: np.ndarray,
+    size: int,
+    top: int = 50,
+) -> tuple[float, float, np.ndarray]:
+    """mAP, mINP and CMC [top], `size` queries at a time; at most one image is at any distance from a query."""
+    precisions, inverses, firsts = [], [], []
+    lengths = (gallery**2).sum(1)
+    for start in range(0, len(query), size):
+        rows = slice(start, start + size)
+        distances = (query[rows] ** 2).sum(1, keepdims=True) + lengths - 2 * query[rows] @ gallery.T
+        order = distances.argsort(1)
+        hits = gallery_pids[order] == query_pids[rows, None]
+        kept = ~(hits & (gallery_camids[order] == query_camids[rows, None]))
+        hits &= kept
+        hits = hits[valid := hits.any(1)]
+        ranks = kept[valid].cumsum(1)
+        found = hits.cumsum(1)
+        counts = found[:, -1]
+        precisions.append(np.where(hits, found / np.maximum(ranks, 1), 0).sum(1) / counts)
+        inverses.append(counts / np.where(hits, ranks, 0).max(1))
+        firsts.append(ranks[np.arange(len(hits)), hits.argmax(1)])
+    first = np.concatenate(firsts)
+    cmc = (first[:, None] <= np.arange(1, top + 1)).mean(0)
+    return np.concatenate(precisions).mean(), np.concatenate(inverses).mean(), cmc

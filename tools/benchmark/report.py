@@ -1,0 +1,50 @@
+"""What was measured, as a table of Markdown and as plain types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from tools.benchmark.measure import Measured
+from utils.report import markdown
+
+TITLES = ("", "wall, s", "CPU, s", "speed-up", "TFLOP", "share", "memory, MB")
+
+
+def table(found: Sequence[Measured], device: torch.device) -> str:
+    """A row for each way: medians, with the least and the most.
+
+    Speed-ups over the first way (medians of the rounds) and shares of what the last way, the machine's product, does in
+    a second are of CPU time on a CPU, which other work on it hardly changes, else of wall time.
+    """
+    spent = [[run.cpu if device.type == "cpu" else run.wall for run in one.runs] for one in found]
+    fastest = found[-1].way.flops / median(spent[-1])
+    rows = [TITLES]
+    for one, seconds in zip(found, spent, strict=True):
+        memory = [run.memory for run in one.runs if run.memory is not None]
+        flops = one.way.flops
+        cells = (
+            _spread([run.wall for run in one.runs]),
+            _spread([run.cpu for run in one.runs]),
+            f"{median(first / own for first, own in zip(spent[0], seconds, strict=True)):.2f}",
+            f"{flops / 1e12:.3g}" if flops else "",
+            f"{flops / median(seconds) / fastest:.0%}" if flops else "",
+            f"{max(memory) / 1e6:.0f}" if memory else "",
+        )
+        rows.append((one.way.name, *cells))
+    return markdown(rows, range(1, len(TITLES)))
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    """Median, with the least and the most."""
+    return f"{median(seconds):.3g} ({min(seconds):.3g}–{max(seconds):.3g})"
+
+
+def as_json(found: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Every run of every way."""
+    return [
+        {"name": one.way.name, "flops": one.way.flops, "runs": [run._asdict() for run in one.runs]} for one in found
+    ]
