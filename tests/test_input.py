@@ -20,10 +20,11 @@ import datasets.images
 from datasets.cache import PixelCache, make_cache, open_cache
 from datasets.images import Images, Loader, read_image
 from datasets.transforms import TestTransform, TrainTransform, draw_box
+from tests.fake_device import CUDA, FakeDevice
 from tools.benchmark.input import SETTINGS, Textbook
 from utils import memory
 from utils.errors import DataError, UserError
-from utils.records import INFRARED, Sample, to_device
+from utils.records import INFRARED, Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (48, 24)
@@ -92,12 +93,14 @@ def test_boxes_are_timms(area):
     "transform", [TrainTransform(SIZE, **SETTINGS, grey=0.5), TestTransform(SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)]
 )
 def test_a_batch_leaves_in_bytes_and_is_finished_without_waiting_for_the_device(samples, transform):
-    """What would wait has to know a value, which tensors of the device "meta" do not have."""
-    images = Images(samples, transform, views=isinstance(transform, TrainTransform))
-    pixels = read(images, 1)
+    some = Images(samples, transform, views=isinstance(transform, TrainTransform))
+    pixels = read(some, 1)
     assert pixels.pixels.dtype == torch.uint8 and pixels.pixels.shape == (1, 24, 3, *SIZE)
-    batch, expected = images.finish(to_device(pixels, torch.device("meta"))), images.finish(pixels)
-    assert batch.images.is_meta and batch.images.shape == expected.images.shape == (24, 3, *SIZE)
+    device, expected = FakeDevice(CUDA), some.finish(pixels)
+    moved = device.move(pixels)
+    with device:
+        batch = some.finish(moved)
+    assert batch.images.device == CUDA and batch.images.shape == expected.images.shape == (24, 3, *SIZE)
     assert expected.views is None or batch.views.shape == expected.views.shape == (2, 24, 3, *SIZE)
 
 
