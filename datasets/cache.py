@@ -110,24 +110,26 @@ def make_cache(mode: str, folder: Path, paths: Sequence[str], size: tuple[int, i
     shape, place = (3, *size), folder if mode == "disk" else _memory_folder()
     file = place / NAME.format(_key(paths, shape, how))
     needed = size_of(len(paths), shape)
-    what = f"{_shown(needed)} for {len(paths):,} images of {size[0]} x {size[1]} in {file}"
+    what = f"{_shown(needed)} for {len(paths):,} images of {size[0]} x {size[1]}"
     if mode != "disk":
         _sweep(place, file)
     there = file.exists() and file.stat().st_size == needed  # of another process, or of an earlier run
     if mode == "auto" and not there and needed > _room(place):
-        _say("DATALOADER.CACHE auto: off, more than %d %% of what is free: it would take %s", 100 * SHARE, what)
+        _say("DATALOADER.CACHE auto: off, %s are more than %d %% of what is free", what, 100 * SHARE)
         return None
     try:
         place.mkdir(parents=True, exist_ok=True)
         cache = open_cache(file, len(paths), shape)
     except OSError as error:
         if mode == "auto":
-            _say("DATALOADER.CACHE auto: off (%s); it would take %s", error.strerror or error, what)
+            _say("DATALOADER.CACHE auto: off, no %s in %s (%s)", what, place, error.strerror)
             return None
-        raise UserError(f"DATALOADER.CACHE {mode}: cannot take {what} ({error.strerror}); expected off") from error
-    if mode != "disk":
+        raise UserError(f"DATALOADER.CACHE {mode}: no {what} in {place} ({error.strerror}); expected off") from error
+    if mode == "disk":
+        _say("DATALOADER.CACHE disk: %s in\n  %s", what, file)
+    else:
         _remove_at_exit(file)
-    _say("DATALOADER.CACHE %s: %s", mode if mode != "auto" else "auto, ram", what)
+        _say("DATALOADER.CACHE %s: %s", mode if mode != "auto" else "auto, ram", what)
     return cache
 
 
@@ -189,4 +191,4 @@ def _say(message: str, *values: object) -> None:
 
 
 def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
