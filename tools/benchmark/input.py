@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
+from datasets.cache import PixelCache
 from datasets.images import Images, read_image
 from datasets.transforms import ERASED, VIEW_ERASED, TrainTransform
 from tools.benchmark.measure import Case, Setting, Way
@@ -34,13 +35,19 @@ def cases(setting: Setting) -> Iterator[Case]:
     """A batch of the size that the command line says."""
     with tempfile.TemporaryDirectory() as folder:
         samples = draw_images(Path(folder), setting.batch)
-        book, ours = Textbook(samples), Images(samples, TrainTransform(SIZE, **SETTINGS), views=True)
-        yield Case(f"{len(samples)} images of {SIZE[0]} × {SIZE[1]} and two views of each", ways(book, ours, setting))
+        transform, cache = TrainTransform(SIZE, **SETTINGS), PixelCache(Path(folder, "cache"), len(samples), (3, *SIZE))
+        ours = Images(samples, transform, views=True, cache=cache)
+        title = f"{len(samples)} images of {SIZE[0]} × {SIZE[1]} and two views of each"
+        yield Case(title, ways(Textbook(samples), ours, setting))
 
 
 def ways(book: Textbook, ours: Images, setting: Setting) -> tuple[Way, ...]:
     """Each reads a batch, of a new epoch every time."""
     rows, epochs = list(range(len(book))), count()
+
+    def first() -> None:
+        ours.cache.entries[:] = 0
+        batch()
 
     def textbook() -> None:
         book.epoch = next(epochs)
@@ -51,7 +58,7 @@ def ways(book: Textbook, ours: Images, setting: Setting) -> tuple[Way, ...]:
         ours.set_epoch(next(epochs))
         ours.finish(to_device(ours.collate(ours.__getitems__(rows)), setting.device))
 
-    return Way("textbook, one by one", textbook), Way("ours", batch)
+    return Way("textbook", textbook), Way("ours, first epoch", first), Way("ours, later epochs", batch)
 
 
 class Textbook(Dataset):
