@@ -46,7 +46,7 @@ from datasets.several import names_of
 from model.build import RESIZING, rebuild, settle_architecture
 from model.svllreid import SvllReid
 from model.weights import Weights, read_weights
-from processor.build import evaluate_model
+from processor.build.evaluation import evaluate_model
 from processor.result import result_entry
 from processor.transfer import OF_THE_DATA, Prepared, check_held_out, homes_of, prepare, settings_of
 from tools.demo.render import render_missing

@@ -39,7 +39,10 @@ def default_folder(cfg: CfgNode, config_file: str | None) -> str:
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
-from processor.build import evaluate_run, make_network, read_data, run_stage
+from processor.build.data import read_data
+from processor.build.evaluation import evaluate_run
+from processor.build.network import make_network
+from processor.build.stage import run_stage
 from processor.run import open_run
 from tools.demo.render import render_missing
 from utils.clock import peak_memory

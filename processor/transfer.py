@@ -11,7 +11,7 @@ from configs import ConfigError, from_dict
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
 from datasets.several import TWO_WAYS, names_of, shifted
 from model.weights import Weights
-from processor.build import settle_side
+from processor.build.evaluation import settle_side
 from utils.errors import WeightsError
 from utils.fingerprint import data_fingerprint, versions
 from utils.metrics import CROSS_CAMERA, ignore_nothing, protocol_of

@@ -16,7 +16,7 @@ from model.clip import ResNetTower, TextTower, ViTTower
 from model.heads import Projector, SideEmbedding
 from model.prompts import PromptLearner
 from model.svllreid import SvllReid
-from processor.build import Data
+from processor.build.data import Data
 from processor.run import Run
 from processor.stage_run import StageRun
 from tools.demo.render import render

@@ -525,6 +525,46 @@ def nt_xent(first, second, temperature=0.1):
     return total / 2
 
 
+def class_means(features, classes):
+    """Classes -> the mean of their unit features, at length 1, in a dictionary."""
+    rows = {}
+    for feature, one in zip(features, classes, strict=True):
+        rows.setdefault(one, []).append(unit(feature))
+    return {one: unit(torch.stack(mine).mean(0)) for one, mine in sorted(rows.items())}
+
+
+def prototype_contrast(features, pids, prototypes, temperature=0.05):
+    """PCL-CLIP: every image against a prototype of each identity {pid: [D]}, of which its own is right."""
+    total = 0
+    for feature, pid in zip(features, pids, strict=True):
+        scores = torch.stack([unit(feature) @ prototype for prototype in prototypes.values()]) / temperature
+        total = total - log_softmax(scores)[list(prototypes).index(pid)] / len(features)
+    return total
+
+
+def camera_contrast(features, pids, camids, proxies, temperature=0.07, negatives=50):
+    """The inter-camera loss of camera-aware proxies {(pid, camid): [D]}: positives are the own identity's in other
+    cameras, negatives the most similar ones of other identities; images without a positive do not count."""
+    terms = []
+    for feature, pid, camid in zip(features, pids, camids, strict=True):
+        scores = {place: unit(feature) @ proxy / temperature for place, proxy in proxies.items()}
+        positives = [score for (owner, where), score in scores.items() if owner == pid and where != camid]
+        others = [score for (owner, _), score in scores.items() if owner != pid]
+        if positives:
+            hardest = sorted(others, key=lambda score: -score.item())[:negatives]
+            odds = sum(score.exp() for score in positives + hardest)
+            terms.append(-sum((score.exp() / odds).log() for score in positives) / len(positives))
+    return sum(terms) / len(terms)
+
+
+def moved_prototypes(prototypes, features, classes, momentum):
+    """Prototypes after a batch: one image after the other draws its class's towards itself, at length 1 again."""
+    prototypes = dict(prototypes)
+    for feature, one in zip(features, classes, strict=True):
+        prototypes[one] = unit(momentum * prototypes[one] + (1 - momentum) * unit(feature))
+    return prototypes
+
+
 def simsiam(first_prediction, second_prediction, first, second):
     """Minus the mean cosine of each view's prediction and the other view's feature, which gets no gradient."""
     one = (unit(first_prediction) * unit(second.detach())).sum(-1).mean()
@@ -698,6 +738,29 @@ def cmc_map(dist, q_pids, g_pids, q_cams, g_cams, max_rank=50):
     if not curves:
         raise ValueError("no query has a match in the gallery")
     return np.mean(curves, axis=0), sum(precisions) / len(precisions)
+
+
+def cmc_map_by_sorting(distances, dropped, query_pids, gallery_pids, *, unique_identities=False, top=50):
+    """(average precision [V], inverse negative penalty [V], CMC of each [V, top]) in float64 of the queries that have a
+    match, of tensors: distances [Q, G] and dropped [Q, G], with the whole gallery in order."""
+    distances = distances.clamp(max=torch.finfo(distances.dtype).max).masked_fill(dropped, torch.inf)
+    order = distances.sort(dim=1, stable=True).indices
+    hits = (gallery_pids[order] == query_pids[:, None]) & ~dropped.gather(1, order)
+    valid = hits.any(dim=1)
+    hits, pids = hits[valid], gallery_pids[order[valid]]
+    matches, found = hits.sum(dim=1), hits.cumsum(dim=1)
+    last = (found == matches[:, None]).int().argmax(dim=1) + 1
+    first = hits.int().argmax(dim=1, keepdim=True)
+    if unique_identities:
+        ordered, places = pids.sort(dim=1, stable=True)
+        new = torch.ones_like(ordered, dtype=torch.bool)
+        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        new = torch.zeros_like(new).scatter(1, places, new)
+        first = (new.cumsum(dim=1) - 1).gather(1, first)
+    cmc = (first <= torch.arange(top)).double()
+    ranks = torch.arange(1, hits.shape[1] + 1)
+    precision = torch.where(hits, found / ranks.double(), 0.0).sum(dim=1) / matches
+    return precision, matches / last.double(), cmc
 
 
 def rerank_dense(queries, gallery, k1=50, k2=15, lam=0.3):

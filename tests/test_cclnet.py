@@ -17,7 +17,7 @@ from configs import load
 from datasets import build as data_build
 from loss.memory import Memory
 from model.build import load_model, make_model
-from processor import build
+from processor.build import cluster as build_cluster
 from processor.cluster_stage import ClusterStage, Texts
 from processor.clusters import Swap, without_lone_clusters
 from processor.prompt_stage import BalancedBatches, PromptStage
@@ -152,7 +152,7 @@ class Killed(Exception):
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path, monkeypatch, whole, where, call):
     owner, name = {
         "update": (ClusterStage, "update"),
-        "find": (build, "find_clusters"),
+        "find": (build_cluster, "find_clusters"),
         "prompt": (PromptStage, "forward"),
     }[where]
     real, calls = getattr(owner, name), []
@@ -170,8 +170,8 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, monkeypatch, whole, wh
     clustered = len(records(tmp_path / "run", "clusters"))
     state = max((tmp_path / "run" / "resume").glob("*.pth"))
     begun = read_checkpoint(state)["run"]["position"]["epoch_state"] is not None
-    real_find, again = build.find_clusters, []
-    monkeypatch.setattr(build, "find_clusters", lambda *given: again.append(1) or real_find(*given))
+    real_find, again = build_cluster.find_clusters, []
+    monkeypatch.setattr(build_cluster, "find_clusters", lambda *given: again.append(1) or real_find(*given))
     train_svllreid.main(words(tmp_path / "run"))
     if where == "update":
         assert begun and len(again) == 4 - clustered  # those of the epoch were given back

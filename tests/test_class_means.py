@@ -6,7 +6,7 @@ from builders import benchmark, data_of, image_batch, new_run, small_model
 
 from configs import load, to_dict
 from model.build import make_model
-from processor import build
+from processor.build import network as build_network
 from processor.class_means import start_from_means
 from processor.image_stage import ImageStage
 from utils.checkpoint import save_checkpoint
@@ -50,13 +50,13 @@ def test_classifiers_of_a_file_stay_as_they_are(tmp_path, monkeypatch, small_arc
     settings |= {"PROCESSOR.STAGES": "image", "SOLVER.STAGE2.SSL_LOSS_WEIGHT": "0.0", "MODEL.INIT_CLASSIFIER": value}
     words = [word for pair in settings.items() for word in pair]
     cfg, calls = load(None, words), []
-    monkeypatch.setattr(build, "start_from_means", lambda model, *_: calls.append(model))
-    new = build.make_network(new_run(cfg, tmp_path / "new"), data_of(benchmark()))
+    monkeypatch.setattr(build_network, "start_from_means", lambda model, *_: calls.append(model))
+    new = build_network.make_network(new_run(cfg, tmp_path / "new"), data_of(benchmark()))
     assert calls == ([new] if value == "means" else [])
     calls.clear()
     model = make_model(cfg, benchmark(pids=3))
     file = tmp_path / "start.pth"
     save_checkpoint(file, {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture})
     run = new_run(load(None, [*words, "MODEL.INIT_FROM", str(file)]), tmp_path / "run")
-    build.make_network(run, data_of(benchmark(pids=pids)))
+    build_network.make_network(run, data_of(benchmark(pids=pids)))
     assert bool(calls) == made

@@ -27,7 +27,7 @@ from configs import ConfigError
 from configs.stages import IMAGE, PROMPT
 from datasets.market1501 import FOLDERS
 from model import tiny_clip
-from processor import build
+from processor.build import evaluation as build_evaluation
 from tools.demo import __main__ as demo
 from utils.checkpoint import read_checkpoint, read_tensors
 from utils.command import run_script
@@ -225,7 +225,7 @@ def test_other_methods_are_the_same_code_with_terms_off(trained, tmp_path, confi
 def test_images_that_are_replaced_during_a_run_are_reported(trained, tmp_path, monkeypatch, capsys):
     """By other valid ones, after the first epoch: with a warning, once, and with the figures of the end."""
     shutil.copytree(trained / "data", tmp_path / "data")
-    evaluated, replaced = build.evaluate_model, {}
+    evaluated, replaced = build_evaluation.evaluate_model, {}
 
     def evaluate(*all):
         if (tmp_path / "run" / "results.json").exists():  # after the start; the first of two epochs has one
@@ -235,7 +235,7 @@ def test_images_that_are_replaced_during_a_run_are_reported(trained, tmp_path, m
                 replaced[what] = str(files[0])
         return evaluated(*all)
 
-    monkeypatch.setattr(build, "evaluate_model", evaluate)
+    monkeypatch.setattr(build_evaluation, "evaluate_model", evaluate)
     train_svllreid.main(arguments("configs/demo/vit_svllreid.yml", tmp_path))
     start, end = results(tmp_path / "run")
     out = capsys.readouterr().out
@@ -400,6 +400,12 @@ def test_an_empty_checkpoint_is_not_taken_for_a_dead_worker(tmp_path, capsys):
     file.touch()
     assert run_script(lambda: read_tensors(file)) == 2
     assert capsys.readouterr().err.startswith(f"error: {file}: is empty")
+
+
+def test_what_the_system_denies_names_the_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run_script((tmp_path / "file" / "folder").mkdir) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
 
 
 def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):

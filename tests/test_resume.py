@@ -24,8 +24,10 @@ from torch import Tensor
 import train_svllreid
 from configs import ConfigError
 from configs.stages import IMAGE, PROMPT
-from processor import build, loop, stage_run
+from processor import loop, stage_run
 from processor import run as run_module
+from processor.build import evaluation as build_evaluation
+from processor.build import stage as build_stage
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.errors import DataError, UserError, WeightsError
 from utils.report import table
@@ -253,7 +255,7 @@ def test_a_stage_may_occur_twice(data, tmp_path):
 
 def test_what_an_epoch_begins_with_is_saved_and_handed_back(data, tmp_path, monkeypatch):
     """As clusters, which decide on the stage's parameters: the optimiser is restored after them."""
-    seen, real = [], build.MAKE_STAGE["image"]
+    seen, real = [], build_stage.MAKE_STAGE["image"]
 
     def parts_of(*arguments):
         parts = real(*arguments)
@@ -270,12 +272,28 @@ def test_what_an_epoch_begins_with_is_saved_and_handed_back(data, tmp_path, monk
 
         return parts._replace(before_epoch=before_epoch)
 
-    monkeypatch.setitem(build.MAKE_STAGE, "image", parts_of)
+    monkeypatch.setitem(build_stage.MAKE_STAGE, "image", parts_of)
     train(tmp_path / "straight", data, **ONLY_IMAGE)
     train(tmp_path, data, crash=3, **ONLY_IMAGE)
     train(tmp_path, data, **ONLY_IMAGE)
     assert seen == [(1, None), (2, None), (1, None), (1, [1.0, 1.0]), (2, None)]
     assert_same(tmp_path, tmp_path / "straight")
+
+
+def test_prototypes_are_resumed(data, tmp_path):
+    """In the first, a middle and the last step of an epoch, and in the first of the next."""
+    both = {**ONLY_IMAGE, "MODEL__PROTOTYPE_LOSS_WEIGHT": "1.0", "MODEL__CAMERA_PROXY_LOSS_WEIGHT": "0.5"}
+    train(tmp_path / "straight", data, **both)
+    kept = 0
+    for step in (2, 4, STEPS + 1, STEPS + 2, None):
+        train(tmp_path, data, crash=step and step - kept, **both)
+        kept = (step or 0) - 1
+    assert_same(tmp_path, tmp_path / "straight")
+    ours, theirs = (
+        read_checkpoint(states(folder)[-1])["run"]["position"] for folder in (tmp_path, tmp_path / "straight")
+    )
+    assert ours["steps"] == theirs["steps"] == 2 * STEPS and len(ours["epoch_state"]) == 6
+    assert all(torch.equal(value, theirs["epoch_state"][name]) for name, value in ours["epoch_state"].items())
 
 
 def test_the_scaler_of_fp16_is_resumed(data, tmp_path):
@@ -306,13 +324,13 @@ def test_the_average_of_the_weights_is_resumed_saved_and_evaluated(data, tmp_pat
     train(tmp_path, data, crash=7, **changes)
     train(tmp_path, data, **changes)
 
-    real, evaluated = build.evaluate_model, []
+    real, evaluated = build_evaluation.evaluate_model, []
 
     def evaluate_model(cfg, model, *rest):
         evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
         return real(cfg, model, *rest)
 
-    monkeypatch.setattr(build, "evaluate_model", evaluate_model)
+    monkeypatch.setattr(build_evaluation, "evaluate_model", evaluate_model)
     straight = tmp_path / "straight"
     train(straight, data, **changes)
     assert_same(tmp_path, straight)
@@ -364,7 +382,7 @@ def test_the_evaluations_of_several_data_sets_are_there_once(data, tmp_path, mon
 
 def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
     """It was made before the break; the log names it at the end all the same."""
-    changes, real = {**ONLY_IMAGE, **MORE}, build.evaluate_model
+    changes, real = {**ONLY_IMAGE, **MORE}, build_evaluation.evaluate_model
 
     def worst(*rest):
         evaluation = real(*rest)
@@ -373,7 +391,7 @@ def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
     train(tmp_path, data, crash=STEPS * 2, **changes)  # in the second epoch
     (made,) = [line["mAP"] for line in metrics(tmp_path) if line["kind"] == "evaluation" and line["stage"] == "image"]
     assert read_tensors(states(tmp_path)[-1])["run"]["best"] == {"synthetic": {"epoch": 1, "mAP": made}}
-    monkeypatch.setattr(build, "evaluate_model", worst)
+    monkeypatch.setattr(build_evaluation, "evaluate_model", worst)
     train(tmp_path, data, **changes)
     assert f"best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
 
@@ -769,7 +787,7 @@ def test_settings_of_places_and_of_the_log_may_change(straight, data, interrupte
 
 
 def test_another_precision_of_another_device_is_reported(data, interrupted, monkeypatch):
-    monkeypatch.setattr(build, "pick_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(build_stage, "pick_precision", lambda name, device: torch.bfloat16)
     train(interrupted, data, crash=1)
     (line,) = [line for line in log(interrupted).splitlines() if "SOLVER.PRECISION" in line]
     assert "bfloat16" in line and "float32" in line

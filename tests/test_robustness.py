@@ -19,7 +19,7 @@ from datasets.changes import CHANGES, Corruption
 from datasets.images import Images, read_image
 from datasets.transforms import TestTransform
 from model.build import load_model, make_model
-from processor.build import evaluate_changes, evaluate_model
+from processor.build.evaluation import evaluate_changes, evaluate_model
 from tools import robustness
 from tools.demo.render import rendered_benchmark
 from utils.checkpoint import save_checkpoint

@@ -14,7 +14,7 @@ from model import build
 from model.build import load_model, make_model
 from model.heads import SideEmbedding
 from model.towers import TOWERS, Tower, has_batch_norm
-from processor.build import make_network
+from processor.build.network import make_network
 from processor.image_stage import TERMS, ImageStage, Term
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError

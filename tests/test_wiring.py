@@ -1,4 +1,4 @@
-"""processor/build.py: what the configuration says reaches the stages."""
+"""processor/build: what the configuration says reaches the stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from configs import from_dict, load, to_dict
 from datasets.check import quick_check
 from model.build import make_model, settle_architecture
 from model.weights import Weights
-from processor import build
+from processor.build import data as build_data
+from processor.build import evaluation as build_evaluation
+from processor.build import stage as build_stage
 from processor.result import result_entry
 from tools.demo.render import rendered_benchmark
 from utils.errors import UserError, WeightsError
@@ -93,13 +95,13 @@ def fitted(monkeypatch):
         for epoch in range(1, epochs + 1):
             rest["run"].after_epoch(epoch)
 
-    monkeypatch.setattr(build, "fit", fit)
+    monkeypatch.setattr(build_stage, "fit", fit)
     return given
 
 
 def train_stage(name: str, run, model, data):
     """Its last checkpoint."""
-    return build.run_stage(run, run.cfg.PROCESSOR.STAGES.index(name), model, data)
+    return build_stage.run_stage(run, run.cfg.PROCESSOR.STAGES.index(name), model, data)
 
 
 def test_every_epoch_of_the_image_stage_draws_batches_and_augmentations_anew(parts, fitted):
@@ -120,7 +122,7 @@ def test_a_repetition_of_a_stage_draws_others(parts, fitted, name):
     seen = []
     for stages, number in (([name], 0), ([name, name], 0), ([name, name], 1)):
         run.cfg = changed(run.cfg, "PROCESSOR.STAGES", str(stages), "PROCESSOR.UNTRAINED_PROMPTS", "True")
-        build.run_stage(run, number, model, data)
+        build_stage.run_stage(run, number, model, data)
         drawn = [batch.pids.tolist() for batch in fitted["batches"](1, 0)]
         seen.append((drawn, [each.initial_seed() for each in fitted["run"].parts.generators.values()]))
     assert seen[0] == seen[1] and seen[1][0] != seen[2][0]
@@ -134,8 +136,8 @@ def test_the_prompt_stage_sees_every_image_once_as_it_is_tested(parts, fitted, m
         asked.append((samples, train))
         return real(cfg, samples, train=train, **rest)
 
-    real = build.make_loader
-    monkeypatch.setattr(build, "make_loader", make_loader)
+    real = build_data.make_loader
+    monkeypatch.setattr(build_data, "make_loader", make_loader)
     benchmark = parts[2].benchmark
     train_stage("prompt", *parts)
     assert asked == [(benchmark.train, False)]
@@ -174,7 +176,8 @@ def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path
     ]
     train_stage("image", new_run(changed(cfg, *words), tmp_path / "changed"), *rest)
     stage = fitted["stage"]
-    assert stage.weights == {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
+    on = {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
+    assert stage.weights == {**on, "prototype": 0.0, "camera_proxy": 0.0}
     assert stage.triplet.margin is None and stage.identity.smoothing == stage.image_text.smoothing == 0.0
     train_stage("image", run, *rest)
     stage = fitted["stage"]
@@ -211,7 +214,7 @@ def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, c
     _, model, data = parts
     benchmark = data.benchmark
     refined = changed(cfg, *words, "SOLVER.STAGE2.EVAL_PERIOD", "3")
-    plain, evaluation = (build.evaluate_model(one, model, benchmark, CPU) for one in (cfg, refined))
+    plain, evaluation = (build_evaluation.evaluate_model(one, model, benchmark, CPU) for one in (cfg, refined))
     nothing = {"flip": False, "query_expansion": None, "re_ranking": None}
     assert evaluation.refinement.entry() == {**nothing, **entry} and plain.refinement.entry() == nothing
     assert figures(evaluation).endswith(f"  {said}") and figures(plain)[-1].isdigit()
@@ -241,15 +244,18 @@ def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, c
 )
 def test_whose_side_information(asked, at_home, rows, used):
     facts = {"sie_camera": True, "sie_view": False, "num_cams": rows, "num_views": 1}
-    assert build.settle_side(asked, facts, toy(cams=6), at_home=at_home) == used
-    assert build.settle_side(asked, {**facts, "sie_camera": False}, toy(cams=6), at_home=at_home) == "none"
+    assert build_evaluation.settle_side(asked, facts, toy(cams=6), at_home=at_home) == used
+    assert build_evaluation.settle_side(asked, {**facts, "sie_camera": False}, toy(cams=6), at_home=at_home) == "none"
 
 
 @pytest.mark.parametrize("camera", [True, False])
 def test_whose_side_information_of_viewpoints(camera):
     """A bare file's rows are for cameras and viewpoints together."""
     facts = {"sie_camera": camera, "sie_view": True, "num_cams": 6, "num_views": 3}
-    used = [build.settle_side("auto", facts, toy(cams=c, views=v), at_home=None) for c, v in ((6, 3), (6, 2), (5, 3))]
+    used = [
+        build_evaluation.settle_side("auto", facts, toy(cams=c, views=v), at_home=None)
+        for c, v in ((6, 3), (6, 2), (5, 3))
+    ]
     assert used == ["same", "mean", "mean" if camera else "same"]
 
 
@@ -257,14 +263,14 @@ def test_whose_side_information_of_viewpoints(camera):
 def test_side_information_that_knows_too_few_cameras(asked, at_home):
     facts = {"sie_camera": True, "sie_view": False, "num_cams": 5, "num_views": 1}
     with pytest.raises(WeightsError, match=r"5 cameras, toy has 6: .* TEST\.SIE"):
-        build.settle_side(asked, facts, toy(cams=6), at_home=at_home)
+        build_evaluation.settle_side(asked, facts, toy(cams=6), at_home=at_home)
 
 
 def test_the_protocol_that_was_followed_is_reported(cfg, parts):
     """Of the data set, whatever the configuration says: VehicleID leaves nothing out."""
     model, benchmark = parts[1], parts[2].benchmark
     both = (benchmark, replace(benchmark, ignored=ignore_nothing))
-    entries = [entry_of(cfg, model, one, build.evaluate_model(cfg, model, one, CPU)) for one in both]
+    entries = [entry_of(cfg, model, one, build_evaluation.evaluate_model(cfg, model, one, CPU)) for one in both]
     assert [entry["protocol"] for entry in entries] == ["cross-camera", "all"]
     header, _, first, second = table(entries).splitlines()
     assert header.endswith("protocol") and first.endswith("cross-camera") and second.endswith("all")
@@ -276,8 +282,8 @@ def test_several_data_sets_are_evaluated_one_by_one_on_the_way(cfg, parts, fitte
     (trial,) = benchmark.trials
     few = replace(benchmark, name="few", trials=(trial._replace(query=trial.query[:2]),))
     both = replace(benchmark, name="synthetic+few", parts=(benchmark, few))
-    asked, evaluate = [], build.evaluate_model
-    monkeypatch.setattr(build, "evaluate_model", lambda *all: (asked.append(all[2]), evaluate(*all))[1])
+    asked, evaluate = [], build_evaluation.evaluate_model
+    monkeypatch.setattr(build_evaluation, "evaluate_model", lambda *all: (asked.append(all[2]), evaluate(*all))[1])
     with caplog.at_level("INFO"):
         run = new_run(changed(cfg, "SOLVER.STAGE2.EVAL_PERIOD", "3"), tmp_path / "both")
         train_stage("image", run, model, data_of(both))
@@ -308,13 +314,13 @@ def test_side_information_at_test(cfg, parts):
     with torch.no_grad():
         table.normal_(std=5, generator=torch.Generator().manual_seed(0))
     for how in ("same", "mean", "none"):
-        evaluation = build.evaluate_model(changed(cfg, "TEST.SIE", how), model, benchmark, CPU)
+        evaluation = build_evaluation.evaluate_model(changed(cfg, "TEST.SIE", how), model, benchmark, CPU)
         assert evaluation.side == how
         scores[how] = evaluation.mean["mINP"]
     assert len(set(scores.values())) == 3
     with torch.no_grad():
         table.copy_(table.mean(dim=0, keepdim=True).expand_as(table))
-    again = build.evaluate_model(cfg, model, benchmark, CPU)
+    again = build_evaluation.evaluate_model(cfg, model, benchmark, CPU)
     assert again.side == "same" and again.mean["mINP"] == pytest.approx(scores["mean"])
 
 
@@ -322,7 +328,7 @@ def test_several_trials_are_shown_with_their_spread(cfg, parts):
     model, benchmark = parts[1], parts[2].benchmark
     (trial,) = benchmark.trials
     twice = replace(benchmark, trials=(trial, trial._replace(query=trial.query[:2])))
-    evaluation = build.evaluate_model(cfg, model, twice, CPU)
+    evaluation = build_evaluation.evaluate_model(cfg, model, twice, CPU)
     entry = entry_of(cfg, model, twice, evaluation)
     assert entry["trials"] == 2 and entry["std"]["mAP"] == evaluation.std["mAP"] > 0
     shown = f"{100 * evaluation.mean['mAP']:.1f} ± {100 * evaluation.std['mAP']:.1f}"
@@ -390,7 +396,7 @@ def test_more_cameras_than_the_table_has_are_refused(cfg, parts):
     (trial,) = benchmark.trials
     elsewhere = replace(benchmark, trials=(trial._replace(query=(trial.query[0]._replace(camid=6),)),))
     with pytest.raises(WeightsError, match=r"6 cameras, synthetic has 7"):
-        build.evaluate_model(cfg, model, elsewhere, CPU)
+        build_evaluation.evaluate_model(cfg, model, elsewhere, CPU)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt", "versions.json"])

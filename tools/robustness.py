@@ -47,7 +47,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
 from datasets.changes import CHANGES, Change, Corruption
-from processor.build import evaluate_changes
+from processor.build.evaluation import evaluate_changes
 from test_svllreid import data_sets, entry_of, open_test
 from utils.devices import pick_device
 from utils.distributed import join_processes, leave_processes, on_main

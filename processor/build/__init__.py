@@ -1,0 +1,1 @@
+"""From the config to a run's data, network and stages, and to evaluations."""

@@ -1,0 +1,131 @@
+"""The parts of stage 0 (clustering)."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from configs.stages import CLUSTER, PROMPT
+from datasets.build import make_loader
+from datasets.sampler import ClusterSampler
+from loss.memory import Memory
+from model.svllreid import SvllReid
+from processor.build.data import Data, ordered_loader
+from processor.build.evaluation import evaluate_epoch
+from processor.build.handover import cluster_settings, hand_over, pseudo_labels
+from processor.build.place import prefix, resumed, times_before
+from processor.cluster_stage import ClusterStage, Texts
+from processor.clusters import Clustering, Swap, describe, find_clusters, shown
+from processor.features import compute_features
+from processor.image_stage import all_text_features
+from processor.pseudo_labels import PseudoLabels, write_labels
+from processor.run import Run
+from processor.stage_run import StageParts
+from utils.distributed import on_main, rank, sync_batch_norm, world_size
+from utils.records import Batch
+from utils.run import PSEUDO_LABELS
+
+logger = logging.getLogger(__name__)
+
+
+def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
+    cfg, device, train = run.cfg, run.device, data.benchmark.train
+    block, again = CLUSTER.settings(cfg), times_before(run, number, CLUSTER)
+    if not resumed(run, number):
+        hand_over(run, number, model, data)
+    texts = _texts(run, number, model, data)
+    modalities = torch.tensor([sample.modality for sample in train])
+    stage = ClusterStage(
+        model,
+        weights={"cluster": 1.0, "image_text": cfg.MODEL.I2T_LOSS_WEIGHT if texts else 0.0},
+        modalities=modalities.to(device),
+        memory=partial(Memory, temperature=cfg.MEMORY.TEMP, momentum=cfg.MEMORY.MOMENTUM),
+        swap=Swap(cfg.MEMORY.SWAP_MODE, cfg.MEMORY.SWAP_START, cfg.MEMORY.SWAP_RATIO),
+        texts=texts,
+        smoothing=0.1 if cfg.MODEL.IF_LABELSMOOTH else 0.0,
+    )
+    if cfg.SOLVER.SYNC_BN:
+        model.image = sync_batch_norm(model.image, device)
+    sampler = _cluster_sampler(cfg, modalities, seed)
+    strangers = [sample._replace(pid=0) for sample in train]  # training is not told who people are
+    pinned = device.type == "cuda"
+    loader = make_loader(cfg, strangers, train=True, pin_memory=pinned, seed=seed, drawn=sampler)
+
+    def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
+        if state is None:
+            labels = _find_clusters(run, again, stage, data, epoch)
+        else:
+            labels = state["labels"]
+            stage.resume_epoch(epoch, labels, state["memories"])
+        if epoch == block.MAX_EPOCHS:
+            found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, cluster_settings(run))
+            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(again)), found, train))
+        sampler.set_labels(stage.labels.tolist())
+        if not any(sampler.rows.values()):
+            logger.warning(
+                "%s  epoch %d/%d: nothing to train on, it is skipped", CLUSTER.title, epoch, block.MAX_EPOCHS
+            )
+        # Memories change in place: a state within the epoch has them as they are then.
+        return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
+
+    def batches(epoch: int, done: int) -> DataLoader[Batch]:
+        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        sampler.set_epoch(epoch, done)
+        return loader
+
+    return StageParts(
+        model,
+        stage,
+        stage.weights,
+        batches,
+        summed=dict.fromkeys(stage.weights, "2 modalities") if data.benchmark.templates else {},
+        image_paths=lambda indices: [train[index].path for index in indices.tolist()],
+        shares=world_size(),
+        before_epoch=before_epoch,
+        after_step=stage.update,
+        evaluate=partial(evaluate_epoch, run, model, data.benchmark, CLUSTER),
+        epoch_ended=data.train_watch.look,
+    )
+
+
+def _find_clusters(run: Run, again: int, stage: ClusterStage, data: Data, epoch: int) -> Tensor:
+    """Cluster the features that the images have now, with lines for the log and a record -> labels [N]."""
+    cfg, train = run.cfg, data.benchmark.train
+    stage.eval()
+    what = "features to cluster"
+    features = compute_features(ordered_loader(run, train), stage.query, device=run.device, what=what).features
+    settings = Clustering(**{key.lower(): value for key, value in cfg.CLUSTER.items()})
+    modalities = stage.modalities.cpu()
+    labels = on_main(lambda: find_clusters(features, modalities, settings))
+    pairs = stage.begin_epoch(epoch, labels, features)
+    facts = describe(labels, modalities, pairs, torch.tensor([sample.pid for sample in train]))
+    epochs = CLUSTER.epochs(cfg)
+    logger.info("%s  epoch %d/%d\n  %s", CLUSTER.title, epoch, epochs, "\n  ".join(shown(facts)))
+    repeated = {"again": again} if again else {}
+    run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **repeated)
+    return labels
+
+
+def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSampler:
+    """Of no cluster yet."""
+    instances, share = cfg.DATALOADER.NUM_INSTANCE, {"rank": rank(), "world_size": world_size()}
+    clusters = CLUSTER.settings(cfg).IMS_PER_BATCH // instances
+    return ClusterSampler([-1] * len(modalities), modalities.tolist(), clusters, instances, seed=seed, **share)
+
+
+def _texts(run: Run, number: int, model: SvllReid, data: Data) -> Texts | None:
+    """The texts that the clustering compares images with: of the prompts before it; None without these."""
+    stages = run.cfg.PROCESSOR.STAGES[:number]
+    if PROMPT.name not in stages or not run.cfg.MODEL.I2T_LOSS_WEIGHT:
+        return None
+    last = len(stages) - 1 - stages[::-1].index(PROMPT.name)
+    found = pseudo_labels(run, last, data)
+    if found is None:
+        return None
+    features = all_text_features(model, run.device).split(found.counts)
+    return Texts(features, torch.tensor(found.labels, device=run.device))

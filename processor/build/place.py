@@ -1,0 +1,21 @@
+"""A stage at its place in PROCESSOR.STAGES."""
+
+from __future__ import annotations
+
+from configs.stages import Stage
+from processor.run import Run
+
+
+def times_before(run: Run, number: int, stage: Stage) -> int:
+    """How often a stage has occurred before the place `number` of PROCESSOR.STAGES."""
+    return run.cfg.PROCESSOR.STAGES[:number].count(stage.name)
+
+
+def prefix(again: int) -> str:
+    """How files of a stage that has occurred before begin."""
+    return f"again{again}_" if again else ""
+
+
+def resumed(run: Run, number: int) -> bool:
+    """Whether a stage goes on where it was saved, with the network as it was then."""
+    return run.state is not None and number == run.first_stage
