@@ -50,7 +50,7 @@ import torch
 from tools.labelled_images import images_of, labelled_images, readable
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
-from utils.records import Benchmark, Sample
+from utils.records import Benchmark, Refinement, Sample
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         shown.append(RankList(sample.path, found, written(benchmark, sample)[1], note))
         sys.stdout.write(f"{sample.path}  {fared}\n")
     paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
+    how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", str(Refinement(embedder.flip))]))
     sys.stdout.write(
-        f"{len(outcomes.places)} queries, protocol {protocol_of(benchmark.ignored)}: "
+        f"{len(outcomes.places)} queries, {how}: "
         f"mAP {100 * outcomes.precision.mean():.1f} %, rank-1 {100 * (outcomes.first == 1).double().mean():.1f} %\n"
         f"{', '.join(map(str, paths))}\n"
     )
