@@ -144,14 +144,21 @@ def test_the_resnets_positions_follow_the_image():
 
 
 @torch.no_grad()
-def test_only_tokens_up_to_the_end_are_computed():
-    model = small_model()
+@pytest.mark.parametrize("known", [0, 1, 5, 11])
+def test_no_more_tokens_are_computed_than_are_needed(known):
+    model = small_model().double().eval()
     text, prompts = model.text, model.prompts
-    lengths = []
-    handle = text.transformer.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
-    text(prompts(torch.tensor([0, 1])), prompts.end)
-    handle.remove()
-    assert lengths == [prompts.end + 1] == [12]
+    embedded = prompts(torch.tensor([0, 1]))
+    x = text.transformer(embedded + text.positional_embedding, attn_mask=text.attn_mask)
+    expected = text.ln_final(x)[:, prompts.end] @ text.text_projection
+    *blocks, last = text.transformer.resblocks
+    seen = {block: [] for block in (*blocks, last)}
+    for block, counts in seen.items():
+        block.mlp.register_forward_pre_hook(lambda module, inputs, counts=counts: counts.append(inputs[0].shape[1]))
+    pasts = text.read(embedded[:, :known]) if known else ()
+    torch.testing.assert_close(text(embedded, prompts.end, pasts), expected, rtol=1e-12, atol=1e-12)
+    assert prompts.end == 11 and seen[last] == [1]
+    assert all(seen[block] == [known, 12 - known][not known :] for block in blocks)
 
 
 # --------------------------------------------------------------------------------------------------------- the network
