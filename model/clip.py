@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 
 import open_clip
 import torch
@@ -13,7 +14,9 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from model.blocks import Past, remember, run_block
 from model.heads import SideEmbedding
 from utils.errors import WeightsError
 from utils.records import ImageFeatures, SideInfo
@@ -35,9 +38,11 @@ class ViTTower(nn.Module):
         dims: widths (Dp, D, E) of the three features.
         grid: rows and columns of the position table.
         positions: the table's name in the state dict.
+        by_blocks: whether blocks compute all tokens by their own forward, for those who look into them.
     """
 
     positions = "visual.positional_embedding"
+    by_blocks = False
 
     def __init__(
         self,
@@ -80,10 +85,23 @@ class ViTTower(nn.Module):
         if self.side is not None and side is not None:
             token = token + self.side(side)[:, None]
         tokens = torch.cat([token, patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h*w, D]
-        # Blocks are counted from the end, so that any depth works.
-        _, (penultimate, last) = visual.transformer.forward_intermediates(visual.ln_pre(tokens + positions), indices=2)
-        last = visual.ln_post(last[:, 0])
-        return ImageFeatures(penultimate[:, 0], last, last @ visual.proj)
+        penultimate, last = self._run_blocks(visual.ln_pre(tokens + positions))
+        last = visual.ln_post(last)
+        return ImageFeatures(penultimate, last, last @ visual.proj)
+
+    def _run_blocks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, N, D] -> the class token [B, D] before the last block and after it, which computes it alone."""
+        transformer = self.visual.transformer
+        if self.by_blocks:
+            # Counted from the end, so that any depth works.
+            _, (penultimate, last) = transformer.forward_intermediates(tokens, indices=2)
+            return penultimate[:, 0], last[:, 0]
+        run = partial(checkpoint, run_block, use_reentrant=False) if transformer.grad_checkpointing else run_block
+        *blocks, last_block = transformer.resblocks
+        for block in blocks:
+            tokens, _ = run(block, tokens)
+        last, _ = run(last_block, tokens, slice(1))
+        return tokens[:, 0], last[:, 0]
 
 
 class ResNetTower(nn.Module):
@@ -223,15 +241,34 @@ class TextTower(nn.Module):
         self.text_projection = clip.text_projection
         self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
 
-    def forward(self, prompts: Tensor, end: int) -> Tensor:
+    @torch.no_grad()
+    def read(self, words: Tensor) -> list[Past]:
+        """Token embeddings [N, t, W] that sentences begin with -> what every block keeps of them, without gradient."""
+        length, pasts = words.shape[1], []
+        x, mask = words + self.positional_embedding[:length], self.attn_mask[:length, :length]
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            x, past = run_block(block, x, mask=mask)
+            pasts.append(past)
+        return [*pasts, remember(last, x)]
+
+    def forward(self, prompts: Tensor, end: int, pasts: Sequence[Past] = ()) -> Tensor:
         """Token embeddings [N, L, W] and the end-of-text position -> features [N, E].
 
-        Attention is causal: what comes after `end` cannot reach it, so it is cut off before anything is computed.
+        Attention is causal: what comes after `end` cannot reach it, so it is cut off before anything is computed. Of
+        the last block, only the token at `end` is.
+
+        Args:
+            pasts: what `read` made of the first tokens of each, which are not computed again; gradients end there.
         """
-        length = end + 1
-        x = prompts[:, :length] + self.positional_embedding[:length]
-        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
-        return self.ln_final(x[:, end]) @ self.text_projection
+        known = pasts[0].keys.shape[2] if pasts else 0
+        x = prompts[:, known : end + 1] + self.positional_embedding[known : end + 1]
+        mask = self.attn_mask[known : end + 1, : end + 1]
+        blocks = self.transformer.resblocks
+        for block, past in zip(blocks, pasts or [None] * len(blocks), strict=True):
+            wanted = slice(-1, None) if block is blocks[-1] else None
+            x, _ = run_block(block, x, wanted, past=past, mask=mask if wanted is None else mask[wanted])
+        return self.ln_final(x[:, -1]) @ self.text_projection
 
 
 def patch_grid(image_size, patch, stride) -> tuple[int, int]:

@@ -129,8 +129,8 @@ MUTATIONS = (
     mutation(
         "texts read a token early",
         "TextTower.forward",
-        "self.ln_final(_1[:, _2])",
-        "self.ln_final(_1[:, _2 - 1])",
+        "slice(-1, None)",
+        "slice(-2, -1)",
         *(SENTENCES, PROMPT),
     ),
     # Prompt stage
