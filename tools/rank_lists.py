@@ -17,7 +17,7 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_picture, embed_files, open_embedder, parse_labelled
+from tools.inference import check_picture, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -47,7 +47,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, images_of, labelled_images, readable
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
 from utils.records import Benchmark, Refinement, Sample
@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{note}\n")
     if len(benchmark.trials) > 1:
         sys.stderr.write(f"{benchmark.name}: the first of {len(benchmark.trials)} trials\n")
-    samples = (sample.path for side in benchmark.trials[0] for sample in side)
-    features, failed = embed_files(embedder, list(dict.fromkeys(samples)))
+    features, failed = embed_samples(arguments, embedder, (sample for side in benchmark.trials[0] for sample in side))
     trial = readable(benchmark.trials[0], features)
     lists = RankLists(features.features, *(images_of(side, features) for side in trial), benchmark.ignored)
     outcomes = lists.outcomes()
