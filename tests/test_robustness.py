@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,14 @@ def test_queries_are_changed_and_the_gallery_is_not(cfg, checkpoint, tmp_path):
     assert lines[0].split() == ["queries", "mAP", "drop", "rank-1", "drop"] and len(lines) == 2 + 11 + 1
     drop = 100 * clean["mAP"] - mean
     assert lines[-1].split()[-4:-2] == [f"{mean:.1f}", f"{drop:.1f}"]
+
+
+def test_flip_and_query_expansion_are_said_in_file_and_table(checkpoint, tmp_path):
+    entries = run(checkpoint, tmp_path, "TEST.FLIP", "True", "TEST.AQE", "True", "TEST.AQE_K", "2")
+    assert all(entry["flip"] and entry["query_expansion"] == {"k": 2, "alpha": 3.0} for entry in entries)
+    head, _, *lines = robustness.table(entries).splitlines()
+    assert head.split()[-3:] == ["flip", "query", "expansion"] and len(lines) == 12
+    assert all(re.search(r" yes +k 2, alpha 3$", line) for line in lines)
 
 
 def test_a_query_in_the_gallery_is_changed_as_a_query_only(cfg):
