@@ -341,6 +341,10 @@ ROWS = (
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
         "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
     Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.PRECISION", "fp32",
+        "Precision of the towers at test and for the cached features of stage 1: fp32, bf16 (autocast) or, on CUDA "
+        "devices, tf32. Tables and results.json say what is not fp32; features are compared in fp32.",
+        one_of("fp32", "bf16", "tf32")),
     Key("TEST.FLIP", False,
         "Features are the mean over an image and its mirror image, taken before they are normalised."),
     Key("TEST.AQE", False,
