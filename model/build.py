@@ -52,10 +52,13 @@ SIDE = {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
 FOR_TRAINING = ("identity classifiers", "text tower", "prompts", "image projector", "text projector")
 
 
-def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str] = ()) -> SvllReid:
+def make_model(
+    cfg: CfgNode, benchmark: Benchmark, start: Weights | None = None, *, requested: Collection[str] = ()
+) -> SvllReid:
     """The network that `cfg` describes, sized for `benchmark`, with the weights of CLIP or of MODEL.INIT_FROM.
 
     Args:
+        start: what MODEL.INIT_FROM holds; None: it is read here.
         requested: keys given on the command line; a position table is resized only for them.
 
     Raises:
@@ -100,7 +103,8 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         )
         architecture["stride"] = list(tower.stride)
     if cfg.MODEL.INIT_FROM:
-        model = _make_from_file(cfg, architecture, benchmark, resize=bool(RESIZING & set(requested)))
+        start = start or read_weights(cfg.MODEL.INIT_FROM, name)
+        model = _make_from_file(cfg, start, architecture, benchmark, resize=bool(RESIZING & set(requested)))
     elif tower.is_clip:
         clip, architecture["activation"] = load_clip(name, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
         model = build_network(architecture, clip)
@@ -178,9 +182,10 @@ def _check_covers(name: str, sizes: Mapping[str, Sequence[int]]) -> None:
             raise WeightsError(f"{key} {size}: is smaller than a patch of {name}, {patch} pixels")
 
 
-def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, resize: bool) -> SvllReid:
+def _make_from_file(
+    cfg: CfgNode, weights: Weights, architecture: dict, benchmark: Benchmark, *, resize: bool
+) -> SvllReid:
     """A network for training that starts from MODEL.INIT_FROM, and from CLIP where that file lacks CLIP's part."""
-    weights = read_weights(cfg.MODEL.INIT_FROM, cfg.MODEL.NAME)
     there = weights.architecture or {"activation": QUICK_GELU if find_tower(cfg.MODEL.NAME).is_clip else AUTO}
     if architecture["activation"] not in (AUTO, there["activation"]):
         raise WeightsError(

@@ -364,6 +364,13 @@ MUTATIONS = (
         "True",
         f"{CCLNET}::test_killed_and_resumed_is_as_uninterrupted",
     ),
+    mutation(
+        "batches of nothing where processes outnumber clusters",
+        "ClusterSampler.set_labels",
+        "len(_1) >= self.world_size",
+        "True",
+        "tests/test_sampler.py::test_batches_of_clusters_of_two_modalities",
+    ),
     *(
         mutation(f"pseudo-labels {name}", "read_labels", old, new, f"{CCLNET}::{LABELS}")
         for name, old, new in (

@@ -26,7 +26,7 @@ from torch import nn
 
 import utils.distributed as distributed
 from configs import load
-from datasets.build import identities_per_batch, make_loader
+from datasets.build import clusters_per_batch, identities_per_batch, make_loader
 from model.build import make_model, settle_pixels
 from model.heads import Predictor
 from model.prompts import mask, mix
@@ -254,8 +254,9 @@ def batches_of_everybody(folder: Path) -> None:
     embed_all(small_model(), every, device=CPU)
 
 
-def indivisible(_, images: int) -> int:
-    return identities_per_batch(config("SOLVER.STAGE2.IMS_PER_BATCH", str(images)))
+def indivisible(_, images: int, stage: str) -> int:
+    per_batch = {"STAGE2": identities_per_batch, "CLUSTER": clusters_per_batch}[stage]
+    return per_batch(config(f"SOLVER.{stage}.IMS_PER_BATCH", str(images)))
 
 
 def sampled(folder: Path) -> dict:
@@ -373,7 +374,11 @@ CHECKS = {
     "damaged, read by a worker": partial(damaged, number=1, workers=1),
     "damaged for all": partial(damaged, number=None, workers=0),
     "batches of everybody": batches_of_everybody,
-    **{f"{images} images": partial(indivisible, images=images) for images in (4, 10, 12, 16)},
+    **{
+        f"{images} images of {stage}": partial(indivisible, images=images, stage=stage)
+        for images in (4, 10, 12, 16)
+        for stage in ("STAGE2", "CLUSTER")
+    },
     "sampled": sampled,
     "words": words,
     "user's error": lambda _: fails_on(1, DataError("of process 1")),
@@ -584,12 +589,13 @@ def test_what_goes_wrong_on_one_process_is_raised_on_all(several):
     ("images", "advice"),
     [(4, {3: "6"}), (10, {2: "8 or 12", 3: "6 or 12"}), (12, {}), (16, {3: "12 or 18"})],
 )
-def test_a_batch_that_cannot_be_shared(several, images, advice):
-    world, name = len(several), f"{images} images"
+@pytest.mark.parametrize("stage", ["STAGE2", "CLUSTER"])
+def test_a_batch_that_cannot_be_shared(several, stage, images, advice):
+    world, name = len(several), f"{images} images of {stage}"
     if world not in advice:
         assert results(several, name) == [images // 2] * world
         return
-    named = f"SOLVER.STAGE2.IMS_PER_BATCH {images}", "DATALOADER.NUM_INSTANCE 2", f"{world} processes", advice[world]
+    named = f"SOLVER.{stage}.IMS_PER_BATCH {images}", "DATALOADER.NUM_INSTANCE 2", f"{world} processes", advice[world]
     for kind, text in errors(several, name):
         assert kind is UserError and all(words in text for words in named)
 
