@@ -74,5 +74,6 @@ def _contradictions(cfg: CfgNode) -> Iterator[str]:
         )
     if ssl and cfg.SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY and cfg.MODEL.SSL_TYPE == "SIMSIAM":
         yield "SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY True leaves out negatives; MODEL.SSL_TYPE SIMSIAM has none"
-    if not (triplets or texts or ssl or cfg.MODEL.ID_LOSS_WEIGHT):
+    prototypes = cfg.MODEL.PROTOTYPE_LOSS_WEIGHT or cfg.MODEL.CAMERA_PROXY_LOSS_WEIGHT
+    if not (triplets or texts or ssl or prototypes or cfg.MODEL.ID_LOSS_WEIGHT):
         yield f"all loss weights of {IMAGE.title} are 0: nothing to train"

@@ -90,6 +90,13 @@ ROWS = (
     Key("MODEL.I2T_LOSS_WEIGHT", 1.0,
         "Weight of the image-to-text loss (images against the prompts of all identities) in stage 2; 0.0 is off.",
         at_least(0)),
+    Key("MODEL.PROTOTYPE_LOSS_WEIGHT", 0.0,
+        "Weight of the contrast of images with a prototype of each identity in stage 2 (PCL-CLIP; see MEMORY); 0.0 is "
+        "off.", at_least(0)),
+    Key("MODEL.CAMERA_PROXY_LOSS_WEIGHT", 0.0,
+        "Weight of the contrast of images with a prototype of each identity in each camera in stage 2, where those of "
+        "the own identity in other cameras are the positives (Wang et al., AAAI 2021; see MEMORY); 0.0 is off.",
+        at_least(0)),
     Key("MODEL.IF_LABELSMOOTH", True, "Label smoothing of 0.1 in the identity and the image-to-text loss."),
     Key("MODEL.TRIPLET_FEATURES", "all",
         "Features with a triplet loss each, which are added: all (as CLIP-ReID: of the last two blocks, and projected) "
@@ -246,6 +253,9 @@ ROWS = (
     Key("SOLVER.STAGE2.MAX_EPOCHS", 100,
         "Epochs: passes over the batches that the identity sampler draws from all training images.",
         at_least(1), UNTIL_OVER),
+    Key("SOLVER.STAGE2.ITERS_PER_EPOCH", 0,
+        "Batches in an epoch, for which the sampler passes over the images again where a pass has fewer. 0: one pass.",
+        at_least(0)),
     Key("SOLVER.STAGE2.BASE_LR", 3e-4, "Learning rate after warm-up.", above(0)),
     Key("SOLVER.STAGE2.BIAS_LR_FACTOR", 1.0, "Factor of the learning rate of every bias.", at_least(0)),
     Key("SOLVER.STAGE2.LARGE_FC_LR", False, "Doubles the learning rate of the identity classifiers."),
@@ -289,9 +299,17 @@ ROWS = (
         at_least(1)),
     Key("CLUSTER.K1", 30, "k-reciprocal Jaccard distance: neighbours that must find each other.", at_least(1)),
     Key("CLUSTER.K2", 6, "k-reciprocal Jaccard distance: neighbours whose neighbourhoods are averaged.", at_least(1)),
-    Key("MEMORY.TEMP", 0.05, "Temperature of the contrast of images with the clusters' memories.", above(0)),
+    Key("MEMORY.TEMP", 0.05,
+        "Temperature of the contrast of images with prototypes: of clusters, or of identities "
+        "(MODEL.PROTOTYPE_LOSS_WEIGHT).", above(0)),
     Key("MEMORY.MOMENTUM", 0.1,
-        "Share of a cluster's memory that stays when an image of the cluster is taken into it.", within(0, 1)),
+        "Share of such a prototype that stays when an image of its cluster or identity is taken into it. (PCL-CLIP: "
+        "0.2.)", within(0, 1)),
+    Key("MEMORY.CAMERA_TEMP", 0.07,
+        "The same temperature for prototypes of identities in cameras (MODEL.CAMERA_PROXY_LOSS_WEIGHT).", above(0)),
+    Key("MEMORY.CAMERA_MOMENTUM", 0.2, "The same share for these.", within(0, 1)),
+    Key("MEMORY.CAMERA_NEGATIVES", 50, "How many of these of other identities, the most similar, are negatives.",
+        at_least(1)),
     Key("MEMORY.SWAP_MODE", "reference",
         "What matched clusters of two modalities do to each other's memories: reference (published code: after every "
         "step those in the batch become a mixture, nearly their partner), true (the paper: exchanged once an epoch, "

@@ -219,7 +219,8 @@ def make_loader(
         if drawn is None:
             instances = cfg.DATALOADER.NUM_INSTANCE
             pids = [sample.pid for sample in samples]
-            drawn = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=seed, **share)
+            count = cfg.SOLVER.STAGE2.ITERS_PER_EPOCH
+            drawn = IdentitySampler(pids, identities_per_batch(cfg), instances, seed=seed, count=count, **share)
         batches = drawn
     else:
         transform = TestTransform(cfg.INPUT.SIZE_TEST, change=change, **_pixels(cfg))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from datasets.images import shown
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.records import Sample
 
 EXAMPLES = 3  # of a finding
@@ -102,4 +102,4 @@ def labels_of(sample: Sample, written: Mapping[str, tuple[str, str]]) -> tuple[s
 
 
 def few(words: Sequence[str], most: int) -> str:
-    return ", ".join(map(shown, words[:most])) + (", ..." if len(words) > most else "")
+    return some([*map(shown, words)], most)

@@ -36,6 +36,7 @@ class IdentitySampler(Batches):
         pids: identity of every image.
         identities, instances: P and K, of the whole batch, over all processes.
         seed: of the draws, together with the epoch.
+        count: of batches in an epoch, from as many such passes as it takes, the last cut short; 0 for one whole pass.
         rank, world_size: this process's share of the P identities of every batch, of which all must have equally many.
 
     Raises:
@@ -43,7 +44,15 @@ class IdentitySampler(Batches):
     """
 
     def __init__(
-        self, pids: Sequence[int], identities: int, instances: int, *, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        pids: Sequence[int],
+        identities: int,
+        instances: int,
+        *,
+        seed: int,
+        count: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.rows: dict[int, list[int]] = {}
         for row, pid in enumerate(pids):
@@ -53,21 +62,28 @@ class IdentitySampler(Batches):
                 f"SOLVER.STAGE2.IMS_PER_BATCH {identities * instances} with DATALOADER.NUM_INSTANCE {instances} takes "
                 f"{identities} identities a batch; the training set has {len(self.rows)}"
             )
-        self.identities, self.instances, self.seed = identities, instances, seed
+        self.identities, self.instances, self.seed, self.count = identities, instances, seed, count
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Draw up the batches of an epoch, without the first `done` ones, which an earlier run has seen."""
         rng = np.random.default_rng([self.seed, epoch])
+        batches = self._pass(rng)
+        while len(batches) < self.count:
+            batches += self._pass(rng)
+        self.batches = batches[done : self.count or None]
+
+    def _pass(self, rng: np.random.Generator) -> list[list[int]]:
+        """This process's share of the batches of a pass over the images."""
         groups = {pid: self._groups(self.rows[pid], rng) for pid in sorted(self.rows)}
-        self.batches = []
+        batches = []
         while len(groups) >= self.identities:
             drawn = rng.choice(np.array(list(groups)), self.identities, replace=False).tolist()
             batch = [groups[pid].pop() for pid in drawn]
-            self.batches.append([row for group in batch[self.rank :: self.world_size] for row in group])
+            batches.append([row for group in batch[self.rank :: self.world_size] for row in group])
             groups = {pid: left for pid, left in groups.items() if left}
-        del self.batches[:done]
+        return batches
 
     def _groups(self, rows: list[int], rng: np.random.Generator) -> list[list[int]]:
         k = self.instances

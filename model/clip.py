@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from model.blocks import Past, remember, run_block
 from model.heads import SideEmbedding
 from utils.errors import WeightsError
 from utils.records import ImageFeatures, SideInfo
@@ -219,15 +220,34 @@ class TextTower(nn.Module):
         self.text_projection = clip.text_projection
         self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
 
-    def forward(self, prompts: Tensor, end: int) -> Tensor:
+    @torch.no_grad()
+    def read(self, words: Tensor) -> list[Past]:
+        """Token embeddings [N, t, W] that sentences begin with -> what every block keeps of them, without gradient."""
+        length, pasts = words.shape[1], []
+        x, mask = words + self.positional_embedding[:length], self.attn_mask[:length, :length]
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            x, past = run_block(block, x, mask=mask)
+            pasts.append(past)
+        return [*pasts, remember(last, x)]
+
+    def forward(self, prompts: Tensor, end: int, pasts: Sequence[Past] = ()) -> Tensor:
         """Token embeddings [N, L, W] and the end-of-text position -> features [N, E].
 
-        Attention is causal: what comes after `end` cannot reach it, so it is cut off before anything is computed.
+        Attention is causal: what comes after `end` cannot reach it, so it is cut off before anything is computed. Of
+        the last block, only the token at `end` is.
+
+        Args:
+            pasts: what `read` made of the first tokens of each, which are not computed again; gradients end there.
         """
-        length = end + 1
-        x = prompts[:, :length] + self.positional_embedding[:length]
-        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
-        return self.ln_final(x[:, end]) @ self.text_projection
+        known = pasts[0].keys.shape[2] if pasts else 0
+        x = prompts[:, known : end + 1] + self.positional_embedding[known : end + 1]
+        mask = self.attn_mask[known : end + 1, : end + 1]
+        blocks = self.transformer.resblocks
+        for block, past in zip(blocks, pasts or [None] * len(blocks), strict=True):
+            wanted = slice(-1, None) if block is blocks[-1] else None
+            x, _ = run_block(block, x, wanted, past=past, mask=mask if wanted is None else mask[wanted])
+        return self.ln_final(x[:, -1]) @ self.text_projection
 
 
 def patch_grid(image_size, patch, stride) -> tuple[int, int]:

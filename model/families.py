@@ -24,12 +24,11 @@ from model.heads import SideEmbedding
 from model.pretrained import NONE
 from model.published import GRIDS
 from model.swin import add_semantics, pad_first
-from model.timm_tower import MapTower, TokenTower, make_timm
+from model.timm_tower import MapTower, TokenTower, Variant, make_timm
 from utils.checkpoint import load_strictly, read_tensors
-from utils.errors import WeightsError
+from utils.errors import WeightsError, some
 from utils.paths import expanded
 
-SHOWN = 3  # names in a message
 WRAPPER = "module."  # what data parallelism puts before all names; DINO's code wraps a teacher that has batch norm
 TOWER = "image.net."  # how the names of timm's tower begin in our network
 FINE_TUNED = {
@@ -200,10 +199,8 @@ def make(
         if size and family.size not in (None, tuple(size)):
             raise WeightsError(f"{key}: invalid value {tuple(size)}; {name} takes images of {family.size} only")
 
-    create = partial(_create, family, semantic_weight)
-    return make_timm(
-        family.timm, image_size, stride, side, test_size=test_size, side_on_all=True, create=create, **options
-    )
+    variant = Variant(name, partial(_create, family, semantic_weight), side_on_all=True)
+    return make_timm(family.timm, image_size, stride, side, test_size=test_size, variant=variant, **options)
 
 
 def _create(family: Family, semantic_weight: float, **arguments: Any) -> Any:
@@ -253,8 +250,8 @@ def read_family(name: str, contents: Mapping, source: str) -> Contents:
         else:
             tensors[ours] = _placed(ours, value, family)
     if unknown:
-        raise WeightsError(f"{source}: {len(unknown)} unexpected ({_brief(unknown)}); is it a {name} (MODEL.NAME)?")
-    said = [f"dropped: {_brief(keys)}: {why}" for why, keys in dropped.items()]
+        raise WeightsError(f"{source}: {len(unknown)} unexpected ({some(unknown)}); is it a {name} (MODEL.NAME)?")
+    said = [f"dropped: {some(keys)}: {why}" for why, keys in dropped.items()]
     return Contents(tensors, shown, whole, said)
 
 
@@ -262,7 +259,7 @@ def refuse_branches(state: Iterable[str], source: str) -> None:
     """Raise WeightsError if a file holds the branches of TransReID's jigsaw patch module."""
     if branches := [key for key in state if re.match(JPM, key)]:
         raise WeightsError(
-            f"{source}: holds the branches of TransReID's jigsaw patch module ({_brief(branches)}), which is not "
+            f"{source}: holds the branches of TransReID's jigsaw patch module ({some(branches)}), which is not "
             "supported; expected a file trained with MODEL.JPM False, or train MODEL.NAME transreid_base without it"
         )
 
@@ -358,7 +355,3 @@ def _placed(name: str, value: Tensor, family: Family) -> Tensor:
     if name == "image.side.table" and value.ndim == 3:
         return value.squeeze(1)  # theirs is [rows, 1, D]
     return family.convert(name, value)
-
-
-def _brief(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")

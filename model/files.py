@@ -8,14 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from utils.errors import WeightsError
+from utils.errors import WeightsError, some
 
 # What data parallelism, torch.compile, FSDP and activation checkpointing insert into names.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # First parts of names that are no prefix, even if all names have them.
 PARTS = {"visual", "image_encoder", "image", "vision_model", "text_model"}
 DEEPEST = 3  # dictionaries in dictionaries that are looked into
-SHOWN = 3  # names in a message
 # How a name in a file begins -> what the file is.
 LAYOUTS = {
     r"visual\.": "CLIP by open_clip's names",
@@ -40,7 +39,7 @@ def state_in(contents: Mapping, source: str) -> dict[str, Tensor]:
     most = max((_tensors(state) for state in found.values()), default=0)
     large = [keys for keys, state in found.items() if 2 * _tensors(state) > most]
     if not large:
-        raise WeightsError(f"{source}: holds no dictionary of tensors; its keys are {_some(contents)}")
+        raise WeightsError(f"{source}: holds no dictionary of tensors; its keys are {some([*map(repr, contents)])}")
     if len(large) > 1:
         names = ", ".join(keys or "itself" for keys in large)
         raise WeightsError(
@@ -74,7 +73,7 @@ def check_tensors(state: Mapping, source: str) -> None:
 def layout(state: Mapping[str, Tensor]) -> str:
     """What a file is by the names in it, with some of them."""
     what = next(what for names, what in LAYOUTS.items() if any(re.match(names, name) for name in state))
-    return f"{what} ({_some(state)})"
+    return f"{what} ({some([*map(repr, state)])})"
 
 
 def _states(contents: Mapping, keys: str = "", depth: int = 0) -> dict[str, Mapping]:
@@ -94,7 +93,3 @@ def _common(state: Mapping[str, Tensor]) -> str | None:
     """What all names have before their first dot; None if they differ, or one has no dot."""
     firsts = {name.partition(".")[0] if "." in name else None for name in state}
     return firsts.pop() if len(firsts) == 1 else None
-
-
-def _some(names: Mapping) -> str:
-    return ", ".join(map(repr, list(names)[:SHOWN])) + (", …" if len(names) > SHOWN else "")

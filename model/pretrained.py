@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -29,11 +29,13 @@ TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ra
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
 
 
-def clip_config(name: str, others: Iterable[str] = ()) -> dict:
-    """The architecture called `name`, as open_clip.CLIP takes it.
+def clip_names() -> list[str]:
+    """The names of the tiny CLIP and of those that open_clip knows."""
+    return [*tiny_clip.CONFIGS, *open_clip.list_models()]
 
-    Args:
-        others: names of towers that are no CLIP's, for the message.
+
+def clip_config(name: str) -> dict:
+    """The architecture called `name`, as open_clip.CLIP takes it.
 
     Raises:
         WeightsError: open_clip does not know the name, or it is not a CLIP of OpenAI's two forms: a vision transformer
@@ -41,16 +43,8 @@ def clip_config(name: str, others: Iterable[str] = ()) -> dict:
     """
     if name in tiny_clip.CONFIGS:
         return tiny_clip.CONFIGS[name]()
-    names = [*tiny_clip.CONFIGS, *open_clip.list_models()]
-    if name not in names:
-        names = [*names, *others]
-        alike = [each for each in names if each.lower() == name.strip().lower()]
-        near = alike or difflib.get_close_matches(name, names, n=3) or ["ViT-B-16"]
-        hint = (
-            "; weights of a folder or repository: MODEL.NAME ViT-B-16 MODEL.PRETRAIN /path/open_clip_model.safetensors"
-        )
-        hint = hint if ":" in name or "/" in name else ""
-        raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; near it: {', '.join(near)}{hint}")
+    if name not in clip_names():
+        raise WeightsError(f"MODEL.NAME: there is no CLIP {name!r}; ViT-B-16 and RN50, for example, are")
     # For other names it would open folders (local-dir:) or the network (hf-hub:).
     config = open_clip.get_model_config(name)
     config.pop("quick_gelu", None)

@@ -27,6 +27,8 @@ class PromptLearner(nn.Module):
 
     Attributes:
         counts: identities of each template.
+        prefix, suffix: embeddings of each template's tokens before the gap and behind it [templates, l, W].
+        end: position of the end-of-text token.
         trained: whether the tokens were trained, here or in the run that a file comes from.
 
     Raises:
@@ -73,11 +75,17 @@ class PromptLearner(nn.Module):
             start += count
         return parts
 
+    def template_of(self, pids: Tensor) -> Tensor:
+        """Identities [N] -> the number of each one's template [N]."""
+        if len(self.counts) == 1:
+            return torch.zeros_like(pids)
+        return torch.stack(self.parts(pids)).int().argmax(dim=0)
+
     def forward(self, pids: Tensor) -> Tensor:
         """Identities [N] -> token embeddings [N, L, W] over the full context."""
         n, prefix, suffix = len(pids), self.prefix, self.suffix
         if len(self.counts) > 1:
-            which = torch.stack(self.parts(pids)).int().argmax(dim=0)
+            which = self.template_of(pids)
             prefix, suffix = prefix[which], suffix[which]
         return torch.cat([prefix.expand(n, -1, -1), self.context[pids], suffix.expand(n, -1, -1)], dim=1)
 
@@ -138,6 +146,7 @@ def mix(prompts: Tensor, strength: float, generator: Generator | None = None) ->
 
 
 AUGMENTATIONS = {"mask": mask, "swap": swap, "mix": mix}
+MOVING = ("swap",)  # those by which tokens change their places
 
 
 def words_only(augment: Callable[[Tensor], Tensor], end: int) -> Callable[[Tensor], Tensor]:

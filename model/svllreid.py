@@ -9,6 +9,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from model.blocks import pick
 from model.clip import TextTower
 from model.heads import BNNeckHead, Predictor, Projector, SideEmbedding
 from model.prompts import PromptLearner
@@ -67,14 +68,20 @@ class SvllReid(nn.Module):
         """Identities [N] -> the features [N, E] of their prompts; each identity is computed once."""
         assert self.text is not None and self.prompts is not None
         unique, rows = pids.unique(return_inverse=True)
-        return self.text(self.prompts(unique), self.prompts.end)[rows]
+        pasts = pick(self.text.read(self.prompts.prefix), self.prompts.template_of(unique))
+        return self.text(self.prompts(unique), self.prompts.end, pasts)[rows]
 
     def embed(self, images: Tensor, side: SideInfo | None = None, *, neck: bool = False) -> Tensor:
         """Images -> the vectors [B, D + E] that retrieval compares, before or (`neck`) after the batch-norm necks."""
-        parts = self._compared(self.encode_image(images, side))
-        if neck:
-            parts = [head.neck(part) for head, part in zip(self.heads, parts, strict=True)]
-        return torch.cat(parts, dim=1)
+        features = self.encode_image(images, side)
+        if not neck:
+            return self.joined(features)
+        parts = zip(self.heads, self._compared(features), strict=True)
+        return torch.cat([head.neck(part) for head, part in parts], dim=1)
+
+    def joined(self, features: ImageFeatures) -> Tensor:
+        """The vectors [B, D + E] that retrieval compares, before the batch-norm necks."""
+        return torch.cat(self._compared(features), dim=1)
 
     def _compared(self, features: ImageFeatures) -> list[Tensor]:
         there = [feature for feature in (features.last, features.projected) if feature is not None]

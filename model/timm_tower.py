@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -166,8 +165,7 @@ def make_timm(
     pooling: str = AUTO,
     embed_dim: int = 0,
     drop_path: float = 0.0,
-    side_on_all: bool = False,
-    create: Callable[..., Any] | None = None,
+    variant: Variant | None = None,
 ) -> TokenTower | MapTower:
     """The tower that timm calls `name`, without trained weights.
 
@@ -176,12 +174,13 @@ def make_timm(
         stride: of towers that let it be chosen (`Facts.stride` is None).
         test_size: another image size that it must take.
         drop_path: largest rate of stochastic depth, that of the last block.
-        create: makes timm's tower of arguments of its class; None: as it is.
+        variant: a published tower that is made of it; None: timm's own.
 
     Raises:
         WeightsError: an image size or a pooling that this tower does not have.
     """
     facts = read_facts(name)
+    variant = variant or Variant(f"timm/{name}", partial(timm.create_model, name, num_classes=0))
     arguments: dict[str, Any] = {}
     if facts.takes_size:
         arguments["img_size"] = tuple(image_size)
@@ -190,13 +189,13 @@ def make_timm(
         arguments["drop_path_rate"] = drop_path
     if pooling not in (AUTO, *((TOKEN, AVG, BOTH) if facts.has_token else ())):
         expected = "auto, token, avg or token+avg" if facts.has_token else "auto, its own: it has no class token"
-        raise WeightsError(f"MODEL.POOLING: invalid value {pooling} for timm/{name}; expected {expected}")
+        raise WeightsError(f"MODEL.POOLING: invalid value {pooling} for {variant.name}; expected {expected}")
 
     def make(side: SideEmbedding | None, **more: Any) -> TokenTower | MapTower:
-        net = (create or partial(timm.create_model, name, num_classes=0))(**arguments, **more)
+        net = variant.create(**arguments, **more)
         if facts.has_token:
-            options: dict[str, Any] = {"side_on_all": side_on_all, "pooling": pooling, "embed_dim": embed_dim}
-            return TokenTower(net, image_size, stride, side, **options)
+            options: dict[str, Any] = {"pooling": pooling, "embed_dim": embed_dim}
+            return TokenTower(net, image_size, stride, side, side_on_all=variant.side_on_all, **options)
         return MapTower(net, embed_dim=embed_dim)
 
     quick = {"weight_init": "skip"} if "weight_init" in facts.arguments else {}
@@ -205,11 +204,23 @@ def make_timm(
             with torch.device("meta"), torch.no_grad():
                 make(None, **quick).eval().to("meta")(torch.zeros(1, 3, *size))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            patch = facts.multiple or 1
+            if any(pixels % patch for pixels in size):
+                expected = f"multiples of {patch}, e.g. {tuple(max(pixels // patch, 1) * patch for pixels in size)}"
+            else:
+                expected = f"e.g. {facts.size} ({one_line(error)})"
             raise WeightsError(
-                f"{key} {tuple(size)}: timm/{name} does not take images of this size ({one_line(error)}); expected "
-                f"e.g. {facts.size}"
+                f"{key} {tuple(size)}: {variant.name} does not take images of this size; expected {expected}"
             ) from error
     return make(side)
+
+
+class Variant(NamedTuple):
+    """A published tower that is made of one of timm's."""
+
+    name: str  # for messages
+    create: Callable[..., Any]  # makes timm's tower of arguments of its class
+    side_on_all: bool = False  # as of `TokenTower`
 
 
 class Facts(NamedTuple):
@@ -220,22 +231,14 @@ class Facts(NamedTuple):
     width: int  # of a token, or of the map
     has_token: bool
     size: tuple[int, int]  # of the images that it was trained with, by timm's default tag
+    multiple: int | None  # of pixels, that sizes of images must be; None for any
     takes_size: bool  # whether it is made for one image size
     arguments: frozenset[str]  # that it is made with
 
 
 @cache
 def read_facts(name: str) -> Facts:
-    """The facts of the tower that timm calls `name`.
-
-    Raises:
-        WeightsError: timm knows no such tower.
-    """
-    if not timm.is_model(name) or "." in name:
-        bare, _, tag = name.partition(".")
-        near = ", ".join(difflib.get_close_matches(bare, timm.list_models(), n=3)) or "see timm.list_models()"
-        hint = f"MODEL.NAME timm/{bare} MODEL.PRETRAIN {tag}" if timm.is_model(bare) else f"near it: {near}"
-        raise WeightsError(f"MODEL.NAME timm/{name}: timm {timm.__version__} has no such model; {hint}")
+    """The facts of the tower that timm calls `name`."""
     with torch.device("meta"):
         net: Any = timm.create_model(name, num_classes=0)
     arguments = frozenset(inspect.signature(type(net).__init__).parameters)
@@ -248,6 +251,7 @@ def read_facts(name: str) -> Facts:
         net.num_features,
         transformer and net.cls_token is not None,
         tuple(net.pretrained_cfg["input_size"][1:]),
+        net.patch_embed.patch_size[0] if isinstance(getattr(net, "patch_embed", None), PatchEmbed) else None,
         transformer or "img_size" in arguments,
         arguments,
     )
@@ -300,7 +304,6 @@ def _hub_entry(entry: PretrainedCfg) -> dict:
 
 def pixels(name: str, pretrain: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the channels that the weights were trained with; of a file, those of timm's default tag."""
-    read_facts(name)
     entry: Any = timm.get_pretrained_cfg(f"{name}.{pretrain}" if pretrain in tags_of(name) else name)
     return tuple(entry.mean), tuple(entry.std)
 

@@ -24,10 +24,14 @@ To add one: its file, and a row of TOWERS; a published tower that timm can build
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import timm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,8 +39,9 @@ from model import families
 from model.clip import ResNetTower, ViTTower
 from model.families import FAMILIES, IMAGENET
 from model.heads import SideEmbedding
-from model.pretrained import clip_config
-from model.timm_tower import fill, make_timm, pixels, read_facts
+from model.pretrained import clip_config, clip_names
+from model.timm_tower import fill, make_timm, pixels, read_facts, tags_of
+from utils.errors import WeightsError
 from utils.records import SideInfo
 
 TIMM = "timm/"  # how names of timm's towers begin
@@ -71,11 +76,13 @@ def find_tower(name: str) -> Tower:
     """
     if name in TOWERS:
         return TOWERS[name]
-    if name.startswith(TIMM):
-        return _timm_row(name.removeprefix(TIMM))
     if name in FAMILIES:
         return _family_row(name)
-    vision = clip_config(name, others=FAMILIES)["vision_cfg"]
+    if name.startswith(TIMM) and timm.is_model(name.removeprefix(TIMM)) and "." not in name:
+        return _timm_row(name.removeprefix(TIMM))
+    if name not in clip_names() or timm.is_model(name):  # open_clip has CLIPs with towers of timm under their names
+        raise WeightsError(f"MODEL.NAME: there is no architecture {name!r}; {_meant(name)}")
+    vision = clip_config(name)["vision_cfg"]
     if isinstance(vision["layers"], int):
         return TOWERS[VIT]._replace(patch=vision["patch_size"])
     return TOWERS[RESNET]
@@ -103,6 +110,33 @@ def make_tower(
     table = side(row.side_width(visual)) if side and row.side_width else None
     taken = {key: value for key, value in (options or {}).items() if key in row.options}
     return row.make(visual, image_size, stride, table, **taken)
+
+
+def _meant(name: str) -> str:
+    """What to write instead of a MODEL.NAME that there is not: one that differs in case, signs or timm's prefix, else
+    similar ones."""
+
+    def bare(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", re.sub(f"^(hf-hub:)?{TIMM}", "", name.strip().lower()))
+
+    names = defaultdict(list)
+    others = (each for each, row in TOWERS.items() if not row.is_clip)
+    for each in (*clip_names(), *others, *FAMILIES, *(TIMM + each for each in timm.list_models())):
+        names[bare(each)].append(each)
+    stem, _, tag = name.strip().rpartition(".")
+    for each in names.get(bare(stem), ()):
+        if each.startswith(TIMM) and tag in tags_of(each.removeprefix(TIMM)):
+            return f"expected MODEL.NAME {each} MODEL.PRETRAIN {tag}"
+    if alike := [each for each in names.get(bare(name), ()) if each != name]:
+        return f"near it: {', '.join(alike)}"
+    near = difflib.get_close_matches(bare(name), names, n=3)
+    hint = f"near it: {', '.join(each for key in near for each in names[key]) or 'ViT-B-16'}; see docs/towers.md"
+    if name.startswith(TIMM) or not {":", "/"} & set(name):
+        return hint
+    return (
+        f"{hint}; weights of a folder or repository: MODEL.NAME ViT-B-16 MODEL.PRETRAIN "
+        "/path/open_clip_model.safetensors"
+    )
 
 
 def _timm_row(name: str) -> Tower:

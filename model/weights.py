@@ -18,7 +18,7 @@ from model.files import check_tensors, layout, state_in
 from model.svllreid import SvllReid
 from model.towers import find_tower
 from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
-from utils.errors import WeightsError
+from utils.errors import WeightsError, some
 from utils.release_folder import is_release, locate, read_release
 from utils.schema import Checkpoint, check
 
@@ -34,7 +34,7 @@ PARTS = {
     "text projector": (r"text_projector\.", "MODEL.SSL_HIDDEN and MODEL.SSL_OUT"),
 }
 SIZES = "INPUT.SIZE_TRAIN and MODEL.STRIDE_SIZE"
-SHOWN = 3  # names in a message
+SHOWN = 3  # faults in a message
 
 
 class Weights(NamedTuple):
@@ -225,7 +225,7 @@ def load_weights(
     spare, fresh, wanted = spare or {}, fresh or {}, model.state_dict()
     verdict = defaultdict(list)
     strange = [name for name in weights.tensors if not any(re.match(start, name) for start, _ in PARTS.values())]
-    faults = [f"{len(strange)} unexpected ({', '.join(strange[:SHOWN])})"] if strange else []
+    faults = [f"{len(strange)} unexpected ({some(strange)})"] if strange else []
     tensors, table = dict(weights.tensors), _PositionTable.of(model, weights)
     if table and (outcome := table.fit(tensors, wanted, faults, resize=resize)):
         verdict[outcome].append("position table")
@@ -257,14 +257,13 @@ def load_weights(
 def _missing_or_unexpected(weights: Weights, part: str, mine: Set[str], theirs: Set[str]) -> Iterator[str]:
     for word, names in (("missing", mine - theirs), ("unexpected", theirs - mine)):
         if names:
-            shown = ", ".join(weights.shown(name) for name in sorted(names)[:SHOWN])
-            more = ", …" if len(names) > SHOWN else ""
-            yield f"{part}: {len(names)} {word} ({shown}{more}); {PARTS[part][1]} decide on it"
+            shown = some([weights.shown(name) for name in sorted(names)])
+            yield f"{part}: {len(names)} {word} ({shown}), as follows from {PARTS[part][1]}"
 
 
 def _misfit(weights: Weights, name: str, value: Tensor, place: Tensor, setting: str) -> str | None:
     if value.shape != place.shape:
-        return f"{weights.shown(name)} is {list(value.shape)}, not {list(place.shape)}; {setting} decide on it"
+        return f"{weights.shown(name)} is {list(value.shape)}, not {list(place.shape)}, as follows from {setting}"
     if value.is_floating_point() != place.is_floating_point():
         return f"{weights.shown(name)} is of {value.dtype}, not {place.dtype}; the file is damaged"
     return None

@@ -114,10 +114,13 @@ def method_of(settings: Mapping[str, Any]) -> str:
     solver, stages = settings["SOLVER"], settings["PROCESSOR"]["STAGES"]
     if CLUSTER.name in stages:
         return "CCLNet"
-    prompts = PROMPT.name in stages or settings["MODEL"]["I2T_LOSS_WEIGHT"] > 0
+    model = settings["MODEL"]
+    prompts = PROMPT.name in stages or model["I2T_LOSS_WEIGHT"] > 0
+    prototypes = model.get("PROTOTYPE_LOSS_WEIGHT", 0) > 0  # older settings do not have it
     language, vision = (solver[stage]["SSL_LOSS_WEIGHT"] > 0 for stage in ("STAGE1", "STAGE2"))
     if not prompts:
-        return "baseline with vision self-supervision" if vision else "baseline"
+        name = "PCL-CLIP" if prototypes else "baseline"
+        return f"{name} with vision self-supervision" if vision else name
     names = {
         (True, True): "SVLL-ReID",
         (True, False): "CLIP-ReID with language self-supervision",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from model.svllreid import SvllReid
 from model.towers import has_batch_norm, stem_only
 from processor.chunks import encode_in_chunks
 from utils.distributed import gather
-from utils.records import Batch, ImageFeatures, Losses, SideInfo
+from utils.records import Batch, ImageFeatures, Labels, Losses, SideInfo
 
 Outcome = tuple[Tensor, Tensor | None]  # the loss [], and scores [B, P] for its accuracy
 
@@ -33,7 +34,12 @@ class Views(NamedTuple):
 class ImageStage(nn.Module):
     """CLIP-ReID §3.3 and the vision self-supervision of SVLL-ReID; a baseline has weights of 0 for what it lacks.
 
-    Of several processes, each gives its share of the images to the tower. Heads and losses see all of them, everywhere.
+    Two terms have a `Memory` of what retrieval compares, the features before their necks. "prototype": images against
+    a prototype of each identity (PCL-CLIP; Li and Gong, 2023). "camera_proxy": images against a prototype of each
+    identity in each camera; positives are the own identity's in other cameras (Wang et al., AAAI 2021).
+
+    Of several processes, each gives its share of the images to the tower. Heads, losses and memories see all of them,
+    everywhere.
 
     Args:
         model: its image tower, identity heads and image projector train; text tower, prompts and text projector do not.
@@ -51,10 +57,13 @@ class ImageStage(nn.Module):
 
     Attributes:
         mini_batch: images that go through the tower at once; 0 is all.
+        memories: of the terms that have one and are on, by name; `fill` them before training.
     """
 
     text_features: Tensor | None
     mini_batch = 0
+    memories: Any
+    seen: tuple[Tensor, Labels] | None = None  # of the last batch, for the memories: what was compared with them
 
     def __init__(
         self,
@@ -86,6 +95,7 @@ class ImageStage(nn.Module):
         simclr = NTXent() if positives == "image" else SupCon(one_by_one=ignore_same_identity)
         self.self_supervised = NegativeCosine() if self_supervision == "SIMSIAM" else simclr
         self.one_view_at_a_time = has_batch_norm(model.image)  # as published
+        self.memories = nn.ModuleDict()
 
     def layer_of(self, name: str) -> int | None:
         """The layer of a parameter, from 0; None for what comes after the tower's layers."""
@@ -95,23 +105,22 @@ class ImageStage(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The batch, or this process's share of it -> losses of the whole; terms of weight 0 are not computed."""
         on = {name: term for name, term in TERMS.items() if self.weights.get(name, 0.0) > 0}
-        pids, terms, accuracy = gather(batch.pids), {}, {}
+        labels, terms, accuracy = Labels(gather(batch.pids), gather(batch.side.camids)), {}, {}
         if any(not term.of_views for term in on.values()):
             features = _gathered(self._encode(batch.images, batch.side))
         for name, term in on.items():
-            seen = self._views(batch, pids) if term.of_views else features
-            terms[name], scores = term.compute(self, seen, pids)
+            seen = self._views(batch, labels) if term.of_views else features
+            terms[name], scores = term.compute(self, seen, labels)
             if scores is not None:
-                accuracy[name] = _accuracy(scores, pids)
+                accuracy[name] = _accuracy(scores, labels.pids)
         return weigh(terms, self.weights)._replace(accuracy=accuracy)
 
-    def _views(self, batch: Batch, pids: Tensor) -> Views:
-        """Of the whole batch, with identities [B]."""
+    def _views(self, batch: Batch, labels: Labels) -> Views:
+        """Of the whole batch."""
         first, second = (gather(view) for view in self._view_features(batch))
         if self.positives == "image":
             return Views(first, second)
-        camids = gather(batch.side.camids) if self.positives == "camera" else None
-        return Views(first, second, find_positives(pids, camids))
+        return Views(first, second, find_positives(labels.pids, labels.camids if self.positives == "camera" else None))
 
     def _view_features(self, batch: Batch) -> tuple[Tensor, ...]:
         """The two views of every image of this process, each [B, D]."""
@@ -125,35 +134,59 @@ class ImageStage(nn.Module):
     def _encode(self, images: Tensor, side: SideInfo | None) -> ImageFeatures:
         return encode_in_chunks(self.model.image, images, side, self.mini_batch)
 
-    # The terms, each of the features and identities of the whole batch.
+    # The terms, each of the features and labels of the whole batch.
 
-    def _identity(self, features: ImageFeatures, pids: Tensor) -> Outcome:
+    def _identity(self, features: ImageFeatures, labels: Labels) -> Outcome:
         scores = self.model.classify(features)
-        return self.identity(scores, pids), scores[0]
+        return self.identity(scores, labels.pids), scores[0]
 
-    def _triplet(self, features: ImageFeatures, pids: Tensor) -> Outcome:
+    def _triplet(self, features: ImageFeatures, labels: Labels) -> Outcome:
         depths = features if self.triplet_features == "all" else (features.last,)
-        return sum(self.triplet(depth, pids) for depth in depths if depth is not None), None
+        return sum(self.triplet(depth, labels.pids) for depth in depths if depth is not None), None
 
-    def _image_text(self, features: ImageFeatures, pids: Tensor) -> Outcome:
+    def _image_text(self, features: ImageFeatures, labels: Labels) -> Outcome:
         assert features.projected is not None
         scores = features.projected.detach() @ self.text_features.T
-        return self.image_text(features.projected, self.text_features, pids), scores
+        return self.image_text(features.projected, self.text_features, labels.pids), scores
 
-    def _vision_ssl(self, views: Views, pids: Tensor) -> Outcome:
+    def _vision_ssl(self, views: Views, labels: Labels) -> Outcome:
         assert self.model.image_projector is not None
         first, second = (self.model.image_projector(view) for view in views[:2])  # batch norm sees one view at a time
         if isinstance(self.self_supervised, NegativeCosine):
             return self.self_supervised(first, views.second, second, views.first, views.positives), None
         if isinstance(self.self_supervised, SupCon):
-            return self.self_supervised(first, second, pids, views.positives), None
-        return self.self_supervised(first, second, pids if self.ignore_same_identity else None), None
+            return self.self_supervised(first, second, labels.pids, views.positives), None
+        return self.self_supervised(first, second, labels.pids if self.ignore_same_identity else None), None
+
+    def _remembered(self, features: ImageFeatures, labels: Labels, *, name: str) -> Outcome:
+        queries = self.model.joined(features)
+        self.seen = queries.detach(), labels
+        return self.memories[name](queries, *_classes(name, labels)), None
+
+    # The memories.
+
+    def query(self, batch: Batch) -> Tensor:
+        """Images -> what memories are filled with, [B, D + E]."""
+        return self.model.embed(batch.images, batch.side)
+
+    def fill(self, features: Tensor, labels: Labels) -> None:
+        """Begin all memories with the features [N, D + E] of all training images, of the order of the labels."""
+        for name, memory in self.memories.items():
+            memory.fill(features, *_classes(name, labels))
+
+    def update(self, finite: Tensor) -> None:
+        """Take the last batch into the memories, after the update of the weights, unless that was not made."""
+        if finite:
+            assert self.seen is not None
+            queries, labels = self.seen
+            for name, memory in self.memories.items():
+                memory.update(queries, *_classes(name, labels))
 
 
 class Term(NamedTuple):
     """A term of the loss."""
 
-    compute: Callable[..., Outcome]  # of the stage, features and identities [B]
+    compute: Callable[..., Outcome]  # of the stage, features and labels
     weight: str  # the key of its weight in the configuration
     of_views: bool = False  # whether it is given the two Views instead of the image's features
 
@@ -163,7 +196,14 @@ TERMS = {
     "triplet": Term(ImageStage._triplet, "MODEL.TRIPLET_LOSS_WEIGHT"),
     "image_text": Term(ImageStage._image_text, "MODEL.I2T_LOSS_WEIGHT"),
     "vision_ssl": Term(ImageStage._vision_ssl, "SOLVER.STAGE2.SSL_LOSS_WEIGHT", of_views=True),
+    "prototype": Term(partial(ImageStage._remembered, name="prototype"), "MODEL.PROTOTYPE_LOSS_WEIGHT"),
+    "camera_proxy": Term(partial(ImageStage._remembered, name="camera_proxy"), "MODEL.CAMERA_PROXY_LOSS_WEIGHT"),
 }
+
+
+def _classes(name: str, labels: Labels) -> tuple[Tensor, Tensor | None]:
+    """Identities and, where the term's memory has prototypes by camera, cameras."""
+    return labels.pids, labels.camids if name == "camera_proxy" else None
 
 
 def _gathered(features: ImageFeatures) -> ImageFeatures:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from loss.contrast import ImageTextContrast
 from loss.self_supervised import NTXent
 from loss.weighing import weigh
+from model.blocks import Past, pick
 from model.svllreid import SvllReid
 from model.towers import stem_only
 from processor.features import compute_features
@@ -28,6 +29,8 @@ class PromptStage(nn.Module):
         model: with text tower and prompts; everything but the learned tokens is frozen here.
         weights: "image_text" (both directions), which is always there, and "language_ssl"; 0.0 is off.
         augment: prompts [U, L, W] -> one augmented view; called twice.
+        moving: whether `augment` moves tokens to other places. Where it does not, no gradient can reach the words
+            before the learned tokens, and they are computed without.
         train_projector: whether the text projector trains, too. As published it does not: it stays at its random start
             and keeps to batch statistics, so that language self-supervision acts through a fixed random network.
     """
@@ -38,6 +41,7 @@ class PromptStage(nn.Module):
         *,
         weights: dict[str, float],
         augment: Callable[[Tensor], Tensor],
+        moving: bool = False,
         train_projector: bool = False,
     ):
         super().__init__()
@@ -46,27 +50,41 @@ class PromptStage(nn.Module):
         if train_projector and model.text_projector is not None:
             model.text_projector.requires_grad_(True)
         self.weights = weights
-        self.augment = augment
+        self.augment, self.moving = augment, moving
+        self.templates: list[Past] = []  # what the text tower keeps of their first words, once it has read them
         self.contrast = ImageTextContrast()
         self.self_contrast = NTXent()
 
     def forward(self, batch: FeatureBatch) -> Losses:
         """The tower runs once, over each identity of the batch and its two augmented views."""
         model = self.model
-        pids, rows = batch.pids.unique(return_inverse=True)
-        prompts = model.prompts(pids)  # [U, L, W]
-        copies = [prompts]
+        pids, rows = batch.distinct, batch.rows
+        if pids is None:
+            pids, rows = batch.pids.unique(return_inverse=True)
+        copies = [model.prompts(pids)]  # [U, L, W]
         # A single identity has no negatives, and batch norm no statistics.
         if self.weights["language_ssl"] > 0 and len(pids) > 1:
-            copies += [self.augment(prompts), self.augment(prompts)]
-        encoded = in_shares(lambda share: model.text(share, model.prompts.end), torch.cat(copies))
-        texts, *views = encoded.split(len(pids))  # each [U, E]
+            copies += [self.augment(copies[0]), self.augment(copies[0])]
+        encoded = in_shares(self._encode, model.prompts.template_of(pids), *copies)
+        texts, *views = encoded.unbind(dim=1)  # each [U, E]
         if len(model.prompts.counts) > 1:
             return self._by_template(batch, pids, rows, texts, views)
         terms = {"image_text": self.contrast(batch.features, texts[rows], batch.pids)}
         if views:
             terms["language_ssl"] = self._compare(views)
         return weigh(terms, self.weights)
+
+    def _encode(self, templates: Tensor, *copies: Tensor) -> Tensor:
+        """The number of each prompt's template [U], prompts [U, L, W] and their views -> [U, copies, E]."""
+        text, prompts, pasts = self.model.text, self.model.prompts, []
+        copies = tuple(copy[:, : prompts.end + 1] for copy in copies)  # before they are copied once more
+        if not self.moving or len(copies) == 1:
+            self.templates = self.templates or text.read(prompts.prefix)
+            pasts = pick(self.templates, templates)
+        if pasts and len(copies) > 1:
+            of_views = text.read(torch.cat([view[:, : prompts.prefix.shape[1]] for view in copies[1:]]))
+            pasts = [Past(*map(torch.cat, zip(*both, strict=True))) for both in zip(pasts, of_views, strict=True)]
+        return torch.stack(text(torch.cat(copies), prompts.end, pasts).chunk(len(copies)), dim=1)
 
     def _by_template(
         self, batch: FeatureBatch, pids: Tensor, rows: Tensor, texts: Tensor, views: list[Tensor]
@@ -130,28 +148,49 @@ def matching_accuracy(cache: FeatureBatch, texts: Tensor, size: int = 4096) -> d
     }
 
 
-class FeatureBatches:
+class DrawnBatches:
+    """Batches of cached features; `len` is exact.
+
+    Which identities are in each is found out here, on the CPU, and moved to the device at once: no step waits for it.
+
+    Args:
+        rows: of the features in every batch, on the CPU.
+    """
+
+    def __init__(self, cache: FeatureBatch, rows: Sequence[Tensor]):
+        self.cache, pids = cache, cache.pids.cpu()
+        found = [(some, *pids[some].unique(return_inverse=True)) for some in rows]
+        columns = (_moved(column, cache.pids.device) for column in zip(*found, strict=True))
+        self.batches = list(zip(*columns, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        for rows, *identities in self.batches:
+            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows], *identities)
+
+
+def _moved(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The parts on `device`, by one copy."""
+    return torch.cat(parts).to(device).split([len(part) for part in parts])
+
+
+class FeatureBatches(DrawnBatches):
     """Cached features in random order, in batches; every image once an epoch, the last batch may be short.
 
-    `len` is exact. (Published code makes an empty last batch where the size divides the number of images, and stops.)
+    (Published code makes an empty last batch where the size divides the number of images, and stops.)
     """
 
     def __init__(self, cache: FeatureBatch, size: int, *, seed: int, epoch: int, done: int = 0):
-        self.cache, self.size = cache, size
         # Drawn on the CPU, so that every device sees the same order.
         generator = torch.Generator().manual_seed(derive(seed, epoch))
         order = torch.randperm(len(cache.pids), generator=generator)
-        self.order = order[done * size :].to(cache.pids.device)  # without batches that an earlier run has seen
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def __iter__(self) -> Iterator[FeatureBatch]:
-        for rows in self.order.split(self.size) if len(self.order) else ():  # split makes an empty batch of nothing
-            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows])
+        order = order[done * size :]  # without batches that an earlier run has seen
+        super().__init__(cache, order.split(size) if len(order) else ())  # split makes an empty batch of nothing
 
 
-class BalancedBatches:
+class BalancedBatches(DrawnBatches):
     """`size` cached features of each part, e.g. of each modality, in every batch (CCLNet; Chen et al., 2023).
 
     Parts are in random orders of their own, every image of the longest once an epoch; the others are filled up with
@@ -161,21 +200,13 @@ class BalancedBatches:
     def __init__(
         self, cache: FeatureBatch, parts: Sequence[Tensor], size: int, *, seed: int, epoch: int, done: int = 0
     ):
-        rows = [part.nonzero()[:, 0] for part in parts if part.any()]
+        rows = [part.nonzero()[:, 0].cpu() for part in parts if part.any()]
         longest = max(map(len, rows))
         orders = []
         for number, mine in enumerate(rows):
             generator = torch.Generator().manual_seed(derive(seed, epoch, number))
             rounds = -(-longest // len(mine))
             drawn = [torch.randperm(len(mine), generator=generator) for _ in range(rounds)]
-            orders.append(mine[torch.cat(drawn)[:longest].to(mine.device)])
-        self.cache = cache
-        self.batches = list(zip(*(order.split(size) for order in orders), strict=True))[done:]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[FeatureBatch]:
-        for parts in self.batches:
-            rows = torch.cat(parts)
-            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows])
+            orders.append(mine[torch.cat(drawn)[:longest]])
+        batches = zip(*(order.split(size) for order in orders), strict=True)
+        super().__init__(cache, [torch.cat(parts) for parts in batches][done:])

@@ -57,6 +57,9 @@ RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guar
 MEMORY, CLUSTERING, ASSOCIATION = (f"tests/test_{name}.py" for name in ("prototypes", "clustering", "association"))
 CCLNET, LABELS = "tests/test_cclnet.py", "test_pseudo_labels_are_joined_by_path"
 LARGEST, LOOP = "test_the_sum_of_similarities_is_the_largest", "test_mixing_is_that_of_the_published_loop"
+REMEMBERED = "tests/test_image_prototypes.py"
+MOVED = "test_memories_are_taken_as_they_are_and_moved_after_the_step"
+CONFIGURED = "test_the_configuration_begins_compares_and_moves_memories"
 AVERAGE = f"{RESUME}::test_the_average_of_the_weights_is_resumed_saved_and_evaluated"
 INTERRUPTED = f"{RESUME}::test_a_run_that_is_interrupted_again_and_again_ends_the_same"
 
@@ -127,8 +130,8 @@ MUTATIONS = (
     mutation(
         "texts read a token early",
         "TextTower.forward",
-        "self.ln_final(_1[:, _2])",
-        "self.ln_final(_1[:, _2 - 1])",
+        "slice(-1, None)",
+        "slice(-2, -1)",
         *(SENTENCES, PROMPT),
     ),
     # Prompt stage
@@ -287,6 +290,43 @@ MUTATIONS = (
         "_1 & (self.cameras != _2) & _3",
         "_1 & _3",
         f"{MEMORY}::test_camera_proxies_by_loops",
+    ),
+    mutation(
+        "prototypes of cameras are of identities",
+        "_classes",
+        "_1 if name == _2 else None",
+        "None",
+        *(f"{REMEMBERED}::{test}" for test in ("test_loss_and_gradient_are_those_of_plain_loops", MOVED, CONFIGURED)),
+    ),
+    mutation(
+        "memories move before the step",
+        "ImageStage._remembered",
+        "self.seen = _1.detach(), labels",
+        """
+        self.seen = _1.detach(), labels
+        self.update(torch.tensor(True))
+        """,
+        *(f"{REMEMBERED}::{test}" for test in ("test_loss_and_gradient_are_those_of_plain_loops", MOVED, CONFIGURED)),
+    ),
+    mutation(
+        "memories move without a step",
+        "ImageStage.update",
+        "finite",
+        "True",
+        f"{REMEMBERED}::test_what_was_no_step_moves_no_memory",
+    ),
+    mutation(
+        "memories stay", "image_parts", "_1.update if _1.memories else None", "None", f"{REMEMBERED}::{CONFIGURED}"
+    ),
+    mutation(
+        "memories begin anew in every epoch", "keep_prototypes", "epoch == 1", "True", f"{REMEMBERED}::{CONFIGURED}"
+    ),
+    mutation(
+        "memories begin anew when a run is resumed",
+        "keep_prototypes",
+        "state is not None",
+        "False",
+        f"{RESUME}::test_prototypes_are_resumed",
     ),
     mutation(
         "clusters by k1 neighbours besides the image",

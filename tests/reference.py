@@ -525,6 +525,46 @@ def nt_xent(first, second, temperature=0.1):
     return total / 2
 
 
+def class_means(features, classes):
+    """Classes -> the mean of their unit features, at length 1, in a dictionary."""
+    rows = {}
+    for feature, one in zip(features, classes, strict=True):
+        rows.setdefault(one, []).append(unit(feature))
+    return {one: unit(torch.stack(mine).mean(0)) for one, mine in sorted(rows.items())}
+
+
+def prototype_contrast(features, pids, prototypes, temperature=0.05):
+    """PCL-CLIP: every image against a prototype of each identity {pid: [D]}, of which its own is right."""
+    total = 0
+    for feature, pid in zip(features, pids, strict=True):
+        scores = torch.stack([unit(feature) @ prototype for prototype in prototypes.values()]) / temperature
+        total = total - log_softmax(scores)[list(prototypes).index(pid)] / len(features)
+    return total
+
+
+def camera_contrast(features, pids, camids, proxies, temperature=0.07, negatives=50):
+    """The inter-camera loss of camera-aware proxies {(pid, camid): [D]}: positives are the own identity's in other
+    cameras, negatives the most similar ones of other identities; images without a positive do not count."""
+    terms = []
+    for feature, pid, camid in zip(features, pids, camids, strict=True):
+        scores = {place: unit(feature) @ proxy / temperature for place, proxy in proxies.items()}
+        positives = [score for (owner, where), score in scores.items() if owner == pid and where != camid]
+        others = [score for (owner, _), score in scores.items() if owner != pid]
+        if positives:
+            hardest = sorted(others, key=lambda score: -score.item())[:negatives]
+            odds = sum(score.exp() for score in positives + hardest)
+            terms.append(-sum((score.exp() / odds).log() for score in positives) / len(positives))
+    return sum(terms) / len(terms)
+
+
+def moved_prototypes(prototypes, features, classes, momentum):
+    """Prototypes after a batch: one image after the other draws its class's towards itself, at length 1 again."""
+    prototypes = dict(prototypes)
+    for feature, one in zip(features, classes, strict=True):
+        prototypes[one] = unit(momentum * prototypes[one] + (1 - momentum) * unit(feature))
+    return prototypes
+
+
 def simsiam(first_prediction, second_prediction, first, second):
     """Minus the mean cosine of each view's prediction and the other view's feature, which gets no gradient."""
     one = (unit(first_prediction) * unit(second.detach())).sum(-1).mean()

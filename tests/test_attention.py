@@ -250,3 +250,15 @@ def test_many_images_are_several_files_and_pages(trained, tmp_path):
     files = [tmp_path / "a.svg", tmp_path / "a_2.svg"]
     assert tool.main(["--weight", str(path), "--output", str(files[0]), *images]) == 0
     assert all(file.read_text().lstrip().startswith("<?xml") for file in files)
+
+
+def test_what_is_there_stays_if_nothing_can_be_drawn(trained, tmp_path):
+    broken, output = tmp_path / "broken.png", tmp_path / "a.pdf"
+    broken.write_bytes(b"no image")
+    output.write_bytes(b"as it is")
+    words = ["--weight", str(trained[0]), "--output"]
+    with pytest.raises(UserError, match="none of the 1"):
+        tool.main([*words, str(output), str(broken)])
+    with pytest.raises(UserError, match=r"--output .*is one of the images"):
+        tool.main([*words, str(broken), trained[2].trials[0].query[0].path, str(broken)])
+    assert (broken.read_bytes(), output.read_bytes()) == (b"no image", b"as it is")

@@ -320,6 +320,8 @@ CONTRADICTIONS = [  # overrides, keys that are named, what is none
     (IGNORING, ["SSL_IGNORE"], ["MODEL.SSL_TYPE", "SIMCLR"]),
     (IGNORING, ["SSL_IGNORE"], ["SOLVER.STAGE2.SSL_IGNORE_SAME_IDENTITY", "False"]),
     (NO_WEIGHTS, ["nothing to train"], ["MODEL.I2T_LOSS_WEIGHT", "0.1"]),
+    (NO_WEIGHTS, ["nothing to train"], ["MODEL.PROTOTYPE_LOSS_WEIGHT", "0.1"]),
+    (NO_WEIGHTS, ["nothing to train"], ["MODEL.CAMERA_PROXY_LOSS_WEIGHT", "0.1"]),
     (["SOLVER.STAGE1.LR_MIN", "1"], ["SOLVER.STAGE1.LR_MIN", "SOLVER.STAGE1.BASE_LR"], [*ALONE, *NO_WEIGHTS[4:6]]),
     (["TEST.AQE", "True", "TEST.FEAT_NORM", "False"], ["TEST.AQE", "TEST.FEAT_NORM"], ["TEST.AQE", "False"]),
     # What a stage that does not run would need is no contradiction.

@@ -27,6 +27,7 @@ from torch import nn
 import utils.distributed as distributed
 from configs import load
 from datasets.build import clusters_per_batch, identities_per_batch, make_loader
+from loss.memory import Memory
 from model.build import make_model, settle_pixels
 from model.heads import Predictor
 from model.prompts import mask, mix
@@ -37,7 +38,7 @@ from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
 from utils.command import run_script
 from utils.errors import DataError, UserError
-from utils.records import Batch, FeatureBatch, QueryExpansion, Refinement, Reranking, Sample, Trial
+from utils.records import Batch, FeatureBatch, Labels, QueryExpansion, Refinement, Reranking, Sample, Trial
 
 pytestmark = pytest.mark.slow
 
@@ -56,10 +57,14 @@ def gradients(stage: nn.Module, batch, *, cast=None) -> dict:
         losses = stage(batch)
     losses.total.backward()
     distributed.average_gradients(stage.parameters())
+    if getattr(stage, "memories", None):
+        stage.update(torch.tensor(True))
     return {
         "losses": {"total": losses.total.detach(), **losses.terms},
         "gradients": {name: p.grad for name, p in stage.named_parameters() if p.grad is not None},
-        "statistics": {name: value for name, value in stage.named_buffers() if ".running_" in name},
+        "statistics": {
+            name: value for name, value in stage.named_buffers() if ".running_" in name or "prototypes" in name
+        },
     }
 
 
@@ -81,7 +86,7 @@ ALL = {"identity": 0.25, "triplet": 1.0, "image_text": 0.7, "vision_ssl": 0.8}
 PIDS, CAMS = [0, 0, 3, 3, 1, 1, 2, 2, 4, 4, 0, 1], [0, 1, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1]
 
 
-def image_stage(tower: str, dtype: torch.dtype, **options) -> ImageStage:
+def image_stage(tower: str, dtype: torch.dtype, *, prototypes: bool = False, **options) -> ImageStage:
     model = (small_model(cams=2) if tower == "vit" else small_resnet_model()).to(dtype)
     if model.image.side is not None:
         nn.init.normal_(model.image.side.table, generator=torch.Generator().manual_seed(7))
@@ -89,6 +94,11 @@ def image_stage(tower: str, dtype: torch.dtype, **options) -> ImageStage:
         torch.manual_seed(5)
         model.image_projector = Predictor(model.image.dims[1], hidden=7).to(dtype)
     stage = ImageStage(model, weights=ALL, text_features=all_text_features(model, CPU), **options).train()
+    if prototypes:
+        stage.weights = {**ALL, "prototype": 1.0, "camera_proxy": 0.5}
+        stage.memories.update({"prototype": Memory(56), "camera_proxy": Memory(56, negatives=3)})
+        features = torch.randn(12, 56, generator=torch.Generator().manual_seed(6), dtype=dtype)
+        stage.fill(features, Labels(torch.tensor(PIDS), torch.tensor(CAMS)))
     if tower == "resnet":
         model.image.eval()  # its batch norm sees the images of one process only
     return stage
@@ -348,6 +358,7 @@ IMAGE = {
     "image SimSiam": {"self_supervision": "SIMSIAM"},
     "image, positives of other cameras": {"positives": "camera"},
     "image, published choices undone": {"side_on_views": True, "ignore_same_identity": True, "margin": None},
+    "image, prototypes": {"prototypes": True},
     "image ResNet": {"tower": "resnet"},
     "image in fp32": {"dtype": torch.float32},
 }

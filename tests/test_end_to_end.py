@@ -402,6 +402,12 @@ def test_an_empty_checkpoint_is_not_taken_for_a_dead_worker(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {file}: is empty")
 
 
+def test_what_the_system_denies_names_the_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run_script((tmp_path / "file" / "folder").mkdir) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
+
+
 def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not the test runner's
 

@@ -31,7 +31,7 @@ from loss.triplet import BatchHardTriplet
 from model.build import load_model, make_model
 from model.clip import ViTTower
 from model.pretrained import build_clip
-from model.prompts import AUGMENTATIONS
+from model.prompts import AUGMENTATIONS, MOVING
 from model.published import from_published, published_name, to_published
 from model.svllreid import SvllReid
 from model.weights import read_weights
@@ -432,7 +432,8 @@ def test_the_prompt_stage_disturbs_the_whole_context(tmp_path, method):
         assert all(len(places) > 30 for moved, _ in draws for places in moved)
         assert any(ref.END in places.tolist() for moved, _ in draws for places in moved)  # the end moves, too
     augment = partial(AUGMENTATIONS[method], strength=0.5, generator=torch.Generator().manual_seed(5))
-    stage = PromptStage(model, weights={"image_text": 1.0, "language_ssl": 0.8}, augment=augment).train()
+    weights = {"image_text": 1.0, "language_ssl": 0.8}
+    stage = PromptStage(model, weights=weights, augment=augment, moving=method in MOVING).train()
     compare_prompt_stage(stage, state, batch, [partial(disturbed, method, draw=draw) for draw in draws], 0.8)
 
 

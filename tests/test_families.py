@@ -157,6 +157,13 @@ def test_overlapping_patches(tmp_path):
         make_tower("transreid_ssl_small_ics", SIZE, (15, 15))
 
 
+@pytest.mark.parametrize(("name", "expected"), [("personvit_base", (16, 240)), ("solider_swin_tiny", (4, 248))])
+def test_a_size_that_it_does_not_take_is_answered_with_multiples_of_the_patch(name, expected):
+    says = rf"INPUT.SIZE_TEST \(250, 128\): {name} .*multiples of {expected[0]}, e.g. \({expected[1]}, 128\)"
+    with pytest.raises(WeightsError, match=says):
+        make_tower(name, SIZE, (16, 16), options={"test_size": (250, 128)})
+
+
 @pytest.mark.parametrize("tokens", [129, 197, 211])
 def test_a_new_start_resizes_the_position_table(tmp_path, tokens):
     rows, columns = {129: (16, 8), 197: (14, 14), 211: (21, 10)}[tokens]

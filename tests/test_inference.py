@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from configs import ConfigError
 from datasets.build import make_loader
 from datasets.find_images import find_images
 from datasets.images import read_image
@@ -128,6 +129,8 @@ def test_wrong_words_are_refused(trained, tmp_path):
         ([*weight, str(tmp_path)], DataError),
         (["--weight", str(tmp_path / "x.pth"), "a.jpg"], UserError),
         ([*weight, "a.jpg", "--output", str(tmp_path / "no" / "f.npz")], UserError),
+        ([*weight, paths_of(trained[2])[0], "TEST.FLIPP", "True"], ConfigError),
+        ([*weight, "a.jpg", "--batch_size", "0"], SystemExit),
     ):
         with pytest.raises(error):
             embed.main(words)

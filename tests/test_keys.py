@@ -116,6 +116,7 @@ SOLIDER = {**TIMM, **SIZES, "MODEL.NAME": "solider_swin_tiny"}
 IMAGE_ONLY = {"PROCESSOR.STAGES": "image"}
 SIMSIAM = {"MODEL.SSL_TYPE": "SIMSIAM"}
 IDENTITY = {"SOLVER.STAGE2.SSL_POSITIVES": "identity"}
+PROTOTYPES, PROXIES = {"MODEL.PROTOTYPE_LOSS_WEIGHT": "1.0"}, {"MODEL.CAMERA_PROXY_LOSS_WEIGHT": "1.0"}
 SHOWN = ("images", "views", "test images")
 PICTURES = ("training pictures", "test pictures")
 # A stage's learning rate: what is logged (the first epoch's, and all of them) and what it does.
@@ -143,6 +144,8 @@ EFFECTS = (
     effect("MODEL.TRIPLET_LOSS_WEIGHT", "0.5", "image loss", "tower after"),
     effect("MODEL.I2T_LOSS_WEIGHT", "0.5", "image loss", "tower after"),
     effect("MODEL.I2T_LOSS_WEIGHT", "0.0", "shape of text", "shape of prompts", on=IMAGE_ONLY),
+    effect("MODEL.PROTOTYPE_LOSS_WEIGHT", "0.5", "prototype", "image loss", "tower after"),
+    effect("MODEL.CAMERA_PROXY_LOSS_WEIGHT", "0.5", "camera_proxy", "image loss", "tower after"),
     effect("MODEL.IF_LABELSMOOTH", "False", "identity", "image_text"),
     effect("MODEL.NO_MARGIN", "True", "triplet"),
     effect("MODEL.TRIPLET_FEATURES", "last", "triplet"),
@@ -207,6 +210,11 @@ EFFECTS = (
     effect("CLUSTER.K2", "1", "clusters"),
     effect("MEMORY.TEMP", "0.5", "cluster loss"),
     effect("MEMORY.MOMENTUM", "0.9", "second cluster loss"),
+    effect("MEMORY.TEMP", "0.5", "prototype", on=PROTOTYPES),
+    effect("MEMORY.MOMENTUM", "0.9", "tower after", on=PROTOTYPES),
+    effect("MEMORY.CAMERA_TEMP", "0.5", "camera_proxy", on=PROXIES),
+    effect("MEMORY.CAMERA_MOMENTUM", "0.9", "tower after", on=PROXIES),
+    effect("MEMORY.CAMERA_NEGATIVES", "1", "camera_proxy", on=PROXIES),
     effect("MEMORY.SWAP_MODE", "true", "cluster loss"),
     effect("MEMORY.SWAP_MODE", "none", "second cluster loss"),
     effect("MEMORY.SWAP_START", "2", "second cluster loss"),
@@ -225,6 +233,7 @@ EFFECTS = (
     effect("SOLVER.CLUSTER.WARMUP_FACTOR", "0.1", "cluster rates", on={"SOLVER.CLUSTER.WARMUP_ITERS": "2"}),
     effect("SOLVER.CLUSTER.WARMUP_ITERS", "2", "cluster rates"),
     effect("SOLVER.STAGE2.IMS_PER_BATCH", "8", "order of images", "image steps"),
+    effect("SOLVER.STAGE2.ITERS_PER_EPOCH", "3", "order of images", "image steps"),
     effect("SOLVER.STAGE2.OPTIMIZER_NAME", "AdamW", "tower after"),
     effect("SOLVER.STAGE2.OPTIMIZER_NAME", "SGD", "tower after"),
     effect("SOLVER.STAGE2.MOMENTUM", "0.5", "tower after", on={"SOLVER.STAGE2.OPTIMIZER_NAME": "SGD"}),
@@ -469,7 +478,7 @@ POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
         "image refusal": lambda trace: trace.image.refusal,
         "image rates": lambda trace: [line["lr"] for line in trace.image.lines],
         "image steps": lambda trace: [(line["epoch"], line["step"]) for line in trace.image.lines],
-        **{term: of_first_step("image", term) for term in TERMS},
+        **{term: of_first_step("image", term) for term in (*TERMS, "prototype", "camera_proxy")},
         "image loss": of_first_step("image", "loss"),
         "tower after": lambda trace: trace.image.weights["tower"],
         "heads after": lambda trace: trace.image.weights["heads"],

@@ -12,7 +12,7 @@ from configs import load
 from processor.build.image import save_memory
 from processor.chunks import encode_in_chunks
 from processor.image_stage import ImageStage
-from utils.records import Batch, ImageFeatures, SideInfo
+from utils.records import Batch, ImageFeatures, Labels, SideInfo
 
 
 class Noise(nn.Module):
@@ -71,8 +71,9 @@ def test_chunks_draw_the_same_again():
     assert torch.equal(after, torch.get_rng_state())
     features = ImageFeatures(*(torch.cat(depth) for depth in zip(*parts, strict=True)))
     stage.zero_grad()
-    losses = [stage._identity(features, batch.pids)[0], stage._triplet(features, batch.pids)[0]]
-    (ALL["identity"] * losses[0] + losses[1] + 0.7 * stage._image_text(features, batch.pids)[0]).backward()
+    labels = Labels(batch.pids, batch.side.camids)
+    losses = [stage._identity(features, labels)[0], stage._triplet(features, labels)[0]]
+    (ALL["identity"] * losses[0] + losses[1] + 0.7 * stage._image_text(features, labels)[0]).backward()
     for name, parameter in stage.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-6)

@@ -86,10 +86,10 @@ PROCESSOR: {STAGES: [prompt, image], UNTRAINED_PROMPTS: False}
 # What other recipes need and these programs have not.
 RECIPES = table("""
 MODEL: {TRIPLET_FEATURES: all, INIT_CLASSIFIER: random, POOLING: auto, EMBED_DIM: 0, DROP_PATH_RATE: 0.0,
-  SEMANTIC_WEIGHT: 0.2, HEADS: all}
+  SEMANTIC_WEIGHT: 0.2, HEADS: all, PROTOTYPE_LOSS_WEIGHT: 0.0, CAMERA_PROXY_LOSS_WEIGHT: 0.0}
 INPUT: {JPEG_PROB: 0.0, JPEG_QUALITY: [20, 90], GREY_PROB: 0.0}
 SOLVER.STAGE2: {SCHEDULE: steps, LR_MIN_FACTOR: 0.002, LAYER_DECAY: 1.0, MINI_BATCH: 0,
-  GRAD_CHECKPOINTING: False, EMA: 0.0}
+  GRAD_CHECKPOINTING: False, EMA: 0.0, ITERS_PER_EPOCH: 0}
 """)
 # Keys that are ours, or of which the published default is of no use here: where, on what, which data, how far.
 OURS_ALONE = r"""MODEL\.(DEVICE|NAME|PRETRAIN|ACTIVATION)|TEST\.(SIE|PROTOCOL|OTHER_SPLIT|AQE_.*)|RESUME
@@ -203,15 +203,76 @@ def test_no_key_that_changes_numbers_is_forgotten_in_the_rows(name):
     assert [key for key in unnamed if not re.fullmatch(without, key)] == []
 
 
+# TransReID's recipe, which PersonViT and SOLIDER follow.
+PERSON_TOWER = table("""
+MODEL: {STRIDE_SIZE: [16, 16], SIE_CAMERA: False, SIE_VIEW: False, ID_LOSS_WEIGHT: 1.0, TRIPLET_LOSS_WEIGHT: 1.0,
+  I2T_LOSS_WEIGHT: 0.0, NO_MARGIN: True, TRIPLET_FEATURES: last, IF_LABELSMOOTH: False, DROP_PATH_RATE: 0.1}
+INPUT: {PIXEL_MEAN: [0.5, 0.5, 0.5], PIXEL_STD: [0.5, 0.5, 0.5]}
+SOLVER.STAGE1: {SSL_LOSS_WEIGHT: 0.0}
+SOLVER.STAGE2: {IMS_PER_BATCH: 64, OPTIMIZER_NAME: SGD, MOMENTUM: 0.9, MAX_EPOCHS: 120, BASE_LR: 0.0004,
+  BIAS_LR_FACTOR: 2.0, WEIGHT_DECAY: 0.0001, WEIGHT_DECAY_BIAS: 0.0001, SCHEDULE: cosine, LR_MIN_FACTOR: 0.002,
+  WARMUP_ITERS: 20, WARMUP_FACTOR: 0.01, SSL_LOSS_WEIGHT: 0.0}
+PROCESSOR: {STAGES: [image]}
+""")
+SOLIDER = table("""
+MODEL: {STRIDE_SIZE: [32, 32], SEMANTIC_WEIGHT: 0.2}
+INPUT: {SIZE_TRAIN: [384, 128], SIZE_TEST: [384, 128]}
+SOLVER.STAGE2: {BASE_LR: 0.0002}
+""")
+PERSON_TOWERS = {
+    "personvit_small": {},
+    "personvit_base": {},
+    "solider_swin_tiny": {**SOLIDER, "SOLVER.STAGE2.BASE_LR": 0.0008},
+    "solider_swin_small": SOLIDER,
+    "solider_swin_base": SOLIDER,
+    "dinov3_base": table("""
+MODEL: {NAME: timm/vit_base_patch16_dinov3, PRETRAIN: lvd1689m, POOLING: token+avg}
+INPUT: {PIXEL_MEAN: [0.485, 0.456, 0.406], PIXEL_STD: [0.229, 0.224, 0.225]}
+SOLVER.STAGE2: {OPTIMIZER_NAME: AdamW, BASE_LR: 0.00005, LAYER_DECAY: 0.75}
+"""),
+    "swin_isr": table("""
+MODEL: {NAME: isr_swin_base, PRETRAIN: weights/isr_swin_base.pth, STRIDE_SIZE: [32, 32]}
+INPUT: {SIZE_TRAIN: [224, 224], SIZE_TEST: [224, 224], PIXEL_MEAN: [0.485, 0.456, 0.406],
+  PIXEL_STD: [0.229, 0.224, 0.225]}
+SOLVER.STAGE2: {BASE_LR: 0.0002}
+"""),
+}
+
+
+@pytest.mark.parametrize("name", PERSON_TOWERS)
+def test_every_file_of_a_person_tower_has_its_recipe(name):
+    cfg = flat(settle_pixels(load(OURS / "person" / f"{name}.yml")))
+    weights = {"MODEL.NAME": name, "MODEL.PRETRAIN": f"weights/{name}.pth"}
+    right = {**SHARED, **RECIPES, **FOLDER["person"], **PERSON_TOWER, **weights, **PERSON_TOWERS[name]}
+    assert {key: cfg[key] for key in right} == right
+    without = r"SOLVER\.STAGE(1\..*|2\.(STEPS|(CHECKPOINT|EVAL)_PERIOD))|TEST\.(RE_RANKING_.*|WEIGHT)|OUTPUT_DIR"
+    without += r"|MODEL\.SIE_COE|" + OURS_ALONE
+    assert [key for key in cfg if key not in right and not re.fullmatch(without, key)] == []
+
+
 def test_the_rows_are_all_files():
-    files = [
-        path
-        for path in OURS.glob("*/*.yml")
-        if path.parent.name not in ("base", "demo", "isr", "sysu", "regdb")
-        and "person_tower" not in path.read_text(encoding="utf-8")
-    ]
-    assert sorted(ROWS) == sorted(f"{path.parent.name}/{path.stem}" for path in files)
+    others = ("base", "demo", "isr", "sysu", "regdb")
+    files = (path for path in OURS.glob("*/*.yml") if path.parent.name not in others and path.stem != "vit_pcl")
+    names = [*ROWS, *(f"person/{name}" for name in PERSON_TOWERS)]
+    assert sorted(names) == sorted(f"{path.parent.name}/{path.stem}" for path in files)
     assert len(ROWS) == 18
+
+
+PCL_CLIP = table("""
+MODEL: {NAME: ViT-B-16, ID_LOSS_WEIGHT: 0.25, PROTOTYPE_LOSS_WEIGHT: 1.0, CAMERA_PROXY_LOSS_WEIGHT: 0.0,
+  TRIPLET_LOSS_WEIGHT: 0.0, I2T_LOSS_WEIGHT: 0.0}
+INPUT: {SIZE_TRAIN: [256, 128]}
+DATALOADER: {NUM_INSTANCE: 8}
+PROCESSOR: {STAGES: [image]}
+MEMORY: {TEMP: 0.05, MOMENTUM: 0.2}
+SOLVER.STAGE2: {OPTIMIZER_NAME: SGD, BASE_LR: 0.00035, WEIGHT_DECAY: 0.0005, WEIGHT_DECAY_BIAS: 0.0005,
+  IMS_PER_BATCH: 256, MAX_EPOCHS: 60, ITERS_PER_EPOCH: 200, SSL_LOSS_WEIGHT: 0.0}
+""")
+
+
+def test_pcl_clip_has_its_published_numbers():
+    cfg = flat(load(OURS / "person/vit_pcl.yml"))
+    assert {key: cfg[key] for key in PCL_CLIP} == PCL_CLIP
 
 
 @pytest.mark.parametrize("name", sorted(path.relative_to(OURS).as_posix() for path in OURS.glob("*/*.yml")))

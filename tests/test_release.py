@@ -283,6 +283,7 @@ def test_push_is_refused_before_anything_is_written(checkpoint, tmp_path, monkey
         ("person/vit_svllreid", "SVLL-ReID"),
         ("person/vit_clipreid", "CLIP-ReID"),
         ("person/vit_base", "baseline"),
+        ("person/vit_pcl", "PCL-CLIP"),
         ("sysu/cclnet", "CCLNet"),
     ],
 )

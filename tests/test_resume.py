@@ -280,6 +280,22 @@ def test_what_an_epoch_begins_with_is_saved_and_handed_back(data, tmp_path, monk
     assert_same(tmp_path, tmp_path / "straight")
 
 
+def test_prototypes_are_resumed(data, tmp_path):
+    """In the first, a middle and the last step of an epoch, and in the first of the next."""
+    both = {**ONLY_IMAGE, "MODEL__PROTOTYPE_LOSS_WEIGHT": "1.0", "MODEL__CAMERA_PROXY_LOSS_WEIGHT": "0.5"}
+    train(tmp_path / "straight", data, **both)
+    kept = 0
+    for step in (2, 4, STEPS + 1, STEPS + 2, None):
+        train(tmp_path, data, crash=step and step - kept, **both)
+        kept = (step or 0) - 1
+    assert_same(tmp_path, tmp_path / "straight")
+    ours, theirs = (
+        read_checkpoint(states(folder)[-1])["run"]["position"] for folder in (tmp_path, tmp_path / "straight")
+    )
+    assert ours["steps"] == theirs["steps"] == 2 * STEPS and len(ours["epoch_state"]) == 6
+    assert all(torch.equal(value, theirs["epoch_state"][name]) for name, value in ours["epoch_state"].items())
+
+
 def test_the_scaler_of_fp16_is_resumed(data, tmp_path):
     half = {"SOLVER__PRECISION": "fp16", "PROCESSOR__STAGES": "prompt"}
     train(tmp_path / "straight", data, **half)

@@ -43,6 +43,22 @@ def test_other_epochs_and_seeds_draw_anew():
     assert all(a != b for a, b in combinations(draws, 2))
 
 
+def test_an_epoch_of_a_given_number_of_batches_is_made_of_whole_passes():
+    """Four identities of four images: a pass has eight batches of an identity and two images."""
+    pids = [pid for pid in range(4) for _ in range(4)]
+    one = IdentitySampler(pids, 1, 2, seed=0)
+    one.set_epoch(3)
+    for count in (1, 8, 11, 20):
+        sampler = IdentitySampler(pids, 1, 2, seed=0, count=count)
+        sampler.set_epoch(3)
+        drawn = list(sampler)
+        assert len(sampler) == len(drawn) == count and drawn[:8] == list(one)[:count]
+        seen = Counter(row for batch in drawn for row in batch)
+        assert {seen[row] for row in range(16)} <= {count // 8, -(-count // 8)}
+        sampler.set_epoch(3, done=1)
+        assert list(sampler) == drawn[1:]
+
+
 def test_identities_are_drawn_uniformly():
     """One batch of two out of four identities: each of the six pairs in a sixth of 600 epochs (100 ± 5 deviations)."""
     sampler = IdentitySampler([0, 0, 1, 1, 2, 2, 3, 3], 2, 2, seed=0)

@@ -18,6 +18,7 @@ from processor.inference import Embedder
 from tools import embed
 from tools import search as tool
 from utils import gallery_index
+from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.faiss_index import FaissIndex
 from utils.feature_cache import FeatureCache, contents_of
@@ -215,6 +216,26 @@ def test_a_damaged_cache_is_said_set_aside_and_begun_anew(tmp_path):
         FeatureCache(tmp_path / "none" / "c", "d", 8, said.append)
 
 
+@pytest.mark.parametrize("kind", ["faiss", "qdrant"])
+def test_a_folder_of_pictures_is_no_index(kind, tmp_path):
+    folder = tmp_path / kind[0]
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(b"a picture")
+    with pytest.raises(DataError, match="name another"):
+        INDICES[kind](tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["1.jpg"]
+
+
+def test_a_server_that_does_not_answer_is_said(tmp_path, capsys):
+    assert run_script(lambda: QdrantIndex("http://localhost:1", "d", 16, create=True)) == 2
+    assert "localhost:1: cannot be opened" in capsys.readouterr().err
+    index = INDICES["qdrant"](tmp_path)
+    index.client.close()
+    index.client.count = index.client.upsert = lambda *_, **__: (_ for _ in ()).throw(ConnectionError("reset\nby peer"))
+    for fail in (index.count, lambda: index.add(names_of(2), unit(2, 16))):
+        assert run_script(fail) == 2 and "reset by peer" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_has_no_content(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     first, second = contents_of([str(tmp_path / "a"), str(tmp_path / "none")])
@@ -401,6 +422,7 @@ def test_wrong_words_are_refused(run, gallery, tmp_path):
         (["--index", "faiss", "--index_path", tmp_path / "none"], "none"),
         (["--index", "qdrant", "--index_path", tmp_path / "none"], "none"),
         (["--gallery", gallery, "--picture", "r.gif"], "r.gif"),
+        (["--gallery", next(gallery.iterdir())], "in quotes"),
         (["--gallery", gallery, "--csv", tmp_path / "no/r.csv"], "no/r.csv"),
     ):
         with pytest.raises(UserError, match=message):

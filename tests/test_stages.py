@@ -10,13 +10,14 @@ from functools import partial
 import pytest
 import torch
 from builders import IMAGE, benchmark, image_batch, side_info, small_model, stage_run
+from fake_device import CPU, CUDA, FakeDevice
 from torch import nn
 from torch.nn import functional as F
 
 from loss.contrast import ImageTextContrast
 from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from model.heads import Predictor
-from model.prompts import mask
+from model.prompts import MOVING, mask, mix, swap, words_only
 from processor.evaluate import Features, embed_all, evaluate, rank_trials
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
@@ -38,8 +39,6 @@ from utils.records import (
     Trial,
 )
 from utils.reranking import rerank
-
-CPU = torch.device("cpu")
 
 
 def trainable(stage: nn.Module) -> set[str]:
@@ -99,6 +98,52 @@ def test_the_text_tower_runs_once_over_each_identity_and_its_copies():
     towers, heads = Count(stage.model.text), Count(stage.model.text_projector)
     stage(features_of([3, 0, 3, 3, 2]))
     assert (towers.rows, heads.rows) == ([9], [3, 3])
+
+
+@pytest.mark.parametrize(("augment", "same"), [(mask, True), (mix, True), (swap, False)])
+@pytest.mark.parametrize("words", [True, False])
+def test_words_before_the_learned_ones_need_no_gradient_unless_they_move(augment, words, same):
+    def gradient(moving: bool) -> torch.Tensor:
+        model = small_model().double()
+        model.prompts.context.data.mul_(50)  # prompts that differ
+        view = partial(augment, strength=0.9, generator=torch.Generator().manual_seed(4))
+        view = words_only(view, model.prompts.end) if words else view
+        stage = prompt_stage(model, augment=view, moving=moving)
+        batch = features_of([0, 1, 2, 3, 3])
+        stage(batch._replace(features=batch.features.double())).total.backward()
+        return model.prompts.context.grad
+
+    short, plain = gradient(moving=False), gradient(moving=True)
+    assert torch.allclose(short, plain, rtol=1e-11, atol=0) == same
+    assert (augment is swap) == (augment.__name__ in MOVING)
+
+
+def test_what_is_known_of_a_batchs_identities_changes_nothing():
+    pids = torch.tensor([3, 0, 3, 3, 2, 1, 0])
+    cache = FeatureBatch(features_of(pids.tolist()).features, pids)
+    drawn = list(FeatureBatches(cache, 4, seed=1, epoch=1))
+    for batch in drawn:
+        distinct, rows = batch.pids.unique(return_inverse=True)
+        assert torch.equal(batch.distinct, distinct) and torch.equal(batch.rows, rows)
+        known, unknown = (prompt_stage()(each) for each in (batch, FeatureBatch(batch.features, batch.pids)))
+        assert torch.equal(known.total, unknown.total)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("words", [True, False])
+def test_no_step_of_the_prompt_stage_waits_for_the_device(device, words):
+    batch = next(iter(FeatureBatches(features_of([3, 0, 3, 3, 2]), 4, seed=1, epoch=1)))
+    model = small_model()
+    augment = partial(mask, strength=0.5)
+    stage = prompt_stage(model, augment=words_only(augment, model.prompts.end) if words else augment)
+    fake = FakeDevice(device)
+    stage, batch = fake.move(stage), fake.move(batch)
+    with fake:
+        losses = stage(batch)
+        if device is CPU:
+            losses.total.backward()
+        with pytest.raises(Exception, match="unique"):
+            stage(FeatureBatch(*batch[:2]))  # nobody said which identities are in it
 
 
 @pytest.mark.parametrize("projector", [True, False])

@@ -1,6 +1,7 @@
 """Towers of timm: the same features as timm's own, what they take, their weights, and training with them."""
 
 import json
+from functools import partial
 
 import pytest
 import timm
@@ -14,9 +15,10 @@ from configs import load
 from model import pretrained
 from model.build import load_model, make_model, settle_pixels
 from model.heads import SideEmbedding
-from model.timm_tower import fill, make_timm, pixels, read_facts
+from model.timm_tower import Variant, fill, make_timm, pixels, read_facts
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError
+from utils.run import LOG
 
 BASELINE = "configs/demo/vit_base.yml"
 # timm's names of small members of each kind, and the image size of the comparison.
@@ -92,7 +94,8 @@ def test_side_information_is_added_to_the_class_token_or_to_all():
     images = torch.randn(2, 3, 160, 160)
     for on_all in (False, True):
         table = SideEmbedding(3, 1, 64, camera=True, view=False, scale=2.0)
-        tower = make_timm("test_vit", (160, 160), (16, 16), table, side_on_all=on_all).eval()
+        variant = Variant("mine", partial(timm.create_model, "test_vit", num_classes=0), side_on_all=on_all)
+        tower = make_timm("test_vit", (160, 160), (16, 16), table, variant=variant).eval()
         plain = tower.net
         tokens = plain._pos_embed(plain.patch_embed(images))
         vectors = 2.0 * table.table[[0, 2]]
@@ -107,7 +110,8 @@ def test_stride_and_other_sizes():
     tower = make_timm("test_vit", (160, 96), (12, 8)).eval()
     assert tower.grid == (13, 11) and tower.net.pos_embed.shape[1] == 13 * 11 + 1
     assert tower(torch.randn(1, 3, 160, 96)).last.shape == tower(torch.randn(1, 3, 96, 160)).last.shape == (1, 64)
-    with pytest.raises(WeightsError, match=r"INPUT.SIZE_TRAIN \(250, 128\).*divisible"):
+    says = r"INPUT.SIZE_TRAIN \(250, 128\): timm/vit_tiny_patch16_224 .*multiples of 16, e.g. \(240, 128\)"
+    with pytest.raises(WeightsError, match=says):
         make_timm("vit_tiny_patch16_224", (250, 128), (16, 16))
     with pytest.raises(WeightsError, match=r"INPUT.SIZE_TEST \(256, 128\)"):  # has a table that is not resized
         make_timm("beit_base_patch16_224", (224, 224), (16, 16), test_size=(256, 128))
@@ -236,6 +240,9 @@ TIMM = ["MODEL.NAME", "timm/test_vit", "MODEL.PRETRAIN", "none", "INPUT.SIZE_TRA
 def test_it_trains_saves_and_is_tested(tmp_path, name, more):
     train_svllreid.main(words(tmp_path, "run", *TIMM, "MODEL.NAME", f"timm/{name}", *more))
     (path,) = (tmp_path / "run").glob("*_1.pth")
+    parts = ("identity (2 heads)", "triplet (3 depths)") if name == "test_vit" else ("identity +", "triplet")
+    (loss,) = (line for line in (tmp_path / "run" / LOG).read_text().splitlines() if "loss = " in line)
+    assert all(part in loss for part in parts) and "1 head" not in loss and "1 depth" not in loss
     test_svllreid.main(["TEST.WEIGHT", str(path)])
     *_, trained, tested = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]
     assert trained["mAP"] == tested["mAP"]

@@ -17,6 +17,8 @@ from datasets.build import make_benchmark
 from model import tiny_clip
 from model.build import make_model
 from tools import __main__ as listing
+from tools import attention, compare, embed, one_in_many, rank_lists, search, tsne
+from tools.calibrate import __main__ as calibrate
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
 from tools.demo import compare_methods, figures, pretrain_tiny_clip
@@ -104,3 +106,35 @@ def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):
     assert compare_methods.finished(tmp_path, cfg)
     with pytest.raises(UserError, match="other settings"):
         compare_methods.finished(tmp_path, load("configs/demo/vit_base.yml", ["SOLVER.SEED", "1"]))
+
+
+OUTPUTS = [
+    *((attention, "--output", ".png"), (calibrate, "--figure", ".svg"), (calibrate, "--output", ".json")),
+    *((compare, "--output", ".json"), (embed, "--csv", ".csv"), (embed, "--output", ".npz")),
+    *((one_in_many, "--output", ".json"), (rank_lists, "--output", ".pdf"), (search, "--csv", ".csv")),
+    *(
+        (search, "--cache", ".sqlite"),
+        (search, "--output", ".json"),
+        (search, "--picture", ".png"),
+        (tsne, "--output", ".png"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("tool", "option", "ending"), OUTPUTS)
+def test_what_cannot_be_written_is_said_before_any_work(tool, option, ending, tmp_path, monkeypatch):
+    """And a picture is not overwritten, where a shell has put one, e.g. of --output *.jpg."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("w.pth", "a.jpg"):
+        (tmp_path / name).write_bytes(b"as it is")
+    (tmp_path / f"folder{ending}").mkdir()
+    words = ["--weight", "w.pth", *(["--gallery", "gallery/"] if tool is search else [])]
+    words += [] if tool in (calibrate, compare, one_in_many, rank_lists, tsne) else ["a.jpg"]
+
+    for target in ("a.jpg", f"folder{ending}", f"none/x{ending}", f"a.jpg/x{ending}"):
+        with pytest.raises(UserError, match=f"{option} {target}:"):
+            tool.main([*words, option, target])
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match="may not be written"):
+        tool.main([*words, option, f"x{ending}"])
+    assert (tmp_path / "a.jpg").read_bytes() == b"as it is"

@@ -9,8 +9,9 @@ from builders import IMAGE, PATCH, side_info, small_clip, small_model, small_res
 
 from model.clip import ResNetTower, ViTTower, resize_positions
 from model.heads import SideEmbedding
-from model.towers import has_batch_norm
+from model.towers import find_tower, has_batch_norm
 from tests import reference as ref
+from utils.errors import WeightsError
 from utils.records import SideInfo
 
 
@@ -143,14 +144,21 @@ def test_the_resnets_positions_follow_the_image():
 
 
 @torch.no_grad()
-def test_only_tokens_up_to_the_end_are_computed():
-    model = small_model()
+@pytest.mark.parametrize("known", [0, 1, 5, 11])
+def test_no_more_tokens_are_computed_than_are_needed(known):
+    model = small_model().double().eval()
     text, prompts = model.text, model.prompts
-    lengths = []
-    handle = text.transformer.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
-    text(prompts(torch.tensor([0, 1])), prompts.end)
-    handle.remove()
-    assert lengths == [prompts.end + 1] == [12]
+    embedded = prompts(torch.tensor([0, 1]))
+    x = text.transformer(embedded + text.positional_embedding, attn_mask=text.attn_mask)
+    expected = text.ln_final(x)[:, prompts.end] @ text.text_projection
+    *blocks, last = text.transformer.resblocks
+    seen = {block: [] for block in (*blocks, last)}
+    for block, counts in seen.items():
+        block.mlp.register_forward_pre_hook(lambda module, inputs, counts=counts: counts.append(inputs[0].shape[1]))
+    pasts = text.read(embedded[:, :known]) if known else ()
+    torch.testing.assert_close(text(embedded, prompts.end, pasts), expected, rtol=1e-12, atol=1e-12)
+    assert prompts.end == 11 and seen[last] == [1]
+    assert all(seen[block] == [known, 12 - known][not known :] for block in blocks)
 
 
 # --------------------------------------------------------------------------------------------------------- the network
@@ -169,3 +177,28 @@ def test_each_identity_is_computed_once():
         alone = model.text(model.prompts(pid[None]), model.prompts.end)[0]
         torch.testing.assert_close(features[row], alone)
     assert not torch.allclose(features[0], features[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("vit_base_patch16_dinov3", "near it: timm/vit_base_patch16_dinov3"),
+        ("vit_base_patch16_dinov3.lvd1689m", "MODEL.NAME timm/vit_base_patch16_dinov3 MODEL.PRETRAIN lvd1689m"),
+        ("hf-hub:timm/test_vit.r160_in1k", "MODEL.NAME timm/test_vit MODEL.PRETRAIN r160_in1k"),
+        ("TIMM/resnet50 ", "near it: timm/resnet50"),
+        ("timm/vit_bas_patch16_224", "near it: timm/vit_base_patch16_224"),
+        ("swin_base_patch4_window7_224", "near it: timm/swin_base_patch4_window7_224"),  # open_clip's of this name
+        ("timm/personvit_base", "near it: personvit_base"),
+        ("PersonViT-Base", "near it: personvit_base"),
+        ("ViT-B/16", "near it: ViT-B-16"),
+        ("ViT-Tiny8", "near it: ViT-Tiny-8"),
+        ("RN500", "near it: RN50"),
+    ],
+)
+def test_a_name_that_there_is_not_is_answered_with_what_is_meant(name, meant):
+    with pytest.raises(WeightsError) as refused:
+        find_tower(name)
+    assert str(refused.value).partition("; ")[2].partition(";")[0].partition(", ")[0] in (meant, f"expected {meant}")

@@ -176,7 +176,8 @@ def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path
     ]
     train_stage("image", new_run(changed(cfg, *words), tmp_path / "changed"), *rest)
     stage = fitted["stage"]
-    assert stage.weights == {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
+    on = {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
+    assert stage.weights == {**on, "prototype": 0.0, "camera_proxy": 0.0}
     assert stage.triplet.margin is None and stage.identity.smoothing == stage.image_text.smoothing == 0.0
     train_stage("image", run, *rest)
     stage = fitted["stage"]

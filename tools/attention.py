@@ -18,7 +18,7 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_beside, check_picture, for_each_network, open_embedder, parse
+from tools.inference import add_beside, check_picture, check_unlike, for_each_network, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import DataError, UserError
 from utils.paths import expanded
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     from tools.pages import write_pages
 
     paths = find_images(arguments.images)
+    check_unlike(arguments.output, "--output", paths)
     pairs = arguments.method == PAIR
     if pairs and len(paths) % 2:
         raise UserError(f"--method pair takes images two by two; got {len(paths)}")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
-from tools.inference import check_folder
+from tools.inference import check_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -40,7 +40,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     if len(set(arguments.weight)) < len(arguments.weight):
         raise UserError("--weight: the same network twice; expected different ones")
-    check_folder(arguments.output, "--output")
+    check_output(arguments.output, "--output", ".json")
     load_for_test(arguments.config_file, ["TEST.WEIGHT", arguments.weight[0], *arguments.overrides])
     return arguments
 

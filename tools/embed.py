@@ -13,7 +13,7 @@ import sys
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_folder, embed_files, open_embedder, parse
+from tools.inference import check_output, embed_files, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.paths import expanded
 
@@ -21,9 +21,9 @@ from utils.paths import expanded
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     arguments = parse(__doc__, argv, options=_options, example="gallery/ or 'gallery/*.jpg'")
-    check_folder(arguments.output, "--output")
+    check_output(arguments.output, "--output", ".npz")
     if arguments.csv:
-        check_folder(arguments.csv, "--csv")
+        check_output(arguments.csv, "--csv", ".csv")
     return arguments
 
 

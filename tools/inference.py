@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from configs.defaults import KEYS
-from utils.command import Pairs, check_there, check_weight, new_parser
+from configs.defaults import BLOCKS, KEYS
+from utils.command import Pairs, at_least, check_there, check_weight, new_parser
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -47,7 +48,7 @@ def parse(
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
     add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
-    add("--batch_size", "--batch-size", metavar="N", type=int, default=64, help="images at a time; default: 64")
+    add("--batch_size", "--batch-size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
     add(
         *("--skip-unreadable", "--skip_unreadable"),
         action="store_true",
@@ -58,7 +59,7 @@ def parse(
     add("images", nargs="*", metavar=name, help=meaning)
     arguments = parser.parse_intermixed_args(argv)
     given = arguments.images
-    first = next((place for place, word in enumerate(given) if word.partition("=")[0] in KEYS), len(given))
+    first = next((place for place, word in enumerate(given) if _is_setting(word)), len(given))
     arguments.images = given[:first]
     Pairs([], "overrides")(parser, arguments, given[first:])
     if example and not arguments.images:
@@ -71,6 +72,12 @@ def parse(
     if getattr(arguments, "calibration", None):
         check_there(arguments.calibration, "--calibration")
     return arguments
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word is a key, or would be one if it were spelled right."""
+    key = word.partition("=")[0]
+    return key in KEYS or (key.rpartition(".")[0] in BLOCKS and not os.path.exists(word))
 
 
 def parse_labelled(
@@ -112,20 +119,31 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
 
 
-def check_folder(path: str, option: str) -> None:
-    """Raise UserError if the folder that `path` is to be written in is not there."""
-    folder = expanded(path, option).absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {folder}")
+def check_output(path: str, option: str, *endings: str) -> None:
+    """Raise UserError if no file can be written to `path`, or one that does not end so: an image may be in the way."""
+    target = expanded(path, option).absolute()
+    if not path.lower().endswith(endings):
+        raise UserError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
+    if not target.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {target.parent}")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{option} {path}: is a folder or a device, in place of a file")
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"{option} {path}: the folder {target.parent} may not be written to")
 
 
 def check_picture(path: str, option: str) -> None:
-    """Raise UserError if no picture can be written to `path`."""
-    if not path.lower().endswith(KINDS):
-        raise UserError(f"{option} {path}: expected a name that ends in {', '.join(KINDS)}")
-    check_folder(path, option)
+    """The same for pictures, which need matplotlib."""
+    check_output(path, option, *KINDS)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"{option} {path}: pictures need matplotlib: pip install -r requirements-extra.txt")
+
+
+def check_unlike(path: str, option: str, images: Sequence[str]) -> None:
+    """Raise UserError if `path`, which is to be written, is one of the images."""
+    target = expanded(path)
+    if target.exists() and any(os.path.basename(one) == target.name and target.samefile(one) for one in images):
+        raise UserError(f"{option} {path}: is one of the images; name another file")
 
 
 def open_embedder(arguments: argparse.Namespace) -> Embedder:

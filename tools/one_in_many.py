@@ -16,7 +16,7 @@ import sys
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_folder, embed_files, open_embedder, parse_labelled
+from tools.inference import check_output, embed_files, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -28,7 +28,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
         raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
     if arguments.output:
-        check_folder(arguments.output, "--output")
+        check_output(arguments.output, "--output", ".json")
     return arguments
 
 

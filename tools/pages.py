@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from utils.errors import UserError
+from utils.files import replacing
 
 DOTS = 200  # per inch
 
 
 def write_pages(path: Path, figures: Iterable[Figure]) -> list[Path]:
     """Write figures of the kind that the suffix of `path` says, of which one at a time is in memory -> the files.
+
+    A file is complete or as it was; without figures none is written.
 
     Args:
         path: of the first; the others are NAME_2.png, NAME_3.png ...; a PDF file has pages instead.
@@ -28,13 +32,18 @@ def write_pages(path: Path, figures: Iterable[Figure]) -> list[Path]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of file names
             if path.suffix.lower() == ".pdf":
-                with PdfPages(path) as file:
-                    for figure in figures:
-                        file.savefig(figure, dpi=DOTS)
-                return [path]
+                figures = iter(figures)
+                first = next(figures, None)
+                if first is not None:
+                    with replacing(path) as file, PdfPages(file) as pages:
+                        for figure in chain([first], figures):
+                            pages.savefig(figure, dpi=DOTS)
+                    paths.append(path)
+                return paths
             for number, figure in enumerate(figures, 1):
                 target = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-                figure.savefig(target, dpi=DOTS)
+                with replacing(target) as file:
+                    figure.savefig(file, format=path.suffix[1:].lower(), dpi=DOTS)
                 paths.append(target)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

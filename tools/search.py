@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_cache_options, check_folder, check_picture, open_embedder, parse
+from tools.inference import add_cache_options, check_output, check_picture, check_unlike, open_embedder, parse
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -42,11 +42,15 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parse(__doc__, argv, options=_options, words=words, example="query.jpg")
     if arguments.index == EXACT and not arguments.gallery:
         raise UserError("--gallery: which? e.g. --gallery gallery/ or --gallery features.npz")
+    if arguments.gallery and not arguments.gallery.endswith(".npz") and expanded(arguments.gallery).is_file():
+        expected = "a folder, an .npz file of tools.embed's, or a pattern in quotes: 'gallery/*.jpg'"
+        raise UserError(f"--gallery {arguments.gallery}: is a file; expected {expected}")
     if (arguments.index == EXACT) != (arguments.index_path is None):
         raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
-    check_folder(arguments.output, "--output")
-    if arguments.csv:
-        check_folder(arguments.csv, "--csv")
+    check_output(arguments.output, "--output", ".json")
+    for option, ending in (("csv", ".csv"), ("cache", ".sqlite")):
+        if path := getattr(arguments, option):
+            check_output(path, f"--{option}", ending)
     if arguments.picture:
         check_picture(arguments.picture, "--picture")
     return arguments
@@ -112,6 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     gallery = None  # names of images
     if arguments.gallery and not arguments.gallery.endswith(".npz"):
         gallery = find_images([arguments.gallery])
+    if arguments.picture:
+        check_unlike(arguments.picture, "--picture", queries + (gallery or []))
     embedder = open_embedder(arguments)
     features = CachedFeatures.of(embedder, arguments, output)
     index = open_index(arguments, embedder.digest, features.width)

@@ -61,7 +61,7 @@ import numpy as np
 
 from datasets.identity_folders import read_identities
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.files import replace_text
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
@@ -254,7 +254,7 @@ def _left_out(omitted: Omitted) -> Iterator[str]:
         (omitted.identities, "folders hold no image, and are left out"),
     ):
         if paths:
-            yield f"{len(paths)} {what}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
+            yield f"{len(paths)} {what}: {some(paths)}"
 
 
 def _report(splits: Splits, target: Path) -> list[str]:
@@ -265,9 +265,9 @@ def _report(splits: Splits, target: Path) -> list[str]:
         seen = f"{len(cameras):5} cameras" if cameras else "  no cameras"
         lines.append(f"{name:8}{len(images):8} images{len(identities):7} identities{seen}")
     if splits.moved:
-        some = ", ".join(map(repr, splits.moved[:5])) + (", ..." if len(splits.moved) > 5 else "")
         why = "seen by one camera" if splits.protocol == CROSS_CAMERA else "with one image"
-        lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, {why}: {some}")
+        moved = some([*map(repr, splits.moved)], 5)
+        lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, {why}: {moved}")
     if splits.protocol == ALL:
         why = f"{splits.unknown} images have none in their names" if splits.unknown else "no identity was seen by two"
         lines.append(f"cameras are not looked at, as {why}")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils.errors import WeightsError
+from utils.errors import WeightsError, some
 from utils.files import replacing
 from utils.paths import expanded
 from utils.unreadable import why_unreadable
@@ -264,8 +264,7 @@ def load_strictly(
     faults = []
     for word, names in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
         if names:
-            some = ", ".join(shown(name) for name in sorted(names)[:3])
-            faults.append(f"{len(names)} {word} ({some}{', …' if len(names) > 3 else ''})")
+            faults.append(f"{len(names)} {word} ({some([shown(name) for name in sorted(names)])})")
     shapes = [
         f"{shown(name)} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
         for name in wanted.keys() & state.keys()

@@ -22,6 +22,7 @@ from utils.processes import ProcessFailed, lost_process, reported_elsewhere
 from utils.workers import REMEDY, dead_worker
 
 REFUSED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EIO}
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}  # to do with one file
 ENDS = {"'": "'", "[": "]", "(": ")"}  # of values with blanks in them
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
@@ -200,6 +201,8 @@ def _in_one_line(error: Exception, mendable: Sequence[type[Exception]]) -> str |
     refused = (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error)  # torch's words
     if refused and not expected:
         return f"refused by the operating system ({one_line(error)}): out of disk space or memory? {REMEDY}"
+    if isinstance(error, OSError) and error.errno in DENIED and error.filename and not expected:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
     return dead_worker(error) or lost_process(error) or (one_line(error) if expected else None)
 
 

@@ -222,19 +222,20 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if _several() else x
 
 
-def in_shares(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """`function(rows)`, of which every process computes a share; with gradient, as in `gather`.
+def in_shares(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """`function(*rows)`, of which every process computes a share; with gradient, as in `gather`.
 
     Args:
-        function: [n, ...] -> [n, ...], each row by itself.
-        rows: [N, ...], the same on all processes; N may be less than their number.
+        function: [n, ...] and so on -> [n, ...], each row by itself.
+        rows: [N, ...] each, the same on all processes; N may be less than their number.
     """
     if not _several():
-        return function(rows)
-    size = -(-len(rows) // world_size())
-    mine = torch.arange(rank() * size, (rank() + 1) * size, device=rows.device)
+        return function(*rows)
+    count = len(rows[0])
+    size = -(-count // world_size())
+    mine = torch.arange(rank() * size, (rank() + 1) * size, device=rows[0].device).clamp(max=count - 1)
     # Shares are equally long: the last row fills them up, and what becomes of it is cut off, with its gradient.
-    return gather(function(rows[mine.clamp(max=len(rows) - 1)]))[: len(rows)]
+    return gather(function(*(each[mine] for each in rows)))[:count]
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Says in one line where something is wrong (key or file), what it is, and what is expected."""
@@ -15,6 +17,11 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Weights or checkpoints that are missing, damaged, or of another network."""
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -128,9 +128,11 @@ class FaissIndex:
             self.index, self.names, self.trained_on = index, names, int(contents["trained_on"])
         except DataError:
             raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(f"{self.path}: is no index of this program (no {CONTENTS} in it); name another") from error
         except Exception as error:  # of any type: the folder may hold anything
             raise DataError(
-                f"{self.path}: is no index of this program, or damaged ({type(error).__name__}: {error}); delete it, "
+                f"{self.path}: is a damaged index ({type(error).__name__}: {error}); delete it, "
                 "and give the gallery again"
             ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, one_line
 from utils.gallery_index import not_installed
 
 PREFIX = "reid-"  # of collections: a network's digest follows
@@ -28,7 +29,7 @@ class QdrantIndex:
 
     Raises:
         UserError: qdrant_client is not installed; the folder is in use; the server does not answer.
-        DataError: there are only features of other networks.
+        DataError: there are only features of other networks; the folder holds something else.
     """
 
     def __init__(self, path: str, digest: str, width: int, *, create: bool):
@@ -38,6 +39,8 @@ class QdrantIndex:
             raise not_installed(error) from error
         self.qdrant: Any = qdrant_client
         self.path, self.collection = path, f"{PREFIX}{digest}"
+        if "://" not in path and (strange := _strange(path)):
+            raise DataError(f"{path}: is no index of Qdrant's ({strange} is in it); name another folder")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the versions of client and server
@@ -45,7 +48,9 @@ class QdrantIndex:
                 self.client = self.qdrant.QdrantClient(**place)
             names = [one.name for one in self.client.get_collections().collections]
         except Exception as error:  # of any type: the client's, the transport's, the operating system's
-            raise UserError(f"{path}: cannot be opened by Qdrant ({type(error).__name__}: {error})") from error
+            raise UserError(
+                f"{path}: cannot be opened by Qdrant ({type(error).__name__}: {one_line(error)})"
+            ) from error
         if self.collection in names:
             return
         if not create:
@@ -54,7 +59,7 @@ class QdrantIndex:
             raise DataError(f"{path}: holds {others}, and no features of this network and its settings ({digest})")
         models = self.qdrant.models
         settings = models.VectorParams(size=width, distance=models.Distance.DOT)
-        self.client.create_collection(self.collection, vectors_config=settings)
+        self._ask("create_collection", vectors_config=settings)
 
     def add(self, names: Sequence[str], features: Tensor) -> None:
         """See `GalleryIndex`."""
@@ -67,7 +72,7 @@ class QdrantIndex:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Local mode is not recommended")
             for start in range(0, len(points), AT_ONCE):
-                self.client.upsert(self.collection, points[start : start + AT_ONCE], wait=True)
+                self._ask("upsert", points[start : start + AT_ONCE], wait=True)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, list[list[str]]]:
         """See `GalleryIndex`."""
@@ -77,13 +82,13 @@ class QdrantIndex:
         models, found = self.qdrant.models, []
         requests = [models.QueryRequest(query=query, limit=k, with_payload=True) for query in queries.tolist()]
         for start in range(0, len(requests), AT_ONCE):
-            found += self.client.query_batch_points(self.collection, requests[start : start + AT_ONCE])
+            found += self._ask("query_batch_points", requests[start : start + AT_ONCE])
         scores = torch.tensor([[point.score for point in one.points] for one in found])
         return scores, [[point.payload["name"] for point in one.points] for one in found]
 
     def count(self) -> int:
         """See `GalleryIndex`."""
-        return self.client.count(self.collection, exact=True).count
+        return self._ask("count", exact=True).count
 
     def save(self) -> None:
         """Nothing is left to write."""
@@ -91,3 +96,16 @@ class QdrantIndex:
     def close(self) -> None:
         """Let others open the folder."""
         self.client.close()
+
+    def _ask(self, what: str, *words: Any, **options: Any) -> Any:
+        """What the client says on the collection; UserError if it fails, e.g. because the server has gone."""
+        try:
+            return getattr(self.client, what)(self.collection, *words, **options)
+        except Exception as error:  # of any type, as above
+            raise UserError(f"{self.path}: Qdrant failed ({type(error).__name__}: {one_line(error)})") from error
+
+
+def _strange(folder: str) -> str | None:
+    """A file in a folder that is not Qdrant's; None if there is none."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return None if "meta.json" in names else next((name for name in sorted(names) if name != ".lock"), None)

@@ -152,6 +152,9 @@ class FeatureBatch(NamedTuple):
 
     features: Tensor  # [B, E], in the space shared with text
     pids: Tensor  # [B] int64
+    # Where it was found out before, so that nobody waits for the device: `pids.unique(return_inverse=True)`.
+    distinct: Tensor | None = None  # [U] int64, each identity once, ascending
+    rows: Tensor | None = None  # [B] int64, of `distinct`
 
 
 class ImageFeatures(NamedTuple):

@@ -64,7 +64,7 @@ def dead_worker(error: BaseException | None) -> str | None:
             how = how or "was ended"
         elif isinstance(error, RuntimeError) and DIED in str(error):
             how = str(error).partition("DataLoader worker ")[2].partition(". ")[0].rstrip(".")
-        explained = isinstance(error, UserError)
+        explained = explained or isinstance(error, UserError)
         error = error.__cause__ or error.__context__
     return how and (
         f"a process that reads images {how}; usually out of memory: fewer of them need less (DATALOADER.NUM_WORKERS); "

@@ -11,11 +11,12 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from configs.stages import CLUSTER, STAGES
+from configs.stages import CLUSTER, IMAGE, STAGES
 from datasets.build import clusters_per_batch, identities_per_batch, make_benchmark, make_loader
 from datasets.check import quick_check
 from processor.run import Run
-from utils.distributed import main_first, on_main
+from utils.distributed import collective, main_first, on_main
+from utils.errors import DataError
 from utils.fingerprint import Watch, data_fingerprint, versions
 from utils.records import Batch, Benchmark, Sample
 
@@ -47,11 +48,24 @@ def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) 
         if CLUSTER.name in cfg.PROCESSOR.STAGES:
             on_main(lambda: clusters_per_batch(cfg))
         benchmark = main_first(lambda: make_benchmark(cfg, render=render))
+        with collective():
+            check_cameras(cfg, benchmark)
         check = partial(quick_check, benchmark, instances=cfg.DATALOADER.NUM_INSTANCE, identities=identities)
         warnings = on_main(lambda: check().heed(logger))
         run.set_fingerprint(on_main(lambda: {"data_fingerprint": data_fingerprint(benchmark), "versions": versions()}))
         watches = Watch("training images", benchmark.train), Watch("test images", *chain(*benchmark.trials))
     return Data(benchmark, warnings, *watches)
+
+
+def check_cameras(cfg: CfgNode, benchmark: Benchmark) -> None:
+    """Raise DataError if images are to be compared with their identity in other cameras, and there is none."""
+    weight = cfg.MODEL.CAMERA_PROXY_LOSS_WEIGHT
+    places = {(sample.pid, sample.camid) for sample in benchmark.train if sample.camid >= 0}
+    if weight and IMAGE.name in cfg.PROCESSOR.STAGES and len(places) == len({pid for pid, _ in places}):
+        raise DataError(
+            f"MODEL.CAMERA_PROXY_LOSS_WEIGHT {weight}: no training identity of {benchmark.name} has images from two "
+            "cameras; expected 0.0"
+        )
 
 
 def ordered_loader(run: Run, samples: Sequence[Sample]) -> DataLoader[Batch]:

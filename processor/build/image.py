@@ -15,6 +15,7 @@ from model.svllreid import SvllReid
 from model.towers import has_batch_norm
 from processor.build.data import Data
 from processor.build.evaluation import evaluate_epoch
+from processor.build.prototypes import keep_prototypes
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.run import Run
 from processor.stage_run import StageParts
@@ -47,6 +48,7 @@ def image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -
         positives=block.SSL_POSITIVES,
         triplet_features=cfg.MODEL.TRIPLET_FEATURES,
     )
+    before_epoch = keep_prototypes(run, stage, data)
     notes = save_memory(stage, block)
     if block.EMA:
         notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
@@ -57,15 +59,18 @@ def image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -
         return loader
 
     depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
+    summed = {"identity": (len(model.heads), "heads"), "triplet": (depths, "depths")}
     return StageParts(
         model,
         stage,
         stage.weights,
         batches,
-        summed={"identity": f"{len(model.heads)} heads", "triplet": f"{depths} depths"},
+        summed={term: f"{count} {parts}" for term, (count, parts) in summed.items() if count > 1},
         notes=notes,
         image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
         shares=world_size(),
+        before_epoch=before_epoch,
+        after_step=stage.update if stage.memories else None,
         evaluate=partial(evaluate_epoch, run, model, benchmark, IMAGE),
         epoch_ended=data.train_watch.look,
     )

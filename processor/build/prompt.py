@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from configs.stages import CLUSTER, PROMPT
-from model.prompts import AUGMENTATIONS, words_only
+from model.prompts import AUGMENTATIONS, MOVING, words_only
 from model.svllreid import SvllReid
 from processor.build.data import Data, ordered_loader
 from processor.build.handover import hand_over, pseudo_labels
@@ -37,6 +37,7 @@ def prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
         model,
         weights={"image_text": 1.0, "language_ssl": block.SSL_LOSS_WEIGHT},
         augment=words_only(augment, model.prompts.end) if block.PROMPT_AUG_TOKENS == "words" else augment,
+        moving=block.PROMPT_AUG_METHOD in MOVING,
         train_projector=block.TRAIN_PROJECTOR,
     )
     examples = {sample.pid: sample.path for sample in reversed(train)}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import KINDS, check_folder, embed_files, open_embedder, parse_labelled
+from tools.inference import KINDS, check_output, embed_files, open_embedder, parse_labelled
 from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -35,8 +35,6 @@ SEED = 0  # of the bootstrap
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     arguments = parse_labelled(__doc__, argv, _options)
-    if arguments.figure and not arguments.figure.lower().endswith(KINDS):
-        raise UserError(f"--figure {arguments.figure}: expected a name that ends in {', '.join(KINDS)}")
     if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
         raise UserError(
             "the picture needs matplotlib: pip install -r requirements-extra.txt, or leave it out: --no-figure"
@@ -71,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = read_command_line(argv)
     target = expanded(arguments.output or beside(arguments.weight))
     figure = None if arguments.no_figure else expanded(arguments.figure or target.with_suffix(".png"))
-    check_folder(str(target), "--output")
+    check_output(str(target), "--output", ".json")
     if figure is not None:
-        check_folder(str(figure), "--figure")
+        check_output(str(figure), "--figure", *KINDS)
     embedder = open_embedder(arguments)
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
     for note in notes:
