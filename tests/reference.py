@@ -740,6 +740,29 @@ def cmc_map(dist, q_pids, g_pids, q_cams, g_cams, max_rank=50):
     return np.mean(curves, axis=0), sum(precisions) / len(precisions)
 
 
+def cmc_map_by_sorting(distances, dropped, query_pids, gallery_pids, *, unique_identities=False, top=50):
+    """(average precision [V], inverse negative penalty [V], CMC of each [V, top]) in float64 of the queries that have a
+    match, of tensors: distances [Q, G] and dropped [Q, G], with the whole gallery in order."""
+    distances = distances.clamp(max=torch.finfo(distances.dtype).max).masked_fill(dropped, torch.inf)
+    order = distances.sort(dim=1, stable=True).indices
+    hits = (gallery_pids[order] == query_pids[:, None]) & ~dropped.gather(1, order)
+    valid = hits.any(dim=1)
+    hits, pids = hits[valid], gallery_pids[order[valid]]
+    matches, found = hits.sum(dim=1), hits.cumsum(dim=1)
+    last = (found == matches[:, None]).int().argmax(dim=1) + 1
+    first = hits.int().argmax(dim=1, keepdim=True)
+    if unique_identities:
+        ordered, places = pids.sort(dim=1, stable=True)
+        new = torch.ones_like(ordered, dtype=torch.bool)
+        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        new = torch.zeros_like(new).scatter(1, places, new)
+        first = (new.cumsum(dim=1) - 1).gather(1, first)
+    cmc = (first <= torch.arange(top)).double()
+    ranks = torch.arange(1, hits.shape[1] + 1)
+    precision = torch.where(hits, found / ranks.double(), 0.0).sum(dim=1) / matches
+    return precision, matches / last.double(), cmc
+
+
 def rerank_dense(queries, gallery, k1=50, k2=15, lam=0.3):
     """k-reciprocal re-ranking (Zhong et al. 2017) in float64 on squared distances; features [Q, W], [G, W] as they
     are compared (normalised before, if at all) -> distances [Q, G]."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.records import Labels, Ranking
+from utils.match_ranks import Identities, retrieve, row_blocks
+from utils.records import Labels, Ranking, to_device
 
 Ignored = Callable[[Labels, Labels], Tensor]
-PAIRS_AT_ONCE = 2**24  # of a chunk of the distance matrix; sorting it takes about 0.5 GB
+PAIRS_AT_ONCE = 2**24  # of a chunk of the distance matrix: 64 MB, and twice as much for what it is made into
 
 
 def same_camera(query: Labels, gallery: Labels) -> Tensor:
@@ -37,6 +38,8 @@ def protocol_of(ignored: Ignored) -> str:
 def check_finite(query: Tensor, gallery: Tensor) -> None:
     """Raise DataError if features [Q, D] or [G, D] are not finite."""
     for name, features in (("query", query), ("gallery", gallery)):
+        if torch.linalg.vector_norm(features, dim=1).isfinite().all():
+            continue  # a finite length has finite parts; an infinite one may have
         finite = torch.isfinite(features).all(dim=1)
         if not finite.all():
             rows = (~finite).nonzero().flatten().tolist()
@@ -73,12 +76,17 @@ def rank_features(
 
 def distances_to(query: Tensor, gallery: Tensor) -> Callable[[slice | Tensor], Tensor]:
     """A function: some rows of the queries -> their squared Euclidean distances [Q, G]."""
-    lengths = gallery.square().sum(dim=1)
+    lengths = torch.cat([gallery[some].square().sum(dim=1) for some in row_blocks(gallery)])
 
+    @torch.no_grad()
     def distances(rows: slice | Tensor) -> Tensor:
         # |q|² is the same for all of a query's pairs, but keeps the values distances.
         chunk = query[rows]
-        return chunk.square().sum(dim=1, keepdim=True) + lengths - 2 * chunk @ gallery.T
+        own = chunk.square().sum(dim=1, keepdim=True)
+        found = 2 * chunk @ gallery.T
+        for some in row_blocks(found):
+            torch.sub(own[some] + lengths, found[some], out=found[some])
+        return found
 
     return distances
 
@@ -112,8 +120,11 @@ def _rank(distances: Callable[[slice], Tensor], query_labels: Labels, gallery_la
     if not num_queries or not num_gallery:
         raise DataError(f"nothing to rank: {num_queries} queries, {num_gallery} gallery images")
     size = max(1, PAIRS_AT_ONCE // num_gallery)
+    identities = Identities.of(gallery_labels.pids)
     chunks = [
-        _rank_chunk(distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, rules)
+        _rank_chunk(
+            distances(rows), Labels(*(field[rows] for field in query_labels)), gallery_labels, identities, rules
+        )
         for rows in (slice(start, start + size) for start in range(0, num_queries, size))
     ]
     precision, inverse, found = (torch.cat(parts) for parts in zip(*chunks, strict=True))
@@ -123,32 +134,16 @@ def _rank(distances: Callable[[slice], Tensor], query_labels: Labels, gallery_la
     return Ranking(*means, len(precision), num_queries, precision.cpu(), found[:, 0].cpu())
 
 
-def _rank_chunk(distances: Tensor, query: Labels, gallery: Labels, rules: _Rules) -> tuple[Tensor, ...]:
+def _rank_chunk(
+    distances: Tensor, query: Labels, gallery: Labels, identities: Identities, rules: _Rules
+) -> tuple[Tensor, ...]:
     """Average precision [V], inverse negative penalty [V] and CMC [V, top] of the valid queries, in float64."""
     device = distances.device
-    query, gallery = (Labels(*(field.to(device) for field in labels)) for labels in (query, gallery))
+    query, gallery, identities = (to_device(labels, device) for labels in (query, gallery, identities))
     dropped = rules.ignored(query, gallery)
-    order = order_gallery(distances, dropped)
-    hits = (gallery.pids[order] == query.pids[:, None]) & ~dropped.gather(1, order)  # [Q, G], best first
-    valid = hits.any(dim=1)
-    hits = hits[valid]
-    matches = hits.sum(dim=1)
-    found = hits.cumsum(dim=1)
-    # mINP (Ye et al., 2021, eq. 5): matches over the rank of the last of them.
-    last = (found == matches[:, None]).int().argmax(dim=1) + 1
-    first = hits.int().argmax(dim=1, keepdim=True)  # [V, 1], places from 0
-    if rules.unique_identities:
-        first = (_first_of_their_identity(gallery.pids[order[valid]]).cumsum(dim=1) - 1).gather(1, first)
-    cmc = (first <= torch.arange(rules.top, device=device)).double()
-    return average_precision(hits), matches / last.double(), cmc
-
-
-def _first_of_their_identity(pids: Tensor) -> Tensor:
-    """Identities in ranked order [V, G] -> bool [V, G]: whether an image is the first of its identity."""
-    ordered, places = pids.sort(dim=1, stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    return torch.zeros_like(first).scatter(1, places, first)
+    found = retrieve(distances, dropped, query.pids, identities, unique_identities=rules.unique_identities)
+    cmc = (found.first[:, None] <= torch.arange(1, rules.top + 1, device=device)).double()
+    return found.precision[found.valid], found.inverse[found.valid], cmc[found.valid]
 
 
 def order_gallery(distances: Tensor, dropped: Tensor) -> Tensor:
@@ -158,12 +153,6 @@ def order_gallery(distances: Tensor, dropped: Tensor) -> Tensor:
     """
     distances = distances.clamp(max=torch.finfo(distances.dtype).max).masked_fill(dropped, torch.inf)
     return distances.sort(dim=1, stable=True).indices
-
-
-def average_precision(hits: Tensor) -> Tensor:
-    """Average precision, float64 [V], of rankings [V, G], best first, each with a match at least."""
-    seen = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    return torch.where(hits, hits.cumsum(dim=1) / seen.double(), 0.0).sum(dim=1) / hits.sum(dim=1)
 
 
 def _why_none(query: Labels, gallery: Labels) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.metrics import PAIRS_AT_ONCE, Ignored, average_precision, check_finite, distances_to, order_gallery
+from utils.match_ranks import Identities, retrieve
+from utils.metrics import PAIRS_AT_ONCE, Ignored, check_finite, distances_to, order_gallery
 from utils.progress import progress
 from utils.records import Labels
 from utils.verification import Images
@@ -61,11 +62,11 @@ class RankLists:
         """How all queries fare; DataError if none has a match."""
         parts = []
         size = max(1, PAIRS_AT_ONCE // len(self.gallery.rows))
+        identities = Identities.of(self.gallery.labels.pids)
         for places in progress(torch.arange(len(self.query.rows)).split(size), "ranks"):
-            _, hits, _ = self._ranked(places)
-            valid = hits.any(dim=1)
-            hits = hits[valid]
-            parts.append((places[valid], average_precision(hits), hits.int().argmax(dim=1) + 1))
+            pids, dropped = self._rules(places)
+            found = retrieve(self.distances(places), dropped, pids, identities)
+            parts.append(tuple(field[found.valid] for field in (places, found.precision, found.first)))
         outcomes = Outcomes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
         if not len(outcomes.places):
             raise DataError(f"none of {len(self.query.rows)} queries has a match that the protocol counts")
@@ -83,9 +84,13 @@ class RankLists:
 
     def _ranked(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places in the gallery, best first [Q, G], whether they match [Q, G], and how many of them count [Q]."""
+        pids, dropped = self._rules(places)
+        order = order_gallery(self.distances(places), dropped)
+        hits = (self.gallery.labels.pids[order] == pids[:, None]) & ~dropped.gather(1, order)
+        return order, hits, (~dropped).sum(dim=1)
+
+    def _rules(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Identities of queries [Q], and which of the gallery leave their lists [Q, G]."""
         labels = Labels(*(field[places] for field in self.query.labels))
         dropped = self.ignored(labels, self.gallery.labels)
-        dropped = dropped | (self.query.rows[places, None] == self.gallery.rows)
-        order = order_gallery(self.distances(places), dropped)
-        hits = (self.gallery.labels.pids[order] == labels.pids[:, None]) & ~dropped.gather(1, order)
-        return order, hits, (~dropped).sum(dim=1)
+        return labels.pids, dropped | (self.query.rows[places, None] == self.gallery.rows)
