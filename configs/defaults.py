@@ -168,6 +168,13 @@ ROWS = (
     Key("DATALOADER.NUM_WORKERS", 8,
         "Processes that read and transform images, at most one per core; 0: the training process does. Affects speed "
         "only.", at_least(0), ALWAYS),
+    Key("DATALOADER.CACHE", "auto",
+        "Where training images are kept, decoded and resized, from one epoch to the next, at 98 kB an image of 256 x "
+        "128: ram (shared by all processes, until the program ends), disk (a file in CACHE_DIR that later runs use, "
+        "too), off, or auto: ram if that takes up to half of the available memory, else off. Affects speed and memory "
+        "only.", one_of("auto", "ram", "disk", "off"), ALWAYS),
+    Key("DATALOADER.CACHE_DIR", "~/.cache/svllreid", "Folder for the files of CACHE disk; nobody deletes them.", None,
+        ALWAYS),
     Key("DATALOADER.NUM_INSTANCE", 16, "Images per identity in a batch of stage 2 (K of P x K).", at_least(1)),
 
     Key("SOLVER.SEED", 1234, "Seed of every random draw in training.", SEEDS),

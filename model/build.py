@@ -71,25 +71,7 @@ def make_model(
     _check_tower(cfg, text)
     cfg = settle_pixels(cfg)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
-    architecture = {
-        **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
-        # Who learns from clusters is not told of identities.
-        "num_pids": 0 if CLUSTER.name in stages else benchmark.num_pids,
-        "num_cams": benchmark.num_cams,
-        "num_views": benchmark.num_views,
-        "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
-        "modalities": len(benchmark.templates) or 1,
-        **_pseudo_prompts(cfg, benchmark, text),
-        "template": benchmark.template,
-        "sentences": text,
-        "language_ssl": text and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
-        "vision_ssl": cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
-        "heads": cfg.MODEL.HEADS,
-        "ssl_type": cfg.MODEL.SSL_TYPE,
-        "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
-        "ssl_out": cfg.MODEL.SSL_OUT,
-        **_options(cfg),
-    }
+    architecture = _describe_new(cfg, benchmark, text)
     for key, count, noun in (
         ("SIE_CAMERA", benchmark.num_cams, "camera"),
         ("SIE_VIEW", benchmark.num_views, "viewpoint"),
@@ -116,6 +98,29 @@ def make_model(
         facts = (name, *grid, how, tower.patch, architecture["stride"])
         logger.info("%s: %d x %d %spatches of %d pixels at stride %s", *facts)
     return model
+
+
+def _describe_new(cfg: CfgNode, benchmark: Benchmark, text: bool) -> dict:
+    """The architecture that the settings ask for; `text`: with text tower and prompts."""
+    return {
+        **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
+        # Who learns from clusters is not told of identities.
+        "num_pids": 0 if CLUSTER.name in cfg.PROCESSOR.STAGES else benchmark.num_pids,
+        "num_cams": benchmark.num_cams,
+        "num_views": benchmark.num_views,
+        "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
+        "modalities": len(benchmark.templates) or 1,
+        **_pseudo_prompts(cfg, benchmark, text),
+        "template": benchmark.template,
+        "sentences": text,
+        "language_ssl": text and cfg.SOLVER.STAGE1.SSL_LOSS_WEIGHT > 0,
+        "vision_ssl": cfg.SOLVER.STAGE2.SSL_LOSS_WEIGHT > 0,
+        "heads": cfg.MODEL.HEADS,
+        "ssl_type": cfg.MODEL.SSL_TYPE,
+        "ssl_hidden": cfg.MODEL.SSL_HIDDEN,
+        "ssl_out": cfg.MODEL.SSL_OUT,
+        **_options(cfg),
+    }
 
 
 def settle_pixels(cfg: CfgNode) -> CfgNode:

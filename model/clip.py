@@ -176,6 +176,13 @@ class ResNetTower(nn.Module):
         projected = functional_call(visual.attnpool, {"positional_embedding": table}, last)
         return ImageFeatures(_mean(penultimate), self.pool(last), projected)
 
+    def keep_stem(self, modality: int) -> None:
+        """Become a tower for one modality, which takes no side information."""
+        if modality:
+            for name, layer in self.stems[modality - 1].named_children():
+                setattr(self.visual, name, layer)
+        self.stems = nn.ModuleList()
+
     def _through_stems(self, images: Tensor, side: SideInfo | None) -> Tensor:
         """Each image through its modality's stem, in the order of `images`."""
         if side is None or side.modalities is None:

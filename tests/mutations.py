@@ -459,8 +459,8 @@ MUTATIONS = (
     mutation(
         "test images resized like training images",
         "TestTransform",
-        "InterpolationMode.BILINEAR",
-        "InterpolationMode.BICUBIC",
+        "Image.Resampling.BILINEAR",
+        "Image.Resampling.BICUBIC",
         TEST_VIEWS,
     ),
     # Retrieval

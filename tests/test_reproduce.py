@@ -133,9 +133,12 @@ def test_every_command_of_the_markdown_table_parses(plan, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "| data set | method | published | ours | command |"
     assert len(lines) == 2 + len(ROWS) and all(line.count("|") == 6 for line in lines)
-    assert "| Market-1501 | CLIP-ReID, ViT-B/16 | 89.6 / 95.5 | not yet run | `python train_svllreid.py" in lines[7]
-    assert "| not at hand | not yet run |" in lines[10]
-    assert "| 85.5 / 97.2 (rank-1 / rank-5, unverified) | not yet run |" in lines[-19]
+    of_row = dict(zip(ROWS, lines[2:], strict=True))
+    row = "| Market-1501 | CLIP-ReID, ViT-B/16 | 89.6 / 95.5 | not yet run | `python train_svllreid.py"
+    assert of_row["market1501-vit_clipreid"].startswith(row)
+    assert "| not at hand | not yet run |" in of_row["market1501-vit_svllreid"]
+    unverified = "| 85.5 / 97.2 (rank-1 / rank-5, unverified) | not yet run |"
+    assert unverified in of_row["VehicleID-vit_clipreid-olp"]
     found = commands("\n".join(lines))
     assert len(found) == len(ROWS) + 2
     for command in found:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 VISIBLE, INFRARED = 0, 1  # modalities of images
+MODALITIES = ("visible", "infrared")  # their names
 RANKS = (1, 5, 10)  # of the CMC, as they are usually reported
 
 

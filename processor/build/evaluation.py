@@ -94,7 +94,7 @@ def _test_options(
     cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device, at_home: bool | None
 ) -> dict[str, Any]:
     return {
-        "loader": partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
+        "loader": partial(make_loader, cfg, train=False, device=device),
         "device": device,
         "neck": cfg.TEST.NECK_FEAT == "after",
         "normalise": cfg.TEST.FEAT_NORM,

@@ -12,6 +12,7 @@ from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
 from model.svllreid import SvllReid
 from processor.build.cluster import cluster_parts
 from processor.build.data import Data
+from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
 from processor.build.place import checkpoint_name, times_before
 from processor.build.prompt import prompt_parts
@@ -71,8 +72,9 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         check_identical(model)
         if parts.ended is not None:
             parts.ended()
+    how = f" ({refinement})" if (refinement := str(refinement_of(cfg))) else ""
     for name, best in stage_run.best.items():
-        figure = f"{name} mAP {100 * best['mAP']:.1f} in epoch {best['epoch']}"
+        figure = f"{name} mAP {100 * best['mAP']:.1f}{how} in epoch {best['epoch']}"
         logger.info("%s  best before the end: %s", title, figure)
     return stage_run.checkpoint
 
