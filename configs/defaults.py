@@ -335,7 +335,8 @@ ROWS = (
         "training; another one is tested across cameras unless the command line says otherwise.",
         one_of("cross-camera", "all")),
     Key("TEST.OTHER_SPLIT", False,
-        "regdb: allows testing a network on another split than it was trained on, of which it knows identities."),
+        "regdb: allows testing a network, or training on from it (MODEL.INIT_FROM), on another split than it was "
+        "trained on, of which it knows identities."),
     Key("TEST.SIE", "auto",
         "Side information at test: same (cameras and viewpoints as in training), mean (of all in training), none, or "
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
