@@ -335,12 +335,17 @@ ROWS = (
         "training; another one is tested across cameras unless the command line says otherwise.",
         one_of("cross-camera", "all")),
     Key("TEST.OTHER_SPLIT", False,
-        "regdb: allows testing a network on another split than it was trained on, of which it knows identities."),
+        "regdb: allows testing a network, or training on from it (MODEL.INIT_FROM), on another split than it was "
+        "trained on, of which it knows identities."),
     Key("TEST.SIE", "auto",
         "Side information at test: same (cameras and viewpoints as in training), mean (of all in training), none, or "
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
         "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
     Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.PRECISION", "fp32",
+        "Precision of the towers at test and for the cached features of stage 1: fp32, bf16 (autocast) or, on CUDA "
+        "devices, tf32. Tables and results.json say what is not fp32; features are compared in fp32.",
+        one_of("fp32", "bf16", "tf32")),
     Key("TEST.FLIP", False,
         "Features are the mean over an image and its mirror image, taken before they are normalised."),
     Key("TEST.AQE", False,

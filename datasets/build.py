@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Sampler
 from yacs.config import CfgNode
 
+from configs.stages import CLUSTER, IMAGE, Stage
 from datasets.cache import PixelCache, make_cache
 from datasets.changes import Change
 from datasets.dukemtmc import dukemtmc, occ_duke
@@ -143,21 +144,26 @@ def make_benchmark(
 
 
 def identities_per_batch(cfg: CfgNode) -> int:
-    """How many identities a batch of stage 2 has, over all processes.
+    """How many identities a batch of stage 2 has, over all processes; UserError if these cannot share them evenly."""
+    return _groups_per_batch(cfg, IMAGE, "identities")
 
-    Raises:
-        UserError: the processes cannot share them evenly.
-    """
-    images, instances = cfg.SOLVER.STAGE2.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
-    identities, processes = images // instances, distributed.world_size()
-    if identities % processes:
-        fewer = identities - identities % processes
+
+def clusters_per_batch(cfg: CfgNode) -> int:
+    """How many clusters of each modality a batch of stage 0 has, as above."""
+    return _groups_per_batch(cfg, CLUSTER, "clusters")
+
+
+def _groups_per_batch(cfg: CfgNode, stage: Stage, noun: str) -> int:
+    images, instances = stage.settings(cfg).IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    groups, processes = images // instances, distributed.world_size()
+    if groups % processes:
+        fewer = groups - groups % processes
         fitting = " or ".join(str(count * instances) for count in (fewer, fewer + processes) if count)
         raise UserError(
-            f"SOLVER.STAGE2.IMS_PER_BATCH {images} with DATALOADER.NUM_INSTANCE {instances} takes {identities} "
-            f"identities a batch, which {processes} processes cannot share evenly; expected IMS_PER_BATCH {fitting}"
+            f"{stage.key('IMS_PER_BATCH')} {images} with DATALOADER.NUM_INSTANCE {instances} takes {groups} "
+            f"{noun} a batch, which {processes} processes cannot share evenly; expected IMS_PER_BATCH {fitting}"
         )
-    return identities
+    return groups
 
 
 def _pixels(cfg: CfgNode) -> dict:

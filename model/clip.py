@@ -186,7 +186,10 @@ class ResNetTower(nn.Module):
     def _through_stems(self, images: Tensor, side: SideInfo | None) -> Tensor:
         """Each image through its modality's stem, in the order of `images`."""
         if side is None or side.modalities is None:
-            raise ValueError("the image tower has a stem for each modality; expected side information that has them")
+            raise ValueError(
+                "the image tower has a stem for each modality; expected side=SideInfo.unknown(modalities), for each of "
+                f"the {len(images)} images 0 (visible) or 1 (infrared)"
+            )
         rows = [(side.modalities == number).nonzero()[:, 0] for number in range(1 + len(self.stems))]
         order = torch.cat(rows)
         if len(order) != len(images):

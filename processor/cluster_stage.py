@@ -160,6 +160,6 @@ def _warn_of_chance(epoch: int, pairs: Association | None) -> None:
     if margin is not None and margin <= 0:
         logger.warning(
             "epoch %d: matched clusters are no more alike than others (margin %.3f); matches may be wrong, and "
-            "training confirms them it from MEMORY.SWAP_START on; expected a later one, or features that agree",
+            "training confirms them from MEMORY.SWAP_START on; expected a later one, or features that agree",
             *(epoch, margin),
         )

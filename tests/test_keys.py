@@ -264,6 +264,7 @@ EFFECTS = (
     effect("TEST.PROTOCOL", "all", "figures", on=FROM_FILE),
     effect("TEST.SIE", "none", "figures", on={**FROM_FILE, **SIE}),
     effect("TEST.FEAT_NORM", "False", "figures", on=FROM_FILE),
+    effect("TEST.PRECISION", "bf16", "figures", on=FROM_FILE),
     effect("TEST.FLIP", "True", "figures", on=FROM_FILE),
     effect("TEST.AQE", "True", "figures", on=FROM_FILE),
     effect("TEST.AQE_K", "3", "figures", on=EXPANDED),

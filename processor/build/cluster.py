@@ -10,7 +10,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from configs.stages import CLUSTER, PROMPT
-from datasets.build import make_loader
+from datasets.build import clusters_per_batch, make_loader
 from datasets.images import Loader
 from datasets.sampler import ClusterSampler
 from loss.memory import Memory
@@ -65,7 +65,7 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
             found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, cluster_settings(run))
             on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(again)), found, train))
         sampler.set_labels(stage.labels.tolist())
-        if not any(sampler.rows.values()):
+        if not sampler.rows:
             logger.warning(
                 "%s  epoch %d/%d: nothing to train on, it is skipped", CLUSTER.title, epoch, block.MAX_EPOCHS
             )
@@ -118,8 +118,8 @@ def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, d
 def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSampler:
     """Of no cluster yet."""
     instances, share = cfg.DATALOADER.NUM_INSTANCE, {"rank": rank(), "world_size": world_size()}
-    clusters = CLUSTER.settings(cfg).IMS_PER_BATCH // instances
-    return ClusterSampler([-1] * len(modalities), modalities.tolist(), clusters, instances, seed=seed, **share)
+    nothing, clusters = [-1] * len(modalities), clusters_per_batch(cfg)
+    return ClusterSampler(nothing, modalities.tolist(), clusters, instances, seed=seed, **share)
 
 
 def _texts(run: Run, number: int, model: SvllReid, data: Data) -> Texts | None:

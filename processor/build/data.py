@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from yacs.config import CfgNode
 
-from configs.stages import IMAGE, STAGES
-from datasets.build import identities_per_batch, make_benchmark, make_loader
+from configs.stages import CLUSTER, IMAGE, STAGES
+from datasets.build import clusters_per_batch, identities_per_batch, make_benchmark, make_loader
 from datasets.check import quick_check
 from datasets.images import Loader
 from processor.run import Run
@@ -45,6 +45,8 @@ def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) 
     with run.clock("data"):
         drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
         identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
+        if CLUSTER.name in cfg.PROCESSOR.STAGES:
+            on_main(lambda: clusters_per_batch(cfg))
         benchmark = main_first(lambda: make_benchmark(cfg, render=render))
         with collective():
             check_cameras(cfg, benchmark)

@@ -104,12 +104,13 @@ def _test_options(
 
 
 def refinement_of(cfg: CfgNode) -> Refinement:
-    """What TEST says of flip, query expansion and re-ranking."""
+    """What TEST says of flip, query expansion, re-ranking and precision."""
     test = cfg.TEST
     return Refinement(
         test.FLIP,
         QueryExpansion(test.AQE_K, test.AQE_ALPHA) if test.AQE else None,
         Reranking(test.RE_RANKING_K1, test.RE_RANKING_K2, test.RE_RANKING_LAMBDA) if test.RE_RANKING else None,
+        test.PRECISION,
     )
 
 

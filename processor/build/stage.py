@@ -14,7 +14,7 @@ from processor.build.cluster import cluster_parts
 from processor.build.data import Data
 from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
-from processor.build.place import prefix, times_before
+from processor.build.place import checkpoint_name, times_before
 from processor.build.prompt import prompt_parts
 from processor.loop import fit
 from processor.run import Run
@@ -53,7 +53,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             name=stage.name,
             title=title,
             again=again,
-            file=prefix(again) + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
+            file=checkpoint_name(cfg.PROCESSOR.STAGES, number, cfg.MODEL.NAME),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
