@@ -1,4 +1,5 @@
 # make demo: train and evaluate on this machine, without data or downloads of weights
+# make demo-vi: the same without identities, of visible and infrared images (CCLNet)
 # make test: lint and the fast tests            make test-all: all tests that need no GPU
 # make faults FAULTS=120: trainings that are killed and damaged, so many times
 # make test-gpu: ViT-B/16 on a CUDA device
@@ -31,7 +32,7 @@ INSTALL = set -e; index=$$($(INDEX)); \
 	fi; \
 	$(1)/bin/python -c 'import torch, torchvision'
 
-.PHONY: env demo test test-all test-lowest faults test-gpu test-web chromium lint clean
+.PHONY: env demo demo-vi test test-all test-lowest faults test-gpu test-web chromium lint clean
 
 env: $(VENV)/ready
 
@@ -48,6 +49,9 @@ $(LOWEST)/ready: requirements.txt requirements-dev.txt
 
 demo: env
 	$(BIN)/python -m tools.demo
+
+demo-vi: env
+	$(BIN)/python -m tools.demo --config_file configs/demo/vi_cclnet.yml
 
 test: env lint
 	$(PYTEST) -m "not slow"

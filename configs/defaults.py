@@ -168,6 +168,13 @@ ROWS = (
     Key("DATALOADER.NUM_WORKERS", 8,
         "Processes that read and transform images, at most one per core; 0: the training process does. Affects speed "
         "only.", at_least(0), ALWAYS),
+    Key("DATALOADER.CACHE", "auto",
+        "Where training images are kept, decoded and resized, from one epoch to the next, at 98 kB an image of 256 x "
+        "128: ram (shared by all processes, until the program ends), disk (a file in CACHE_DIR that later runs use, "
+        "too), off, or auto: ram if that takes up to half of the available memory, else off. Affects speed and memory "
+        "only.", one_of("auto", "ram", "disk", "off"), ALWAYS),
+    Key("DATALOADER.CACHE_DIR", "~/.cache/svllreid", "Folder for the files of CACHE disk; nobody deletes them.", None,
+        ALWAYS),
     Key("DATALOADER.NUM_INSTANCE", 16, "Images per identity in a batch of stage 2 (K of P x K).", at_least(1)),
 
     Key("SOLVER.SEED", 1234, "Seed of every random draw in training.", SEEDS),
@@ -328,12 +335,17 @@ ROWS = (
         "training; another one is tested across cameras unless the command line says otherwise.",
         one_of("cross-camera", "all")),
     Key("TEST.OTHER_SPLIT", False,
-        "regdb: allows testing a network on another split than it was trained on, of which it knows identities."),
+        "regdb: allows testing a network, or training on from it (MODEL.INIT_FROM), on another split than it was "
+        "trained on, of which it knows identities."),
     Key("TEST.SIE", "auto",
         "Side information at test: same (cameras and viewpoints as in training), mean (of all in training), none, or "
         "auto: same on the data set of the training, else mean (published files, which do not say theirs: same if the "
         "numbers of cameras and viewpoints agree).", one_of("auto", "same", "mean", "none")),
     Key("TEST.FEAT_NORM", True, "Normalises features to length 1 before they are compared."),
+    Key("TEST.PRECISION", "fp32",
+        "Precision of the towers at test and for the cached features of stage 1: fp32, bf16 (autocast) or, on CUDA "
+        "devices, tf32. Tables and results.json say what is not fp32; features are compared in fp32.",
+        one_of("fp32", "bf16", "tf32")),
     Key("TEST.FLIP", False,
         "Features are the mean over an image and its mirror image, taken before they are normalised."),
     Key("TEST.AQE", False,

@@ -11,14 +11,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from yacs.config import CfgNode
 
+from configs.stages import CLUSTER, IMAGE, Stage
+from datasets.cache import PixelCache, make_cache
 from datasets.changes import Change
 from datasets.dukemtmc import dukemtmc, occ_duke
 from datasets.folder import folder
 from datasets.hold_out import hold_out
-from datasets.images import Images
+from datasets.images import Images, Loader
 from datasets.market1501 import market1501
 from datasets.msmt17 import msmt17, msmt17_version
 from datasets.regdb import regdb
@@ -34,7 +36,7 @@ from utils import distributed
 from utils.errors import DataError, UserError
 from utils.metrics import ALL, ignore_nothing
 from utils.paths import expanded
-from utils.records import Batch, Benchmark, Sample
+from utils.records import Benchmark, Sample
 from utils.workers import begin_worker, worker_context
 
 logger = logging.getLogger(__name__)
@@ -142,29 +144,34 @@ def make_benchmark(
 
 
 def identities_per_batch(cfg: CfgNode) -> int:
-    """How many identities a batch of stage 2 has, over all processes.
+    """How many identities a batch of stage 2 has, over all processes; UserError if these cannot share them evenly."""
+    return _groups_per_batch(cfg, IMAGE, "identities")
 
-    Raises:
-        UserError: the processes cannot share them evenly.
-    """
-    images, instances = cfg.SOLVER.STAGE2.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
-    identities, processes = images // instances, distributed.world_size()
-    if identities % processes:
-        fewer = identities - identities % processes
+
+def clusters_per_batch(cfg: CfgNode) -> int:
+    """How many clusters of each modality a batch of stage 0 has, as above."""
+    return _groups_per_batch(cfg, CLUSTER, "clusters")
+
+
+def _groups_per_batch(cfg: CfgNode, stage: Stage, noun: str) -> int:
+    images, instances = stage.settings(cfg).IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    groups, processes = images // instances, distributed.world_size()
+    if groups % processes:
+        fewer = groups - groups % processes
         fitting = " or ".join(str(count * instances) for count in (fewer, fewer + processes) if count)
         raise UserError(
-            f"SOLVER.STAGE2.IMS_PER_BATCH {images} with DATALOADER.NUM_INSTANCE {instances} takes {identities} "
-            f"identities a batch, which {processes} processes cannot share evenly; expected IMS_PER_BATCH {fitting}"
+            f"{stage.key('IMS_PER_BATCH')} {images} with DATALOADER.NUM_INSTANCE {instances} takes {groups} "
+            f"{noun} a batch, which {processes} processes cannot share evenly; expected IMS_PER_BATCH {fitting}"
         )
-    return identities
+    return groups
 
 
 def _pixels(cfg: CfgNode) -> dict:
     return {"mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
 
 
-def train_transform(cfg: CfgNode, *, grey: float = 0.0) -> TrainTransform:
-    """What INPUT says of training images; `grey` is the probability of a grey one."""
+def train_transform(cfg: CfgNode) -> TrainTransform:
+    """What INPUT says of training images."""
     return TrainTransform(
         cfg.INPUT.SIZE_TRAIN,
         flip=cfg.INPUT.PROB,
@@ -173,9 +180,16 @@ def train_transform(cfg: CfgNode, *, grey: float = 0.0) -> TrainTransform:
         erase_view=cfg.INPUT.TWIN_ERASED_AREA,
         jpeg=cfg.INPUT.JPEG_PROB,
         jpeg_quality=cfg.INPUT.JPEG_QUALITY,
-        grey=grey,
+        grey=cfg.INPUT.GREY_PROB,
         **_pixels(cfg),
     )
+
+
+def _cache(cfg: CfgNode, samples: Sequence[Sample], transform: TrainTransform | TestTransform) -> PixelCache | None:
+    block, paths = cfg.DATALOADER, [sample.path for sample in samples]
+    folder = expanded(block.CACHE_DIR, "DATALOADER.CACHE_DIR")
+    with distributed.collective():
+        return make_cache(block.CACHE, folder, paths, transform.size, transform.how.name)
 
 
 def make_loader(
@@ -184,20 +198,24 @@ def make_loader(
     *,
     train: bool,
     views: bool = False,
-    pin_memory: bool = False,
+    device: torch.device | None = None,
     seed: int | None = None,
     change: Change | None = None,
     drawn: Sampler[list[int]] | None = None,
-) -> DataLoader[Batch]:
+    again: bool = False,
+) -> Loader:
     """Batches of `samples`, or this process's share of them: its identities of every batch, or its turn of the batches.
 
     For training: identity-balanced batches, random transforms and, if asked for, views; before each epoch call
     `loader.dataset.set_epoch` and `loader.batch_sampler.set_epoch`. Else: all samples in order, test transform.
 
     Args:
+        device: that batches are moved to and augmented on; None leaves them where they are.
         seed: of batches and transforms; None for SOLVER.SEED.
         change: of every image; not for training.
         drawn: draws this process's share of the batches for training; None for identity-balanced ones.
+        again: whether images are read more than once, as always for training: resized images are kept then, as
+            DATALOADER.CACHE says.
 
     Raises:
         UserError: batches that the processes cannot share evenly, or more identities in a batch than there are.
@@ -205,11 +223,9 @@ def make_loader(
     seed = cfg.SOLVER.SEED if seed is None else seed
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     transform: TrainTransform | TestTransform
-    infrared = None
     batches: Sampler[list[int]]
     if train:
-        transform = train_transform(cfg, grey=cfg.INPUT.GREY_PROB)
-        infrared = train_transform(cfg) if cfg.INPUT.GREY_PROB else None
+        transform = train_transform(cfg)
         if drawn is None:
             instances = cfg.DATALOADER.NUM_INSTANCE
             pids = [sample.pid for sample in samples]
@@ -219,17 +235,17 @@ def make_loader(
     else:
         transform = TestTransform(cfg.INPUT.SIZE_TEST, change=change, **_pixels(cfg))
         batches = OrderedSampler(len(samples), cfg.TEST.IMS_PER_BATCH, **share)
-    images = Images(samples, transform, infrared=infrared, views=views, seed=seed)
+    cache = _cache(cfg, samples, transform) if train or again else None
+    images = Images(samples, transform, views=views, seed=seed, cache=cache)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if workers:
         images.epoch.share_memory_()
-    return DataLoader(
+    return Loader(
         images,
+        device,
         batch_sampler=batches,
-        collate_fn=images.collate,
         num_workers=workers,
         persistent_workers=train and workers > 0,
-        pin_memory=pin_memory,
         worker_init_fn=begin_worker,
         multiprocessing_context=worker_context() if workers else None,
         generator=torch.Generator(),  # its own: reading, e.g. for an evaluation, must not move torch's global one

@@ -1,4 +1,4 @@
-"""From samples to batches: decoding, the random draws of every image, collation."""
+"""From samples to batches: decoding, the random draws of every image, collation, augmentation."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import random
 import stat
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from datasets.cache import PixelCache
+from datasets.transforms import Draws, Picture, TestTransform, TrainTransform
 from utils.errors import DataError, one_line
-from utils.records import Batch, Sample, SideInfo
+from utils.records import INFRARED, Batch, Sample, SideInfo, to_device
 from utils.seeds import derive
 
 SIDE = tuple(map(Sample._fields.index, ("camid", "viewid", "modality")))
@@ -31,33 +34,49 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
+class Item(NamedTuple):
+    """An image that was read, and what was drawn for it."""
+
+    index: int  # in the list of samples
+    pixels: Tensor  # [1 or V, 3, H, W] uint8
+    pictures: list[Picture]
+
+
+class Pixels(NamedTuple):
+    """A batch as it leaves the processes that read it."""
+
+    pixels: Tensor  # [1 or V, B, 3, H, W] uint8
+    draws: Draws
+    pids: Tensor
+    side: SideInfo
+    indices: Tensor
+
+
 class Images(Dataset):
-    """Samples as tensors.
+    """Samples as pixels and draws, and batches of them as tensors.
 
     What is drawn for an image depends on (seed, epoch, index in the list of samples) and, where a batch holds the same
     image several times, on which of them it is; never on workers, their number or the order of batches.
 
     Args:
         samples: what to read.
-        transform: (decoded, views=...) -> image [3, H, W], views [2, 3, H, W] or None.
-        infrared: the same for infrared images; None if it is the same.
+        transform: TrainTransform or TestTransform.
         views: whether to make two more augmentations of every image.
         seed: of all draws.
+        cache: keeps resized images.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        transform: Callable,
+        transform: TrainTransform | TestTransform,
         *,
-        infrared: Callable | None = None,
         views: bool = False,
         seed: int = 0,
+        cache: PixelCache | None = None,
     ):
-        self.samples = samples
-        self.transform, self.infrared = transform, infrared or transform
-        self.views = views
-        self.seed = seed
+        self.cache = cache
+        self.samples, self.transform, self.views, self.seed = samples, transform, views, seed
         self.epoch = torch.zeros((), dtype=torch.int64)  # shared with workers, if there are any
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,37 +86,69 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
-        return self._draw(index, repeat=0)
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, Tensor, Tensor | None]]:
+    def __getitems__(self, indices: list[int]) -> list[Item]:
         """A whole batch: an identity with few images fills its places with copies, which must not be drawn alike."""
-        return [self._draw(index, repeat=indices[:place].count(index)) for place, index in enumerate(indices)]
+        return [self._read(index, repeat=indices[:place].count(index)) for place, index in enumerate(indices)]
 
-    def _draw(self, index: int, repeat: int) -> tuple[int, Tensor, Tensor | None]:
-        sample = self.samples[index]
-        decoded = read_image(sample.path)
-        transform = self.infrared if sample.modality else self.transform
+    def _read(self, index: int, repeat: int) -> Item:
+        sample, transform = self.samples[index], self.transform
         seed = derive(self.seed, int(self.epoch), index, repeat)
-        state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
-            random.seed(seed)
-            image, views = transform(decoded, views=self.views)
-        random.setstate(state)
-        return index, image, views
 
-    def collate(self, items: list[tuple[int, Tensor, Tensor | None]]) -> Batch:
-        """What `__getitems__` returned -> Batch."""
-        indices, images, views = zip(*items, strict=True)
-        samples = [self.samples[index] for index in indices]
-        return Batch(
-            images=torch.stack(images),
-            pids=torch.tensor([sample.pid for sample in samples]),
-            side=SideInfo(*(torch.tensor([s[place] for s in samples]) for place in SIDE)),
-            indices=torch.tensor(indices),
-            views=torch.stack(views, dim=1) if self.views else None,
+        def make() -> Tensor:
+            with seeded(seed) if transform.change else nullcontext():
+                return transform.resized(read_image(sample.path))
+
+        pixels = self.cache.read(index, sample.path, make) if self.cache else make()
+        pictures = transform.draw(seed, views=self.views, infrared=sample.modality == INFRARED)
+        return Item(index, transform.compressed(pixels, pictures), pictures)
+
+    def collate(self, items: list[Item]) -> Pixels:
+        """What `__getitems__` returned, as one record."""
+        samples = [self.samples[item.index] for item in items]
+        return Pixels(
+            torch.stack([item.pixels for item in items], dim=1),
+            Draws.of([item.pictures for item in items]),
+            torch.tensor([sample.pid for sample in samples]),
+            SideInfo(*(torch.tensor([s[place] for s in samples]) for place in SIDE)),
+            torch.tensor([item.index for item in items]),
         )
+
+    def finish(self, batch: Pixels) -> Batch:
+        """What `collate` returned, on any device -> Batch."""
+        images, views = self.transform.finish(batch.pixels, batch.draws)
+        return Batch(images, batch.pids, batch.side, batch.indices, views)
+
+
+class Loader(DataLoader[Batch]):
+    """Batches of images, on a device.
+
+    Args:
+        images: what to read.
+        device: that batches are moved to and augmented on; None leaves them where they are.
+        options: of the DataLoader.
+    """
+
+    def __init__(self, images: Images, device: torch.device | None, **options: Any):
+        pinned = device is not None and device.type == "cuda"
+        super().__init__(images, collate_fn=images.collate, pin_memory=pinned, **options)
+        self.device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._finish, super().__iter__())
+
+    def _finish(self, batch: Pixels) -> Batch:
+        return self.dataset.finish(batch if self.device is None else to_device(batch, self.device))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, torch's and Python's global generators begin at `seed`; behind it they are what they were before."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
+        random.seed(seed)
+        yield
+    random.setstate(state)
 
 
 def read_image(path: str) -> Image.Image:

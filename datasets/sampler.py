@@ -136,6 +136,8 @@ class ClusterSampler(Batches):
         for row, (label, modality) in enumerate(zip(labels, self.modalities, strict=True)):
             if label >= 0:
                 self.rows.setdefault(int(modality), {}).setdefault(int(label), []).append(row)
+        # Of fewer clusters than processes, not every process would have one.
+        self.rows = {modality: rows for modality, rows in self.rows.items() if len(rows) >= self.world_size}
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Draw up the batches of an epoch, without the first `done` ones, which an earlier run has seen."""

@@ -52,10 +52,13 @@ SIDE = {"MODEL.SIE_CAMERA", "MODEL.SIE_VIEW"}
 FOR_TRAINING = ("identity classifiers", "text tower", "prompts", "image projector", "text projector")
 
 
-def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str] = ()) -> SvllReid:
+def make_model(
+    cfg: CfgNode, benchmark: Benchmark, start: Weights | None = None, *, requested: Collection[str] = ()
+) -> SvllReid:
     """The network that `cfg` describes, sized for `benchmark`, with the weights of CLIP or of MODEL.INIT_FROM.
 
     Args:
+        start: what MODEL.INIT_FROM holds; None: it is read here.
         requested: keys given on the command line; a position table is resized only for them.
 
     Raises:
@@ -68,10 +71,41 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
     _check_tower(cfg, text)
     cfg = settle_pixels(cfg)
     name, tower = cfg.MODEL.NAME, find_tower(cfg.MODEL.NAME)
-    architecture = {
+    architecture = _describe_new(cfg, benchmark, text)
+    for key, count, noun in (
+        ("SIE_CAMERA", benchmark.num_cams, "camera"),
+        ("SIE_VIEW", benchmark.num_views, "viewpoint"),
+    ):
+        if cfg.MODEL[key] and count <= 1:
+            message = "MODEL.%s True: %s tells no %ss apart; all images get one and the same vector"
+            logger.warning(message, key, benchmark.name, noun)
+    if tower.stride and tuple(cfg.MODEL.STRIDE_SIZE) != tower.stride:
+        logger.warning(
+            "MODEL.STRIDE_SIZE %s: not used, the stride of %s is %s", cfg.MODEL.STRIDE_SIZE, name, tower.stride
+        )
+        architecture["stride"] = list(tower.stride)
+    if cfg.MODEL.INIT_FROM:
+        start = start or read_weights(cfg.MODEL.INIT_FROM, name)
+        model = _make_from_file(cfg, start, architecture, benchmark, resize=bool(RESIZING & set(requested)))
+    elif tower.is_clip:
+        clip, architecture["activation"] = load_clip(name, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
+        model = build_network(architecture, clip)
+    else:
+        model = build_network({**architecture, "activation": AUTO}, None)
+        _fill(cfg, model)
+    if grid := getattr(model.image, "grid", None):
+        how = "overlapping " if min(architecture["stride"]) < tower.patch else ""
+        facts = (name, *grid, how, tower.patch, architecture["stride"])
+        logger.info("%s: %d x %d %spatches of %d pixels at stride %s", *facts)
+    return model
+
+
+def _describe_new(cfg: CfgNode, benchmark: Benchmark, text: bool) -> dict:
+    """The architecture that the settings ask for; `text`: with text tower and prompts."""
+    return {
         **{field: _plain(attrgetter(key)(cfg)) for field, key in SETTLED.items()},
         # Who learns from clusters is not told of identities.
-        "num_pids": 0 if CLUSTER.name in stages else benchmark.num_pids,
+        "num_pids": 0 if CLUSTER.name in cfg.PROCESSOR.STAGES else benchmark.num_pids,
         "num_cams": benchmark.num_cams,
         "num_views": benchmark.num_views,
         "first_cameras": [part.first_camera for part in benchmark.evaluated()],  # of each of DATASETS.NAMES
@@ -87,31 +121,6 @@ def make_model(cfg: CfgNode, benchmark: Benchmark, *, requested: Collection[str]
         "ssl_out": cfg.MODEL.SSL_OUT,
         **_options(cfg),
     }
-    for key, count, noun in (
-        ("SIE_CAMERA", benchmark.num_cams, "camera"),
-        ("SIE_VIEW", benchmark.num_views, "viewpoint"),
-    ):
-        if cfg.MODEL[key] and count <= 1:
-            message = "MODEL.%s True: %s tells no %ss apart; all images get one and the same vector"
-            logger.warning(message, key, benchmark.name, noun)
-    if tower.stride and tuple(cfg.MODEL.STRIDE_SIZE) != tower.stride:
-        logger.warning(
-            "MODEL.STRIDE_SIZE %s: not used, the stride of %s is %s", cfg.MODEL.STRIDE_SIZE, name, tower.stride
-        )
-        architecture["stride"] = list(tower.stride)
-    if cfg.MODEL.INIT_FROM:
-        model = _make_from_file(cfg, architecture, benchmark, resize=bool(RESIZING & set(requested)))
-    elif tower.is_clip:
-        clip, architecture["activation"] = load_clip(name, cfg.MODEL.PRETRAIN, cfg.MODEL.ACTIVATION)
-        model = build_network(architecture, clip)
-    else:
-        model = build_network({**architecture, "activation": AUTO}, None)
-        _fill(cfg, model)
-    if grid := getattr(model.image, "grid", None):
-        how = "overlapping " if min(architecture["stride"]) < tower.patch else ""
-        facts = (name, *grid, how, tower.patch, architecture["stride"])
-        logger.info("%s: %d x %d %spatches of %d pixels at stride %s", *facts)
-    return model
 
 
 def settle_pixels(cfg: CfgNode) -> CfgNode:
@@ -178,9 +187,10 @@ def _check_covers(name: str, sizes: Mapping[str, Sequence[int]]) -> None:
             raise WeightsError(f"{key} {size}: is smaller than a patch of {name}, {patch} pixels")
 
 
-def _make_from_file(cfg: CfgNode, architecture: dict, benchmark: Benchmark, *, resize: bool) -> SvllReid:
+def _make_from_file(
+    cfg: CfgNode, weights: Weights, architecture: dict, benchmark: Benchmark, *, resize: bool
+) -> SvllReid:
     """A network for training that starts from MODEL.INIT_FROM, and from CLIP where that file lacks CLIP's part."""
-    weights = read_weights(cfg.MODEL.INIT_FROM, cfg.MODEL.NAME)
     there = weights.architecture or {"activation": QUICK_GELU if find_tower(cfg.MODEL.NAME).is_clip else AUTO}
     if architecture["activation"] not in (AUTO, there["activation"]):
         raise WeightsError(

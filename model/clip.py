@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 
 import open_clip
 import torch
@@ -13,6 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from model.blocks import Past, remember, run_block
 from model.heads import SideEmbedding
@@ -36,9 +38,11 @@ class ViTTower(nn.Module):
         dims: widths (Dp, D, E) of the three features.
         grid: rows and columns of the position table.
         positions: the table's name in the state dict.
+        by_blocks: whether blocks compute all tokens by their own forward, for those who look into them.
     """
 
     positions = "visual.positional_embedding"
+    by_blocks = False
 
     def __init__(
         self,
@@ -81,10 +85,23 @@ class ViTTower(nn.Module):
         if self.side is not None and side is not None:
             token = token + self.side(side)[:, None]
         tokens = torch.cat([token, patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h*w, D]
-        # Blocks are counted from the end, so that any depth works.
-        _, (penultimate, last) = visual.transformer.forward_intermediates(visual.ln_pre(tokens + positions), indices=2)
-        last = visual.ln_post(last[:, 0])
-        return ImageFeatures(penultimate[:, 0], last, last @ visual.proj)
+        penultimate, last = self._run_blocks(visual.ln_pre(tokens + positions))
+        last = visual.ln_post(last)
+        return ImageFeatures(penultimate, last, last @ visual.proj)
+
+    def _run_blocks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, N, D] -> the class token [B, D] before the last block and after it, which computes it alone."""
+        transformer = self.visual.transformer
+        if self.by_blocks:
+            # Counted from the end, so that any depth works.
+            _, (penultimate, last) = transformer.forward_intermediates(tokens, indices=2)
+            return penultimate[:, 0], last[:, 0]
+        run = partial(checkpoint, run_block, use_reentrant=False) if transformer.grad_checkpointing else run_block
+        *blocks, last_block = transformer.resblocks
+        for block in blocks:
+            tokens, _ = run(block, tokens)
+        last, _ = run(last_block, tokens, slice(1))
+        return tokens[:, 0], last[:, 0]
 
 
 class ResNetTower(nn.Module):
@@ -159,10 +176,20 @@ class ResNetTower(nn.Module):
         projected = functional_call(visual.attnpool, {"positional_embedding": table}, last)
         return ImageFeatures(_mean(penultimate), self.pool(last), projected)
 
+    def keep_stem(self, modality: int) -> None:
+        """Become a tower for one modality, which takes no side information."""
+        if modality:
+            for name, layer in self.stems[modality - 1].named_children():
+                setattr(self.visual, name, layer)
+        self.stems = nn.ModuleList()
+
     def _through_stems(self, images: Tensor, side: SideInfo | None) -> Tensor:
         """Each image through its modality's stem, in the order of `images`."""
         if side is None or side.modalities is None:
-            raise ValueError("the image tower has a stem for each modality; expected side information that has them")
+            raise ValueError(
+                "the image tower has a stem for each modality; expected side=SideInfo.unknown(modalities), for each of "
+                f"the {len(images)} images 0 (visible) or 1 (infrared)"
+            )
         rows = [(side.modalities == number).nonzero()[:, 0] for number in range(1 + len(self.stems))]
         order = torch.cat(rows)
         if len(order) != len(images):

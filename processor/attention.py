@@ -203,6 +203,9 @@ def _watch_tokens(tower: Any, seen: _Seen, stack: ExitStack) -> None:
         seen.grid = rows, columns
 
     stack.enter_context(patches.register_forward_hook(keep_grid))
+    if clip:
+        stack.callback(setattr, tower, "by_blocks", tower.by_blocks)
+        tower.by_blocks = True
     for block in blocks:
         (_watch_clip_block if clip else _watch_timm_block)(block, seen, stack)
     stack.enter_context(blocks[-1].register_forward_hook(lambda module, args, output: seen.ends(output)))

@@ -28,7 +28,8 @@ def start_from_means(model: SvllReid, batches: Iterable[Batch], device: torch.de
     """
     model.eval()
     what = "features for the identity classifiers"
-    features, pids = compute_features(batches, lambda b: model.embed(b.images, b.side), device=device, what=what)
+    found = compute_features(batches, lambda b: model.embed(b.images, b.side), device=device, what=what)
+    features, pids = found.features, found.pids
     widths = [head.neck.num_features for head in model.heads]
     for head, part in zip(model.heads, features.split(widths, dim=1), strict=True):
         necked = F.batch_norm(part, None, None, head.neck.weight, head.neck.bias, training=True, eps=head.neck.eps)

@@ -92,6 +92,8 @@ class ClusterStage(nn.Module):
             mine = self.modalities == number
             memory.fill(features[mine], labels.to(features.device)[mine])
         pairs = matched(self.memories)
+        if self.swap.acts(epoch):
+            _warn_of_chance(epoch, pairs)
         self.swap.exchange(epoch, self.memories, pairs)
         return pairs
 
@@ -150,3 +152,14 @@ class ClusterStage(nn.Module):
         for memory, (queries, clusters) in zip(self.memories, self.seen, strict=True):
             memory.update(queries, clusters)
         self.swap.mix(self.epoch, self.memories, [clusters for _, clusters in self.seen])
+
+
+def _warn_of_chance(epoch: int, pairs: Association | None) -> None:
+    """Say so if memories are about to change by matches that could as well be others."""
+    margin = pairs.margin if pairs is not None else None
+    if margin is not None and margin <= 0:
+        logger.warning(
+            "epoch %d: matched clusters are no more alike than others (margin %.3f); matches may be wrong, and "
+            "training confirms them from MEMORY.SWAP_START on; expected a later one, or features that agree",
+            *(epoch, margin),
+        )

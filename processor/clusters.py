@@ -32,16 +32,20 @@ class Swap(NamedTuple):
     start: int  # first epoch
     ratio: float  # of a memory, that stays in the mixture of `reference`
 
+    def acts(self, epoch: int) -> bool:
+        """Whether matched clusters do anything to each other in this epoch."""
+        return self.mode != "none" and epoch >= self.start
+
     def exchange(self, epoch: int, memories: Sequence[Memory], pairs: Association | None) -> None:
         """Before an epoch trains: exchange the prototypes of `pairs`, in place, if this is the mode."""
-        if self.mode == "true" and epoch >= self.start and pairs is not None:
+        if self.mode == "true" and self.acts(epoch) and pairs is not None:
             first, second = (memory.prototypes for memory in memories)
             _replace(memories, swap_pairs(first, second, pairs))
 
     def mix(self, epoch: int, memories: Sequence[Memory], seen: Sequence[Tensor]) -> None:
         """After a step whose batch has the clusters `seen` of each modality: mix prototypes in place, if this is the
         mode."""
-        pairs = matched(memories) if self.mode == "reference" and epoch >= self.start else None
+        pairs = matched(memories) if self.mode == "reference" and self.acts(epoch) else None
         if pairs is not None:
             first, second = (memory.prototypes for memory in memories)
             _replace(memories, mix_pairs(first, second, pairs, (seen[0], seen[1]), self.ratio))

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from model.svllreid import SvllReid
 from processor.features import compute_features
+from utils.devices import computing_in
 from utils.distributed import on_main
 from utils.metrics import rank, rank_features
 from utils.query_expansion import expand_queries
-from utils.records import Batch, Benchmark, Evaluation, Labels, Ranking, Refinement, Sample, SideInfo
+from utils.records import FP32, Batch, Benchmark, Evaluation, Labels, Ranking, Refinement, Sample, SideInfo
 from utils.reranking import rerank
 
 NOTHING_MORE = Refinement()
@@ -45,7 +46,7 @@ def evaluate(
     refinement: Refinement = NOTHING_MORE,
     side: str = "same",
 ) -> Evaluation:
-    """Rank every trial's gallery for its queries, in fp32 whatever the training's precision.
+    """Rank every trial's gallery for its queries, in fp32 whatever the precision of training and towers.
 
     Several processes share the images; the main one ranks, all get the result, or the error.
 
@@ -62,7 +63,7 @@ def evaluate(
         DataError: an image cannot be read; features that are not finite; a trial without any valid query.
     """
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
-    options: dict[str, Any] = {"device": device, "neck": neck, "flip": refinement.flip, "side": side}
+    options: dict[str, Any] = {"device": device, "neck": neck, "side": side, **_of_features(refinement)}
     features = features_of(samples, model, loader, normalise=normalise, **options)
     rankings = on_main(lambda: rank_trials(benchmark, features, features, refinement))
     return Evaluation(rankings, refinement, side, benchmark.ranks)
@@ -82,7 +83,7 @@ def evaluate_changed(
 
     The other arguments are those of `evaluate`.
     """
-    read: Any = partial(features_of, normalise=normalise, flip=refinement.flip, **options)
+    read: Any = partial(features_of, normalise=normalise, **_of_features(refinement), **options)
     gallery = read(chain(*(trial.gallery for trial in benchmark.trials)), model, loader)
     for name, changed in loaders.items():
         queries = read(chain(*(trial.query for trial in benchmark.trials)), model, changed)
@@ -123,6 +124,11 @@ def rank_trials(
     return tuple(rankings)
 
 
+def _of_features(refinement: Refinement) -> dict[str, Any]:
+    """What of it happens to features, as options of `embed_all`."""
+    return {"flip": refinement.flip, "precision": refinement.precision}
+
+
 @torch.no_grad()
 def embed_all(
     model: SvllReid,
@@ -132,6 +138,7 @@ def embed_all(
     neck: bool = False,
     flip: bool = False,
     side: str = "same",
+    precision: str = FP32,
 ) -> Tensor:
     """The vectors [N, D + E] that retrieval compares, for all images of `batches`, in fp32; `side` as in `evaluate`.
 
@@ -139,13 +146,15 @@ def embed_all(
 
     Args:
         neck, flip: as `embed_images`.
+        precision: of the towers, "fp32", "bf16" or "tf32".
     """
     model.eval()
 
     def embed(batch: Batch) -> Tensor:
         return embed_images(model, batch.images, _known(batch.side, side, model), neck=neck, flip=flip)
 
-    features = compute_features(batches, embed, device=device, what="features").features
+    with computing_in(precision, device):
+        features = compute_features(batches, embed, device=device, what="features").features
     # Ranking needs double precision, which MPS lacks.
     return features.cpu() if device.type == "mps" else features
 

@@ -36,6 +36,9 @@ class Retrieval(nn.Module):
         super().__init__()
         self.embedder, self.half_precision = embedder, half
         self.model = copy.deepcopy(embedder.model).cpu()
+        if len(getattr(self.model.image, "stems", ())):
+            embedder.side_of(1)  # says if the modality is not known
+            self.model.image.keep_stem(embedder.modality)
         if getattr(self.model.image, "side", None) is not None and embedder.side:
             self.model.image.side = _Mean(self.model.image.side)
         if half:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
@@ -23,12 +23,13 @@ from datasets.images import read_image, upright_rgb
 from datasets.transforms import TestTransform
 from model.build import rebuild, settle_architecture
 from model.svllreid import SvllReid
+from model.towers import stem_only
 from model.weights import Weights, read_weights
 from processor.evaluate import embed_images
 from processor.transfer import settings_of
 from utils.devices import pick_device
-from utils.errors import DataError
-from utils.records import VISIBLE, SideInfo
+from utils.errors import DataError, UserError
+from utils.records import MODALITIES, VISIBLE, SideInfo
 
 Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
 
@@ -52,6 +53,8 @@ class Embedder:
         flip: take the mean over an image and its mirror image.
         side: whether side information counts. Single images have no camera: it is the mean over all that the network
             knows.
+        modality: VISIBLE or INFRARED, of images of which a call does not say it; None: visible, or refused by a network
+            that has a stem for each modality.
         batch_size: images at a time. Affects speed and memory only.
     """
 
@@ -67,6 +70,7 @@ class Embedder:
         neck: bool = True,
         flip: bool = False,
         side: bool = True,
+        modality: int | None = None,
         device: torch.device,
         batch_size: int = 64,
     ):
@@ -74,7 +78,7 @@ class Embedder:
         self.model = model.to(device).eval()
         self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
         self.transform = TestTransform(size, mean=mean, std=std)
-        self.neck, self.flip, self.side = neck, flip, side
+        self.neck, self.flip, self.side, self.modality = neck, flip, side, modality
 
     @classmethod
     def from_checkpoint(
@@ -83,6 +87,7 @@ class Embedder:
         *,
         config_file: str | Path | None = None,
         overrides: Iterable[str] = (),
+        modality: int | None = None,
         device: str = "auto",
         batch_size: int = 64,
     ) -> Embedder:
@@ -114,6 +119,7 @@ class Embedder:
             neck=cfg.TEST.NECK_FEAT == "after",
             flip=cfg.TEST.FLIP,
             side=cfg.TEST.SIE != "none",
+            modality=modality,
             device=pick_device(device),
             batch_size=batch_size,
         )
@@ -129,50 +135,72 @@ class Embedder:
             state.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return state.hexdigest()[:16]
 
-    def __call__(self, images: Iterable[Input], *, skip: Callable[[int, DataError], None] | None = None) -> Tensor:
+    def __call__(
+        self,
+        images: Iterable[Input],
+        *,
+        modalities: Sequence[int] | None = None,
+        skip: Callable[[int, DataError], None] | None = None,
+    ) -> Tensor:
         """Images -> float32 [N, D] on the CPU, each row of length 1.
 
         Args:
             images: paths, images of Pillow's, or RGB arrays of uint8 [H, W, 3]. OpenCV's arrays are BGR, which nothing
                 in them tells: turn them with `array[:, :, ::-1]` first.
+            modalities: VISIBLE or INFRARED, of each image; None: all are of the embedder's own.
             skip: is told of an image that cannot be read, by its place among `images`, which then has no row; None
                 raises what is wrong with it.
 
         Raises:
             DataError: an image that cannot be read, or an array of another kind.
+            UserError: the network has a stem for each modality, and nothing says which an image is of.
         """
-        rows = [self._embed(torch.stack(batch)) for batch in self._batches(images, skip)]
+        rows = []
+        for batch in self._batches(images, skip):
+            known = None if modalities is None else [modalities[place] for place in batch]
+            rows.append(self._embed(torch.stack(list(batch.values())), known))
         return torch.cat(rows) if rows else torch.empty(0, sum(self.model.image.dims[1:]))
 
     def prepare(self, image: Input) -> Tensor:
         """An image -> what the network sees, [3, H, W]; DataError if it cannot be read."""
         return self.transform(as_rgb(image))[0]
 
-    def side_of(self, count: int) -> SideInfo | None:
-        """Side information of visible images without cameras: the mean over all that the network knows."""
-        return SideInfo.unknown(torch.full((count,), VISIBLE, device=self.device)) if self.side else None
+    def side_of(self, count: int, modalities: Sequence[int] | None = None) -> SideInfo | None:
+        """Side information of images without cameras: their modalities, and the mean over all that the network knows.
+
+        Raises:
+            UserError: the network has a stem for each modality, and nothing says which the images are of.
+        """
+        if modalities is None:
+            if self.modality is None and len(getattr(self.model.image, "stems", ())):
+                named = f"--modality {' or '.join(MODALITIES)}, modality=VISIBLE or INFRARED in Python"
+                raise UserError(f"the network has a stem for each modality: say which the images are of ({named})")
+            modalities = [self.modality or VISIBLE] * count
+        side = SideInfo.unknown(torch.tensor(modalities, device=self.device))
+        return side if self.side else stem_only(self.model.image, side)
 
     @torch.no_grad()
-    def _embed(self, images: Tensor) -> Tensor:
-        images = images.to(self.device)
-        features = embed_images(self.model, images, self.side_of(len(images)), neck=self.neck, flip=self.flip)
+    def _embed(self, images: Tensor, modalities: Sequence[int] | None) -> Tensor:
+        images, side = images.to(self.device), self.side_of(len(images), modalities)
+        features = embed_images(self.model, images, side, neck=self.neck, flip=self.flip)
         return F.normalize(features.float(), dim=1).cpu()
 
     def _batches(
         self, images: Iterable[Input], skip: Callable[[int, DataError], None] | None
-    ) -> Iterator[list[Tensor]]:
-        """Batches of what the network sees; threads decode two batches ahead, which Pillow lets them do in parallel."""
+    ) -> Iterator[dict[int, Tensor]]:
+        """Batches of what the network sees, by the images' places; threads decode two batches ahead, in parallel."""
         places = enumerate(images)
         with ThreadPoolExecutor() as pool:
 
             def submit(count: int) -> list[tuple[int, Future]]:
                 return [(place, pool.submit(self.prepare, image)) for place, image in islice(places, count)]
 
-            waiting, batch = submit(2 * self.batch_size), []
+            waiting: list[tuple[int, Future]] = submit(2 * self.batch_size)
+            batch: dict[int, Tensor] = {}
             while waiting:
                 place, future = waiting.pop(0)
                 try:
-                    batch.append(future.result())
+                    batch[place] = future.result()
                 except DataError as error:
                     if skip is None:
                         raise
@@ -180,7 +208,7 @@ class Embedder:
                 if len(batch) == self.batch_size or (batch and not waiting):
                     waiting += submit(self.batch_size)
                     yield batch
-                    batch = []
+                    batch = {}
 
 
 def as_rgb(image: Input) -> Image.Image:

@@ -14,8 +14,9 @@ from model.blocks import Past, pick
 from model.svllreid import SvllReid
 from model.towers import stem_only
 from processor.features import compute_features
+from utils.devices import computing_in
 from utils.distributed import in_shares
-from utils.records import Batch, FeatureBatch, Losses
+from utils.records import FP32, Batch, FeatureBatch, Losses
 from utils.seeds import derive
 
 
@@ -107,18 +108,24 @@ class PromptStage(nn.Module):
 
 
 @torch.no_grad()
-def cache_features(model: SvllReid, batches: Iterable[Batch], device: torch.device) -> FeatureBatch:
+def cache_features(
+    model: SvllReid, batches: Iterable[Batch], device: torch.device, *, precision: str = FP32
+) -> FeatureBatch:
     """Features [N, E] of all images, in the space shared with text, without side information (as published).
 
     Of several processes, each has a share of the `batches`; all get all features.
+
+    Args:
+        precision: of the tower, "fp32", "bf16" or "tf32".
     """
     model.eval()
-    return compute_features(
-        batches,
-        lambda batch: model.encode_image(batch.images, stem_only(model.image, batch.side)).projected,
-        device=device,
-        what="features of the training images",
-    )
+    with computing_in(precision, device):
+        return compute_features(
+            batches,
+            lambda batch: model.encode_image(batch.images, stem_only(model.image, batch.side)).projected,
+            device=device,
+            what="features of the training images",
+        )
 
 
 @torch.no_grad()

@@ -50,7 +50,6 @@ def result_entry(
         "network": {name: architecture[name] for name in SETTLED},
         "notes": list(notes),
         **evaluation.refinement.entry(),
-        "precision": "fp32",
         "seed": seed,
         "checkpoint": str(checkpoint) if checkpoint else None,
         **fingerprint,

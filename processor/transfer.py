@@ -59,7 +59,7 @@ def check_held_out(cfg: CfgNode, weights: Weights, names: Sequence[str]) -> None
     if again and trained_split != split and not cfg.TEST.OTHER_SPLIT:
         raise ConfigError(
             f"DATASETS.REGDB_SPLIT {split}: {weights.source} was trained on split {trained_split}, so on identities "
-            "that would be tested; TEST.OTHER_SPLIT True tests all the same"
+            "that would be tested; TEST.OTHER_SPLIT True allows it"
         )
 
 

@@ -55,6 +55,7 @@ FLIP = "tests/test_stages.py::test_flip_is_the_mean_with_the_mirror_image_before
 TRAINING = "test_a_whole_training"
 RESUME, GUARD, PROCESSES = (f"tests/test_{name}.py" for name in ("resume", "guard", "distributed"))
 MEMORY, CLUSTERING, ASSOCIATION = (f"tests/test_{name}.py" for name in ("prototypes", "clustering", "association"))
+CCLNET, LABELS = "tests/test_cclnet.py", "test_pseudo_labels_are_joined_by_path"
 LARGEST, LOOP = "test_the_sum_of_similarities_is_the_largest", "test_mixing_is_that_of_the_published_loop"
 REMEMBERED = "tests/test_image_prototypes.py"
 MOVED = "test_memories_are_taken_as_they_are_and_moved_after_the_step"
@@ -382,6 +383,43 @@ MUTATIONS = (
         "return _1, _2",
         *(f"{ASSOCIATION}::{test}" for test in (LOOP, "test_mixing_a_pair_that_is_in_the_batch_merges_it")),
     ),
+    mutation(
+        "memories learn from what is not finite",
+        "ClusterStage.update",
+        "not finite",
+        "False",
+        f"{CCLNET}::test_memories_learn_after_the_update_and_only_from_what_is_finite",
+    ),
+    mutation(
+        "memories of the other modality",
+        "ClusterStage.forward",
+        "self.modalities[_1] == _2",
+        "self.modalities[_1] != _2",
+        f"{CCLNET}::test_the_loss_against_plain_loops",
+    ),
+    mutation(
+        "clusters are found anew in an epoch that is resumed",
+        "cluster_parts",
+        "state is None",
+        "True",
+        f"{CCLNET}::test_killed_and_resumed_is_as_uninterrupted",
+    ),
+    mutation(
+        "batches of nothing where processes outnumber clusters",
+        "ClusterSampler.set_labels",
+        "len(_1) >= self.world_size",
+        "True",
+        "tests/test_sampler.py::test_batches_of_clusters_of_two_modalities",
+    ),
+    *(
+        mutation(f"pseudo-labels {name}", "read_labels", old, new, f"{CCLNET}::{LABELS}")
+        for name, old, new in (
+            ("of another epoch", "found.epoch != epoch", "False"),
+            ("of other settings", "found.settings != settings", "False"),
+            ("of other images", "_1.keys() != set(_2)", "False"),
+            ("in the order of the file", "[rows[_1] for _1 in _2]", "labels"),
+        )
+    ),
     # Optimisers and schedules
     mutation("bias factor dropped", "make_optimizer", '_1.get("BIAS_LR_FACTOR", _2)', "_2", GROUPS, TRAINING),
     mutation("no decay of biases", "make_optimizer", '_1.get("WEIGHT_DECAY_BIAS", _2)', "0.0", GROUPS, TRAINING),
@@ -421,8 +459,8 @@ MUTATIONS = (
     mutation(
         "test images resized like training images",
         "TestTransform",
-        "InterpolationMode.BILINEAR",
-        "InterpolationMode.BICUBIC",
+        "Image.Resampling.BILINEAR",
+        "Image.Resampling.BICUBIC",
         TEST_VIEWS,
     ),
     # Retrieval
@@ -472,6 +510,13 @@ MUTATIONS = (
         "same_place",
         "_1 & (_2 == 1)",
         "_1 & (_2 == 1) & (query.pids[:, None] == gallery.pids)",
+        f"{BENCHMARKS}::test_sysu_a_query_of_camera_3_does_not_see_camera_2",
+    ),
+    mutation(
+        "a query of camera 2 does not see camera 3",
+        "same_place",
+        "(query.camids[_1] == 2) & (gallery.camids == 1)",
+        "(query.camids[_1] == 1) & (gallery.camids == 2)",
         f"{BENCHMARKS}::test_sysu_a_query_of_camera_3_does_not_see_camera_2",
     ),
     mutation(

@@ -25,7 +25,7 @@ TABLES = ("configs.stages", "configs.help")
 # Where a device is named for a reason.
 DEVICES_NAMED = {
     "utils/devices.py": {"cpu", "cuda", "mps"},  # the one place that knows them
-    "datasets/transforms.py": {"cpu"},  # pictures are transformed where they are decoded
+    "tools/benchmark/input.py": {"cpu"},  # textbooks transform pictures where they are decoded
 }
 
 

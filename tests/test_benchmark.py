@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import ranking
+from tools.benchmark import image, ranking, text
 from tools.benchmark.data import labelled_features
 from tools.benchmark.machine import Clock, Run
 from tools.benchmark.measure import Case, Measured, Setting, Way, measure
+from tools.benchmark.network import make_network
 from tools.benchmark.report import table
 from utils.metrics import rank_features
 from utils.records import Labels
@@ -33,6 +34,20 @@ def test_a_part_is_measured_and_written(part, tmp_path, capsys):
         for way in case["ways"]:
             assert sum(line.startswith(f"| {way['name']} |") for line in lines) >= 1
             assert len(way["runs"]) == 2 and all(run["wall"] > 0 for run in way["runs"])
+
+
+def test_texts_by_the_textbook_are_those_of_the_text_tower():
+    model = make_network(SMALL).double()
+    prompts = model.prompts(torch.tensor([0, 1]))
+    theirs = text.textbook_features(model.text, prompts, model.prompts.end)
+    torch.testing.assert_close(model.text(prompts, model.prompts.end), theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_both_ways_of_the_image_part_compute_the_same():
+    for case in image.cases(SMALL):
+        textbook, ours = case.ways
+        torch.testing.assert_close(ours.run(), textbook.run(), rtol=1e-4, atol=1e-4)
+        assert ours.flops < textbook.flops
 
 
 def test_ways_take_turns_and_short_ones_are_warmed_up():

@@ -364,6 +364,20 @@ def test_modes_of_the_swap(benchmark, mode):
     assert [rows.nonzero()[:, 0].tolist() for rows in changed] == [[], [2] if mode == "reference" else []]
 
 
+@pytest.mark.parametrize(("mode", "epoch"), [("true", 1), ("reference", 2), ("none", 1), ("true", 0)])
+@pytest.mark.parametrize("agree", [True, False])
+def test_a_swap_by_matches_that_do_not_stand_out_is_warned_of(benchmark, caplog, mode, epoch, agree):
+    stage, modalities = stage_of(benchmark, swap=mode)
+    labels = torch.arange(len(modalities)) % 4
+    features = torch.eye(4, 512)[labels]
+    # Where they do not agree, each infrared cluster lies between two visible ones: matches could as well be others.
+    features[modalities == 1] += torch.eye(4, 512)[(labels[modalities == 1] + 1) % 4] * (0.5 if agree else 1.0)
+    pairs = stage.begin_epoch(epoch, labels, torch.nn.functional.normalize(features, dim=1))
+    assert (pairs.margin > 0.1) == agree
+    warned = [record for record in caplog.records if "no more alike than others" in record.getMessage()]
+    assert bool(warned) == (not agree and mode != "none" and epoch > 0)
+
+
 def test_batches_of_cached_features_are_balanced():
     pids = torch.tensor([0] * 5 + [1] * 12)
     cache, parts = FeatureBatch(torch.arange(17.0)[:, None], pids), [pids == 0, pids == 1]

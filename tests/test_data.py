@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 import datasets.build
 import datasets.images
 from configs import load
 from datasets.build import make_benchmark, make_loader
 from datasets.hold_out import hold_out
-from datasets.images import Images, read_image
+from datasets.images import Images, Loader, read_image
 from datasets.market1501 import market1501
 from datasets.transforms import TestTransform, TrainTransform
 from model.build import settle_pixels
@@ -392,7 +391,7 @@ def images(samples, *, views: bool = True, seed: int = 0, epoch: int = 1) -> Ima
 
 
 def batch_of(some: Images, *indices: int):
-    return some.collate(some.__getitems__(list(indices)))
+    return some.finish(some.collate(some.__getitems__(list(indices))))
 
 
 def same(one, other) -> bool:
@@ -427,8 +426,8 @@ def test_the_draw_depends_on_seed_epoch_and_index_alone(samples):
     backwards = batch_of(images(samples), *reversed(range(8)))
     assert torch.equal(backwards.images.flip(0), reference.images)
     assert torch.equal(backwards.views.flip(1), reference.views)
-    alone = images(samples)[3]
-    assert torch.equal(alone[1], reference.images[3]) and torch.equal(alone[2], reference.views[:, 3])
+    alone = batch_of(images(samples), 3)
+    assert torch.equal(alone.images[0], reference.images[3]) and torch.equal(alone.views[:, 0], reference.views[:, 3])
     torch.manual_seed(99)
     random.seed(99)
     assert same(batch_of(images(samples), *range(8)), reference)
@@ -442,7 +441,7 @@ def test_the_draw_depends_on_seed_epoch_and_index_alone(samples):
 def test_the_draw_does_not_depend_on_workers(samples):
     def read(workers: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         some = images(samples)
-        loader = DataLoader(some, batch_size=size, num_workers=workers, collate_fn=some.collate)
+        loader = Loader(some, None, batch_size=size, num_workers=workers)
         batches = list(loader)
         return torch.cat([batch.images for batch in batches]), torch.cat([batch.views for batch in batches], dim=1)
 

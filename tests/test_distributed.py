@@ -19,17 +19,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import benchmark, image_batch, new_run, small_model, small_resnet_model, stage_run
+from builders import benchmark, data_of, image_batch, new_run, small_model, small_resnet_model, stage_run
 from PIL import Image
+from test_cclnet import CCLNET, SETTINGS, blocks
 from torch import nn
 
 import utils.distributed as distributed
 from configs import load
-from datasets.build import identities_per_batch, make_loader
+from datasets.build import clusters_per_batch, identities_per_batch, make_loader
 from loss.memory import Memory
-from model.build import settle_pixels
+from model.build import make_model, settle_pixels
 from model.heads import Predictor
 from model.prompts import mask, mix
+from processor.build import cluster as build_cluster
 from processor.evaluate import NOTHING_MORE, embed_all, evaluate
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
@@ -161,6 +163,57 @@ def training(folder: Path) -> dict:
     return {"state": stage.model.state_dict(), "drawn": drawn}
 
 
+def clustering(folder: Path) -> dict:
+    """Two epochs on clusters, through the real loader; the second from its first step on, and resumed at its second."""
+    place = f"{distributed.world_size()}.{distributed.rank()}"
+    (folder / f"blocks{place}").mkdir()
+    people, changes = blocks(folder / f"blocks{place}"), {"SOLVER.CLUSTER.IMS_PER_BATCH": "12", "CLUSTER.K1": "4"}
+    cfg = settle_pixels(load(CCLNET, [word for pair in {**SETTINGS, **changes}.items() for word in pair]))
+    run, model = new_run(cfg, folder / f"clusters{place}"), make_model(cfg, people).double()
+    found, real = [], build_cluster.find_clusters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_cluster, "find_clusters", lambda *given: found.append(len(given[0])) or real(*given))
+        return {"shown": len(people.train), "found": found, **_cluster_epochs(run, model, people)}
+
+
+def _cluster_epochs(run, model, people) -> dict:
+    parts = build_cluster.cluster_parts(run, 0, model, data_of(people), seed=1)
+    stage, shown, query = parts.module, [], parts.module.query
+    stage.query = lambda batch: shown.append(len(batch.pids)) or query(doubled(batch, torch.float64))
+    optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=1e-4)
+    labels, drawn, losses = [], [], []
+    for epoch in (1, 2):
+        state = parts.before_epoch(epoch, None, optimizer)
+        labels.append(state["labels"].tolist())
+        stage.train()
+        model.image.eval()  # its batch norm sees the images of one process only
+        for step, batch in enumerate(parts.batches(epoch, 0)):
+            if (epoch, step) == (2, 1):
+                state = {"labels": state["labels"], "memories": [memory.state_dict() for memory in stage.memories]}
+                assert not torch.equal(*(memory.prototypes[:2] for memory in stage.memories))
+                stage.memories = torch.nn.ModuleList(type(memory)(512) for memory in stage.memories)
+                parts.before_epoch(2, state, optimizer)
+                rest = [rows.indices.tolist() for rows in parts.batches(2, 1)]
+            drawn.append(batch.indices.tolist())
+            terms = stage(doubled(batch, torch.float64))
+            optimizer.zero_grad()
+            terms.total.backward()
+            distributed.average_gradients(stage.parameters())
+            optimizer.step()
+            parts.after_step(torch.tensor(True))
+            losses.append(terms.total.detach())
+    assert drawn[-len(rest) :] == rest
+    distributed.check_identical(stage)
+    return {
+        "images": sum(shown),
+        "labels": labels,
+        "drawn": drawn,
+        "losses": torch.stack(losses),
+        "memories": [memory.prototypes for memory in stage.memories],
+        "pseudo-labels": (run.path / "pseudo_labels.npz").exists(),
+    }
+
+
 def features(folder: Path, size: int) -> dict:
     model, cfg = small_model(cams=2), config("TEST.IMS_PER_BATCH", str(size))
     loader = make_loader(cfg, samples(folder, "train"), train=False)
@@ -211,8 +264,9 @@ def batches_of_everybody(folder: Path) -> None:
     embed_all(small_model(), every, device=CPU)
 
 
-def indivisible(_, images: int) -> int:
-    return identities_per_batch(config("SOLVER.STAGE2.IMS_PER_BATCH", str(images)))
+def indivisible(_, images: int, stage: str) -> int:
+    per_batch = {"STAGE2": identities_per_batch, "CLUSTER": clusters_per_batch}[stage]
+    return per_batch(config(f"SOLVER.{stage}.IMS_PER_BATCH", str(images)))
 
 
 def sampled(folder: Path) -> dict:
@@ -322,6 +376,7 @@ CHECKS = {
     **{name: partial(prompt_gradients, **options) for name, options in PROMPT.items()},
     "image in bf16": image_in_bf16,
     "training": training,
+    "clustering": clustering,
     **{f"features {size}": partial(features, size=size) for size in (1, 3, 64)},
     "evaluation": evaluation,
     "evaluation refined": partial(evaluation, refinement=REFINED),
@@ -330,7 +385,11 @@ CHECKS = {
     "damaged, read by a worker": partial(damaged, number=1, workers=1),
     "damaged for all": partial(damaged, number=None, workers=0),
     "batches of everybody": batches_of_everybody,
-    **{f"{images} images": partial(indivisible, images=images) for images in (4, 10, 12, 16)},
+    **{
+        f"{images} images of {stage}": partial(indivisible, images=images, stage=stage)
+        for images in (4, 10, 12, 16)
+        for stage in ("STAGE2", "CLUSTER")
+    },
     "sampled": sampled,
     "words": words,
     "user's error": lambda _: fails_on(1, DataError("of process 1")),
@@ -466,6 +525,23 @@ def test_a_training_is_that_of_one_process(several, alone):
         assert all(torch.equal(one["state"][name], got[0]["state"][name]) for name in one["state"])
 
 
+def test_clusters_are_found_once_and_batches_of_them_are_shared(several, alone):
+    expected, got = alone("clustering"), results(several, "clustering")
+    assert all(len(images) == 24 for images in expected["drawn"]) and len(expected["drawn"]) >= 4
+    assert expected["images"] == sum(one["images"] for one in got) == 2 * expected["shown"]
+    assert [one["found"] for one in got] == [expected["found"], *([[]] * (len(got) - 1))]
+    assert [one["pseudo-labels"] for one in got] == [True, *([False] * (len(got) - 1))]
+    for step, images in enumerate(expected["drawn"]):
+        shares = [one["drawn"][step] for one in got]
+        assert sorted(images) == sorted(image for share in shares for image in share)
+        assert len({len(share) for share in shares}) == 1
+    for one in got:
+        assert one["labels"] == expected["labels"]
+        torch.testing.assert_close(one["losses"], expected["losses"], rtol=1e-4, atol=0)
+        for ours, theirs in zip(one["memories"], expected["memories"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_features_are_those_of_one_process_bit_for_bit(several, alone, size):
     """Of 11, 4 and 1 batches."""
@@ -524,12 +600,13 @@ def test_what_goes_wrong_on_one_process_is_raised_on_all(several):
     ("images", "advice"),
     [(4, {3: "6"}), (10, {2: "8 or 12", 3: "6 or 12"}), (12, {}), (16, {3: "12 or 18"})],
 )
-def test_a_batch_that_cannot_be_shared(several, images, advice):
-    world, name = len(several), f"{images} images"
+@pytest.mark.parametrize("stage", ["STAGE2", "CLUSTER"])
+def test_a_batch_that_cannot_be_shared(several, stage, images, advice):
+    world, name = len(several), f"{images} images of {stage}"
     if world not in advice:
         assert results(several, name) == [images // 2] * world
         return
-    named = f"SOLVER.STAGE2.IMS_PER_BATCH {images}", "DATALOADER.NUM_INSTANCE 2", f"{world} processes", advice[world]
+    named = f"SOLVER.{stage}.IMS_PER_BATCH {images}", "DATALOADER.NUM_INSTANCE 2", f"{world} processes", advice[world]
     for kind, text in errors(several, name):
         assert kind is UserError and all(words in text for words in named)
 

@@ -783,9 +783,7 @@ def test_training_images_and_their_views():
     resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
     transform = TrainTransform(size, mean=MEAN, std=STD, flip=0.5, padding=4, erase=0.5)
     for seed in range(20):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        image, views = transform(picture, views=True)
+        image, views = transform(picture, views=True, seed=seed)
         generator, python = torch.Generator().manual_seed(seed), random.Random(seed)
         for view, area in ((image, (0.02, 1 / 3)), (views[0], (0.33, 1 / 3)), (views[1], (0.33, 1 / 3))):
             given = draws(generator, python, size, 4, area)

@@ -26,12 +26,11 @@ import torch
 from builders import GONE, SMALL, STRANGE, TEMPLATE, benchmark, places, with_strange
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 
 from configs import ConfigError, from_dict, load, to_dict
 from datasets.findings import Report
 from datasets.folder import folder
-from datasets.images import MOST_PIXELS, Images, read_image, shown
+from datasets.images import MOST_PIXELS, Images, Loader, read_image, shown
 from datasets.transforms import TestTransform
 from model.build import load_model, make_model, rebuild, settle_architecture
 from model.pretrained import load_clip
@@ -919,7 +918,7 @@ def test_a_worker_says_the_same(tmp_path):
     bomb(path, SIDE + 1, SIDE + 1)
     images = Images([Sample(str(path), 0, 0)], TestTransform((8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(DataError) as error:
-        list(DataLoader(images, num_workers=1, collate_fn=images.collate))
+        list(Loader(images, None, num_workers=1))
     traceback.clear_frames(error.tb)  # lets go of the worker
     assert one_line(error.value) == refusal(path)
 

@@ -1,23 +1,30 @@
 """Embedding single images: the same features as evaluation, from whatever an image comes as; its tool."""
 
 import csv
+import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from configs import ConfigError
+from configs import ConfigError, load, to_dict
 from datasets.build import make_loader
 from datasets.find_images import find_images
 from datasets.images import read_image
-from model.build import load_model
+from model.build import load_model, make_model
 from processor.evaluate import embed_all
+from processor.export import Retrieval
 from processor.inference import Embedder
-from tools import embed
+from tests.builders import benchmark as toy
+from tools import embed, search
+from tools.labelled_images import embed_samples
+from utils.checkpoint import save_checkpoint
 from utils.errors import DataError, UserError, WeightsError
 from utils.feature_file import read_features
+from utils.records import Sample
 
 
 def paths_of(benchmark):
@@ -149,3 +156,52 @@ def test_files_are_found_once_in_order(tmp_path):
         (tmp_path / name).touch()
     names = [str(tmp_path / name) for name in ("c.txt", "a.PNG", "b.jpg", "in/d.webp")]
     assert find_images([names[0], str(tmp_path), str(tmp_path / "*.jpg")]) == names
+
+
+@pytest.fixture(scope="module")
+def two_stems(tmp_path_factory):
+    """A checkpoint of a network with a stem for each modality, and an image."""
+    folder = tmp_path_factory.mktemp("two")
+    words = ["MODEL.NAME", "RN-Tiny", "MODEL.PRETRAIN", "none", "INPUT.SIZE_TRAIN", "(64, 32)"]
+    cfg = load("configs/sysu/cclnet.yml", [*words, "INPUT.SIZE_TEST", "(64, 32)", "MODEL.DEVICE", "cpu"])
+    templates = ("A visible photo of a {} person.", "An infrared photo of a {} person.")
+    model = make_model(cfg, toy(templates=templates))
+    with torch.no_grad():
+        model.image.stems[0].conv3.weight.normal_()
+    save_checkpoint(
+        folder / "two.pth",
+        {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture},
+    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3), dtype=np.uint8)).save(folder / "a.png")
+    return folder / "two.pth", folder / "a.png"
+
+
+def test_a_network_with_a_stem_for_each_modality_is_told_which(two_stems, tmp_path):
+    weight, image = two_stems
+    with pytest.raises(UserError, match="--modality visible or infrared"):
+        Embedder.from_checkpoint(weight, device="cpu")([image])
+    visible, infrared = (Embedder.from_checkpoint(weight, device="cpu", modality=one) for one in (0, 1))
+    assert not torch.allclose(visible([image]), infrared([image]), atol=1e-3)
+    assert torch.equal(infrared([image, image], modalities=[0, 1]), torch.cat([visible([image]), infrared([image])]))
+    assert infrared.digest == visible.digest  # they are compared with each other
+    without = Embedder.from_checkpoint(weight, device="cpu", modality=1, overrides=["TEST.SIE", "none"])
+    assert torch.equal(without([image]), infrared([image]))
+    with torch.no_grad():
+        found = Retrieval(infrared)(infrared.prepare(image)[None])
+    torch.testing.assert_close(found, infrared([image]))
+    samples = [Sample(str(image), pid=0, camid=0, modality=1)]
+    unsaid = Embedder.from_checkpoint(weight, device="cpu")
+    of_data_set, _ = embed_samples(Namespace(images=[]), unsaid, samples)
+    assert torch.equal(of_data_set.features, infrared([image]))
+    with pytest.raises(UserError, match="--modality"):
+        embed_samples(Namespace(images=["folder"]), unsaid, samples)
+
+    words = ["--weight", str(weight), "--device", "cpu", str(image), "--output"]
+    assert embed.main([*words, str(tmp_path / "f.npz"), "--modality", "infrared"]) == 0
+    assert torch.equal(read_features(tmp_path / "f.npz", infrared.digest).features, infrared([image]))
+    gallery = ["--gallery", str(tmp_path / "f.npz"), "--cache", str(tmp_path / "c.sqlite")]
+    for modality, score in (("infrared", 1.0), ("visible", float(visible([image])[0] @ infrared([image])[0]))):
+        output = tmp_path / "s.json"
+        assert search.main([*words, str(output), *gallery, "--keep-own", "--modality", modality]) == 0
+        (answer,) = json.loads(output.read_text())["queries"]
+        assert answer["found"][0]["score"] == pytest.approx(score, abs=1e-5)

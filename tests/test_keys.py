@@ -264,6 +264,7 @@ EFFECTS = (
     effect("TEST.PROTOCOL", "all", "figures", on=FROM_FILE),
     effect("TEST.SIE", "none", "figures", on={**FROM_FILE, **SIE}),
     effect("TEST.FEAT_NORM", "False", "figures", on=FROM_FILE),
+    effect("TEST.PRECISION", "bf16", "figures", on=FROM_FILE),
     effect("TEST.FLIP", "True", "figures", on=FROM_FILE),
     effect("TEST.AQE", "True", "figures", on=FROM_FILE),
     effect("TEST.AQE_K", "3", "figures", on=EXPANDED),
@@ -427,9 +428,10 @@ def of_first_step(stage: str, term: str) -> Callable[[Trace], float | None]:
     return lambda trace: getattr(trace, stage).lines[0].get(term)
 
 
-def drawn(trace: Trace, field: int) -> str:
-    """Training images (1) or views (2) of the first pictures, whatever batch they are in."""
-    return digest(*(trace.loader.dataset[index][field] for index in range(8)))
+def drawn(trace: Trace, field: str) -> str:
+    """Training images or views of the first pictures, whatever batch they are in."""
+    images = trace.loader.dataset
+    return digest(getattr(images.finish(images.collate(images.__getitems__(list(range(8))))), field))
 
 
 # Group by group, and in each from first to last; by name, what is looked at.
@@ -448,8 +450,8 @@ POINTS: dict[str, dict[str, Callable[[Trace], object]]] = {
     },
     "loader": {
         "order of images": lambda trace: list(trace.loader.batch_sampler),
-        "images": lambda trace: drawn(trace, 1),
-        "views": lambda trace: drawn(trace, 2),
+        "images": lambda trace: drawn(trace, "images"),
+        "views": lambda trace: drawn(trace, "views"),
     },
     "test loader": {
         "test images": lambda trace: digest(
@@ -643,6 +645,18 @@ def processes(cfg: CfgNode, *, train: bool) -> int:
     return len(set(multiprocessing.active_children()) - before)
 
 
+def nothing_is_kept(place: Place, before: Run, after: Run) -> None:
+    assert [run.logged("DATALOADER.CACHE auto, ram") for run in (before, after)] == [1, 0]
+
+
+def pictures_are_kept_there(place: Place, before: Run, after: Run) -> None:
+    cfg = after.cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.CACHE = "disk"
+    make_loader(cfg, rendered_benchmark(cfg).train, train=True)
+    assert len(list(Path(cfg.DATALOADER.CACHE_DIR).glob("*.images"))) == 1
+
+
 def every_prompt_epoch_is_saved(place: Place, before: Run, after: Run) -> None:
     assert after.files - before.files == {f"{TINY}_stage1_1.pth"} and before.files < after.files
 
@@ -724,6 +738,8 @@ ELSEWHERE = {
     "MODEL.DEVICE": Elsewhere("auto", "where it is computed", another_device_is_asked_for),
     "DATASETS.ROOT_DIR": Elsewhere("<another root>", "where pictures are", pictures_are_there),
     "DATALOADER.NUM_WORKERS": Elsewhere("1", "who reads pictures: speed", another_process_reads),
+    "DATALOADER.CACHE": Elsewhere("off", "how often pictures are decoded: speed", nothing_is_kept),
+    "DATALOADER.CACHE_DIR": Elsewhere("<another root>", "where pictures are kept", pictures_are_kept_there),
     "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_prompt_epoch_is_saved),
     "SOLVER.STAGE1.LOG_PERIOD": Elsewhere("2", "over how many steps the log has means", fewer_prompt_steps_are_logged),
     "SOLVER.STAGE2.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_image_epoch_is_saved),

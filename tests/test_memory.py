@@ -46,7 +46,7 @@ def test_less_memory_the_same_gradients(means):
         words = ["SOLVER.STAGE2.MINI_BATCH", {"checkpointing": "0", "chunks of one": "1"}.get(means, "4")]
         words += ["SOLVER.STAGE2.GRAD_CHECKPOINTING", str(means in ("checkpointing", "both"))]
         notes = save_memory(stage, load(None, words).SOLVER.STAGE2)
-        blocks, towers = Count(stage.model.image.visual.transformer.resblocks[1]), Count(stage.model.image)
+        blocks, towers = Count(stage.model.image.visual.transformer.resblocks[1].mlp), Count(stage.model.image)
         got = gradients(stage, batch)
     if means == "checkpointing":  # again for the gradient
         assert towers.rows == [6, 12] and sorted(blocks.rows) == [6, 6, 12, 12]

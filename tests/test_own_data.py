@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.check import quick_check
 from datasets.folder import folder, read_splits
-from datasets.images import Images
+from datasets.images import Images, Loader
 from datasets.labels import camera_of, natural
 from datasets.market1501 import market1501
 from datasets.sampler import IdentitySampler
@@ -640,7 +640,7 @@ def test_three_forms_are_one(tmp_path, cameras, link):
         images = Images(benchmark.train, transform, views=True, seed=5)
         sampler = IdentitySampler([sample.pid for sample in benchmark.train], 2, 2, seed=5)
         assert len(sampler) > 2
-        batches[form] = [images.collate(images.__getitems__(rows)) for rows in sampler]
+        batches[form] = list(Loader(images, None, batch_sampler=sampler))
     for form in FORMS[1:]:
         assert labels(benchmarks[form]) == labels(benchmarks["folders"])
         assert len(batches[form]) == len(batches["folders"])

@@ -111,8 +111,11 @@ def test_the_tool_draws_the_worst_first(trained, tmp_path, capsys):
     with Image.open(tmp_path / "r.png") as picture:
         assert picture.info["dpi"] == pytest.approx((200, 200), abs=1)
     (query,) = {sample.pid for sample in trained[2].trials[0].query if sample.path in lines[0]}
-    assert tool.main(words(trained, "--output", tmp_path / "b.svg", "--order", "best", "--pids", f"00{query}")) == 0
-    *lines, _, _ = capsys.readouterr().out.splitlines()
+    assert "flip" not in summary
+    best = ["--output", tmp_path / "b.svg", "--order", "best", "--pids", f"00{query}"]
+    assert tool.main([*words(trained, *best), "TEST.FLIP", "True"]) == 0
+    *lines, summary, _ = capsys.readouterr().out.splitlines()
+    assert "flip: mAP" in summary
     assert len(lines) == sum(sample.pid == query for sample in trained[2].trials[0].query)
     with pytest.raises(UserError, match="--pids 77"):
         tool.main(words(trained, "--output", tmp_path / "b.svg", "--pids", f"{query},77"))

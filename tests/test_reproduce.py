@@ -49,12 +49,12 @@ def entry(name: str, plan: Plan, **changes) -> dict:
     }
 
 
-def pretend(name: str, plan: Plan, *, config: bool = True, **changes) -> Path:
+def pretend(name: str, plan: Plan, *, config: bool = True, split: int = 0, **changes) -> Path:
     """A row's folder as a finished run leaves it; its results file."""
-    folder = plan.folder(ROWS[name])
+    folder = plan.folder(ROWS[name], split)
     folder.mkdir(parents=True, exist_ok=True)
     if config:
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(plan.config(ROWS[name]))))
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(plan.config(ROWS[name], split))))
     file = folder / "results.json"
     start = entry(name, plan, when="start", mAP=1.0)
     file.write_text(json.dumps({"evaluations": [start, entry(name, plan, **changes)]}))
@@ -85,16 +85,18 @@ def paragraph(text: str, name: str) -> str:
 
 
 def test_names_figures_and_folders(plan):
-    assert len({plan.folder(row) for row in ROWS.values()}) == len(ROWS) == 34
+    assert len({plan.folder(row) for row in ROWS.values()}) == len(ROWS) == 38
     for name, row in ROWS.items():
         assert name.startswith(f"{row.data_set}-")
         assert (row.published is None) == ("svllreid" in name or name == "msmt17-personvit_small")
         figures = ["rank1", "rank5"] if row.data_set == "VehicleID" else ["mAP", "rank1"]
         assert row.published is None or list(row.published) == (["rank1"] if "isr" in name else figures)
     unverified = {name for name, row in ROWS.items() if row.unverified}
-    assert unverified == {"VehicleID-vit_clipreid-olp", *(name for name in ROWS if re.search("solider|isr|pcl", name))}
+    others = {name for name in ROWS if re.search("solider|isr|pcl|cclnet", name)}
+    assert unverified == {"VehicleID-vit_clipreid-olp", *others}
 
 
+CCLNET = [name for name in ROWS if "cclnet" in name]
 OTHER_TOWERS = [name for name in ROWS if re.search("personvit|solider|dinov3|isr", name)]
 
 
@@ -106,7 +108,7 @@ def test_rows_of_other_towers_start_from_their_weights(plan, name):
     assert cfg.PROCESSOR.STAGES == ("image",) and cfg.SOLVER.STAGE2.SCHEDULE == "cosine"
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in OTHER_TOWERS])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in (*OTHER_TOWERS, *CCLNET)])
 def test_the_row_trains_the_method_that_it_names(plan, name):
     row, cfg = ROWS[name], plan.config(ROWS[name])
     data, model, first, second = cfg.DATASETS, cfg.MODEL, cfg.SOLVER.STAGE1, cfg.SOLVER.STAGE2
@@ -131,11 +133,14 @@ def test_every_command_of_the_markdown_table_parses(plan, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "| data set | method | published | ours | command |"
     assert len(lines) == 2 + len(ROWS) and all(line.count("|") == 6 for line in lines)
-    assert "| Market-1501 | CLIP-ReID, ViT-B/16 | 89.6 / 95.5 | not yet run | `python train_svllreid.py" in lines[7]
-    assert "| not at hand | not yet run |" in lines[10]
-    assert "| 85.5 / 97.2 (rank-1 / rank-5, unverified) | not yet run |" in lines[-15]
+    of_row = dict(zip(ROWS, lines[2:], strict=True))
+    row = "| Market-1501 | CLIP-ReID, ViT-B/16 | 89.6 / 95.5 | not yet run | `python train_svllreid.py"
+    assert of_row["market1501-vit_clipreid"].startswith(row)
+    assert "| not at hand | not yet run |" in of_row["market1501-vit_svllreid"]
+    unverified = "| 85.5 / 97.2 (rank-1 / rank-5, unverified) | not yet run |"
+    assert unverified in of_row["VehicleID-vit_clipreid-olp"]
     found = commands("\n".join(lines))
-    assert len(found) == len(ROWS) + 1
+    assert len(found) == len(ROWS) + 2
     for command in found:
         python, script, *words = shlex.split(command)
         assert python == "python" and (ROOT / script).is_file()
@@ -143,6 +148,8 @@ def test_every_command_of_the_markdown_table_parses(plan, capsys):
         cfg = load(arguments.config_file and ROOT / arguments.config_file, arguments.overrides)
         if script == "train_svllreid.py":
             assert cfg.SOLVER.SEED == 7 and cfg.OUTPUT_DIR.endswith("_seed7")
+        elif cfg.DATASETS.SYSU_MODE == "indoor":
+            assert cfg.TEST.WEIGHT.endswith("sysu_mm01-cclnet-all_seed7/again1_RN50_stage0_120.pth")
         else:
             assert cfg.TEST.RE_RANKING and cfg.TEST.WEIGHT.endswith(f"{MSMT17}_seed7/ViT-B-16_60.pth")
 
@@ -323,6 +330,47 @@ def test_another_test_is_not_the_reranked_row(plan, changes):
         reproduce.find_result(ROWS[RE_RANKED], plan)
 
 
+SYSU, INDOOR = "sysu_mm01-cclnet-all", "sysu_mm01-cclnet-indoor"
+FORTH, BACK = "regdb-cclnet-visible_to_thermal", "regdb-cclnet-thermal_to_visible"
+
+
+def test_the_indoor_search_is_a_test_of_the_same_network(plan):
+    assert plan.commands(ROWS[INDOOR])[0] == plan.training(ROWS[SYSU])
+    pretend(SYSU, plan, variant="all-search")
+    assert reproduce.find_result(ROWS[INDOOR], plan) is None
+    pretend(INDOOR, plan, config=False, when="test", variant="all-search")
+    with pytest.raises(UserError, match=INDOOR):
+        reproduce.find_result(ROWS[INDOOR], plan)
+    other = {"train": None, "test": "c" * 16}
+    pretend(INDOOR, plan, config=False, when="test", variant="indoor-search", data_fingerprint=other, mAP=64.8)
+    assert reproduce.find_result(ROWS[INDOOR], plan).figures["mAP"] == pytest.approx(64.8)
+
+
+def test_both_directions_are_means_over_ten_trainings(plan, capsys, monkeypatch):
+    commands = plan.commands(ROWS[FORTH])
+    assert commands == plan.commands(ROWS[BACK]) and len({plan.folder(ROWS[FORTH], k) for k in range(1, 11)}) == 10
+    for split, command in enumerate(commands, start=1):
+        assert split == load(ROOT / command[2], command[3:]).DATASETS.REGDB_SPLIT
+    started = []
+
+    def start(command) -> None:
+        started.append(command)
+        split = 1 + commands.index(command)
+        file = pretend(FORTH, plan, split=split, data_set=ROWS[FORTH].part, mAP=60.0 + split)
+        back = entry(BACK, plan, data_set=ROWS[BACK].part, mAP=66.7)
+        file.write_text(json.dumps({"evaluations": [*json.loads(file.read_text())["evaluations"], back]}))
+
+    monkeypatch.setattr(reproduce, "_start", start)
+    for command in commands[:3]:
+        start(command)
+    assert reproduce.find_result(ROWS[FORTH], plan) is None  # three splits are no result
+    assert call(plan, "--run", FORTH, BACK) == 0
+    assert started == commands
+    text = capsys.readouterr().out
+    assert "reproduced: mAP +0.0" in paragraph(text, FORTH) and "mean of 10 splits" in paragraph(text, FORTH)
+    assert reproduce.find_result(ROWS[BACK], plan).figures["mAP"] == pytest.approx(66.7)
+
+
 def test_a_reranked_test_without_its_network_is_refused(plan):
     pretend_reranked(plan)
     with pytest.raises(UserError, match=RE_RANKED):
@@ -378,7 +426,7 @@ def test_rows_that_can_be_run_are_run_although_others_cannot(plan, monkeypatch):
     started = []
 
     def start(command) -> None:
-        row = next(row for row in ROWS.values() if command in plan.commands(row)[-1:])
+        row = next(row for row in ROWS.values() if command in plan.commands(row))
         if row.data_set != "msmt17":
             raise UserError("there are no images")
         started.append(command)
@@ -406,6 +454,7 @@ def test_a_row_is_trained_tested_with_reranking_and_compared(tmp_path, capsys, m
         settings=trained.settings,
         published={"mAP": 0.0, "rank1": 0.0},
         trained=trained,
+        test={"TEST.RE_RANKING": "True"},
     )
     monkeypatch.setitem(ROWS, row.name, row)
     words = ["--seed", "3", "--tolerance", "100", "--rank-tolerance", "100"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_queries_are_changed_and_the_gallery_is_not(cfg, checkpoint, tmp_path):
     assert lines[-1].split()[-4:-2] == [f"{mean:.1f}", f"{drop:.1f}"]
 
 
+def test_flip_and_query_expansion_are_said_in_file_and_table(checkpoint, tmp_path):
+    entries = run(checkpoint, tmp_path, "TEST.FLIP", "True", "TEST.AQE", "True", "TEST.AQE_K", "2")
+    assert all(entry["flip"] and entry["query_expansion"] == {"k": 2, "alpha": 3.0} for entry in entries)
+    head, _, *lines = robustness.table(entries).splitlines()
+    assert head.split()[-3:] == ["flip", "query", "expansion"] and len(lines) == 12
+    assert all(re.search(r" yes +k 2, alpha 3$", line) for line in lines)
+
+
 def test_a_query_in_the_gallery_is_changed_as_a_query_only(cfg):
     """Where identities are held out, queries are gallery images, too."""
     whole = rendered_benchmark(cfg)
@@ -177,7 +186,7 @@ def test_corruptions_are_drawn_by_image_and_run_and_always_the_same(package, tmp
     def read(run: int) -> list[torch.Tensor]:
         transform = TestTransform((60, 40), mean=(0.5,) * 3, std=(0.5,) * 3, change=Corruption(run))
         images = Images(samples, transform, seed=0)
-        return [images[number][1] for number in (2, 0, 1, *range(3, 12))]
+        return [item.pixels for item in images.__getitems__([2, 0, 1, *range(3, 12)])]
 
     first = read(0)
     np.random.seed(5)

@@ -23,7 +23,8 @@ from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import FeatureBatches, PromptStage, matching_accuracy
-from utils.errors import DataError
+from utils.devices import computing_in
+from utils.errors import DataError, UserError
 from utils.metrics import rank
 from utils.query_expansion import expand_queries
 from utils.records import (
@@ -178,6 +179,23 @@ def test_feature_batches_are_shuffled_by_seed_and_epoch():
     orders = [order(1, 1), order(1, 2), order(2, 1), list(range(50))]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     assert order(1, 2) == orders[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "tf32"])
+def test_towers_compute_in_the_precision_that_is_asked_for(precision):
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    if precision == "tf32":
+        with pytest.raises(UserError, match="expected fp32 or bf16"), computing_in(precision, CPU):
+            pass
+        with computing_in(precision, torch.device("cuda")):
+            assert all(switch.allow_tf32 for switch in switches)
+    else:
+        model, batches = small_model().eval(), [image_batch(PIDS, cams=CAMS)]
+        plain, features = (embed_all(model, batches, device=CPU, precision=each) for each in ("fp32", precision))
+        assert features.dtype == torch.float32 and torch.equal(plain, features) == (precision == "fp32")
+        assert torch.cosine_similarity(plain, features).min() > 0.999
+    assert [switch.allow_tf32 for switch in switches] == before
 
 
 # --------------------------------------------------------------------------------------------------------- image stage

@@ -200,5 +200,8 @@ def test_a_training_on_regdb_s_form_is_tested_both_ways_and_on_its_own_split(tmp
     other = ["TEST.WEIGHT", str(file), "MODEL.DEVICE", "cpu", "DATASETS.REGDB_SPLIT", "4"]
     with pytest.raises(ConfigError, match=r"DATASETS\.REGDB_SPLIT 4: .* was trained on split 3"):
         test_svllreid.main(other)
+    further = [*command, "DATASETS.REGDB_SPLIT", "4", "MODEL.INIT_FROM", str(file), "OUTPUT_DIR", str(tmp_path / "4")]
+    with pytest.raises(ConfigError, match=r"DATASETS\.REGDB_SPLIT 4: .* was trained on split 3"):
+        train_svllreid.main(further)
     test_svllreid.main([*other, "TEST.OTHER_SPLIT", "True"])
     assert [entry["variant"] for entry in json.loads(results.read_text())["evaluations"][6:]] == ["split 4"] * 2

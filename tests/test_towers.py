@@ -65,6 +65,27 @@ def test_every_block_trains_at_any_depth():
     assert all(parameter.grad.abs().sum() > 0 for block in blocks for parameter in block.parameters())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_block_is_computed_for_the_class_token_alone(checkpointing):
+    image, counts = small_model(cams=2).image.double().train(), []
+    image.set_grad_checkpointing(checkpointing)
+    for block in image.visual.transformer.resblocks:
+        block.mlp.register_forward_pre_hook(lambda module, inputs: counts.append(inputs[0].shape[1]))
+
+    def run(by_blocks: bool) -> tuple:
+        image.by_blocks = by_blocks
+        features = image(random_images().double(), side_info([0, 1, 1]))
+        sum(feature.square().sum() for feature in features).backward()
+        gradients = {name: parameter.grad for name, parameter in image.named_parameters()}
+        image.zero_grad()
+        return features, gradients
+
+    short = run(by_blocks=False)
+    tokens = 1 + image.grid[0] * image.grid[1]
+    assert sorted(set(counts)) == [1, tokens] and counts.count(1) == (2 if checkpointing else 1)
+    torch.testing.assert_close(short, run(by_blocks=True), rtol=1e-11, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------------ position table
 
 

@@ -207,15 +207,16 @@ RERANKED = {"k1": 6, "k2": 3, "lambda_value": 0.2}
             "re-ranked (k1 6, k2 3, lambda 0.2)",
             {"re-ranking": "k1 6, k2 3, lambda 0.2"},
         ),
+        (["TEST.PRECISION", "bf16"], {"precision": "bf16"}, "in bf16", {"precision": "bf16"}),
     ],
-    ids=["flip", "query expansion", "re-ranking"],
+    ids=["flip", "query expansion", "re-ranking", "precision"],
 )
 def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, cfg, parts, fitted, caplog, tmp_path):
     _, model, data = parts
     benchmark = data.benchmark
     refined = changed(cfg, *words, "SOLVER.STAGE2.EVAL_PERIOD", "3")
     plain, evaluation = (build_evaluation.evaluate_model(one, model, benchmark, CPU) for one in (cfg, refined))
-    nothing = {"flip": False, "query_expansion": None, "re_ranking": None}
+    nothing = {"flip": False, "query_expansion": None, "re_ranking": None, "precision": "fp32"}
     assert evaluation.refinement.entry() == {**nothing, **entry} and plain.refinement.entry() == nothing
     assert figures(evaluation).endswith(f"  {said}") and figures(plain)[-1].isdigit()
 
@@ -227,7 +228,11 @@ def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, c
     header, _, first, second = table(entries).splitlines()
     ((column, cell),) = columns.items()
     assert header.endswith(f"{column}") and header.partition("valid queries")[2].strip() == column
-    assert first.endswith("none") and second.endswith(cell) and column not in table(entries[:1])
+    assert (
+        first.endswith("fp32" if column == "precision" else "none")
+        and second.endswith(cell)
+        and column not in table(entries[:1])
+    )
 
     with caplog.at_level("INFO"):
         train_stage("image", new_run(refined, tmp_path / "refined"), model, data)

@@ -15,6 +15,7 @@ from utils.errors import DataError, UserError
 from utils.feature_cache import FeatureCache, contents_of
 from utils.paths import expanded
 from utils.progress import progress
+from utils.records import MODALITIES
 
 BLOCK = 256  # images; what an interruption loses
 
@@ -30,7 +31,8 @@ class CachedFeatures:
     def __init__(self, embedder: Embedder, path: Path | None):
         self.embedder = embedder
         self.width = sum(embedder.model.image.dims[1:])
-        self.cache = FeatureCache(path, embedder.digest, self.width, self._say) if path else None
+        network = f"{embedder.digest}{'' if embedder.modality is None else f' {MODALITIES[embedder.modality]}'}"
+        self.cache = FeatureCache(path, network, self.width, self._say) if path else None
         self.computed = self.remembered = self.unreadable = 0
 
     @classmethod

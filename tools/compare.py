@@ -55,6 +55,7 @@ from typing import NamedTuple
 import torch
 
 from datasets.several import SEVERAL, names_of
+from model.towers import stem_only
 from processor.build.evaluation import evaluate_model, refinement_of
 from processor.evaluate import embed_images
 from test_svllreid import Test, data_sets, entry_of, open_network
@@ -159,7 +160,8 @@ def seconds_per_image(test: Test, device: torch.device, batch: int, repeats: int
     images = torch.randn(batch, 3, *test.architecture["test_size"], generator=generator).to(device)
     visible = torch.full((batch,), VISIBLE, device=device)
     neck, flip = cfg.TEST.NECK_FEAT == "after", refinement_of(cfg).flip
-    side = None if cfg.TEST.SIE == "none" else SideInfo.unknown(visible)
+    side: SideInfo | None = SideInfo.unknown(visible)
+    side = stem_only(model.image, side) if cfg.TEST.SIE == "none" else side
     return fastest(lambda: embed_images(model, images, side, neck=neck, flip=flip), device, repeats) / batch
 
 

@@ -37,8 +37,8 @@ def parse(
         example: of images, for the message when there are none; None: there need not be any.
 
     Returns:
-        `weight`, `config_file`, `device`, `batch_size` and `skip_unreadable`, the words before the first setting as
-        `images`, and `overrides` (KEY VALUE KEY VALUE ...).
+        `weight`, `config_file`, `device`, `modality`, `batch_size` and `skip_unreadable`, the words before the first
+        setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
 
     Raises:
         UserError: no images, or some where nothing is expected; no checkpoint, --beside or --calibration.
@@ -48,6 +48,7 @@ def parse(
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
     add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
+    add("--modality", choices=("visible", "infrared"), help="of all images, for a network that has a stem for each")
     add("--batch_size", "--batch-size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
     add(
         *("--skip-unreadable", "--skip_unreadable"),
@@ -149,18 +150,25 @@ def check_unlike(path: str, option: str, images: Sequence[str]) -> None:
 def open_embedder(arguments: argparse.Namespace) -> Embedder:
     """The embedder that the command line describes."""
     from processor.inference import Embedder  # only now: torch takes seconds
+    from utils.records import MODALITIES
 
     return Embedder.from_checkpoint(
         arguments.weight,
         config_file=arguments.config_file,
         overrides=arguments.overrides,
+        modality=MODALITIES.index(arguments.modality) if arguments.modality else None,
         device=arguments.device,
         batch_size=arguments.batch_size,
     )
 
 
-def embed_files(embedder: Embedder, paths: Sequence[str]) -> tuple[FeatureFile, int]:
+def embed_files(
+    embedder: Embedder, paths: Sequence[str], modalities: Sequence[int] | None = None
+) -> tuple[FeatureFile, int]:
     """Features of all files that can be read, and how many cannot; those are named on stderr.
+
+    Args:
+        modalities: as `Embedder` takes them.
 
     Raises:
         UserError: none can be read.
@@ -174,7 +182,7 @@ def embed_files(embedder: Embedder, paths: Sequence[str]) -> tuple[FeatureFile, 
         unreadable.add(place)
         sys.stderr.write(f"{error}\n")
 
-    features = embedder(progress(paths, "features"), skip=skip)
+    features = embedder(progress(paths, "features"), modalities=modalities, skip=skip)
     if len(unreadable) == len(paths):
         raise UserError(f"none of the {len(paths)} images can be read")
     names = [path for place, path in enumerate(paths) if place not in unreadable]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from datasets.unsplit import unsplit
 from processor.inference import Embedder
 from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of
 from tools.demo.render import render_missing
+from tools.inference import embed_files
 from utils.errors import UserError
 from utils.feature_file import FeatureFile
 from utils.fingerprint import data_fingerprint, versions
@@ -45,6 +46,14 @@ def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[
     home = homes_of(weights).get(names[0])
     ready = prepare(cfg, embedder.model.architecture, weights, inherited, names[0], home)
     return ready.benchmark, ready.fingerprint, ready.notes
+
+
+def embed_samples(
+    arguments: argparse.Namespace, embedder: Embedder, samples: Iterable[Sample]
+) -> tuple[FeatureFile, int]:
+    """As `embed_files`; a data set knows the modality of each image, a folder does not."""
+    modalities = {sample.path: sample.modality for sample in samples}
+    return embed_files(embedder, list(modalities), None if arguments.images else list(modalities.values()))
 
 
 def readable(trial: Trial, features: FeatureFile) -> Trial:

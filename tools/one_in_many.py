@@ -49,7 +49,7 @@ import torch
 
 from datasets.find_images import find_images
 from processor.inference import Embedder
-from tools.labelled_images import images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, images_of, labelled_images, readable
 from tools.verify import read_pairs
 from utils.feature_file import FeatureFile, read_features
 from utils.files import replace_text
@@ -99,8 +99,7 @@ def labelled_pairs(arguments: argparse.Namespace, embedder: Embedder) -> tuple[t
     benchmark, _, notes = labelled_images(arguments, embedder)
     for note in notes:
         sys.stderr.write(f"{note}\n")
-    samples = (sample.path for side in benchmark.trials[0] for sample in side)
-    contents, failed = embed_files(embedder, list(dict.fromkeys(samples)))
+    contents, failed = embed_samples(arguments, embedder, (sample for side in benchmark.trials[0] for sample in side))
     query, gallery = (images_of(side, contents) for side in readable(benchmark.trials[0], contents))
     return contents.features, pairs_that_count(query, gallery, benchmark.ignored), gallery, failed
 

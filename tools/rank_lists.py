@@ -17,7 +17,7 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_picture, embed_files, open_embedder, parse_labelled
+from tools.inference import check_picture, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -47,10 +47,10 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, images_of, labelled_images, readable
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
-from utils.records import Benchmark, Sample
+from utils.records import Benchmark, Refinement, Sample
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{note}\n")
     if len(benchmark.trials) > 1:
         sys.stderr.write(f"{benchmark.name}: the first of {len(benchmark.trials)} trials\n")
-    samples = (sample.path for side in benchmark.trials[0] for sample in side)
-    features, failed = embed_files(embedder, list(dict.fromkeys(samples)))
+    features, failed = embed_samples(arguments, embedder, (sample for side in benchmark.trials[0] for sample in side))
     trial = readable(benchmark.trials[0], features)
     lists = RankLists(features.features, *(images_of(side, features) for side in trial), benchmark.ignored)
     outcomes = lists.outcomes()
@@ -84,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         shown.append(RankList(sample.path, found, written(benchmark, sample)[1], note))
         sys.stdout.write(f"{sample.path}  {fared}\n")
     paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
+    how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", str(Refinement(embedder.flip))]))
     sys.stdout.write(
-        f"{len(outcomes.places)} queries, protocol {protocol_of(benchmark.ignored)}: "
+        f"{len(outcomes.places)} queries, {how}: "
         f"mAP {100 * outcomes.precision.mean():.1f} %, rank-1 {100 * (outcomes.first == 1).double().mean():.1f} %\n"
         f"{', '.join(map(str, paths))}\n"
     )

@@ -48,6 +48,10 @@ class Row:
     published: Figures | None = None
     unverified: bool = False
     trained: Row | None = None
+    test: Mapping[str, str] | None = None  # of a network of another row
+    variant: str = ""  # of the data set that is tested on, in results.json
+    part: str = ""  # of the data set, that the figures are of, in results.json
+    splits: int = 0  # of the data set: a training each, and the figures are means
     note: str = ""
 
 
@@ -95,9 +99,11 @@ from yacs.config import CfgNode
 import test_svllreid
 import train_svllreid
 from configs import ConfigError, differences, from_dict, load
+from configs.stages import STAGES
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
 from model import pretrained, tiny_clip
+from processor.build.place import checkpoint_name
 from utils import report
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
@@ -117,6 +123,7 @@ SHOWN = ("mAP", "rank1", "rank5")
 # Keys that a row or an option decides on; the published figures are of the test split.
 OWNED = (
     *("OUTPUT_DIR", "DATASETS.ROOT_DIR", "SOLVER.SEED", "DATASETS.NAMES", "DATASETS.HOLD_OUT"),
+    *("DATASETS.SYSU_MODE", "DATASETS.REGDB_SPLIT"),
     *("TEST.WEIGHT", "TEST.FLIP", "TEST.AQE", "TEST.RE_RANKING"),
 )
 # Settings that say where, on what and how often something is logged, not how a number comes about.
@@ -132,6 +139,7 @@ class Result(NamedTuple):
     figures: Figures
     refinement: Refinement = Refinement()
     version: str | None = None  # of MSMT17; None for other data sets
+    runs: int = 1  # that the figures are means of
 
 
 Outcomes = Mapping[str, Result | str | None]  # by row: what it scored, why it cannot be said, or that it was not run
@@ -146,44 +154,55 @@ class Plan:
     seed: int | None = None  # None: the configuration's
     overrides: tuple[str, ...] = ()
 
-    def folder(self, row: Row) -> Path:
-        """The row's OUTPUT_DIR."""
-        seed = load().SOLVER.SEED if self.seed is None else self.seed
-        return self.output.expanduser() / f"{row.name}_seed{seed}"
+    def folder(self, row: Row, split: int = 0) -> Path:
+        """The row's OUTPUT_DIR; with a split, that of one of its trainings."""
+        seed = _settings(ROOT / row.config, ()).SOLVER.SEED if self.seed is None else self.seed
+        return self.output.expanduser() / f"{row.name}{f'-split{split}' if split else ''}_seed{seed}"
 
-    def training(self, row: Row) -> tuple[str, ...]:
-        """What trains the row's network."""
+    def training(self, row: Row, split: int = 0) -> tuple[str, ...]:
+        """What trains the row's network, or that of one split."""
         row = row.trained or row
         settings = {
             **(row.settings or {}),
-            **{"DATASETS.NAMES": row.data_set, "DATASETS.ROOT_DIR": self.root, "OUTPUT_DIR": str(self.folder(row))},
+            **({"DATASETS.REGDB_SPLIT": str(split)} if split else {}),
+            **{"DATASETS.NAMES": row.data_set, "DATASETS.ROOT_DIR": self.root},
+            "OUTPUT_DIR": str(self.folder(row, split)),
             **({} if self.seed is None else {"SOLVER.SEED": str(self.seed)}),
             **{key: f"{self.root}/{file}" for key, file in (row.files or {}).items()},
         }
         words = (word for pair in settings.items() for word in pair)
         return ("train_svllreid.py", "--config_file", row.config, *words, *self.overrides)
 
-    def commands(self, row: Row) -> list[tuple[str, ...]]:
-        """All that the row takes, in order: training and, if the published figures are re-ranked, a test."""
-        if not row.trained:
-            return [self.training(row)]
+    def testing(self, row: Row) -> tuple[str, ...]:
+        """What tests the network of another row."""
         places = ("DATASETS.ROOT_DIR", self.root, "OUTPUT_DIR", str(self.folder(row)))
-        weights = ("TEST.WEIGHT", str(self.checkpoint(row)), "TEST.RE_RANKING", "True")
-        return [self.training(row), ("test_svllreid.py", *weights, *places, *self.overrides)]
+        settings = (word for pair in row.test.items() for word in pair)
+        return ("test_svllreid.py", "TEST.WEIGHT", str(self.checkpoint(row)), *settings, *places, *self.overrides)
 
-    def config(self, row: Row) -> CfgNode:
+    def commands(self, row: Row) -> list[tuple[str, ...]]:
+        """All that the row takes, in order: a training, or one of each split, and a test where it has one."""
+        return [*(self.training(row, split) for split in splits_of(row)), *([self.testing(row)] if row.test else [])]
+
+    def config(self, row: Row, split: int = 0) -> CfgNode:
         """The settings of the row's training."""
-        _, _, file, *overrides = self.training(row)
+        _, _, file, *overrides = self.training(row, split)
         return _settings(ROOT / file, tuple(overrides))
 
     def checkpoint(self, row: Row) -> Path:
-        """The trained network, under the name that the image stage gives it."""
+        """The trained network, under the name that the last stage gives it."""
         cfg = self.config(row)
-        return self.folder(row.trained or row) / f"{cfg.MODEL.NAME}_{cfg.SOLVER.STAGE2.MAX_EPOCHS}.pth"
+        stage = STAGES[cfg.PROCESSOR.STAGES[-1]]
+        name = checkpoint_name(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1, cfg.MODEL.NAME)
+        return self.folder(row.trained or row) / name.format(epoch=stage.epochs(cfg))
 
     def departures(self, row: Row) -> list[str]:
         """What the overrides change of the published recipe."""
         return list(differences(self.config(row), replace(self, overrides=()).config(row), besides=NO_DEPARTURE))
+
+
+def splits_of(row: Row) -> range:
+    """The splits that are trained on, from 1; 0 alone for a data set without any."""
+    return range(1, row.splits + 1) if row.splits else range(1)
 
 
 @functools.cache  # the same few are asked for again and again; they are frozen
@@ -239,10 +258,11 @@ def reproduce(row: Row, plan: Plan) -> None:
     if find_result(row, plan) is not None:
         logger.info("%s: has been run", row.name)
         return
-    if find_result(row.trained or row, plan) is None:
-        _start(plan.training(row))
-    if row.trained:
-        _start(plan.commands(row)[-1])
+    for split in splits_of(row):
+        if _find_training(row, plan, split) is None:
+            _start(plan.training(row, split))
+    if row.test:
+        _start(plan.testing(row))
 
 
 def _start(command: Sequence[str]) -> None:
@@ -290,17 +310,25 @@ def find_result(row: Row, plan: Plan) -> Result | None:
     Raises:
         UserError: its folder holds something else: other settings, another network's test, or a damaged file.
     """
-    if row.trained:
+    if row.test:
         return _find_test(row, plan)
-    folder = plan.folder(row)
+    found = [_find_training(row, plan, split) for split in splits_of(row)]
+    if None in found:
+        return None
+    means = {name: sum(one.figures[name] for one in found) / len(found) for name in SHOWN}
+    return found[0]._replace(figures=means, runs=len(found))
+
+
+def _find_training(row: Row, plan: Plan, split: int = 0) -> Result | None:
+    folder, wanted = plan.folder(row.trained or row, split), plan.config(row, split)
     if not any((folder / name).exists() for name in (CONFIG, RESULTS)):
         return None
     trained = from_dict(read_config(folder), where=str(folder / CONFIG))
-    if others := list(differences(trained, plan.config(row), besides=NO_DEPARTURE)):
+    if others := list(differences(trained, wanted, besides=NO_DEPARTURE)):
         raise UserError(
             f"{folder}: holds a run with other settings ({', '.join(others)}); move it away, or give another --output"
         )
-    entry = _last(folder, END)
+    entry = _last(folder, END, row.part)
     if entry is None:
         return None
     # By the folder that it was trained from, wherever --root is now.
@@ -317,19 +345,24 @@ def _find_test(row: Row, plan: Plan) -> Result | None:
     end = _last(trained, END) or {}
     images = ((entry.get("data_fingerprint") or {}).get("test") for entry in (test, end))
     network = Path(str(test.get("checkpoint"))).parts[-2:] == plan.checkpoint(row).parts[-2:]
-    if training is None or not network or len(set(images)) > 1:
+    same = (test.get("variant") or "") == row.variant if row.variant else len(set(images)) == 1
+    if training is None or not network or not same:
         raise UserError(f"{folder}: holds a test of another network or of other images than {trained}; move it away")
     reranking = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
-    done, wanted = Refinement.of(test), Refinement(re_ranking=reranking)
+    wanted = Refinement(re_ranking=reranking if "TEST.RE_RANKING" in row.test else None)
+    done = Refinement.of(test)
+    done = Refinement.of(test)
     if done != wanted:
-        raise UserError(f"{folder / RESULTS}: the test was {str(done) or 'not re-ranked'}; expected {wanted}")
+        was, right = str(done) or "not re-ranked", str(wanted) or "nothing of that"
+        raise UserError(f"{folder / RESULTS}: the test was {was}; expected {right}")
     return Result(_figures(test), done, training.version)
 
 
-def _last(folder: Path, when: str) -> dict | None:
-    """The latest evaluation of this kind in a folder's results file."""
+def _last(folder: Path, when: str, part: str = "") -> dict | None:
+    """The latest evaluation of this kind, on this part of the data set, in a folder's results file."""
     evaluations = read_results(folder / RESULTS)["evaluations"]
-    return next((entry for entry in reversed(evaluations) if entry["when"] == when), None)
+    fitting = (entry for entry in reversed(evaluations) if entry["when"] == when)
+    return next((entry for entry in fitting if not part or entry["data_set"] == part), None)
 
 
 def _figures(entry: Mapping) -> Figures:
@@ -358,7 +391,7 @@ def listing(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: Tol
             ("data set", DATA_SETS[row.data_set]["title"]),
             ("method", row.method),
             ("published", published),
-            *(("command", spelled(command)) for command in plan.commands(row)),
+            *(("command", command) for command in shown_commands(row, plan)),
             ("source", row.source),
             ("images", data[files]),
             ("CLIP weights", weights(cfg)),
@@ -381,10 +414,17 @@ def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: To
             row.method,
             (" / ".join(map(str, published.values())) or NOT_AT_HAND) + (f" ({', '.join(remarks)})" if remarks else ""),
             ours(row, outcomes[row.name], plan, tolerance),
-            ", then ".join(f"`{spelled(command)}`" for command in plan.commands(row)),
+            ", then ".join(shown_commands(row, plan, mark="`")),
         ]
         rows.append(cells)
     return report.markdown(rows)
+
+
+def shown_commands(row: Row, plan: Plan, mark: str = "") -> list[str]:
+    """The commands as one types them; of those that differ in the split, the first."""
+    more = f", and so for each split up to {row.splits}" if row.splits else ""
+    commands = [plan.training(row, splits_of(row)[0]), *plan.commands(row)[len(splits_of(row)) :]]
+    return [f"{mark}{spelled(command)}{mark}{more}" for command in commands]
 
 
 def spelled(command: Sequence[str]) -> str:
@@ -409,6 +449,8 @@ def ours(row: Row, outcome: Result | str | None, plan: Plan, tolerance: Toleranc
         limits = f"tolerance {tolerance.mAP:g} of mAP, {tolerance.rank:g} of rank-k"
         unverified = ", and the published figures are unverified" if row.unverified else ""
         words.append(f"{verdict}: {figures(off, '+')} ({limits}{unverified})")
+    if outcome.runs > 1:
+        words.append(f"mean of {outcome.runs} splits")
     words.append(str(outcome.refinement) or "not re-ranked")
     if outcome.version:
         words.append(f"MSMT17 {outcome.version}")

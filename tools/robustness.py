@@ -52,7 +52,7 @@ from test_svllreid import data_sets, entry_of, open_test
 from utils.devices import pick_device
 from utils.distributed import join_processes, leave_processes, on_main
 from utils.logs import log_to_screen
-from utils.report import aligned
+from utils.report import aligned, conditions
 from utils.run.results import append_result
 
 logger = logging.getLogger("robustness")
@@ -91,16 +91,20 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def table(entries: Sequence[dict]) -> str:
-    """Clean queries, which come first; changed ones with what they lose; and the mean of these, in per cent."""
+    """Clean queries, which come first; changed ones with what they lose; and the mean of these, in per cent.
+
+    Protocol, flip, query expansion and re-ranking are columns where they are not the default.
+    """
+    titles, cells, *_ = conditions(entries)  # the same for all
     lines = [(entry["query_change"], [entry], entry is not entries[0]) for entry in entries]
     lines += [("mean of the changes", entries[1:], True)] if len(entries) > 2 else []
-    rows = [["queries", *(word for title in SHOWN.values() for word in (title, "drop"))]]
+    rows = [["queries", *(word for title in SHOWN.values() for word in (title, "drop")), *titles]]
     for name, averaged, changed in lines:
         row = [name]
         for figure in SHOWN:
             row.append(f"{100 * fmean(entry[figure] for entry in averaged):.1f}")
             row.append(f"{100 * fmean(entry['drop'][figure] for entry in averaged):.1f}" if changed else "")
-        rows.append(row)
+        rows.append([*row, *cells])
     return aligned(rows)
 
 

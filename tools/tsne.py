@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_beside, check_picture, embed_files, for_each_network, open_embedder, parse_labelled
+from tools.inference import add_beside, check_picture, for_each_network, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -55,7 +55,7 @@ from model.prompts import AUGMENTATIONS, words_only
 from model.weights import read_weights
 from processor.inference import Embedder
 from processor.transfer import settings_of
-from tools.labelled_images import labelled_images
+from tools.labelled_images import embed_samples, labelled_images
 from utils.records import Sample
 
 
@@ -85,7 +85,7 @@ def image_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], in
     samples = {sample.path: sample for trial in benchmark.trials for side in trial for sample in side}
     wanted = chosen((sample.pid for sample in samples.values() if sample.pid >= 0), arguments)
     shown: list[Sample] = [sample for sample in samples.values() if sample.pid in wanted]
-    found, failed = embed_files(embedder, [sample.path for sample in shown])
+    found, failed = embed_samples(arguments, embedder, shown)
     return found.features, [samples[name].pid for name in found.names], failed
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,6 +43,8 @@ def associate(first: Tensor, second: Tensor) -> Association:
     Args:
         first, second: prototypes [n, D] and [m, D] of length 1; n and m may be 0.
     """
+    from scipy.optimize import linear_sum_assignment  # takes half a second, which most runs can do without
+
     similarities = first @ second.T
     rows, columns = (
         torch.from_numpy(found).to(first.device)

@@ -5,17 +5,17 @@ Of all pairs of images only those that DBSCAN may join are kept, as a sparse mat
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from sklearn.cluster import DBSCAN
-from sklearn.neighbors import sort_graph_by_row_values
 from torch import Tensor
 
 from utils.errors import DataError
 from utils.k_reciprocal import Distances, expanded_weights, jaccard_distances, mean_of_rows, nearest_images
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 NEARLY_0 = 1e-7  # a sparse matrix takes an entry of 0 for one that is missing
 
@@ -42,6 +42,9 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6, *, besid
     Raises:
         DataError: there is no image, or features are not finite.
     """
+    from scipy.sparse import csr_matrix
+    from sklearn.neighbors import sort_graph_by_row_values  # takes a second, which most runs can do without
+
     if not len(features):
         raise DataError("no image to cluster")
     broken = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -78,6 +81,8 @@ def cluster(distances: csr_matrix, eps: float, min_samples: int = 4) -> Tensor:
     Args:
         distances: [N, N] of `near_pairs`, with all pairs within eps.
     """
+    from sklearn.cluster import DBSCAN  # takes a second
+
     labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances).labels_
     return torch.from_numpy(labels.astype(np.int64))
 

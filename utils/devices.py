@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -49,6 +50,27 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """The context that towers run in."""
     return torch.autocast(device.type, precision, enabled=precision is not torch.float32)
+
+
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Within it, towers compute in fp32, bf16 (autocast) or tf32 (matrix products and convolutions).
+
+    Raises:
+        UserError: the device does not have it.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"TEST.PRECISION: invalid value tf32 on {device.type}; expected fp32 or bf16")
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = precision == "tf32" or switch.allow_tf32
+        with autocast(device, torch.bfloat16 if precision == "bf16" else torch.float32):
+            yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 def make_deterministic() -> None:

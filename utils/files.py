@@ -55,6 +55,15 @@ def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
     return found
 
 
+def state_of(path: str) -> tuple[int, int] | None:
+    """Size and modification time of a file, which tell whether it was replaced; None if it cannot be read."""
+    try:
+        entry = os.stat(path)
+    except OSError:  # whoever reads it says what is wrong
+        return None
+    return entry.st_size, entry.st_mtime_ns
+
+
 def _sync_folder(folder: Path) -> None:
     """Flush a rename to the disk; without it, a power cut may undo it."""
     if os.name != "posix":

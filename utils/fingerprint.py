@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.distributed import is_main
 from utils.errors import DataError
-from utils.files import look_at_all
+from utils.files import look_at_all, state_of
 from utils.records import Benchmark, Sample, Trial
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "yacs")
@@ -74,12 +74,12 @@ class Watch:
         paths = list(dict.fromkeys(sample.path for samples in lists for sample in samples)) if is_main() else []
         self.what = what
         self.reported: list[str] = []
-        self.before = dict(zip(paths, look_at_all(paths, _state), strict=True))
+        self.before = dict(zip(paths, look_at_all(paths, state_of), strict=True))
 
     def look(self) -> list[str]:
         """Notes for results.json: none, or the warning, which is logged once."""
         if not self.reported:
-            now = look_at_all(list(self.before), _state)
+            now = look_at_all(list(self.before), state_of)
             states = zip(self.before.items(), now, strict=True)
             replaced = [path for (path, old), new in states if new not in (None, old)]
             if replaced:
@@ -89,14 +89,6 @@ class Watch:
                 )
                 logger.warning("%s", self.reported[0])
         return self.reported
-
-
-def _state(path: str) -> tuple[int, int] | None:
-    try:
-        entry = os.stat(path)
-    except OSError:  # the reader reports it
-        return None
-    return entry.st_size, entry.st_mtime_ns
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 VISIBLE, INFRARED = 0, 1  # modalities of images
+MODALITIES = ("visible", "infrared")  # their names
 RANKS = (1, 5, 10)  # of the CMC, as they are usually reported
 
 
@@ -194,12 +195,16 @@ class Reranking(NamedTuple):
         return f"k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_value:g}"
 
 
+FP32 = "fp32"
+
+
 class Refinement(NamedTuple):
     """What was done at test besides comparing the features of images; nothing by default."""
 
     flip: bool = False  # features are means over the image and its mirror image
     query_expansion: QueryExpansion | None = None
     re_ranking: Reranking | None = None
+    precision: str = FP32  # of the towers
 
     @staticmethod
     def of(entry: Mapping) -> Refinement:
@@ -209,6 +214,7 @@ class Refinement(NamedTuple):
             bool(entry.get("flip")),
             QueryExpansion(*map(expansion.get, QueryExpansion._fields)) if expansion else None,
             Reranking(*map(reranking.get, Reranking._fields)) if reranking else None,
+            entry.get("precision") or FP32,
         )
 
     def entry(self) -> dict[str, Any]:
@@ -217,6 +223,7 @@ class Refinement(NamedTuple):
             "flip": self.flip,
             "query_expansion": self.query_expansion._asdict() if self.query_expansion else None,
             "re_ranking": self.re_ranking._asdict() if self.re_ranking else None,
+            "precision": self.precision,
         }
 
     def __str__(self) -> str:
@@ -224,6 +231,7 @@ class Refinement(NamedTuple):
             "flip" if self.flip else "",
             f"query expansion ({self.query_expansion})" if self.query_expansion else "",
             f"re-ranked ({self.re_ranking})" if self.re_ranking else "",
+            f"in {self.precision}" if self.precision != FP32 else "",
         ]
         return ", ".join(filter(None, done))
 

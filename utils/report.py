@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from utils.metrics import CROSS_CAMERA
 from utils.records import Evaluation, Refinement
 
-REFINED = {"flip": "flip", "query_expansion": "query expansion", "re_ranking": "re-ranking"}
+REFINED = {"flip": "flip", "query_expansion": "query expansion", "re_ranking": "re-ranking", "precision": "precision"}
+USUAL = Refinement()
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", **{f"rank{k}": f"rank-{k}" for k in (1, 5, 10, 20)}}
 
 
@@ -20,8 +21,8 @@ def figures(evaluation: Evaluation) -> str:
 def table(entries: Sequence[Mapping]) -> str:
     """A table of entries of results.json in per cent.
 
-    It has the data set if there are several, and rank-20, protocol, flip, query expansion and re-ranking if any entry
-    has them, or not the default.
+    It has the data set if there are several, and rank-20, protocol, flip, query expansion, re-ranking and precision if
+    any entry has them, or not the default.
     """
     several = len({entry["data_set"] for entry in entries}) > 1
     titles, *how = conditions(entries)
@@ -40,12 +41,12 @@ def columns_of(entries: Sequence[Mapping]) -> dict[str, str]:
 
 
 def conditions(entries: Sequence[Mapping]) -> list[list[str]]:
-    """Columns of protocol, flip, query expansion and re-ranking, as far as any entry has not the default: their titles,
-    then a row for each entry."""
+    """Columns of protocol, flip, query expansion, re-ranking and precision, as far as any entry has not the default:
+    their titles, then a row for each entry."""
     refined = [Refinement.of(entry) for entry in entries]
     protocols = [entry.get("protocol") or CROSS_CAMERA for entry in entries]  # which earlier versions did not write
     unusual = any(protocol != CROSS_CAMERA for protocol in protocols)
-    used = [name for name in REFINED if any(getattr(each, name) for each in refined)]
+    used = [name for name in REFINED if any(getattr(each, name) != getattr(USUAL, name) for each in refined)]
     rows = [[*(["protocol"] if unusual else []), *(REFINED[name] for name in used)]]
     for protocol, refinement in zip(protocols, refined, strict=True):
         rows.append([*([protocol] if unusual else []), *(_cell(getattr(refinement, name)) for name in used)])

@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from configs.stages import CLUSTER, PROMPT
-from datasets.build import make_loader
+from datasets.build import clusters_per_batch, make_loader
+from datasets.images import Loader
 from datasets.sampler import ClusterSampler
 from loss.memory import Memory
 from model.svllreid import SvllReid
@@ -27,7 +27,6 @@ from processor.pseudo_labels import PseudoLabels, write_labels
 from processor.run import Run
 from processor.stage_run import StageParts
 from utils.distributed import on_main, rank, sync_batch_norm, world_size
-from utils.records import Batch
 from utils.run import PSEUDO_LABELS
 
 logger = logging.getLogger(__name__)
@@ -53,12 +52,12 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
         model.image = sync_batch_norm(model.image, device)
     sampler = _cluster_sampler(cfg, modalities, seed)
     strangers = [sample._replace(pid=0) for sample in train]  # training is not told who people are
-    pinned = device.type == "cuda"
-    loader = make_loader(cfg, strangers, train=True, pin_memory=pinned, seed=seed, drawn=sampler)
+    loader = make_loader(cfg, strangers, train=True, device=device, seed=seed, drawn=sampler)
+    ordered = ordered_loader(run, train, again=True)
 
     def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
         if state is None:
-            labels = _find_clusters(run, again, stage, data, epoch)
+            labels = _find_clusters(run, again, stage, ordered, data, epoch)
         else:
             labels = state["labels"]
             stage.resume_epoch(epoch, labels, state["memories"])
@@ -66,15 +65,15 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
             found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, cluster_settings(run))
             on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(again)), found, train))
         sampler.set_labels(stage.labels.tolist())
-        if not any(sampler.rows.values()):
+        if not sampler.rows:
             logger.warning(
                 "%s  epoch %d/%d: nothing to train on, it is skipped", CLUSTER.title, epoch, block.MAX_EPOCHS
             )
         # Memories change in place: a state within the epoch has them as they are then.
         return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
 
-    def batches(epoch: int, done: int) -> DataLoader[Batch]:
-        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+    def batches(epoch: int, done: int) -> Loader:
+        loader.dataset.set_epoch(epoch)
         sampler.set_epoch(epoch, done)
         return loader
 
@@ -93,12 +92,17 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
     )
 
 
-def _find_clusters(run: Run, again: int, stage: ClusterStage, data: Data, epoch: int) -> Tensor:
-    """Cluster the features that the images have now, with lines for the log and a record -> labels [N]."""
+def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, data: Data, epoch: int) -> Tensor:
+    """Cluster the features that the images have now, with lines for the log and a record -> labels [N].
+
+    Args:
+        again: how often the stage has occurred before.
+        ordered: reads all training images.
+    """
     cfg, train = run.cfg, data.benchmark.train
     stage.eval()
     what = "features to cluster"
-    features = compute_features(ordered_loader(run, train), stage.query, device=run.device, what=what).features
+    features = compute_features(ordered, stage.query, device=run.device, what=what).features
     settings = Clustering(**{key.lower(): value for key, value in cfg.CLUSTER.items()})
     modalities = stage.modalities.cpu()
     labels = on_main(lambda: find_clusters(features, modalities, settings))
@@ -114,8 +118,8 @@ def _find_clusters(run: Run, again: int, stage: ClusterStage, data: Data, epoch:
 def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSampler:
     """Of no cluster yet."""
     instances, share = cfg.DATALOADER.NUM_INSTANCE, {"rank": rank(), "world_size": world_size()}
-    clusters = CLUSTER.settings(cfg).IMS_PER_BATCH // instances
-    return ClusterSampler([-1] * len(modalities), modalities.tolist(), clusters, instances, seed=seed, **share)
+    nothing, clusters = [-1] * len(modalities), clusters_per_batch(cfg)
+    return ClusterSampler(nothing, modalities.tolist(), clusters, instances, seed=seed, **share)
 
 
 def _texts(run: Run, number: int, model: SvllReid, data: Data) -> Texts | None:

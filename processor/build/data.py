@@ -8,17 +8,17 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from configs.stages import IMAGE, STAGES
-from datasets.build import identities_per_batch, make_benchmark, make_loader
+from configs.stages import CLUSTER, IMAGE, STAGES
+from datasets.build import clusters_per_batch, identities_per_batch, make_benchmark, make_loader
 from datasets.check import quick_check
+from datasets.images import Loader
 from processor.run import Run
 from utils.distributed import collective, main_first, on_main
 from utils.errors import DataError
 from utils.fingerprint import Watch, data_fingerprint, versions
-from utils.records import Batch, Benchmark, Sample
+from utils.records import Benchmark, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) 
     with run.clock("data"):
         drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
         identities = on_main(lambda: identities_per_batch(cfg)) if drawn else None
+        if CLUSTER.name in cfg.PROCESSOR.STAGES:
+            on_main(lambda: clusters_per_batch(cfg))
         benchmark = main_first(lambda: make_benchmark(cfg, render=render))
         with collective():
             check_cameras(cfg, benchmark)
@@ -66,6 +68,6 @@ def check_cameras(cfg: CfgNode, benchmark: Benchmark) -> None:
         )
 
 
-def ordered_loader(run: Run, samples: Sequence[Sample]) -> DataLoader[Batch]:
-    """Training images in their order, without augmentation."""
-    return make_loader(run.cfg, samples, train=False, pin_memory=run.device.type == "cuda")
+def ordered_loader(run: Run, samples: Sequence[Sample], *, again: bool = False) -> Loader:
+    """Training images in their order, without augmentation; `again`: not for the only time."""
+    return make_loader(run.cfg, samples, train=False, device=run.device, again=again)

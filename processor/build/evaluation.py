@@ -94,7 +94,7 @@ def _test_options(
     cfg: CfgNode, model: SvllReid, benchmark: Benchmark, device: torch.device, at_home: bool | None
 ) -> dict[str, Any]:
     return {
-        "loader": partial(make_loader, cfg, train=False, pin_memory=device.type == "cuda"),
+        "loader": partial(make_loader, cfg, train=False, device=device),
         "device": device,
         "neck": cfg.TEST.NECK_FEAT == "after",
         "normalise": cfg.TEST.FEAT_NORM,
@@ -104,12 +104,13 @@ def _test_options(
 
 
 def refinement_of(cfg: CfgNode) -> Refinement:
-    """What TEST says of flip, query expansion and re-ranking."""
+    """What TEST says of flip, query expansion, re-ranking and precision."""
     test = cfg.TEST
     return Refinement(
         test.FLIP,
         QueryExpansion(test.AQE_K, test.AQE_ALPHA) if test.AQE else None,
         Reranking(test.RE_RANKING_K1, test.RE_RANKING_K2, test.RE_RANKING_LAMBDA) if test.RE_RANKING else None,
+        test.PRECISION,
     )
 
 

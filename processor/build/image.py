@@ -6,11 +6,11 @@ import logging
 from functools import partial
 from operator import attrgetter
 
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from configs.stages import IMAGE, PROMPT
 from datasets.build import make_loader
+from datasets.images import Loader
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
 from processor.build.data import Data
@@ -21,7 +21,6 @@ from processor.run import Run
 from processor.stage_run import StageParts
 from utils.distributed import collective, sync_batch_norm, world_size
 from utils.errors import WeightsError
-from utils.records import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -
     if cfg.SOLVER.SYNC_BN:
         model.image = sync_batch_norm(model.image, device)
     views = weights["vision_ssl"] > 0
-    loader = make_loader(cfg, benchmark.train, train=True, views=views, pin_memory=device.type == "cuda", seed=seed)
+    loader = make_loader(cfg, benchmark.train, train=True, views=views, device=device, seed=seed)
     stage = ImageStage(
         model,
         weights=weights,
@@ -53,8 +52,8 @@ def image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -
     if block.EMA:
         notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
 
-    def batches(epoch: int, done: int) -> DataLoader[Batch]:
-        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+    def batches(epoch: int, done: int) -> Loader:
+        loader.dataset.set_epoch(epoch)
         loader.batch_sampler.set_epoch(epoch, done)
         return loader
 

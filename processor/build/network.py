@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
 from configs.stages import CLUSTER, IMAGE
+from datasets.several import names_of
 from model.build import make_model, resume_model
 from model.svllreid import SvllReid
+from model.weights import read_weights
 from processor.build.data import Data, ordered_loader
 from processor.class_means import start_from_means
 from processor.run import Run
+from processor.transfer import check_held_out
 from utils.distributed import collective, copy_from_main, main_first
 from utils.errors import WeightsError
 from utils.seeds import derive
@@ -44,7 +46,13 @@ def make_network(run: Run, data: Data, *, requested: Collection[str] = ()) -> Sv
 
 def new_network(run: Run, data: Data, requested: Collection[str]) -> SvllReid:
     """The network that a run begins with, the same whenever it is made in a run with clusters."""
-    make = partial(make_model, run.cfg, data.benchmark, requested=requested)
+
+    def make() -> SvllReid:
+        start = read_weights(run.cfg.MODEL.INIT_FROM, run.cfg.MODEL.NAME) if run.cfg.MODEL.INIT_FROM else None
+        if start:
+            check_held_out(run.cfg, start, names_of(run.cfg.DATASETS.NAMES))
+        return make_model(run.cfg, data.benchmark, start, requested=requested)
+
     if CLUSTER.name not in run.cfg.PROCESSOR.STAGES:
         return main_first(make)  # weights are downloaded by one process
     with torch.random.fork_rng(devices=[]):

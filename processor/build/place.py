@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from configs.stages import Stage
+from collections.abc import Sequence
+
+from configs.stages import STAGES, Stage
 from processor.run import Run
 
 
@@ -14,6 +16,12 @@ def times_before(run: Run, number: int, stage: Stage) -> int:
 def prefix(again: int) -> str:
     """How files of a stage that has occurred before begin."""
     return f"again{again}_" if again else ""
+
+
+def checkpoint_name(stages: Sequence[str], number: int, tower: str) -> str:
+    """What checkpoints of the stage at place `number` of PROCESSOR.STAGES are called, with {epoch}."""
+    name = stages[number]
+    return prefix(stages[:number].count(name)) + STAGES[name].file.replace("{model}", tower.rpartition("/")[2])
 
 
 def resumed(run: Run, number: int) -> bool:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
     block, device = PROMPT.settings(run.cfg), run.device
     train = _prompted(run, number, model, data, seed)
-    cache = cache_features(model, ordered_loader(run, train), device)
+    cache = cache_features(model, ordered_loader(run, train), device, precision=run.cfg.TEST.PRECISION)
     data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
     augment = partial(AUGMENTATIONS[block.PROMPT_AUG_METHOD], strength=block.PROMPT_AUG_SCALE, generator=generator)

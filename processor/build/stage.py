@@ -12,8 +12,9 @@ from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
 from model.svllreid import SvllReid
 from processor.build.cluster import cluster_parts
 from processor.build.data import Data
+from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
-from processor.build.place import prefix, times_before
+from processor.build.place import checkpoint_name, times_before
 from processor.build.prompt import prompt_parts
 from processor.loop import fit
 from processor.run import Run
@@ -52,7 +53,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             name=stage.name,
             title=title,
             again=again,
-            file=prefix(again) + stage.file.replace("{model}", cfg.MODEL.NAME.rpartition("/")[2]),
+            file=checkpoint_name(cfg.PROCESSOR.STAGES, number, cfg.MODEL.NAME),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -71,8 +72,9 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         check_identical(model)
         if parts.ended is not None:
             parts.ended()
+    how = f" ({refinement})" if (refinement := str(refinement_of(cfg))) else ""
     for name, best in stage_run.best.items():
-        figure = f"{name} mAP {100 * best['mAP']:.1f} in epoch {best['epoch']}"
+        figure = f"{name} mAP {100 * best['mAP']:.1f}{how} in epoch {best['epoch']}"
         logger.info("%s  best before the end: %s", title, figure)
     return stage_run.checkpoint
 

@@ -53,7 +53,7 @@ def site(trained, tmp_path_factory) -> Iterator[Site]:
     server, address = serve(weight, folder, "--gallery", str(Path(pictures[0]).parent))
     yield Site(address, weight, pictures, folder)
     server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0
+    assert server.wait(WAIT / 1000) == 0
     assert not list(folder.iterdir())
 
 
@@ -176,4 +176,4 @@ def test_without_a_gallery_the_tab_says_how_to_start_with_one(site, browser, tmp
         assert done.returncode == 2 and "--port" in done.stderr and done.stderr.count("\n") == 1
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(WAIT / 1000)

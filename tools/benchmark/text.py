@@ -1,45 +1,60 @@
-"""Stage 1's text tower, forward and backward: prompts cut at their end, and one prompt for each identity.
+"""A step of stage 1 with language self-supervision, forward and backward.
 
-The published way puts all positions of the context through the tower, for every image of a batch. Attention is causal,
-so the features at the end of the text are the same without what follows it.
+The published way puts a prompt and two augmented views for every image of a batch through the text tower, at all
+positions of the context. Ours computes each identity once, no position behind the end of the text, of the last block
+that one alone, and without gradient the words before the learned tokens, once for all prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
-import open_clip
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from model.clip import TextTower
-from model.pretrained import QUICK_GELU, build_clip
-from model.prompts import PromptLearner
+from model.prompts import mask
+from processor.prompt_stage import PromptStage
 from tools.benchmark.measure import Case, Setting, Way, flops_of
+from tools.benchmark.network import make_network
+from utils.records import FeatureBatch
 
-TEMPLATE = "A photo of a {} person."
+WEIGHT = 0.8  # of the language self-supervision
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """A batch of the size that the command line says."""
-    clip = build_clip(setting.name, QUICK_GELU)
-    tower = TextTower(clip).to(setting.device).requires_grad_(False)
-    prompts = PromptLearner(setting.identities, TEMPLATE, clip.token_embedding, open_clip.tokenize).to(setting.device)
-    images = torch.arange(setting.batch, device=setting.device) % setting.identities
-    context = prompts.prefix.shape[1] + prompts.context.shape[1] + prompts.suffix.shape[1]
+    model = make_network(setting)
+    augment = partial(mask, strength=0.5, generator=Generator(setting.device).manual_seed(0))
+    stage = PromptStage(model, weights={"image_text": 1.0, "language_ssl": WEIGHT}, augment=augment).train()
+    pids = torch.arange(setting.batch, device=setting.device) % setting.identities
+    features = torch.randn(len(pids), model.image.dims[2], device=setting.device)
+    batch = FeatureBatch(features, pids, *pids.unique(return_inverse=True))
 
-    def way(name: str, pids: Tensor, end: int) -> Way:
+    def way(name: str, loss) -> Way:
         def step() -> None:
-            prompts.zero_grad()
-            tower(prompts(pids), end).sum().backward()
+            model.prompts.zero_grad()
+            loss(stage, batch).backward()
 
-        return Way(f"{name}: {len(pids)} prompts of {end + 1} tokens", step, flops_of(step))
+        return Way(name, step, flops_of(step))
 
     yield Case(
-        f"text tower of {setting.name}, forward and backward",
-        (
-            way("textbook", images, context - 1),
-            way("cut at the end", images, prompts.end),
-            way("ours", images.unique(), prompts.end),
-        ),
+        f"a step with the text tower of {setting.name}, {len(pids)} images of {setting.identities} identities",
+        (way("textbook", textbook_loss), way("ours", lambda stage, batch: stage(batch).total)),
     )
+
+
+def textbook_loss(stage: PromptStage, batch: FeatureBatch) -> Tensor:
+    """The losses of both terms, summed, with a prompt for every image."""
+    model = stage.model
+    prompts = model.prompts(batch.pids)
+    copies = [prompts, stage.augment(prompts), stage.augment(prompts)]
+    texts, *views = textbook_features(model.text, torch.cat(copies), model.prompts.end).chunk(3)
+    return stage.contrast(batch.features, texts, batch.pids) + WEIGHT * stage._compare(views)
+
+
+def textbook_features(tower: TextTower, prompts: Tensor, end: int) -> Tensor:
+    """Token embeddings [N, L, W] -> features [N, E], by the blocks' own forward over all positions."""
+    tokens = tower.transformer(prompts + tower.positional_embedding, attn_mask=tower.attn_mask)
+    return tower.ln_final(tokens)[:, end] @ tower.text_projection

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import KINDS, check_output, embed_files, open_embedder, parse_labelled
+from tools.inference import KINDS, check_output, open_embedder, parse_labelled
 from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -55,7 +55,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 import torch
 
 from processor.inference import Embedder
-from tools.labelled_images import images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, images_of, labelled_images, readable
 from utils.calibration_file import beside, write_calibration
 from utils.feature_file import FeatureFile
 from utils.metrics import protocol_of
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{note}\n")
 
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
-    features, failed = embed_files(embedder, list(dict.fromkeys(sample.path for sample in samples)))
+    features, failed = embed_samples(arguments, embedder, samples)
     scores = pair_scores(benchmark, features)
     found = measure(scores, TARGETS, generator=torch.Generator().manual_seed(SEED))
     facts = {
