@@ -110,7 +110,7 @@ def _check_modalities(benchmark: Benchmark, found: Findings) -> None:
     absent = [name for number, name in enumerate(MODALITIES) if number not in present]
     if benchmark.templates and len(absent) == 1:
         message = f"there are no {absent[0]} training images"
-        remedy = "both modalities are trained on: are the folders of all cameras there, and are lists those of training?"
+        remedy = "both are trained on: are the folders of all cameras there, and are the lists those of training?"
         found.add("problem", "one modality", message, remedy)
 
 
