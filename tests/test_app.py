@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from processor.inference import Embedder
+from tools.app import __main__ as app
 from tools.app.answers import Answers, overlay
 from tools.app.markup import of_comparison, of_search
 from tools.inference import embed_files
 from tools.verify import Known
+from utils.errors import UserError
 
 
 def test_pictures_are_compared_and_found(trained):
@@ -38,6 +41,24 @@ def test_pictures_are_compared_and_found(trained):
 
     unknown = Answers(embedder, str(weight), Known(Path("x"), "eer")).compare(*paths[:2])
     assert unknown.decision is None and "no threshold is known" in of_comparison(unknown)
+
+
+def test_a_gallery_is_embedded_once(trained, tmp_path, monkeypatch):
+    weight, _, benchmark = trained
+    paths = [sample.path for sample in benchmark.trials[0].gallery]
+    monkeypatch.chdir(tmp_path)
+    embedder = Embedder.from_checkpoint(weight, device="cpu")
+    words = ["--weight", str(weight), "--gallery", str(Path(paths[0]).parent)]
+    first = app.embed_gallery(embedder, paths, app.read_command_line(words))
+    assert first.names == paths and (tmp_path / "features.sqlite").is_file()
+    monkeypatch.setattr(
+        Embedder, "__call__", lambda self, images, skip: torch.zeros(len(images), first.features.shape[1])
+    )
+    again = app.embed_gallery(embedder, paths, app.read_command_line(words))
+    assert torch.equal(first.features, again.features)
+    assert not app.embed_gallery(embedder, paths, app.read_command_line([*words, "--no-cache"])).features.any()
+    with pytest.raises(UserError, match="--cache"):
+        app.read_command_line([*words, "--cache", "features.npz"])
 
 
 def test_an_overlay_colours_what_is_high():

@@ -130,6 +130,36 @@ def test_images_that_are_all_the_same_are_at_distance_0():
     torch.testing.assert_close(found.double(), dense(same.repeat(2, 1), same.repeat(5, 1), 2, 1, 0.3))
 
 
+def sparse_rows(dtype: torch.dtype) -> tuple[k_reciprocal.SparseRows, Tensor]:
+    """Weights of sixty images, and their nine neighbours."""
+    features = F.normalize(clustered(60)).to(dtype)
+    neighbours = torch.cdist(features, features).argsort(dim=1)[:, :9]
+    return k_reciprocal.expanded_weights(features, torch.ones_like(features[:, 0]), neighbours, 8), neighbours
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cpu_adds_as_other_devices_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Means of rows and sums of minima, to the bit."""
+    weights, neighbours = sparse_rows(dtype)
+    means = k_reciprocal._means(weights, neighbours)
+    for one, other in zip(means, k_reciprocal._means_on_cpu(weights, neighbours), strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    monkeypatch.setattr(k_reciprocal, "SUMMANDS_AT_ONCE", 500)
+    holders = k_reciprocal._transposed(means, 20)
+    for rows in (slice(0, 20), slice(7, 8), slice(20, 60)):
+        expected = k_reciprocal._minima(means, holders, rows, 40)
+        assert expected.max() > 0 and torch.equal(k_reciprocal._minima_on_cpu(means, holders, rows, 40), expected)
+
+
+def test_neighbours_that_float32_cannot_tell_apart():
+    """Images around a few others, nearer to each other's distance than float32 rounds."""
+    features = F.normalize(clustered(20, dim=64)).repeat_interleave(5, dim=0)
+    features += 3e-7 * torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+    query, gallery = split(features)
+    for k1, k2 in ((11, 3), (7, 8), (16, 12)):
+        assert largest_error(rerank(query, gallery, k1, k2, 0.0), dense(query, gallery, k1, k2, 0.0)) < EXACT
+
+
 # -------------------------------------------------------------------------------------------------------- sizes, chunks
 
 

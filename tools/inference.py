@@ -41,7 +41,8 @@ def parse(
         setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
 
     Raises:
-        UserError: no images, or some where nothing is expected; no checkpoint, --beside or --calibration.
+        UserError: no images, or some where nothing is expected; no checkpoint, --beside or --calibration; no place for
+            --cache.
     """
     parser = new_parser(description)
     add = parser.add_argument
@@ -72,6 +73,8 @@ def parse(
         check_weight(arguments.beside, "--beside")
     if getattr(arguments, "calibration", None):
         check_there(arguments.calibration, "--calibration")
+    if getattr(arguments, "cache", None):
+        check_output(arguments.cache, "--cache", ".sqlite")
     return arguments
 
 
@@ -114,9 +117,9 @@ def for_each_network(arguments: argparse.Namespace) -> list[argparse.Namespace]:
     return [argparse.Namespace(**{**vars(arguments), "weight": weight}) for weight in weights]
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """Let a command line say where features are remembered."""
-    parser.add_argument("--cache", metavar="FILE", help="of features; default: features.sqlite beside the output")
+def add_cache_options(parser: argparse.ArgumentParser, *, where: str = "beside the output") -> None:
+    """Let a command line say where features are remembered; `where` they are by default."""
+    parser.add_argument("--cache", metavar="FILE", help=f"of features; default: features.sqlite {where}")
     parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
 
 

@@ -48,9 +48,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     if (arguments.index == EXACT) != (arguments.index_path is None):
         raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
     check_output(arguments.output, "--output", ".json")
-    for option, ending in (("csv", ".csv"), ("cache", ".sqlite")):
-        if path := getattr(arguments, option):
-            check_output(path, f"--{option}", ending)
+    if arguments.csv:
+        check_output(arguments.csv, "--csv", ".csv")
     if arguments.picture:
         check_picture(arguments.picture, "--picture")
     return arguments

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.k_reciprocal import expanded_weights, jaccard_distances, mean_of_rows, nearest_images, squared_distances
+from utils.k_reciprocal import Distances, expanded_weights, jaccard_distances, mean_of_rows, nearest_images
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -51,11 +51,11 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6, *, besid
     if broken:
         raise DataError(f"{len(broken)} features to cluster are not finite, the first at row {broken[0]}")
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    features = features - features.mean(dim=0)  # of a network that tells images hardly apart, all have much in common
     full = k1 + 1 if besides_itself else k1
     count = min(max(full, k2), len(features))
-    parts = [nearest_images(block, rows, count) for rows, block in squared_distances(features)]
-    neighbours = torch.cat(parts)
+    known = Distances(features, features.mean(dim=0))  # of a network that tells images hardly apart, all are near it
+    features = known.features
+    neighbours = torch.cat([nearest_images(block, known.images[rows], count) for rows, block in known.chunks()])
     weights = expanded_weights(features, torch.ones_like(features[:, 0]), neighbours[:, :full], k1)
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])

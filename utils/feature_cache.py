@@ -40,7 +40,7 @@ class FeatureCache:
         try:
             self.file = self._open()
         except sqlite3.OperationalError as error:
-            raise UserError(f"{path}: cannot be used as a cache ({error})") from error
+            raise UserError(f"{path}: cannot be used as a cache ({error}); --cache names another") from error
         except sqlite3.DatabaseError as error:
             self._begin_anew(error)
 
@@ -56,7 +56,7 @@ class FeatureCache:
                     else:
                         damaged += 1
         except sqlite3.OperationalError as error:
-            raise UserError(f"{self.path}: cannot be used as a cache ({error})") from error
+            raise UserError(f"{self.path}: cannot be used as a cache ({error}); --cache names another") from error
         except sqlite3.DatabaseError as error:
             self._begin_anew(error)
             return {}

@@ -50,7 +50,7 @@ def site(trained, tmp_path_factory) -> Iterator[Site]:
     weight, _, benchmark = trained
     folder = tmp_path_factory.mktemp("uploads")
     pictures = [sample.path for sample in benchmark.trials[0].gallery]
-    server, address = serve(weight, folder, "--gallery", str(Path(pictures[0]).parent))
+    server, address = serve(weight, folder, "--no-cache", "--gallery", str(Path(pictures[0]).parent))
     yield Site(address, weight, pictures, folder)
     server.send_signal(signal.SIGTERM)
     assert server.wait(WAIT / 1000) == 0

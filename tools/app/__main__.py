@@ -2,7 +2,8 @@
 
     python -m tools.app --weight runs/market/ViT-B-16_60.pth --gallery gallery/
 
-It is for this machine alone unless --host says otherwise; it needs no network connection, and keeps no pictures.
+It is for this machine alone unless --host says otherwise; it needs no network connection, and keeps no pictures. Of the
+gallery, features are remembered, so that the next start is fast.
 Thresholds are those that tools.calibrate wrote beside the checkpoint. Settings of TEST may follow.
 """
 
@@ -16,11 +17,12 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_threshold_options, embed_files, open_embedder, parse
+from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError
 
@@ -36,6 +38,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gallery", metavar="WHERE", help="a folder or a pattern of images, in which the page searches")
+    add_cache_options(parser, where="here")
     add_threshold_options(parser)
     add("--host", default=HOST, help=f"the address to listen on; default: {HOST}, this machine alone; all: 0.0.0.0")
     add("--port", type=int, default=7860, help="default: 7860")
@@ -64,8 +67,11 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_and_check, ConfigError)
 
 from datasets.find_images import find_images
+from processor.inference import Embedder
 from tools.app.answers import Answers
+from tools.cached_features import CachedFeatures
 from tools.verify import read_threshold
+from utils.feature_file import FeatureFile
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = find_images([arguments.gallery]) if arguments.gallery else []
     embedder = open_embedder(arguments)
     known = read_threshold(arguments, embedder.digest)
-    gallery = embed_files(embedder, paths)[0] if paths else None
+    gallery = embed_gallery(embedder, paths, arguments) if paths else None
     answers = Answers(embedder, arguments.weight, known, gallery)
     with tempfile.TemporaryDirectory(prefix="svllreid-page-") as folder:
         # Gradio reads these when it is imported.
@@ -90,6 +96,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
         ended.wait()
         page.close(verbose=False)
+
+
+def embed_gallery(embedder: Embedder, paths: Sequence[str], arguments: argparse.Namespace) -> FeatureFile:
+    """Features of the gallery's pictures, from the cache where it has them."""
+    features = CachedFeatures.of(embedder, arguments, Path("features.sqlite"))
+    try:
+        return FeatureFile(*features.all(paths, "gallery"), embedder.digest)
+    finally:
+        features.close()
 
 
 if __name__ == "__main__":
