@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from model.svllreid import SvllReid
-from model.timm_tower import make_timm
+from model.timm_tower import Variant, make_timm
 from processor.attention import _views, _watched, attention_map, pair_shares
 from processor.inference import Embedder
 from tools import attention as tool
@@ -155,7 +155,8 @@ def test_swins_shares_are_those_of_its_map(images):
         return timm.create_model("swin_tiny_patch4_window7_224", **{**arguments, **options}, num_classes=10)
 
     embed = embedder(
-        SvllReid(make_timm("swin_tiny_patch4_window7_224", (64, 64), (32, 32), create=create), 3), (64, 64)
+        SvllReid(make_timm("swin_tiny_patch4_window7_224", (64, 64), (32, 32), variant=Variant("tiny", create)), 3),
+        (64, 64),
     )
     embed.neck = False
     first, second = embed(images)
