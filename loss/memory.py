@@ -106,17 +106,15 @@ class Memory(nn.Module):
         own = self.classes == labels[:, None]
         if camids is not None:
             own &= self.cameras == camids[:, None]
-        images, rows = own.nonzero(as_tuple=True)  # by ascending image
-        rows, order = rows.sort(stable=True)
-        images = images[order]
-        _, counts = rows.unique_consecutive(return_counts=True)
-        turn = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        if not len(self.prototypes):
+            return
+        moves, rows = own.any(dim=1, keepdim=True), own.int().argmax(dim=1)  # an image moves one prototype at most
         queries = F.normalize(features, dim=1).to(self.prototypes.dtype)
-        # The nth images of all prototypes move them at once: each prototype sees its own one after the other.
-        for nth in range(int(counts.max()) if len(counts) else 0):
-            now, moved = images[turn == nth], rows[turn == nth]
-            mixed = self.momentum * self.prototypes[moved] + (1 - self.momentum) * queries[now]
-            self.prototypes[moved] = F.normalize(mixed, dim=1)
+        # No shape depends on the labels, so that the host need not wait for the device.
+        for query, row, moved in zip(queries.split(1), rows.split(1), moves.split(1), strict=True):
+            before = self.prototypes[row]
+            after = F.normalize(self.momentum * before + (1 - self.momentum) * query, dim=1)
+            self.prototypes[row] = torch.where(moved, after, before)
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         # The number of prototypes is that of the clusters, which the saved memory knows and this one need not.

@@ -176,11 +176,11 @@ class ImageStage(nn.Module):
 
     def update(self, finite: Tensor) -> None:
         """Take the last batch into the memories, after the update of the weights, unless that was not made."""
-        if finite:
-            assert self.seen is not None
-            queries, labels = self.seen
-            for name, memory in self.memories.items():
-                memory.update(queries, *_classes(name, labels))
+        assert self.seen is not None
+        queries, labels = self.seen
+        labels = labels._replace(pids=labels.pids.where(finite, -1))  # no class; the host does not wait to be told
+        for name, memory in self.memories.items():
+            memory.update(queries, *_classes(name, labels))
 
 
 class Term(NamedTuple):

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from model.svllreid import SvllReid
-from model.timm_tower import make_timm
+from model.timm_tower import Variant, make_timm
 from processor.attention import _views, _watched, attention_map, pair_shares
 from processor.inference import Embedder
 from tools import attention as tool
@@ -155,7 +155,8 @@ def test_swins_shares_are_those_of_its_map(images):
         return timm.create_model("swin_tiny_patch4_window7_224", **{**arguments, **options}, num_classes=10)
 
     embed = embedder(
-        SvllReid(make_timm("swin_tiny_patch4_window7_224", (64, 64), (32, 32), create=create), 3), (64, 64)
+        SvllReid(make_timm("swin_tiny_patch4_window7_224", (64, 64), (32, 32), variant=Variant("tiny", create)), 3),
+        (64, 64),
     )
     embed.neck = False
     first, second = embed(images)
@@ -227,7 +228,7 @@ def test_the_tool_draws_rows_of_images_and_networks(trained, tmp_path, capsys, m
     words = ["--weight", str(path), "--output", str(tmp_path / "a.png")]
     assert tool.main([*words, "--beside", str(path), *images]) == 0
     (rows, columns), embed = drawn.pop(), Embedder.from_checkpoint(path, device="cpu")
-    assert [row.image for row in rows] == images and len(columns) == 2
+    assert [row.image for row in rows] == images and len(columns) == 2 and columns[0].split() == [path.name, "rollout"]
     for row in rows:
         for heat in row.heats:
             torch.testing.assert_close(heat.grid, attention_map(embed, row.image))

@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from loss.contrast import ImageTextContrast
+from loss.memory import Memory
 from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from model.heads import Predictor
 from model.prompts import MOVING, mask, mix, swap, words_only
 from processor.evaluate import Features, embed_all, evaluate, rank_trials
 from processor.image_stage import ImageStage, all_text_features
-from processor.loop import fit
+from processor.loop import _update, fit
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import FeatureBatches, PromptStage, matching_accuracy
 from utils.devices import computing_in
@@ -211,6 +212,26 @@ def image_stage(model=None, *, weights=ALL, **options) -> ImageStage:
         nn.init.normal_(model.image.side.table, generator=torch.Generator().manual_seed(7))
     texts = all_text_features(model, CPU) if weights["image_text"] else None
     return ImageStage(model, weights=weights, text_features=texts, **options).train()
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("positives", ["image", "camera"])
+def test_no_step_of_the_image_stage_waits_for_the_device(device, positives):
+    stage = image_stage(weights={**ALL, "prototype": 1.0, "camera_proxy": 0.5}, positives=positives)
+    stage.memories.update({"prototype": Memory(56), "camera_proxy": Memory(56, negatives=3)})
+    stage.fill(torch.randn(6, 56), Labels(torch.tensor(PIDS), torch.tensor(CAMS)))
+    optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], fused=True)
+    fake = FakeDevice(device)
+    stage, batch = fake.move(stage), fake.move(image_batch(PIDS, cams=CAMS))
+    optimizer.param_groups[0]["params"] = trained = [p for p in stage.parameters() if p.requires_grad]
+    with fake:
+        losses = stage(batch)
+        if device is CPU:
+            losses.total.backward()
+        else:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        stage.update(_update(optimizer, trained, losses.total.detach(), None, clip_norm=5.0))
 
 
 def test_accuracies_are_of_the_terms_own_scores():

@@ -225,6 +225,7 @@ class Refinement(TypedDict):
     flip: NotRequired[bool]
     query_expansion: NotRequired[QueryExpansion]
     re_ranking: NotRequired[Reranking]
+    precision: NotRequired[str]
 
 
 class Network(TypedDict):

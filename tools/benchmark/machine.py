@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import time
@@ -52,6 +53,7 @@ class Clock:
 
     def __enter__(self) -> Clock:
         _wait(self.device)
+        gc.collect()  # what was garbage before must not be given back within
         self.before = _forget_peak(self.device)
         self.cpu, self.wall = _cpu_seconds(), time.perf_counter()
         return self
