@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from tools import rank_lists as tool
+from tools.labelled_images import first_trial
 from tools.rank_figure import FRAMES, Found, RankList, draw_rank_lists, rank_figure
 from utils import rank_lists
 from utils.errors import DataError, UserError
@@ -132,6 +134,15 @@ def test_own_images_in_a_folder_per_identity(trained, tmp_path, capsys):
     said = capsys.readouterr()
     assert "broken.jpg" in said.err and said.out.count("anna0") == 3 and "6 queries" in said.out
     assert tool.main([*given, "--skip-unreadable"]) == 0
+
+
+def test_which_of_several_trials_is_shown_is_said(trained, capsys):
+    whole = replace(trained[2], trials=trained[2].trials * 2)
+    assert first_trial(whole) is whole.trials[0] and whole.name in capsys.readouterr().err
+    parts = tuple(replace(whole, name=f"toy ({way})", trials=(whole.trials[0],)) for way in ("forth", "back"))
+    assert first_trial(replace(whole, parts=parts)) is whole.trials[0]
+    assert "toy (forth)" in capsys.readouterr().err
+    assert first_trial(parts[0]) and not capsys.readouterr().err
 
 
 def test_wrong_words_are_refused(trained, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -54,6 +55,14 @@ def embed_samples(
     """As `embed_files`; a data set knows the modality of each image, a folder does not."""
     modalities = {sample.path: sample.modality for sample in samples}
     return embed_files(embedder, list(modalities), None if arguments.images else list(modalities.values()))
+
+
+def first_trial(benchmark: Benchmark) -> Trial:
+    """Of several trials the first, which is said; of two directions, with its name."""
+    if len(benchmark.trials) > 1:
+        name = benchmark.evaluated()[0].name
+        sys.stderr.write(f"{name}: the first of {len(benchmark.trials)} trials\n")
+    return benchmark.trials[0]
 
 
 def readable(trial: Trial, features: FeatureFile) -> Trial:

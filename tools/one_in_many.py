@@ -49,7 +49,7 @@ import torch
 
 from datasets.find_images import find_images
 from processor.inference import Embedder
-from tools.labelled_images import embed_samples, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, readable
 from tools.verify import read_pairs
 from utils.feature_file import FeatureFile, read_features
 from utils.files import replace_text
@@ -99,8 +99,9 @@ def labelled_pairs(arguments: argparse.Namespace, embedder: Embedder) -> tuple[t
     benchmark, _, notes = labelled_images(arguments, embedder)
     for note in notes:
         sys.stderr.write(f"{note}\n")
-    contents, failed = embed_samples(arguments, embedder, (sample for side in benchmark.trials[0] for sample in side))
-    query, gallery = (images_of(side, contents) for side in readable(benchmark.trials[0], contents))
+    trial = first_trial(benchmark)
+    contents, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
+    query, gallery = (images_of(side, contents) for side in readable(trial, contents))
     return contents.features, pairs_that_count(query, gallery, benchmark.ignored), gallery, failed
 
 

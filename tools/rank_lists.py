@@ -47,7 +47,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import embed_samples, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, readable
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
 from utils.records import Benchmark, Refinement, Sample
@@ -62,10 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     benchmark, _, notes = labelled_images(arguments, embedder)
     for note in notes:
         sys.stderr.write(f"{note}\n")
-    if len(benchmark.trials) > 1:
-        sys.stderr.write(f"{benchmark.name}: the first of {len(benchmark.trials)} trials\n")
-    features, failed = embed_samples(arguments, embedder, (sample for side in benchmark.trials[0] for sample in side))
-    trial = readable(benchmark.trials[0], features)
+    trial = first_trial(benchmark)
+    features, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
+    trial = readable(trial, features)
     lists = RankLists(features.features, *(images_of(side, features) for side in trial), benchmark.ignored)
     outcomes = lists.outcomes()
 
