@@ -228,7 +228,7 @@ def test_the_tool_draws_rows_of_images_and_networks(trained, tmp_path, capsys, m
     words = ["--weight", str(path), "--output", str(tmp_path / "a.png")]
     assert tool.main([*words, "--beside", str(path), *images]) == 0
     (rows, columns), embed = drawn.pop(), Embedder.from_checkpoint(path, device="cpu")
-    assert [row.image for row in rows] == images and len(columns) == 2
+    assert [row.image for row in rows] == images and len(columns) == 2 and columns[0].split() == [path.name, "rollout"]
     for row in rows:
         for heat in row.heats:
             torch.testing.assert_close(heat.grid, attention_map(embed, row.image))

@@ -20,6 +20,7 @@ from processor.export import Retrieval
 from processor.inference import Embedder
 from tests.builders import benchmark as toy
 from tools import embed, search
+from tools.inference import short_names
 from tools.labelled_images import embed_samples
 from utils.checkpoint import save_checkpoint
 from utils.errors import DataError, UserError, WeightsError
@@ -205,3 +206,10 @@ def test_a_network_with_a_stem_for_each_modality_is_told_which(two_stems, tmp_pa
         assert search.main([*words, str(output), *gallery, "--keep-own", "--modality", modality]) == 0
         (answer,) = json.loads(output.read_text())["queries"]
         assert answer["found"][0]["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_networks_are_called_by_what_tells_them_apart():
+    assert short_names(["runs/a/x.pth"]) == ["x.pth"]
+    assert short_names(["runs/a/x.pth", "runs/b/y.pth"]) == ["x.pth", "y.pth"]
+    assert short_names(["/runs/a/x.pth", "runs/b/x.pth"]) == ["a/x.pth", "b/x.pth"]
+    assert short_names(["a/x.pth", "a/x.pth"]) == ["x.pth", "x.pth"]

@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from datasets.unsplit import unsplit
 from processor.inference import Embedder
 from tools import verify
 from tools.calibrate import __main__ as calibrate
+from tools.calibrate import figure
+from tools.pages import write_pages
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, UserError
 from utils.metrics import ignore_nothing, same_camera
 
@@ -94,6 +98,39 @@ def test_rates_are_those_of_the_pairs_that_count(trained, weight, images, capsys
         capsys, *words(weight, *images[:2], "--calibration", weight.with_name("flip.json"), "TEST.FLIP", "True")
     )
     assert code == 0 and answer["digest"] == other
+
+
+def test_a_network_beside_is_in_the_picture_alone(weight, trained, tmp_path, monkeypatch):
+    given = words(weight, "DATASETS.ROOT_DIR", trained[1].DATASETS.ROOT_DIR)
+    assert calibrate.main(given) == 0
+    alone = weight.with_name("model.calibration.json").read_text()
+    drawn = []
+
+    def keep(path, pages):
+        drawn.extend(pages)
+        return write_pages(path, pages)
+
+    monkeypatch.setattr(figure, "write_pages", keep)
+    contents = read_checkpoint(weight)
+    contents["model"] = {
+        k: torch.rand_like(v) if "cls" in k or "class" in k else v for k, v in contents["model"].items()
+    }
+    save_checkpoint(tmp_path / "other.pth", contents)
+    assert calibrate.main([*given, "--beside", str(tmp_path / "other.pth")]) == 0
+    assert weight.with_name("model.calibration.json").read_text() == alone
+    assert not (tmp_path / "other.calibration.json").exists()
+    scores, roc = drawn[0].axes
+    labels = [text.get_text() for axes in (scores, roc) for text in axes.get_legend().get_texts()]
+    for name in ("model.pth", "other.pth"):
+        assert sum(label.startswith(name) for label in labels) == 3
+    outlines = [patch.get_data().values for patch in scores.patches if not patch.get_fill()]
+    assert len(outlines) == 4 and (outlines[0] != outlines[2]).any()
+    with pytest.raises(UserError, match="--beside"):
+        calibrate.main([*given, "--beside", str(weight), "--no-figure"])
+    protocols = iter(("all", "cross-camera"))
+    monkeypatch.setattr(calibrate, "protocol_of", lambda ignored: next(protocols))
+    with pytest.raises(UserError, match="--beside"):
+        calibrate.main([*given, "--beside", str(tmp_path / "other.pth")])
 
 
 def own_folder(root, images, cameras):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_beside, check_picture, check_unlike, for_each_network, open_embedder, parse
+from tools.inference import add_beside, check_picture, check_unlike, for_each_network, open_embedder, parse, short_names
 from utils.command import answer_early, run_script
 from utils.errors import DataError, UserError
 from utils.paths import expanded
@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     groups = [paths[at : at + 1 + pairs] for at in range(0, len(paths), 1 + pairs)]
     unreadable: list[str] = []
     rows = rows_of(progress(groups, "maps"), list(zip(embedders, methods, strict=True)), unreadable)
-    columns = [f"{one.weight}\n{method}" for one, method in zip(networks, methods, strict=True)]
+    names = short_names([one.weight for one in networks])
+    columns = [f"{name}\n{method}" for name, method in zip(names, methods, strict=True)]
     files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].size))
     if not files or len(unreadable) == len(groups):
         raise UserError(f"none of the {len(paths)} images can be read")

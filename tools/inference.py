@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.defaults import BLOCKS, KEYS
@@ -115,6 +116,18 @@ def for_each_network(arguments: argparse.Namespace) -> list[argparse.Namespace]:
     """The command line as if for --weight alone and, if it is given, for --beside alone."""
     weights = [arguments.weight, *([arguments.beside] if arguments.beside else [])]
     return [argparse.Namespace(**{**vars(arguments), "weight": weight}) for weight in weights]
+
+
+def short_names(weights: Sequence[str]) -> list[str]:
+    """Checkpoints by their file names or, where these are the same, with as many folders as tell them apart."""
+    parts = [Path(weight).parts for weight in weights]
+    names = list(weights)
+    for count in range(max(map(len, parts)), 0, -1):
+        shorter = [str(Path(*one[-count:])) for one in parts]
+        if len(set(shorter)) < len(set(weights)):
+            break
+        names = shorter
+    return names
 
 
 def add_cache_options(parser: argparse.ArgumentParser, *, where: str = "beside the output") -> None:

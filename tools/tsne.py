@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_beside, check_picture, for_each_network, open_embedder, parse_labelled
+from tools.inference import add_beside, check_picture, for_each_network, open_embedder, parse_labelled, short_names
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -66,11 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     from tools.tsne_figure import Cloud, tsne_figure  # matplotlib is an extra
 
     clouds, failed = [], 0
-    for own in for_each_network(arguments):
+    networks = for_each_network(arguments)
+    for own, name in zip(networks, short_names([one.weight for one in networks]), strict=True):
         features, pids, unread = text_features(own) if arguments.kind == TEXT else image_features(own)
         failed += unread
         every = arguments.copies + 1 if arguments.kind == TEXT else 0
-        clouds.append(Cloud(own.weight, plane(features, arguments.seed), pids, every))
+        clouds.append(Cloud(name, plane(features, arguments.seed), pids, every))
     (file,) = write_pages(expanded(arguments.output), [tsne_figure(clouds)])
     sys.stdout.write(f"{len(set(clouds[0].pids))} identities, {len(clouds[0].pids)} points: {file}\n")
     return int(failed > 0 and not arguments.skip_unreadable)

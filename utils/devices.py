@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether, within it, CUDA devices may round the factors of fp32 products and convolutions to TF32."""
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: Any = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:

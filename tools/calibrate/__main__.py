@@ -7,7 +7,8 @@ Takes the pairs of query and gallery that count under the data set's protocol or
 identity, all pairs of its images (of one identity only those from two cameras, where all names tell the camera). The
 scores are cosines of the features that tools.embed writes. Writes beside the checkpoint the thresholds with equal error
 rates and with false accept rates of 1e-2, 1e-3 and 1e-4, with what they were measured on, and a picture of the scores
-and the ROC curve. Intervals are 95 % of a bootstrap over identities.
+and the ROC curve. Intervals are 95 % of a bootstrap over identities. Of a network --beside, the scores and the curve on
+the same images are in the picture as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from typing import TYPE_CHECKING
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import KINDS, check_output, open_embedder, parse_labelled
+from tools.inference import (
+    KINDS,
+    add_beside,
+    check_output,
+    for_each_network,
+    open_embedder,
+    parse_labelled,
+    short_names,
+)
 from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -35,6 +44,8 @@ SEED = 0  # of the bootstrap
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     arguments = parse_labelled(__doc__, argv, _options)
+    if arguments.beside and arguments.no_figure:
+        raise UserError("--beside: is for the picture; expected no --no-figure")
     if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
         raise UserError(
             "the picture needs matplotlib: pip install -r requirements-extra.txt, or leave it out: --no-figure"
@@ -47,6 +58,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
     add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
     add("--no-figure", "--no_figure", action="store_true", help="no picture")
+    add_beside(parser)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -72,6 +84,30 @@ def main(argv: list[str] | None = None) -> int:
     check_output(str(target), "--output", ".json")
     if figure is not None:
         check_output(str(figure), "--figure", *KINDS)
+    networks = for_each_network(arguments)
+    measured = [measure_network(one) for one in networks]
+    found, facts, _ = measured[0]
+    same = [(facts["data_fingerprint"]["test"], facts["protocol"]) for _, facts, _ in measured]
+    if len(set(same)) > 1:
+        raise UserError(
+            f"--beside {arguments.beside}: is tested on other images than --weight, or by another protocol; "
+            "expected DATASETS.NAMES and TEST.PROTOCOL, or a FOLDER, for both"
+        )
+    write_calibration(target, found, facts)
+    written = [target]
+    if figure is not None:
+        from tools.calibrate.figure import draw  # matplotlib is an extra
+
+        names = short_names([one.weight for one in networks])
+        shown = list(zip(names, (one[0] for one in measured), strict=True))
+        draw(figure, shown, title=f"{facts['data_set']}, protocol {facts['protocol']}")
+        written.append(figure)
+    sys.stdout.write(f"{report(found)}\n{', '.join(map(str, written))}\n")
+    return int(any(one[2] for one in measured) and not arguments.skip_unreadable)
+
+
+def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, int]:
+    """What is measured of --weight, with what and on what, and how many images cannot be read."""
     embedder = open_embedder(arguments)
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
     for note in notes:
@@ -94,15 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         "seed": SEED,
         "notes": notes,
     }
-    write_calibration(target, found, facts)
-    written = [target]
-    if figure is not None:
-        from tools.calibrate.figure import draw  # matplotlib is an extra
-
-        draw(figure, found, title=f"{benchmark.name}, protocol {facts['protocol']}")
-        written.append(figure)
-    sys.stdout.write(f"{report(found)}\n{', '.join(map(str, written))}\n")
-    return int(failed > 0 and not arguments.skip_unreadable)
+    return found, facts, failed
 
 
 def pair_scores(benchmark: Benchmark, features: FeatureFile) -> PairScores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,29 @@ from tools.pages import write_pages
 from utils.verification import BINS, SCALE, Point, Verification
 
 SAME, DIFFERENT, BLACK = "#0072B2", "#D55E00", "#000000"  # told apart by the colour-blind (Okabe and Ito, 2008)
+STYLES = ("-", "--")  # of the networks
 GROUP = 512  # of the fine bins are one bar: 1/64
 
 
-def draw(path: Path, found: Verification, *, title: str) -> None:
+def draw(path: Path, networks: Sequence[tuple[str, Verification]], *, title: str) -> None:
     """Write a picture of the kind that the suffix of `path` says.
+
+    Args:
+        networks: one or two, with their names, on the same pairs; thresholds are the first's.
 
     Raises:
         UserError: the file cannot be written.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, roc = figure.subplots(1, 2)
-    _draw_scores(scores, found)
-    _draw_roc(roc, found)
+    for (name, found), style in zip(networks, STYLES, strict=False):
+        several = len(networks) > 1
+        _draw_scores(scores, found, f"{name}: " if several else "", style)
+        _draw_curve(roc, found, f"{name}: EER {100 * found.eer.reached.value:.1f} %" if several else None, style)
+    _draw_thresholds(scores, networks[0][1])
+    _draw_points(roc, networks[0][1])
+    filled = np.flatnonzero(sum(found.same + found.different for _, found in networks).numpy()) / SCALE - 1
+    scores.set(xlim=(filled[0] - 0.02, 1), xlabel="cosine", ylabel="density")
     figure.suptitle(title, fontsize=10)
     write_pages(path, [figure])
 
@@ -35,28 +45,37 @@ def _points(found: Verification) -> Iterator[tuple[str, Point]]:
     yield from ((f"FPR {fpr:g}", point) for fpr, point in found.at_fpr.items() if point)
 
 
-def _draw_scores(axes: Axes, found: Verification) -> None:
+def _draw_scores(axes: Axes, found: Verification, before: str, style: str) -> None:
     kinds = (("two identities", found.different, DIFFERENT), ("one identity", found.same, SAME))
     edges = np.arange(0, BINS, GROUP) / SCALE - 1
     for name, counts, colour in kinds:
         bars = np.add.reduceat(counts.numpy(), np.arange(0, BINS - 1, GROUP))
         density = bars / bars.sum() * SCALE / GROUP
-        label = f"{bars.sum():,} pairs of {name}".replace(",", " ")
-        axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
-        axes.stairs(density, edges, color=colour, label=label)
+        label = f"{before}{f'{bars.sum():,}'.replace(',', ' ')} pairs of {name}"
+        if style == STYLES[0]:
+            axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
+        axes.stairs(density, edges, color=colour, linestyle=style, label=label)
+
+
+def _draw_thresholds(axes: Axes, found: Verification) -> None:
     for (name, point), style in zip(_points(found), ("-", "--", "-.", ":"), strict=False):
         axes.axvline(point.threshold, color=BLACK, linestyle=style, linewidth=1, label=f"{point.threshold:.3f}: {name}")
-    filled = np.flatnonzero((found.same + found.different).numpy()) / SCALE - 1
-    axes.set(xlim=(filled[0] - 0.02, 1), xlabel="cosine", ylabel="density")
     axes.legend(fontsize=7, loc="upper left")
 
 
-def _draw_roc(axes: Axes, found: Verification) -> None:
+def _lowest(found: Verification) -> float:
+    return max(1 / float(found.different.sum()), 1e-6)
+
+
+def _draw_curve(axes: Axes, found: Verification, label: str | None, style: str) -> None:
     fpr, tpr = found.curve.fpr.numpy(), found.curve.tpr.numpy()
-    lowest = max(1 / float(found.different.sum()), 1e-6)
-    shown = np.flatnonzero(fpr >= lowest)
+    shown = np.flatnonzero(fpr >= _lowest(found))
     _, some = np.unique(np.round(np.log10(fpr[shown]), 3), return_index=True)  # finer than a pixel
-    axes.step(fpr[shown[some]], 100 * tpr[shown[some]], where="post", color=SAME)
+    axes.step(fpr[shown[some]], 100 * tpr[shown[some]], where="post", color=SAME, linestyle=style, label=label)
+
+
+def _draw_points(axes: Axes, found: Verification) -> None:
+    lowest = _lowest(found)
     for (name, point), marker in zip(_points(found), "osD^", strict=False):
         value, low, high = (
             point.reached if point.target else (1 - point.fnr.value, 1 - point.fnr.high, 1 - point.fnr.low)
