@@ -301,7 +301,7 @@ ROWS = (
     Key("SOLVER.STAGE2.EVAL_PERIOD", 10, "Epochs between evaluations, for the log only.", at_least(1), ALWAYS),
 
     Key("CLUSTER.EPS", 0.6, "DBSCAN: the largest Jaccard distance of neighbours.",
-        Rule(lambda value: 0 < value < 1, "above 0 and below 1")),
+        Rule(lambda value: 1e-6 <= value < 1, "from 1e-6 (below, floats round) to below 1")),
     Key("CLUSTER.MIN_SAMPLES", 4, "DBSCAN: neighbours, itself included, that make an image the core of a cluster.",
         at_least(1)),
     Key("CLUSTER.K1", 30, "k-reciprocal Jaccard distance: neighbours that must find each other.", at_least(1)),

@@ -72,12 +72,12 @@ class PixelCache:
         returns."""
         state = state_of(path)  # before it is read
         pixels = self.pixels[number].copy()  # which nobody changes any more
-        if state and tuple(self.entries[number]) == (*state, zlib.crc32(pixels)):
+        if state and tuple(self.entries[number]) == (*state, zlib.crc32(pixels.data)):
             return torch.from_numpy(pixels)
         made = make()
         if state:
             self.pixels[number] = made.numpy()
-            self.entries[number] = (*state, zlib.crc32(made.numpy()))
+            self.entries[number] = (*state, zlib.crc32(made.numpy().data))
         return made
 
 

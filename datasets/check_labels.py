@@ -11,7 +11,7 @@ from datasets.findings import Findings, cameras_of, few
 from datasets.labels import natural
 from datasets.published_counts import published_counts
 from utils.metrics import Ignored, ignore_nothing, same_camera
-from utils.records import INFRARED, VISIBLE, Benchmark, Labels, Sample, Trial
+from utils.records import INFRARED, MODALITIES, VISIBLE, Benchmark, Labels, Sample, Trial
 
 NAMED = 12  # cameras or columns in a line
 MOST = 0.5  # of the queries: a few copies happen in published data, so many mean that the test is none
@@ -50,6 +50,7 @@ def check_lists(
     """Labels, repeats and published counts."""
     if instances is not None:
         _check_training(benchmark.train, found, instances, identities)
+        _check_modalities(benchmark, found)
         _check_repeats(benchmark.train, "training", contents, found)
     trained = {contents.keys[sample.path] for sample in benchmark.train}
     parts = benchmark.evaluated()
@@ -102,6 +103,15 @@ def _check_training(samples: Sequence[Sample], found: Findings, instances: int, 
         message = f"{len(few)} of {len(counts)} training identities have fewer than {instances} images{alone}"
         remedy = "copies of their images, augmented anew, fill their DATALOADER.NUM_INSTANCE places in a batch"
         found.add("warning", "few images", message, remedy, examples)
+
+
+def _check_modalities(benchmark: Benchmark, found: Findings) -> None:
+    present = _modalities(benchmark.train)
+    absent = [name for number, name in enumerate(MODALITIES) if number not in present]
+    if benchmark.templates and len(absent) == 1:
+        message = f"there are no {absent[0]} training images"
+        remedy = "both are trained on: are the folders of all cameras there, and are the lists those of training?"
+        found.add("problem", "one modality", message, remedy)
 
 
 def _check_trial(trial: Trial, ignored: Ignored, contents: Contents, found: Findings) -> None:

@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 class Item(NamedTuple):
     """An image that was read, and what was drawn for it."""
 
-    index: int  # in the list of samples
+    number: int  # in the list of samples
     pixels: Tensor  # [1 or V, 3, H, W] uint8
     pictures: list[Picture]
 
@@ -104,13 +104,13 @@ class Images(Dataset):
 
     def collate(self, items: list[Item]) -> Pixels:
         """What `__getitems__` returned, as one record."""
-        samples = [self.samples[item.index] for item in items]
+        samples = [self.samples[item.number] for item in items]
         return Pixels(
             torch.stack([item.pixels for item in items], dim=1),
             Draws.of([item.pictures for item in items]),
             torch.tensor([sample.pid for sample in samples]),
             SideInfo(*(torch.tensor([s[place] for s in samples]) for place in SIDE)),
-            torch.tensor([item.index for item in items]),
+            torch.tensor([item.number for item in items]),
         )
 
     def finish(self, batch: Pixels) -> Batch:
@@ -128,12 +128,14 @@ class Loader(DataLoader[Batch]):
         options: of the DataLoader.
     """
 
+    dataset: Images
+
     def __init__(self, images: Images, device: torch.device | None, **options: Any):
         pinned = device is not None and device.type == "cuda"
         super().__init__(images, collate_fn=images.collate, pin_memory=pinned, **options)
         self.device = device
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         return map(self._finish, super().__iter__())
 
     def _finish(self, batch: Pixels) -> Batch:

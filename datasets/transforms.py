@@ -110,8 +110,8 @@ class TrainTransform:
         """
         pictures = self.draw(int(torch.randint(2**32, ())) if seed is None else seed, views=views)
         pixels = self.compressed(self.resized(image), pictures)
-        image, made = self.finish(pixels[:, None], Draws.of([pictures]))
-        return image[0], made if made is None else made[:, 0]
+        images, made = self.finish(pixels[:, None], Draws.of([pictures]))
+        return images[0], made if made is None else made[:, 0]
 
     def resized(self, image: Image.Image) -> Tensor:
         """An image in RGB -> uint8 [3, H, W]."""

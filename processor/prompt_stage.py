@@ -167,7 +167,7 @@ class DrawnBatches:
     def __init__(self, cache: FeatureBatch, rows: Sequence[Tensor]):
         self.cache, pids = cache, cache.pids.cpu()
         found = [(some, *pids[some].unique(return_inverse=True)) for some in rows]
-        columns = (_moved(column, cache.pids.device) for column in zip(*found, strict=True))
+        columns = (_moved(list(column), cache.pids.device) for column in zip(*found, strict=True))
         self.batches = list(zip(*columns, strict=True))
 
     def __len__(self) -> int:
@@ -178,7 +178,7 @@ class DrawnBatches:
             yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows], *identities)
 
 
-def _moved(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+def _moved(parts: list[Tensor], device: torch.device) -> Sequence[Tensor]:
     """The parts on `device`, by one copy."""
     return torch.cat(parts).to(device).split([len(part) for part in parts])
 

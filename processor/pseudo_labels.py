@@ -56,12 +56,15 @@ def read_labels(path: Path, samples: Sequence[Sample], *, epoch: int, settings: 
     """What `write_labels` wrote, in the order of `samples`, whatever the order in the file.
 
     Raises:
-        DataError: no such file, none of pseudo-labels, of another epoch or other settings, or of other images.
+        DataError: no such file, none of pseudo-labels, of another epoch or other settings, of other images, or whose
+            labels are not those of its counts.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            paths, modalities, labels = (file[name].tolist() for name in ("paths", "modalities", "labels"))
-            found = PseudoLabels([], tuple(file["counts"].tolist()), int(file["epoch"]), str(file["settings"]))
+            numbers = (file[name].astype(np.int64, casting="safe") for name in ("modalities", "labels", "counts"))
+            (modalities, labels, counts), paths = (each.tolist() for each in numbers), file["paths"].tolist()
+            found = PseudoLabels([], tuple(counts), int(file["epoch"]), str(file["settings"]))
+            rows = dict(zip(zip(paths, modalities, strict=True), labels, strict=True))
     except Exception as error:  # of any type: the file may be anything
         raise DataError(f"{path}: is no file of pseudo-labels ({type(error).__name__}: {error})") from error
     if found.settings != settings:
@@ -70,11 +73,17 @@ def read_labels(path: Path, samples: Sequence[Sample], *, epoch: int, settings: 
         raise DataError(
             f"{path}: has the pseudo-labels of epoch {found.epoch}; expected those of epoch {epoch}, the last"
         )
-    rows = dict(zip(zip(paths, modalities, strict=True), labels, strict=True))
     wanted = [(name, sample.modality) for name, sample in zip(_names(samples), samples, strict=True)]
     if len(rows) != len(paths) or rows.keys() != set(wanted):
         strange = sorted({name for name, _ in rows.keys() ^ set(wanted)})
         raise DataError(f"{path}: has the pseudo-labels of other images ({', '.join(strange[:3]) or 'some twice'})")
+    counted = {(number, label) for number, count in enumerate(counts) for label in range(count)}
+    clusters = {(number, label) for (_, number), label in rows.items() if label != -1}
+    if clusters != counted:
+        number, label = min(clusters ^ counted)
+        raise DataError(
+            f"{path}: counts {counts} and labels differ (modality {number}, cluster {label}): was it edited?"
+        )
     return found._replace(labels=[rows[key] for key in wanted])
 
 

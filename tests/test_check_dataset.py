@@ -418,6 +418,17 @@ def test_images_of_two_modalities_are_counted(infrared, published):
     )
 
 
+@pytest.mark.parametrize(("modality", "absent"), [(0, "infrared"), (1, "visible")])
+def test_training_images_of_one_modality_are_a_problem_where_there_should_be_two(infrared, modality, absent):
+    """Lists of another version, or cameras' folders that were not unpacked, of training identities alone."""
+    alone = tuple(sample._replace(modality=modality) for sample in infrared.train)
+    both = replace(infrared, templates=("A visible {} person.", "An infrared {} person."))
+    assert not quick_check(both, **BATCH).problems
+    assert absent in only(quick_check(replace(both, train=alone), **BATCH), "problem", "one modality").message
+    assert not quick_check(replace(both, train=alone), instances=None, identities=None).problems  # for a test alone
+    assert not quick_check(replace(infrared, train=alone), **BATCH).problems  # people of one modality alone
+
+
 def test_directions_of_a_test_share_their_training_images(infrared, published):
     (trial,) = infrared.trials
     there, back = replace(infrared, name="toy (there)", train=()), replace(infrared, name="toy (back)", train=())

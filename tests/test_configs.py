@@ -124,6 +124,7 @@ LIMITS = [  # key, the last valid values, the first invalid ones
     ("SOLVER.STAGE2.LAYER_DECAY", [0.01, 1.0], [0.0, 1.01]),
     ("SOLVER.STAGE2.BASE_LR", [1e-9], [0.0]),
     ("SOLVER.STAGE2.IMS_PER_BATCH", [2], [1]),
+    ("CLUSTER.EPS", [1e-6, 0.999], [0.0, 9e-7, 1.0]),
     ("TEST.NECK_FEAT", ["before", "after"], ["middle"]),
     ("TEST.RE_RANKING_K1", [1], [0]),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"TEST.PRECISION: invalid value tf32 on {device.type}; expected fp32 or bf16")
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: Any = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:
