@@ -183,6 +183,9 @@ ROWS = (
         "Precision of the towers: fp32, bf16 or fp16 (autocast; fp16 scales the loss and skips updates that overflow), "
         "or auto: bf16 on CUDA devices that have it, else fp32. Losses and weights are always fp32.",
         one_of("auto", "fp32", "bf16", "fp16")),
+    Key("SOLVER.TF32", False,
+        "CUDA: training rounds the factors of fp32 products and convolutions to TF32, but for those of losses. Of use "
+        "with SOLVER.PRECISION fp32; tests and cached features have TEST.PRECISION."),
     Key("SOLVER.CLIP_GRAD_NORM", 0.0, "Largest norm of the gradient of all parameters; 0.0 is off.", at_least(0)),
     Key("SOLVER.DETERMINISTIC", False,
         "CUDA: only algorithms that give the same bits every time, which is slower. A CPU always does."),

@@ -8,15 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from utils.devices import tf32
+
 
 def in_fp32(forward: Callable) -> Callable:
-    """Run a module's `forward` outside autocast, with half-precision arguments widened to fp32; fp64 stays fp64."""
+    """Run a module's `forward` without autocast and TF32, half-precision arguments widened to fp32; fp64 stays."""
 
     @functools.wraps(forward)
     def wrapper(self, *arguments, **named):
         widened = [_widened(value) for value in arguments]
         named = {name: _widened(value) for name, value in named.items()}
-        with torch.autocast(_device_type([*widened, *named.values()]), enabled=False):
+        with torch.autocast(_device_type([*widened, *named.values()]), enabled=False), tf32(False):
             return forward(self, *widened, **named)
 
     return wrapper

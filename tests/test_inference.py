@@ -19,7 +19,8 @@ from processor.evaluate import embed_all
 from processor.export import Retrieval
 from processor.inference import Embedder
 from tests.builders import benchmark as toy
-from tools import embed, search
+from tools import embed, export, one_in_many, release, search, verify
+from tools.app import __main__ as app
 from tools.inference import short_names
 from tools.labelled_images import embed_samples
 from utils.checkpoint import save_checkpoint
@@ -213,3 +214,19 @@ def test_networks_are_called_by_what_tells_them_apart():
     assert short_names(["runs/a/x.pth", "runs/b/y.pth"]) == ["x.pth", "y.pth"]
     assert short_names(["/runs/a/x.pth", "runs/b/x.pth"]) == ["a/x.pth", "b/x.pth"]
     assert short_names(["a/x.pth", "a/x.pth"]) == ["x.pth", "x.pth"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        *((tool, ["--output", "x", "--skip-unreadable"]) for tool in (export, release)),
+        *((tool, [*given, "--gallery", "a", "--gallery", "b"]) for tool, given in ((app, []), (search, ["a.jpg"]))),
+        (app, ["--skip-unreadable"]),
+        (one_in_many, ["--pairs", "p.csv", "--gallery", "a", "--gallery", "b"]),
+        *((verify, ["a.jpg", "b.jpg", "--fpr", rate]) for rate in ("7", "0", "one", "nan")),
+    ],
+)
+def test_words_that_would_be_ignored_are_refused(trained, tool, words, capsys):
+    with pytest.raises(SystemExit):
+        tool.read_command_line(["--weight", str(trained[0]), *words])
+    assert next(word for word in reversed(words) if word.startswith("--")) in capsys.readouterr().err

@@ -34,6 +34,7 @@ from processor.build.evaluation import evaluate_model
 from processor.build.stage import run_stage
 from tools.demo.render import rendered_benchmark
 from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.devices import computing_in
 from utils.errors import UserError
 from utils.records import Benchmark
 from utils.run import LOG, METRICS, RESULTS
@@ -720,6 +721,21 @@ def nothing_to_do(place: Place, before: Run, after: Run) -> None:
     assert before.logged("batch norm") == after.logged("batch norm") == 0
 
 
+def training_may_round(place: Place, before: Run, after: Run) -> None:
+    seen = []
+
+    def fit(*_, **__):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        with computing_in("fp32", torch.device("cpu")):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+        raise UserError("enough")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="enough"):
+        patch.setattr("processor.build.stage.fit", fit)
+        train_svllreid.train(after.cfg, Path(place.files["<another root>"]))
+    assert seen == [True, False] and not torch.backends.cuda.matmul.allow_tf32
+
+
 def cuda_is_told(place: Place, before: Run, after: Run) -> None:
     assert torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
@@ -753,6 +769,7 @@ ELSEWHERE = {
     "RESUME": Elsewhere("False", "whether an earlier run is gone on with", an_earlier_run_is_refused),
     "SOLVER.CHECKPOINT_MINUTES": Elsewhere("1e-9", "how much is lost when it breaks off", every_step_has_a_state),
     "SOLVER.SYNC_BN": Elsewhere("True", "several processes with a ResNet on GPUs only", nothing_to_do),
+    "SOLVER.TF32": Elsewhere("True", "how CUDA rounds", training_may_round),
     "SOLVER.DETERMINISTIC": Elsewhere("True", "which algorithms CUDA takes", cuda_is_told),
 }
 
@@ -803,7 +820,7 @@ def test_what_may_change_on_resume_changes_no_number():
     """But for files that the data's fingerprint stands for, and the checkpoint of a test."""
     others = {"DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "TEST.WEIGHT"}
     # These may change numbers on CUDA and with batch norm.
-    numbers = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC", "SOLVER.STAGE2.MINI_BATCH"}
+    numbers = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC", "SOLVER.TF32", "SOLVER.STAGE2.MINI_BATCH"}
     assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (
         ELSEWHERE.keys() - numbers
     ) | others | IN_CLUSTERING

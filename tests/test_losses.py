@@ -15,6 +15,7 @@ from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from loss.triplet import BatchHardTriplet
 from loss.weighing import weigh
 from tests import reference as ref
+from utils.devices import tf32
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -217,16 +218,16 @@ class Spy(nn.Module):
     @in_fp32
     def forward(self, *positional, **named):
         self.seen = positional, named
-        self.autocast = torch.is_autocast_enabled("cpu")
+        self.rounds = torch.is_autocast_enabled("cpu") or torch.backends.cuda.matmul.allow_tf32
 
 
 def test_in_fp32_widens_every_argument_but_labels():
     half, whole, double = torch.ones(2, dtype=torch.bfloat16), torch.tensor([1, 2]), torch.ones(2, dtype=torch.float64)
     spy = Spy()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), tf32(True):
         spy((half, double), whole, named=half)
         assert torch.is_autocast_enabled("cpu")
-    assert not spy.autocast
+    assert not spy.rounds
     ((first, second), labels), named = spy.seen
     assert (first.dtype, second.dtype, labels.dtype) == (torch.float32, torch.float64, torch.int64)
     assert named["named"].dtype == torch.float32

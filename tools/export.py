@@ -23,7 +23,7 @@ from utils.paths import expanded
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, example=None)
+    return parse(__doc__, argv, options=_options, skips=False)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def parse(
     options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
     words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
     example: str | None = None,
+    skips: bool = True,
 ) -> argparse.Namespace:
     """Read the command line of such a tool.
 
@@ -36,6 +38,7 @@ def parse(
         options: adds the tool's own.
         words: what stands before the first setting: its name, and what it means; None: nothing does.
         example: of images, for the message when there are none; None: there need not be any.
+        skips: there is --skip-unreadable.
 
     Returns:
         `weight`, `config_file`, `device`, `modality`, `batch_size` and `skip_unreadable`, the words before the first
@@ -52,11 +55,12 @@ def parse(
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add("--modality", choices=("visible", "infrared"), help="of all images, for a network that has a stem for each")
     add("--batch_size", "--batch-size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
-    add(
-        *("--skip-unreadable", "--skip_unreadable"),
-        action="store_true",
-        help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
-    )
+    if skips:
+        add(
+            *("--skip-unreadable", "--skip_unreadable"),
+            action="store_true",
+            help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
+        )
     options(parser)
     name, meaning = words or ("", "")
     add("images", nargs="*", metavar=name, help=meaning)
@@ -103,8 +107,21 @@ def parse_labelled(
 def add_threshold_options(parser: argparse.ArgumentParser) -> None:
     """Let a command line say which threshold decides."""
     add = parser.add_argument
-    add("--fpr", metavar="RATE", default="eer", help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)")
+    add(
+        "--fpr",
+        metavar="RATE",
+        type=_fpr,
+        default="eer",
+        help="of false accepts: 1e-2, 1e-3 or 1e-4, or eer (the default)",
+    )
     add("--calibration", metavar="FILE", help="default: beside the checkpoint, NAME.calibration.json")
+
+
+def _fpr(text: str) -> str:
+    with suppress(ValueError):
+        if text == "eer" or 0 < float(text) < 1:
+            return text
+    raise argparse.ArgumentTypeError(f"invalid rate {text!r}, expected eer or a number between 0 and 1, e.g. 1e-3")
 
 
 def add_beside(parser: argparse.ArgumentParser) -> None:

@@ -75,3 +75,14 @@ def images_of(samples: Sequence[Sample], features: FeatureFile) -> Images:
     """Rows of the samples' features, and their labels."""
     rows = {name: row for row, name in enumerate(features.names)}
     return Images(torch.tensor([rows[sample.path] for sample in samples]), Labels.of(tuple(samples)))
+
+
+def plain(identity: str) -> str:
+    """An identity without blanks around it and, if it is a number, without leading zeros."""
+    return str(int(identity)) if identity.strip().isdecimal() else identity.strip()
+
+
+def written(benchmark: Benchmark, sample: Sample) -> tuple[str, str]:
+    """Identity and camera as the data set's owner wrote them; an unknown camera is empty."""
+    own = (str(sample.pid), str(sample.camid + 1 - benchmark.first_camera) if sample.camid >= 0 else "")
+    return benchmark.as_written.get(sample.path, own)

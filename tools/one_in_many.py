@@ -17,7 +17,7 @@ import sys
 import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import check_output, embed_files, open_embedder, parse_labelled
-from utils.command import answer_early, at_least, run_script
+from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -35,7 +35,12 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
-    add("--gallery", metavar="WHERE", help="of others, for --pairs: a folder, a pattern, or a file of tools.embed's")
+    add(
+        "--gallery",
+        metavar="WHERE",
+        action=Once,
+        help="of others, for --pairs: a folder, a pattern, or a file of tools.embed's",
+    )
     add("--draws", metavar="N", type=at_least(1), default=1000, help="default: 1000")
     add("--distractors", metavar="N", type=at_least(1), default=2000, help="images of others; default: 2000")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of the draws; default: 0")

@@ -47,10 +47,10 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, plain, readable, written
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
-from utils.records import Benchmark, Refinement, Sample
+from utils.records import Refinement
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,17 +113,6 @@ def choose(outcomes: Outcomes, identities: Sequence[str], arguments: argparse.Na
             raise UserError(f"--pids {unknown[0]}: no query of it has a match; expected e.g. {named[0]}")
         order = [number for number in order if named[number] in wanted]
     return order[: arguments.count]
-
-
-def plain(identity: str) -> str:
-    """An identity without blanks around it and, if it is a number, without leading zeros."""
-    return str(int(identity)) if identity.strip().isdecimal() else identity.strip()
-
-
-def written(benchmark: Benchmark, sample: Sample) -> tuple[str, str]:
-    """Identity and camera as the data set's owner wrote them; an unknown camera is empty."""
-    own = (str(sample.pid), str(sample.camid + 1 - benchmark.first_camera) if sample.camid >= 0 else "")
-    return benchmark.as_written.get(sample.path, own)
 
 
 if __name__ == "__main__":

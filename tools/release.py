@@ -23,8 +23,7 @@ from utils.paths import expanded
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, words=None)
-    return arguments
+    return parse(__doc__, argv, options=_options, words=None, skips=False)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

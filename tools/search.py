@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import add_cache_options, check_output, check_picture, check_unlike, open_embedder, parse
-from utils.command import answer_early, at_least, run_script
+from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -57,7 +57,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--gallery", metavar="WHERE", help="a folder, a pattern, or a file of tools.embed's")
+    add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
     add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
     add("--output", metavar="FILE", default="search.json", help="written to; default: search.json")
     add("--picture", metavar="FILE", help="of what was found: .png, .svg or .pdf")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
@@ -37,7 +37,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_beside(parser)
     add("--kind", choices=(IMAGE, TEXT), default=IMAGE, help="of features; default: image")
     add("--identities", metavar="N", type=at_least(2), default=10, help="the first so many; default: 10")
-    add("--pids", metavar="ID,ID", help="these identities instead, as the data set (of prompts: training) numbers them")
+    add(
+        "--pids",
+        metavar="ID,ID",
+        help="these identities instead, as the data set names (of prompts: training numbers) them",
+    )
     add("--copies", metavar="N", type=at_least(1), default=20, help="augmented copies of a prompt; default: 20")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of t-SNE and the copies; default: 0")
 
@@ -55,7 +59,7 @@ from model.prompts import AUGMENTATIONS, words_only
 from model.weights import read_weights
 from processor.inference import Embedder
 from processor.transfer import settings_of
-from tools.labelled_images import embed_samples, labelled_images
+from tools.labelled_images import embed_samples, labelled_images, plain, written
 from utils.records import Sample
 
 
@@ -67,32 +71,33 @@ def main(argv: list[str] | None = None) -> int:
 
     clouds, failed = [], 0
     networks = for_each_network(arguments)
-    for own, name in zip(networks, short_names([one.weight for one in networks]), strict=True):
-        features, pids, unread = text_features(own) if arguments.kind == TEXT else image_features(own)
+    for own, title in zip(networks, short_names([one.weight for one in networks]), strict=True):
+        features, pids, names, unread = text_features(own) if arguments.kind == TEXT else image_features(own)
         failed += unread
         every = arguments.copies + 1 if arguments.kind == TEXT else 0
-        clouds.append(Cloud(name, plane(features, arguments.seed), pids, every))
+        clouds.append(Cloud(title, plane(features, arguments.seed), pids, names, every))
     (file,) = write_pages(expanded(arguments.output), [tsne_figure(clouds)])
     sys.stdout.write(f"{len(set(clouds[0].pids))} identities, {len(clouds[0].pids)} points: {file}\n")
     return int(failed > 0 and not arguments.skip_unreadable)
 
 
-def image_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], int]:
-    """Features of the test images of some identities, their identities, and how many images cannot be read."""
+def image_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], dict[int, str], int]:
+    """Features of the test images of some identities, their identities, the names of these, and how many failed."""
     embedder: Embedder = open_embedder(arguments)
     benchmark, _, notes = labelled_images(arguments, embedder)
     for note in notes:
         sys.stderr.write(f"{note}\n")
     samples = {sample.path: sample for trial in benchmark.trials for side in trial for sample in side}
-    wanted = chosen((sample.pid for sample in samples.values() if sample.pid >= 0), arguments)
+    names = {sample.pid: written(benchmark, sample)[0] for sample in samples.values() if sample.pid >= 0}
+    wanted = chosen(names, arguments)
     shown: list[Sample] = [sample for sample in samples.values() if sample.pid in wanted]
     found, failed = embed_samples(arguments, embedder, shown)
-    return found.features, [samples[name].pid for name in found.names], failed
+    return found.features, [samples[name].pid for name in found.names], names, failed
 
 
 @torch.no_grad()
-def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], int]:
-    """Of some identities, the feature of the prompt and those of augmented copies; their identities; 0.
+def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], dict[int, str], int]:
+    """Of some identities, the feature of the prompt and those of augmented copies; their identities; the names; 0.
 
     Raises:
         UserError: the network has no trained prompts.
@@ -116,28 +121,28 @@ def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], int
         return AUGMENTATIONS[block.PROMPT_AUG_METHOD](prompts, block.PROMPT_AUG_SCALE, generator)
 
     augment = words_only(augment, end) if block.PROMPT_AUG_TOKENS == "words" else augment
-    pids = torch.tensor(sorted(chosen(range(model.num_pids), arguments)))
+    names = {pid: str(pid) for pid in range(model.num_pids)}
+    pids = torch.tensor(sorted(chosen(names, arguments)))
     prompts = model.prompts(pids)
     # Identity by identity, the prompt first.
     encoded = [model.text(some, end) for some in (prompts, *(augment(prompts) for _ in range(arguments.copies)))]
     features = torch.stack(encoded, dim=1).flatten(0, 1)
-    return F.normalize(features, dim=1), pids.repeat_interleave(len(encoded)).tolist(), 0
+    return F.normalize(features, dim=1), pids.repeat_interleave(len(encoded)).tolist(), names, 0
 
 
-def chosen(pids: Iterable[int], arguments: argparse.Namespace) -> set[int]:
+def chosen(names: Mapping[int, str], arguments: argparse.Namespace) -> set[int]:
     """The identities that the command line names, or the first of all.
 
     Raises:
         UserError: --pids names one that there is not.
     """
-    known = sorted(set(pids))
+    known = sorted(names)
     if not arguments.pids:
         return set(known[: arguments.identities])
-    named = [word.strip() for word in arguments.pids.split(",")]
-    for word in named:
-        if not word.isdecimal() or int(word) not in known:
-            raise UserError(f"--pids {word}: no such identity; expected numbers such as {known[0]}")
-    return {int(word) for word in named}
+    wanted = [plain(word) for word in arguments.pids.split(",")]
+    if unknown := set(wanted) - set(map(plain, names.values())):
+        raise UserError(f"--pids {min(unknown)}: no such identity; expected e.g. {names[known[0]]}")
+    return {pid for pid in known if plain(names[pid]) in wanted}
 
 
 def plane(features: Tensor, seed: int) -> Tensor:

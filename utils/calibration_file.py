@@ -111,7 +111,7 @@ def threshold_at(calibration: Calibration, fpr: str, source: Path) -> Threshold:
     if fpr == EQUAL:
         return calibration["eer"]
     known = {name: one for name, one in calibration["at_fpr"].items() if one}
-    found = [one for name, one in known.items() if _is_fpr(fpr) and float(name) == float(fpr)]
+    found = [one for name, one in known.items() if float(name) == float(fpr)]
     if not found:
         expected = ", ".join((EQUAL, *known))
         raise UserError(f"--fpr {fpr}: {source} has no threshold for it; expected one of {expected}")

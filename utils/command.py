@@ -111,6 +111,15 @@ def at_least(low: int) -> Callable[[str], int]:
     return read
 
 
+class Once(argparse.Action):
+    """The argparse action of an option that may not come twice, as the first would be forgotten."""
+
+    def __call__(self, _parser, namespace: argparse.Namespace, word: Any, option: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, "expected once")
+        setattr(namespace, self.dest, word)
+
+
 class Pairs(argparse.Action):
     """The argparse action of settings: makes KEY VALUE KEY VALUE ... of words that may also be KEY=VALUE.
 

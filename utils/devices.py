@@ -62,13 +62,19 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"TEST.PRECISION: invalid value tf32 on {device.type}; expected fp32 or bf16")
+    with tf32(precision == "tf32"), autocast(device, torch.bfloat16 if precision == "bf16" else torch.float32):
+        yield
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether, within it, CUDA devices may round the factors of fp32 products and convolutions to TF32."""
     switches: Any = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:
-            switch.allow_tf32 = precision == "tf32" or switch.allow_tf32
-        with autocast(device, torch.bfloat16 if precision == "bf16" else torch.float32):
-            yield
+            switch.allow_tf32 = allowed
+        yield
     finally:
         for switch, allowed in zip(switches, before, strict=True):
             switch.allow_tf32 = allowed

@@ -21,7 +21,7 @@ from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
 from solver.average import WeightAverage
 from solver.build import make_optimizer, make_schedule
-from utils.devices import pick_precision
+from utils.devices import pick_precision, tf32
 from utils.distributed import check_identical
 from utils.seeds import derive
 
@@ -60,13 +60,14 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             },
         )
         _warn_of_precision(stage_run, cfg.SOLVER.PRECISION, precision)
-        fit(
-            *(parts.module, parts.batches, optimizer, make_schedule(block), block.MAX_EPOCHS),
-            run=stage_run,
-            precision=precision,
-            scaler=scaler,
-            clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        )
+        with tf32(cfg.SOLVER.TF32):
+            fit(
+                *(parts.module, parts.batches, optimizer, make_schedule(block), block.MAX_EPOCHS),
+                run=stage_run,
+                precision=precision,
+                scaler=scaler,
+                clip_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+            )
         if average:
             average.swap()
         check_identical(model)

@@ -23,7 +23,7 @@ from pathlib import Path
 import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
-from utils.command import answer_early, run_script
+from utils.command import Once, answer_early, run_script
 from utils.errors import UserError
 
 HOST = "127.0.0.1"
@@ -31,13 +31,12 @@ HOST = "127.0.0.1"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, words=None)
-    return arguments
+    return parse(__doc__, argv, options=_options, words=None, skips=False)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--gallery", metavar="WHERE", help="a folder or a pattern of images, in which the page searches")
+    add("--gallery", metavar="WHERE", action=Once, help="a folder or a pattern of images, in which the page searches")
     add_cache_options(parser, where="here")
     add_threshold_options(parser)
     add("--host", default=HOST, help=f"the address to listen on; default: {HOST}, this machine alone; all: 0.0.0.0")
