@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")  # PyTorch's backward pass is at home on the former only
+CPU = torch.device("cpu")  # on others that are not there, old versions of PyTorch abort the process
 
 
 class FakeDevice(FakeTensorMode):
