@@ -268,23 +268,6 @@ MUTATIONS = (
         ),
     ),
     mutation(
-        "prototypes at length 1 after the batch only",
-        "Memory.update",
-        "_1[_2] = F.normalize(_3, dim=1)",
-        "_1[_2] = _3",
-        f"{MEMORY}::test_the_update_is_one_image_after_the_other",
-    ),
-    mutation(
-        "one image of each prototype counts",
-        "Memory.update",
-        "int(_1.max())",
-        "1",
-        *(
-            f"{MEMORY}::test_the_update_is_one_image_after_the_other",
-            f"{MEMORY}::test_the_last_image_of_a_class_dominates",
-        ),
-    ),
-    mutation(
         "the proxy of the image's own camera is a positive",
         "Memory.forward",
         "_1 & (self.cameras != _2) & _3",

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 PAIRS_AT_ONCE = 2**24  # elements of the largest temporary tensor (float64: 128 MB); about five exist at a time
@@ -28,9 +27,11 @@ class SparseRows(NamedTuple):
     columns: Tensor  # int64 [entries]
     values: Tensor  # float [entries]
 
-    def matrix(self, columns: int) -> csr_matrix:
+    def matrix(self, columns: int) -> Any:
         """The same in scipy, on the CPU, of so many columns."""
         parts = self.values.numpy(), self.columns.numpy(), self.starts.numpy()
+        from scipy.sparse import csr_matrix  # takes a while, which most runs can do without
+
         return csr_matrix(parts, shape=(len(self.starts) - 1, columns))
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,6 +159,8 @@ def mean_of_rows(weights: SparseRows, neighbours: Tensor) -> SparseRows:
 def _means_on_cpu(weights: SparseRows, neighbours: Tensor) -> SparseRows:
     total, k2 = neighbours.shape
     ends = np.arange(0, total * k2 + 1, k2)
+    from scipy.sparse import csr_matrix
+
     chosen = csr_matrix((np.ones(total * k2, weights.values.numpy().dtype), neighbours.flatten().numpy(), ends))
     sums = chosen @ weights.matrix(total)
     sums.sort_indices()
