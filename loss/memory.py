@@ -103,11 +103,11 @@ class Memory(nn.Module):
 
         Of several processes, each takes the gathered batch, so that all of them have the same memory.
         """
+        if not len(self.prototypes):
+            return
         own = self.classes == labels[:, None]
         if camids is not None:
             own &= self.cameras == camids[:, None]
-        if not len(self.prototypes):
-            return
         moves, rows = own.any(dim=1, keepdim=True), own.int().argmax(dim=1)  # an image moves one prototype at most
         queries = F.normalize(features, dim=1).to(self.prototypes.dtype)
         # No shape depends on the labels, so that the host need not wait for the device.

@@ -351,7 +351,6 @@ def _find_test(row: Row, plan: Plan) -> Result | None:
     reranking = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
     wanted = Refinement(re_ranking=reranking if "TEST.RE_RANKING" in row.test else None)
     done = Refinement.of(test)
-    done = Refinement.of(test)
     if done != wanted:
         was, right = str(done) or "not re-ranked", str(wanted) or "nothing of that"
         raise UserError(f"{folder / RESULTS}: the test was {was}; expected {right}")

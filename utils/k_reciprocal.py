@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 PAIRS_AT_ONCE = 2**24  # elements of the largest temporary tensor (float64: 128 MB); about five exist at a time
 SUMMANDS_AT_ONCE = 2**20  # that a thread adds up: 30 MB
@@ -27,11 +30,11 @@ class SparseRows(NamedTuple):
     columns: Tensor  # int64 [entries]
     values: Tensor  # float [entries]
 
-    def matrix(self, columns: int) -> Any:
+    def matrix(self, columns: int) -> csr_matrix:
         """The same in scipy, on the CPU, of so many columns."""
-        parts = self.values.numpy(), self.columns.numpy(), self.starts.numpy()
         from scipy.sparse import csr_matrix  # takes a while, which most runs can do without
 
+        parts = self.values.numpy(), self.columns.numpy(), self.starts.numpy()
         return csr_matrix(parts, shape=(len(self.starts) - 1, columns))
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,11 +161,8 @@ def mean_of_rows(weights: SparseRows, neighbours: Tensor) -> SparseRows:
 
 def _means_on_cpu(weights: SparseRows, neighbours: Tensor) -> SparseRows:
     total, k2 = neighbours.shape
-    ends = np.arange(0, total * k2 + 1, k2)
-    from scipy.sparse import csr_matrix
-
-    chosen = csr_matrix((np.ones(total * k2, weights.values.numpy().dtype), neighbours.flatten().numpy(), ends))
-    sums = chosen @ weights.matrix(total)
+    chosen = SparseRows(torch.arange(0, total * k2 + 1, k2), neighbours.flatten(), weights.values.new_ones(total * k2))
+    sums = chosen.matrix(total) @ weights.matrix(total)
     sums.sort_indices()
     starts, columns = (torch.from_numpy(part.astype(np.int64)) for part in (sums.indptr, sums.indices))
     return SparseRows(starts, columns, torch.from_numpy(sums.data / k2))
