@@ -10,7 +10,7 @@ import torch
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import image, ranking, text
 from tools.benchmark.data import labelled_features
-from tools.benchmark.machine import Run
+from tools.benchmark.machine import Clock, Run
 from tools.benchmark.measure import Case, Measured, Setting, Way, measure
 from tools.benchmark.network import make_network
 from tools.benchmark.report import table
@@ -66,6 +66,15 @@ def test_a_table_has_medians_speed_ups_and_shares():
     lines = table(found, CPU).splitlines()
     assert lines[2] == "| slow | 8 (8–12) | 4 (4–6) | 1.00 | 8 | 50% | 3 |"
     assert lines[3] == "| fast | 4 (2–4) | 2 (1–2) | 3.00 |  |  | 3 |"
+
+
+def test_the_clock_sees_memory_that_is_given_back_or_was_free():
+    blocks = [bytearray(100_000) for _ in range(4000)]
+    last = blocks.pop()  # so that the system does not get the others back
+    del blocks
+    with Clock(CPU) as clock:
+        torch.ones(50_000_000)
+    assert len(last) and (clock.run.memory is None or 190e6 < clock.run.memory < 300e6)
 
 
 def test_the_textbook_ranks_as_the_program_does():

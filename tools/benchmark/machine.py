@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +55,7 @@ class Clock:
 
     def __enter__(self) -> Clock:
         _wait(self.device)
-        gc.collect()  # what was garbage before must not be given back within
+        _give_back()
         self.before = _forget_peak(self.device)
         self.cpu, self.wall = _cpu_seconds(), time.perf_counter()
         return self
@@ -62,6 +64,13 @@ class Clock:
         _wait(self.device)
         wall, cpu = time.perf_counter() - self.wall, _cpu_seconds() - self.cpu
         self.run = Run(wall, cpu, None if self.before is None else max(0, _peak(self.device) - self.before))
+
+
+def _give_back() -> None:
+    """Give what is free back to the system: memory that is used again would count for nothing."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # not of other C libraries than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _wait(device: torch.device) -> None:
