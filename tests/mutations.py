@@ -268,6 +268,23 @@ MUTATIONS = (
         ),
     ),
     mutation(
+        "prototypes at length 1 after the batch only",
+        "Memory.update",
+        "_1 = F.normalize(self.momentum * _2 + _3, dim=1)",
+        "_1 = self.momentum * _2 + _3",
+        f"{MEMORY}::test_the_update_is_one_image_after_the_other",
+    ),
+    mutation(
+        "the last image of a batch moves prototypes first",
+        "Memory.update",
+        "zip(_1, _2, _3, strict=True)",
+        "reversed([*zip(_1, _2, _3, strict=True)])",
+        *(
+            f"{MEMORY}::test_the_update_is_one_image_after_the_other",
+            f"{MEMORY}::test_the_last_image_of_a_class_dominates",
+        ),
+    ),
+    mutation(
         "the proxy of the image's own camera is a positive",
         "Memory.forward",
         "_1 & (self.cameras != _2) & _3",
@@ -295,7 +312,7 @@ MUTATIONS = (
         "memories move without a step",
         "ImageStage.update",
         "finite",
-        "True",
+        "torch.ones_like(finite)",
         f"{REMEMBERED}::test_what_was_no_step_moves_no_memory",
     ),
     mutation(
