@@ -1,7 +1,8 @@
-"""A device that is not there: shapes, types and devices of tensors, and no numbers.
+"""A device that is not there: shapes and types of tensors, and no numbers.
 
-What would make the host wait for a GPU (`.item()`, `bool(tensor)`, `nonzero`, a boolean index, `unique`, a copy from
-or to the CPU) is an error here, and so is what mixes devices up.
+What would make the host wait for a GPU to know a number (`.item()`, `bool(tensor)`, `nonzero`, a boolean index,
+`unique`) is an error here. Copies between devices are not: it is a CPU, as old versions of PyTorch abort on fakes of
+others.
 """
 
 from __future__ import annotations
@@ -10,26 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-CPU = torch.device("cpu")  # on others that are not there, old versions of PyTorch abort the process
-
 
 class FakeDevice(FakeTensorMode):
     """Within it, new tensors are fakes, too."""
 
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.device = device
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        result = super().__torch_dispatch__(function, types, arguments, named)
-        if function is torch.ops.aten._to_copy.default and result.device != arguments[0].device:
-            raise RuntimeError(f"a copy from {arguments[0].device} to {result.device}")
-        return result
-
     def move(self, value):
         """Before it is entered: a tensor, record or module (which is changed in place) -> the same on the device."""
         if isinstance(value, Tensor):
-            return FakeTensor(self, value.detach().to("meta"), self.device)
+            return FakeTensor(self, value.detach().to("meta"), torch.device("cpu"))
         if isinstance(value, nn.Module):
             for module in value.modules():
                 for name, parameter in module._parameters.items():

@@ -20,7 +20,7 @@ import datasets.images
 from datasets.cache import PixelCache, make_cache, open_cache
 from datasets.images import Images, Loader, read_image
 from datasets.transforms import TestTransform, TrainTransform, draw_box
-from tests.fake_device import CPU, FakeDevice
+from tests.fake_device import FakeDevice
 from tools.benchmark.input import SETTINGS, Textbook
 from utils import memory
 from utils.errors import DataError, UserError
@@ -96,7 +96,7 @@ def test_a_batch_leaves_in_bytes_and_is_finished_without_waiting_for_the_device(
     some = Images(samples, transform, views=isinstance(transform, TrainTransform))
     pixels = read(some, 1)
     assert pixels.pixels.dtype == torch.uint8 and pixels.pixels.shape == (1, 24, 3, *SIZE)
-    device, expected = FakeDevice(CPU), some.finish(pixels)
+    device, expected = FakeDevice(), some.finish(pixels)
     moved = device.move(pixels)
     with device:
         batch = some.finish(moved)

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from builders import IMAGE, benchmark, image_batch, side_info, small_model, stage_run
-from fake_device import CPU, FakeDevice
+from fake_device import FakeDevice
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,6 +57,7 @@ class Count:
 
 # -------------------------------------------------------------------------------------------------------- prompt stage
 
+CPU = torch.device("cpu")
 BOTH = {"image_text": 1.0, "language_ssl": 0.8}
 
 
@@ -137,7 +138,7 @@ def test_no_step_of_the_prompt_stage_waits_for_the_device(words):
     model = small_model()
     augment = partial(mask, strength=0.5)
     stage = prompt_stage(model, augment=words_only(augment, model.prompts.end) if words else augment)
-    fake = FakeDevice(CPU)
+    fake = FakeDevice()
     stage, batch = fake.move(stage), fake.move(batch)
     with fake:
         losses = stage(batch)
@@ -218,7 +219,7 @@ def test_no_step_of_the_image_stage_waits_for_the_device(positives):
     stage.memories.update({"prototype": Memory(56), "camera_proxy": Memory(56, negatives=3)})
     stage.fill(torch.randn(6, 56), Labels(torch.tensor(PIDS), torch.tensor(CAMS)))
     optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], fused=True)
-    fake = FakeDevice(CPU)
+    fake = FakeDevice()
     stage, batch = fake.move(stage), fake.move(image_batch(PIDS, cams=CAMS))
     optimizer.param_groups[0]["params"] = trained = [p for p in stage.parameters() if p.requires_grad]
     with fake:
