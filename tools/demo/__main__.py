@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     benchmark = make_benchmark(cfg)
     write_sheet(benchmark, folder / SHEET, size=cfg.INPUT.SIZE_TRAIN)
     two_modalities = bool(benchmark.templates)
-    if not two_modalities:  # the pictures' tools take single images, of which they do not know which stem they need
+    if not two_modalities:  # tools.attention takes all images as of one modality
         draw(Path(by_moment["end"]["checkpoint"]), benchmark, folder, cfg.MODEL.DEVICE)
     recipe = PUBLISHED_CCLNET if two_modalities else PUBLISHED
     departures = differences(cfg, load(recipe), besides=NO_DEPARTURE)
