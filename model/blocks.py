@@ -56,10 +56,9 @@ def run_block(
     if wanted is None:
         query, key, value = _project(block.attn, normed, QUERIES, END)
     else:
-        (query,), (key, value) = (
-            _project(block.attn, normed[:, wanted], QUERIES, KEYS),
-            _project(block.attn, normed, KEYS, END),
-        )
+        # What is not contiguous is multiplied in another order where the weight trains than where it is frozen.
+        (query,) = _project(block.attn, normed[:, wanted].contiguous(), QUERIES, KEYS)
+        key, value = _project(block.attn, normed, KEYS, END)
         tokens = tokens[:, wanted]
     if past is not None:
         key, value = torch.cat([past.keys, key], dim=2), torch.cat([past.values, value], dim=2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import IMAGE, PATCH, side_info, small_clip, small_model, small_resnet, small_resnet_model
 
+from model.blocks import run_block
 from model.clip import ResNetTower, ViTTower, resize_positions
 from model.heads import SideEmbedding
 from model.towers import find_tower, has_batch_norm
@@ -180,6 +181,17 @@ def test_no_more_tokens_are_computed_than_are_needed(known):
     torch.testing.assert_close(text(embedded, prompts.end, pasts), expected, rtol=1e-12, atol=1e-12)
     assert prompts.end == 11 and seen[last] == [1]
     assert all(seen[block] == [known, 12 - known][not known :] for block in blocks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wanted", [slice(1), slice(-1, None), slice(2)])
+def test_a_frozen_block_computes_what_one_that_trains_does(wanted):
+    """To the last bit: a stage that is resumed has frozen less than one that follows another."""
+    block = small_model().text.transformer.resblocks[0]
+    tokens = torch.randn(20, 7, block.attn.embed_dim, generator=torch.Generator().manual_seed(5))
+    trains, _ = run_block(block.requires_grad_(True), tokens, wanted)
+    frozen, _ = run_block(block.requires_grad_(False), tokens, wanted)
+    assert torch.equal(trains, frozen)
 
 
 # --------------------------------------------------------------------------------------------------------- the network
