@@ -284,6 +284,26 @@ class Evaluation(NamedTuple):
         return {name: (sum((row[name] - mean[name]) ** 2 for row in rows) / len(rows)) ** 0.5 for name in mean}
 
 
+class Hit(NamedTuple):
+    """A gallery image in a rank list."""
+
+    rank: int  # from 1
+    name: str  # its path
+    score: float  # cosine
+    camera: str | None = None  # None: unknown
+    correct: bool | None = None  # whether it shows the query's identity; None: unknown
+
+
+class RankList(NamedTuple):
+    """A query and what was found for it."""
+
+    query: str  # its path
+    found: Sequence[Hit]  # best first; some ranks may be left out
+    camera: str | None = None
+    note: str = ""  # on how it fared
+    left_out: Sequence[str] = ()  # the query itself, as the gallery has it
+
+
 def to_device(record, device: torch.device):
     """A copy of `record`, and of the records in it, with its tensors on `device`; fields of ON_HOST stay."""
     if isinstance(record, Tensor):

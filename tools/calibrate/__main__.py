@@ -14,7 +14,6 @@ the same images are in the picture as well.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from tools.inference import (
     short_names,
 )
 from utils.command import answer_early, run_script
-from utils.errors import UserError
+from utils.errors import UserError, check_installed
 from utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -46,10 +45,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parse_labelled(__doc__, argv, _options)
     if arguments.beside and arguments.no_figure:
         raise UserError("--beside: is for the picture; expected no --no-figure")
-    if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "the picture needs matplotlib: pip install -r requirements-extra.txt, or leave it out: --no-figure"
-        )
+    if not arguments.no_figure:
+        check_installed("the picture (which --no-figure leaves out)", "matplotlib")
     return arguments
 
 
@@ -110,9 +107,6 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
     """What is measured of --weight, with what and on what, and how many images cannot be read."""
     embedder = open_embedder(arguments)
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
-    for note in notes:
-        sys.stderr.write(f"{note}\n")
-
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
     features, failed = embed_samples(arguments, embedder, samples)
     scores = pair_scores(benchmark, features)
@@ -148,6 +142,7 @@ def settings_in(embedder: Embedder) -> dict:
         "pixel_std": embedder.std,
         "neck_feat": "after" if embedder.neck else "before",
         "flip": embedder.flip,
+        "precision": embedder.precision,
         "side_information": "mean" if embedder.side else "none",
     }
 
