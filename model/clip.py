@@ -190,14 +190,16 @@ class ResNetTower(nn.Module):
                 "the image tower has a stem for each modality; expected side=SideInfo.unknown(modalities), for each of "
                 f"the {len(images)} images 0 (visible) or 1 (infrared)"
             )
-        rows = [(side.modalities == number).nonzero()[:, 0] for number in range(1 + len(self.stems))]
+        modalities = side.modalities.cpu()  # where they are mostly: nobody waits for the device to tell shapes
+        rows = [(modalities == number).nonzero()[:, 0] for number in range(1 + len(self.stems))]
         order = torch.cat(rows)
         if len(order) != len(images):
             raise ValueError(f"modalities: invalid value; expected 0 to {len(self.stems)}")
         # A modality without an image passes its stem by: batch norm has no statistics of nothing.
         stems: Sequence = (self.visual.stem, *self.stems)
-        maps = [stem(images[mine]) for stem, mine in zip(stems, rows, strict=True) if len(mine)]
-        return torch.cat(maps)[order.argsort()]
+        moved = order.to(images.device, non_blocking=True).split([len(mine) for mine in rows])
+        maps = [stem(images[mine]) for stem, mine in zip(stems, moved, strict=True) if len(mine)]
+        return torch.cat(maps)[order.argsort().to(images.device, non_blocking=True)]
 
 
 class Stem(nn.Module):

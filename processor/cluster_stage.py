@@ -17,7 +17,7 @@ from model.svllreid import SvllReid
 from processor.clusters import NAMES, Swap, matched, without_lone_clusters
 from utils.association import Association
 from utils.distributed import gather
-from utils.records import Batch, Losses
+from utils.records import Batch, Losses, to_device_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -26,32 +26,30 @@ class Texts(NamedTuple):
     """Text features that images are compared with, a set for each modality."""
 
     features: Sequence[Tensor]  # of each modality [n, E]
-    labels: Tensor  # [N] int64, the row of every training image in its modality's set; -1 for none
+    labels: Tensor  # [N] int64, on the CPU: the row of every training image in its modality's set; -1 for none
 
 
 class ClusterStage(nn.Module):
     """Cluster contrast within each modality, and images against the texts of earlier clusters (CCLNet; Chen et al.,
     2023).
 
-    An image's cluster is looked up by its index; identities are not read. Of several processes, each gives its share of
-    the images to the tower; losses and memories see all of them, everywhere.
+    An image's cluster is looked up by its index, on the CPU: no step waits for the device, but for the matching of
+    "reference". Identities are not read. Of several processes, each gives its share of the images to the tower; losses
+    and memories see all of them, everywhere.
 
     Args:
         model: its image tower and the neck of its last feature train; the text side does not.
         weights: "cluster" and, with `texts`, "image_text"; 0.0 is off.
-        modalities: of every training image [N] int64.
+        modalities: of every training image [N] int64, on the CPU.
         memory: width of the features -> an empty memory.
         swap: what matched clusters of two modalities do to each other's memories.
         texts: None without the second term.
         smoothing: of the labels of the second term.
 
     Attributes:
-        labels: of every training image [N], its cluster, in its modality counted from 0; -1 for none.
+        labels: of every training image [N], on the CPU: its cluster, in its modality counted from 0; -1 for none.
         memories: of each modality.
     """
-
-    labels: Tensor
-    modalities: Tensor
 
     def __init__(
         self,
@@ -72,10 +70,9 @@ class ClusterStage(nn.Module):
         model.heads.requires_grad_(False)
         model.heads[0].neck.weight.requires_grad_(True)  # whose shift is never trained
         self.weights, self.swap, self.texts, self.epoch = weights, swap, texts, 0
-        self.register_buffer("modalities", modalities, persistent=False)
-        self.register_buffer("labels", torch.full_like(modalities, -1), persistent=False)
-        width, number = model.heads[0].neck.num_features, int(modalities.max()) + 1
-        self.memories: Any = nn.ModuleList(memory(width) for _ in range(number)).to(modalities.device)
+        self.modalities, self.labels = modalities, torch.full_like(modalities, -1)
+        weight, number = model.heads[0].neck.weight, int(modalities.max()) + 1
+        self.memories: Any = nn.ModuleList(memory(len(weight)) for _ in range(number)).to(weight.device)
         self.image_text = ImageToText(smoothing)
         self.seen: list[tuple[Tensor, Tensor]] = []  # of the last batch and each modality: queries and clusters
 
@@ -84,13 +81,13 @@ class ClusterStage(nn.Module):
         """Train on these clusters -> the association of those of two modalities, before memories are swapped.
 
         Args:
-            labels: of all images [N], in each modality counted from 0; -1 for none.
+            labels: of all images [N], on the CPU, in each modality counted from 0; -1 for none.
             features: of all images [N, D], of length 1.
         """
         self._set_labels(epoch, labels)
         for number, memory in enumerate(self.memories):
             mine = self.modalities == number
-            memory.fill(features[mine], labels.to(features.device)[mine])
+            memory.fill(features[mine.to(features.device)], labels[mine].to(features.device))
         pairs = matched(self.memories)
         if self.swap.acts(epoch):
             _warn_of_chance(epoch, pairs)
@@ -104,14 +101,12 @@ class ClusterStage(nn.Module):
             memory.load_state_dict(state)
 
     def _set_labels(self, epoch: int, labels: Tensor) -> None:
-        self.epoch, modalities = epoch, self.modalities.cpu()
-        kept = without_lone_clusters(labels, modalities)
+        self.epoch, self.labels = epoch, without_lone_clusters(labels, self.modalities)
         for number in range(len(self.memories)):
-            if not (kept[modalities == number] >= 0).any():
+            if not (self.labels[self.modalities == number] >= 0).any():
                 logger.warning(
                     "epoch %d: fewer than two clusters of %s images, which take no part", epoch, NAMES[number]
                 )
-        self.labels = kept.to(self.modalities.device)
 
     def query(self, batch: Batch) -> Tensor:
         """Images -> what is clustered and compared with memories: [B, D] of length 1."""
@@ -123,35 +118,42 @@ class ClusterStage(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The batch, or this process's share of it -> losses of the whole."""
         features, indices = self.model.encode_image(batch.images, batch.side), gather(batch.indices)
-        queries, labels = self._of_length_1(gather(features.last)), self.labels[indices]
-        groups = [self.modalities[indices] == number for number in range(len(self.memories))]
-        self.seen = [(queries[group].detach(), labels[group]) for group in groups]
+        queries, groups = self._of_length_1(gather(features.last)), self._groups(self.labels, indices)
+        self.seen = [(queries[rows].detach(), clusters) for rows, clusters in groups]
         nothing = queries.sum() * 0.0  # of a batch without any image of a kind
         terms = {"cluster": nothing}
-        for memory, (group, (_, clusters)) in zip(self.memories, zip(groups, self.seen, strict=True), strict=True):
-            if len(clusters):
-                terms["cluster"] = terms["cluster"] + memory(queries[group], clusters)
+        for memory, (rows, clusters) in zip(self.memories, groups, strict=True):
+            if len(rows):
+                terms["cluster"] = terms["cluster"] + memory(queries[rows], clusters)
         if self.texts is not None:
-            terms["image_text"] = self._image_text(gather(features.projected), indices, groups, nothing)
+            terms["image_text"] = self._image_text(gather(features.projected), indices, nothing)
         return weigh(terms, self.weights)
 
-    def _image_text(self, projected: Tensor, indices: Tensor, groups: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    def _image_text(self, projected: Tensor, indices: Tensor, nothing: Tensor) -> Tensor:
         """Images against the texts of their own modality's clusters; images that were in none are left out."""
-        labels, total = self.texts.labels[indices], nothing
-        for texts, group in zip(self.texts.features, groups, strict=True):
-            kept = group & (labels >= 0)
-            if kept.any():
-                total = total + self.image_text(projected[kept], texts, labels[kept])
+        assert self.texts is not None
+        total = nothing
+        for texts, (rows, labels) in zip(self.texts.features, self._groups(self.texts.labels, indices), strict=True):
+            if len(rows):
+                total = total + self.image_text(projected[rows], texts, labels)
         return total
+
+    def _groups(self, labels: Tensor, indices: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of each modality's images in the batch that have one of `labels` [N]: their rows and their labels."""
+        known, modalities = labels[indices], self.modalities[indices]
+        groups = [((modalities == number) & (known >= 0)).nonzero()[:, 0] for number in range(len(self.memories))]
+        parts = [*groups, *(known[rows] for rows in groups)]
+        moved = to_device_at_once(parts, self.memories[0].prototypes.device)
+        return list(zip(moved[: len(groups)], moved[len(groups) :], strict=True))
 
     @torch.no_grad()
     def update(self, finite: Tensor) -> None:
         """Take the last batch into the memories, after the update of the weights, unless that was not made."""
-        if not finite:
-            return
-        for memory, (queries, clusters) in zip(self.memories, self.seen, strict=True):
+        # No cluster where it was not; the host does not wait to be told.
+        seen = [(queries, clusters.where(finite, -1)) for queries, clusters in self.seen]
+        for memory, (queries, clusters) in zip(self.memories, seen, strict=True):
             memory.update(queries, clusters)
-        self.swap.mix(self.epoch, self.memories, [clusters for _, clusters in self.seen])
+        self.swap.mix(self.epoch, self.memories, [clusters for _, clusters in seen])
 
 
 def _warn_of_chance(epoch: int, pairs: Association | None) -> None:

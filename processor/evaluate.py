@@ -174,4 +174,6 @@ def embed_images(model: SvllReid, images: Tensor, side: SideInfo | None, *, neck
 def _known(side: SideInfo, how: str, model: SvllReid) -> SideInfo | None:
     if how == "none" and getattr(model.image, "side", None) is None:
         return side  # the tower has no table, but may have a stem for each modality
-    return {"same": side, "mean": SideInfo.unknown(side.modalities), "none": None}[how]
+    if how == "mean":
+        return side._replace(camids=torch.full_like(side.camids, -1), viewids=torch.full_like(side.viewids, -1))
+    return side if how == "same" else None

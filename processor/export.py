@@ -77,14 +77,11 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
         half: float16 inside; input and output are float32 in any case.
 
     Raises:
-        UserError: onnx, onnxruntime or onnxscript is not installed; the features differ, and nothing is written.
+        UserError: the features differ, and nothing is written.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install onnx onnxruntime onnxscript") from error
+    import onnx
+    import onnxruntime
+
     network = Retrieval(embedder, half=half).eval()
     shape = (2, 3, *embedder.size)
     with warnings.catch_warnings():

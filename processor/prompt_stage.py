@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from model.towers import stem_only
 from processor.features import compute_features
 from utils.devices import computing_in
 from utils.distributed import in_shares
-from utils.records import FP32, Batch, FeatureBatch, Losses
+from utils.records import FP32, Batch, FeatureBatch, Losses, Part, to_device_at_once
 from utils.seeds import derive
 
 
@@ -69,7 +70,8 @@ class PromptStage(nn.Module):
         encoded = in_shares(self._encode, model.prompts.template_of(pids), *copies)
         texts, *views = encoded.unbind(dim=1)  # each [U, E]
         if len(model.prompts.counts) > 1:
-            return self._by_template(batch, pids, rows, texts, views)
+            parts = parts_of(*map(model.prompts.parts, (batch.pids, pids))) if batch.parts is None else batch.parts
+            return self._by_template(batch, parts, texts[rows], views)
         terms = {"image_text": self.contrast(batch.features, texts[rows], batch.pids)}
         if views:
             terms["language_ssl"] = self._compare(views)
@@ -88,7 +90,7 @@ class PromptStage(nn.Module):
         return torch.stack(text(torch.cat(copies), prompts.end, pasts).chunk(len(copies)), dim=1)
 
     def _by_template(
-        self, batch: FeatureBatch, pids: Tensor, rows: Tensor, texts: Tensor, views: list[Tensor]
+        self, batch: FeatureBatch, parts: Sequence[Part], texts: Tensor, views: Sequence[Tensor]
     ) -> Losses:
         """The same within the identities of each template, summed over templates (CCLNet: within each modality)."""
         terms: dict[str, Tensor] = {}
@@ -96,10 +98,9 @@ class PromptStage(nn.Module):
         def add(name: str, value: Tensor) -> None:
             terms[name] = terms[name] + value if name in terms else value
 
-        for own, prompted in zip(self.model.prompts.parts(batch.pids), self.model.prompts.parts(pids), strict=True):
-            if own.any():
-                add("image_text", self.contrast(batch.features[own], texts[rows][own], batch.pids[own]))
-            if views and prompted.sum() > 1:
+        for own, prompted in parts:
+            add("image_text", self.contrast(batch.features[own], texts[own], batch.pids[own]))
+            if views and len(prompted) > 1:
                 add("language_ssl", self._compare([view[prompted] for view in views]))
         return weigh(terms, self.weights)
 
@@ -162,25 +163,33 @@ class DrawnBatches:
 
     Args:
         rows: of the features in every batch, on the CPU.
+        parts: of several templates, which features [N] are its own, on the CPU.
     """
 
-    def __init__(self, cache: FeatureBatch, rows: Sequence[Tensor]):
+    def __init__(self, cache: FeatureBatch, rows: Sequence[Tensor], parts: Sequence[Tensor] = ()):
         self.cache, pids = cache, cache.pids.cpu()
-        found = [(some, *pids[some].unique(return_inverse=True)) for some in rows]
-        columns = (_moved(list(column), cache.pids.device) for column in zip(*found, strict=True))
+        found = []
+        for some in rows:
+            distinct, inverse = pids[some].unique(return_inverse=True)
+            own = [part[some] for part in parts]
+            theirs = [torch.zeros_like(distinct, dtype=torch.bool).index_fill(0, inverse[mine], True) for mine in own]
+            found.append((some, distinct, inverse, *chain(*parts_of(own, theirs))))
+        columns = (to_device_at_once(column, cache.pids.device) for column in zip(*found, strict=True))
         self.batches = list(zip(*columns, strict=True))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[FeatureBatch]:
-        for rows, *identities in self.batches:
-            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows], *identities)
+        for rows, distinct, inverse, *parts in self.batches:
+            known = [Part(*both) for both in zip(parts[::2], parts[1::2], strict=True)] or None
+            yield FeatureBatch(self.cache.features[rows], self.cache.pids[rows], distinct, inverse, known)
 
 
-def _moved(parts: list[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """The parts on `device`, by one copy."""
-    return torch.cat(parts).to(device).split([len(part) for part in parts])
+def parts_of(images: Sequence[Tensor], identities: Sequence[Tensor]) -> list[Part]:
+    """Of several templates those that have any: whose are the images [B] of a batch and its distinct identities [U]."""
+    parts = [Part(*(mask.nonzero()[:, 0] for mask in both)) for both in zip(images, identities, strict=True)]
+    return [part for part in parts if len(part.images)]
 
 
 class FeatureBatches(DrawnBatches):
@@ -207,7 +216,8 @@ class BalancedBatches(DrawnBatches):
     def __init__(
         self, cache: FeatureBatch, parts: Sequence[Tensor], size: int, *, seed: int, epoch: int, done: int = 0
     ):
-        rows = [part.nonzero()[:, 0].cpu() for part in parts if part.any()]
+        parts = [part.cpu() for part in parts]
+        rows = [part.nonzero()[:, 0] for part in parts if part.any()]
         longest = max(map(len, rows))
         orders = []
         for number, mine in enumerate(rows):
@@ -216,4 +226,4 @@ class BalancedBatches(DrawnBatches):
             drawn = [torch.randperm(len(mine), generator=generator) for _ in range(rounds)]
             orders.append(mine[torch.cat(drawn)[:longest]])
         batches = zip(*(order.split(size) for order in orders), strict=True)
-        super().__init__(cache, [torch.cat(parts) for parts in batches][done:])
+        super().__init__(cache, [torch.cat(drawn) for drawn in batches][done:], parts)

@@ -386,15 +386,15 @@ MUTATIONS = (
     mutation(
         "memories learn from what is not finite",
         "ClusterStage.update",
-        "not finite",
-        "False",
+        "_1.where(finite, -1)",
+        "_1",
         f"{CCLNET}::test_memories_learn_after_the_update_and_only_from_what_is_finite",
     ),
     mutation(
         "memories of the other modality",
-        "ClusterStage.forward",
-        "self.modalities[_1] == _2",
-        "self.modalities[_1] != _2",
+        "ClusterStage._groups",
+        "_1 == _2",
+        "_1 != _2",
         f"{CCLNET}::test_the_loss_against_plain_loops",
     ),
     mutation(

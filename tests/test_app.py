@@ -28,7 +28,7 @@ def test_pictures_are_compared_and_found(trained):
     answers = Answers(embedder, str(weight), known, gallery)
 
     found = answers.search(paths[1], 3, places=True)
-    assert [hit.name for hit in found.hits] == [paths[i] for i in cosines.argsort(descending=True)[:3]]
+    assert [one.hit.name for one in found.shown] == [paths[i] for i in cosines.argsort(descending=True)[:3]]
     assert len(found.pictures) == 2 and of_search(found).count("<img") == 5
     for number, path in enumerate(paths):
         compared = answers.compare(path, paths[1])

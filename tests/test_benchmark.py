@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import image, ranking, text
+from tools.benchmark import clustering, image, ranking, reranking, text
 from tools.benchmark.data import labelled_features
 from tools.benchmark.machine import Clock, Run
 from tools.benchmark.measure import Case, Measured, Setting, Way, measure
 from tools.benchmark.network import make_network
 from tools.benchmark.report import table
+from utils.clustering import cluster, near_pairs
 from utils.metrics import rank_features
 from utils.records import Labels
+from utils.reranking import rerank
 
 CPU = torch.device("cpu")
 SMALL = Setting(CPU, scale=0.01, name="ViT-Tiny-8", batch=4, identities=2)
@@ -88,6 +90,23 @@ def test_the_textbook_ranks_as_the_program_does():
         assert (precision, inverse) == pytest.approx((expected.mAP, expected.mINP), abs=1e-12)
         assert cmc == pytest.approx(expected.cmc.numpy(), abs=1e-12)
     assert 0.05 < expected.mAP < 0.95
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (7, 1), (5, 9)])
+def test_the_textbook_re_ranks_as_the_program_does(k1, k2):
+    features = labelled_features(300, 16, 20, 1, CPU)[0].double()
+    query, gallery = features.split((60, 240))
+    expected = rerank(query, gallery, k1, k2, 0.3)
+    for neighbours in (reranking.in_full, reranking.nearest_images):
+        found = reranking.textbook(query.numpy(), gallery.numpy(), k1, k2, 0.3, neighbours)
+        torch.testing.assert_close(torch.from_numpy(found).float(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_textbook_clusters_as_the_program_does():
+    features = labelled_features(400, 16, 20, 1, CPU)[0].double()
+    expected = cluster(near_pairs(features, 0.6, 20, 6), 0.6, 4)
+    assert clustering.textbook(features.numpy(), 0.6, 4, 20, 6).tolist() == expected.tolist()
+    assert int(expected.max()) > 5 and (expected < 0).any()
 
 
 def test_a_share_of_the_images():

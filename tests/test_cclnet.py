@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_device import FakeDevice
 from PIL import Image
 
 import train_svllreid
@@ -345,6 +346,19 @@ def test_memories_learn_after_the_update_and_only_from_what_is_finite(benchmark)
         torch.testing.assert_close(memory.prototypes, torch.stack(expected))
 
 
+@pytest.mark.parametrize("mode", ["true", "none"])
+def test_no_step_waits_for_the_device(benchmark, mode):
+    count, device = len(benchmark.train), FakeDevice()
+    texts = Texts([device.move(torch.randn(n, 128)) for n in (2, 3)], torch.arange(count) % 3 - 1)
+    stage, _ = stage_of(benchmark, texts=texts, swap=mode)
+    stage.begin_epoch(1, torch.arange(count) % 4 - 1, torch.nn.functional.normalize(torch.randn(count, 512), dim=1))
+    stage, batch = device.move(stage), device.move(batch_of(stage, [0, 1, 2, 6, 7, 8]))
+    with device:
+        losses = stage(batch)
+        losses.total.backward()
+        stage.update(torch.isfinite(losses.total))
+
+
 @pytest.mark.parametrize("mode", ["true", "reference", "none"])
 def test_modes_of_the_swap(benchmark, mode):
     stage, _ = stage_of(benchmark, swap=mode)
@@ -403,6 +417,23 @@ def test_prompts_are_contrasted_within_their_modality(benchmark):
     parts = [FeatureBatch(batch.features[own], pids[own]) for own in (pids < 2, pids >= 2)]
     expected = [stage.contrast(part.features, model.encode_text(part.pids), part.pids) for part in parts]
     torch.testing.assert_close(stage(batch).total, sum(expected))
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 5)])
+def test_what_is_known_of_batches_that_were_drawn_changes_nothing_and_saves_waiting(benchmark, counts):
+    cfg = load(CCLNET, [word for pair in SETTINGS.items() for word in pair] + ["SOLVER.STAGE1.SSL_LOSS_WEIGHT", "0.8"])
+    model = make_model(cfg, benchmark)
+    model.prompts.resize(counts, torch.Generator().manual_seed(1))
+    on = {"image_text": 1.0, "language_ssl": 0.8}
+    stage = PromptStage(model, weights=on, augment=lambda prompts: 0.5 * prompts)
+    cache = FeatureBatch(torch.randn(9, 128), torch.tensor([0, 3, 1, 2, 4, 0, 1, 3, 3]))
+    batch = next(iter(BalancedBatches(cache, model.prompts.parts(cache.pids), 4, seed=1, epoch=1)))
+    known, unknown = stage(batch), stage(FeatureBatch(batch.features, batch.pids))
+    assert known.terms.keys() == on.keys() and torch.equal(known.total, unknown.total)
+    device = FakeDevice()
+    stage, batch, stage.templates = device.move(stage), device.move(batch), []
+    with device:
+        stage(batch).total.backward()
 
 
 # ------------------------------------------------------------------------------------------------------- pseudo-labels

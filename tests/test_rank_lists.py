@@ -11,13 +11,18 @@ from PIL import Image
 
 from tools import rank_lists as tool
 from tools.labelled_images import first_trial
-from tools.rank_figure import FRAMES, Found, RankList, draw_rank_lists, rank_figure
+from tools.rank_figure import FRAMES, draw_rank_lists, rank_figure
 from utils import rank_lists
 from utils.errors import DataError, UserError
+from utils.feature_file import FeatureFile
 from utils.metrics import ignore_nothing, rank_features, same_camera
 from utils.rank_lists import RankLists
-from utils.records import Labels
+from utils.records import Hit, Labels, RankList
 from utils.verification import Images
+
+
+def file_of(features):
+    return FeatureFile([str(row) for row in range(len(features))], features, "digest")
 
 
 def images(first, count, generator, *, pids=5, cams=3):
@@ -32,7 +37,7 @@ def test_lists_are_those_of_brute_force(ignored, monkeypatch):
     # Sixteen different features, without rounding: scores are often equal, and then the gallery's order counts.
     features = torch.randint(2, (40, 4), generator=generator) - 0.5
     query, gallery = images(0, 12, generator), images(8, 32, generator)  # four are in both
-    lists = RankLists(features, query, gallery, ignored)
+    lists = RankLists(file_of(features), query, gallery, ignored)
     outcomes = lists.outcomes()
     expected = {}
     for place in range(12):
@@ -44,7 +49,8 @@ def test_lists_are_those_of_brute_force(ignored, monkeypatch):
         found = lists.best(place, 5)
         first = hits.index(True) if True in hits else None
         wanted = order[:5] + ([order[first]] if first is not None and first >= 5 else [])
-        assert [hit.place for hit in found] == wanted and [hit.rank for hit in found][:5] == [1, 2, 3, 4, 5]
+        assert [int(hit.name) for hit in found] == gallery.rows[wanted].tolist()
+        assert [hit.rank for hit in found][:5] == [1, 2, 3, 4, 5]
         assert [hit.correct for hit in found] == [bool(gallery.labels.pids[image] == own.pids[0]) for image in wanted]
         if first is not None:
             ranks = [rank + 1 for rank, hit in enumerate(hits) if hit]
@@ -60,7 +66,7 @@ def test_the_mean_of_the_precisions_is_the_map_of_evaluation():
     generator = torch.Generator().manual_seed(2)
     features = torch.nn.functional.normalize(torch.randn(60, 8, generator=generator), dim=1)
     query, gallery = images(0, 20, generator), images(20, 40, generator)
-    found = RankLists(features, query, gallery, same_camera).outcomes()
+    found = RankLists(file_of(features), query, gallery, same_camera).outcomes()
     known = rank_features(features[:20], features[20:], query.labels, gallery.labels)
     assert found.precision.mean().item() == pytest.approx(known.mAP, abs=1e-12)
     assert (found.first == 1).double().mean().item() == known.cmc[0] and len(found.places) == known.num_valid
@@ -70,9 +76,9 @@ def test_nothing_to_rank_is_said():
     none = Images(torch.tensor([], dtype=torch.int64), Labels(*[torch.tensor([], dtype=torch.int64)] * 2))
     one = Images(torch.tensor([0]), Labels(torch.tensor([1]), torch.tensor([1])))
     with pytest.raises(DataError):
-        RankLists(torch.ones(1, 1), none, one, same_camera)
+        RankLists(file_of(torch.ones(1, 1)), none, one, same_camera)
     with pytest.raises(DataError):
-        RankLists(torch.ones(1, 1), one, one, same_camera).outcomes()
+        RankLists(file_of(torch.ones(1, 1)), one, one, same_camera).outcomes()
 
 
 def pixels(height=8, width=4):
@@ -80,19 +86,19 @@ def pixels(height=8, width=4):
 
 
 def test_frames_differ_in_colour_and_line():
-    found = [Found(pixels(), 1, 0.9, "3", True), Found(pixels(), 2, 0.8, "hall", False), Found(pixels(), 9, 0.1)]
+    found = [Hit(1, pixels(), 0.9, "3", True), Hit(2, pixels(), 0.8, "hall", False), Hit(9, pixels(), 0.1)]
     (axes,) = rank_figure([RankList(pixels(), found, "1", "$x^$.jpg")], size=(256, 128)).axes
     frames = [(tuple(frame.get_edgecolor()), frame.get_linestyle()) for frame in axes.patches[1:]]
     assert len(set(frames)) == 3 and len({line for _, line in frames[:2]}) == 2
     words = [text.get_text() for text in axes.texts]
     assert words == ["$x^$.jpg", "query  c1", "1 ✓ 0.900  c3", "2 ✗ 0.800  hall", "9 0.100"]
-    assert FRAMES[True][0] == "#009E73" and FRAMES[False][0] == "#D55E00"
+    assert FRAMES[True].colour == "#009E73" and FRAMES[False].colour == "#D55E00"
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_many_lists_are_on_several_pages_and_broken_images_are_grey(tmp_path, suffix):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    lists = [RankList(pixels(), [Found(tmp_path / "broken.jpg", 1, 0.5)])] * 11
+    lists = [RankList(pixels(), [Hit(1, tmp_path / "broken.jpg", 0.5)])] * 11
     paths, unreadable = draw_rank_lists(tmp_path / f"r.{suffix}", lists, size=(256, 128))
     assert [path.name for path in paths] == (["r.pdf"] if suffix == "pdf" else [f"r.{suffix}", f"r_2.{suffix}"])
     assert all(path.stat().st_size for path in paths) and len(unreadable) == 11 and "broken.jpg" in unreadable[0]

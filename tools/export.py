@@ -17,13 +17,18 @@ import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import open_embedder, parse
 from utils.command import answer_early, run_script
-from utils.errors import UserError
+from utils.errors import UserError, check_installed
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, skips=False)
+    arguments = parse(__doc__, argv, options=_options, skips=False)
+    if expanded(arguments.output).exists():
+        raise UserError(f"--output {arguments.output}: exists already and is not overwritten")
+    if arguments.layout == "onnx":
+        check_installed("an ONNX file", "onnx", "onnxruntime", "onnxscript")
+    return arguments
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +53,6 @@ def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
     arguments = read_command_line(argv)
     target = expanded(arguments.output)
-    if target.exists():
-        raise UserError(f"--output {target}: exists already and is not overwritten")
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     if arguments.layout == "published":
         weights = read_weights(arguments.weight)

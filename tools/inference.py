@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from configs.defaults import BLOCKS, KEYS
 from utils.command import Pairs, at_least, check_there, check_weight, new_parser
-from utils.errors import UserError
+from utils.errors import UserError, check_installed
 from utils.paths import expanded
 
 KINDS = (".png", ".svg", ".pdf")  # of pictures
@@ -186,8 +185,7 @@ def check_output(path: str, option: str, *endings: str) -> None:
 def check_picture(path: str, option: str) -> None:
     """The same for pictures, which need matplotlib."""
     check_output(path, option, *KINDS)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"{option} {path}: pictures need matplotlib: pip install -r requirements-extra.txt")
+    check_installed(f"{option} {path}", "matplotlib")
 
 
 def check_unlike(path: str, option: str, images: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Files of figures: one after the other, or pages of a PDF file."""
+"""What figures have in common: their colours, and their files (one after the other, or pages of a PDF file)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from utils.errors import UserError
 from utils.files import replacing
 
 DOTS = 200  # per inch
+# Told apart by the colour-blind (Okabe and Ito, 2008).
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = COLOURS
 
 
 def write_pages(path: Path, figures: Iterable[Figure]) -> list[Path]:

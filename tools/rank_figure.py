@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,34 +12,31 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from processor.inference import Input, as_rgb
-from tools.pages import DOTS, write_pages
+from processor.inference import as_rgb
+from tools.pages import BLACK, DOTS, GREEN, VERMILION, write_pages
 from utils.errors import DataError
+from utils.records import Hit, RankList
 
-# Told apart by the colour-blind (Okabe and Ito, 2008), and without colours by line and mark.
-FRAMES = {True: ("#009E73", "solid", "✓ "), False: ("#D55E00", (0, (3, 1.5)), "✗ "), None: ("#999999", "solid", "")}
 ROWS = 10  # lists on a page
 HEIGHT, GAP, LINE, MARGIN = 1.28, 0.14, 0.17, 0.12  # of an image, between images, of a line of text; inches
 GREY = (221, 221, 221)
 
 
-class Found(NamedTuple):
-    """A gallery image in a rank list."""
+class Frame(NamedTuple):
+    """Of an image."""
 
-    image: Input
-    rank: int  # from 1
-    score: float  # cosine
-    camera: str = ""  # empty: unknown
-    correct: bool | None = None  # whether it shows the query's identity; None: unknown
+    colour: str
+    style: Any  # of its line
+    width: float
+    mark: str  # in the words above it
 
 
-class RankList(NamedTuple):
-    """A query and what is shown of its ranking."""
-
-    query: Input
-    found: Sequence[Found]  # where ranks are left out there is a gap
-    camera: str = ""
-    note: str = ""  # a line above
+QUERY = Frame(BLACK, "solid", 1, "")
+FRAMES = {
+    True: Frame(GREEN, "solid", 2.5, "✓ "),
+    False: Frame(VERMILION, (0, (3, 1.5)), 2.5, "✗ "),
+    None: Frame("#999999", "solid", 1, ""),
+}
 
 
 def draw_rank_lists(path: Path, lists: Sequence[RankList], *, size: Sequence[int]) -> tuple[list[Path], list[str]]:
@@ -78,22 +75,22 @@ def rank_figure(lists: Sequence[RankList], *, size: Sequence[int], unreadable: l
     for number, (one, place) in enumerate(zip(lists, places, strict=True)):
         top = MARGIN + number * row
         _write(axes, MARGIN, top + LINE, one.note, weight="bold")
-        cells = [(0.0, one.query, "query" + _camera(one.camera), None)]
-        for column, found in zip(place, one.found, strict=True):
-            words = f"{found.rank} {FRAMES[found.correct][2]}{found.score:.3f}{_camera(found.camera)}"
-            cells.append((1.3 + column, found.image, words, found))
-        for column, image, words, found in cells:
+        cells = [(0.0, one.query, "query" + _camera(one.camera), QUERY)]
+        for column, hit in zip(place, one.found, strict=True):
+            frame = FRAMES[hit.correct]
+            words = f"{hit.rank} {frame.mark}{hit.score:.3f}{_camera(hit.camera)}"
+            cells.append((1.3 + column, hit.name, words, frame))
+        for column, image, words, frame in cells:
             left = MARGIN + column * step
             _write(axes, left, top + 2 * LINE, words)
             picture = _read(image, width, unreadable)
             box = _draw(axes, picture, left, top + 2 * LINE + 0.05, width)
-            colour, style, _ = FRAMES[found.correct] if found else ("#000000", "solid", "")
-            thickness = 2.5 if found is not None and found.correct is not None else 1
-            axes.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linestyle=style, linewidth=thickness))
+            line = {"edgecolor": frame.colour, "linestyle": frame.style, "linewidth": frame.width}
+            axes.add_patch(Rectangle(*box, fill=False, **line))
     return figure
 
 
-def _places(found: Sequence[Found]) -> Iterator[float]:
+def _places(found: Sequence[Hit]) -> Iterator[float]:
     """The columns of images, from 0, with some space where ranks are left out."""
     at, before = -1.0, 0
     for one in found:
@@ -102,15 +99,15 @@ def _places(found: Sequence[Found]) -> Iterator[float]:
         yield at
 
 
-def _camera(camera: str) -> str:
-    return f"  c{camera}" if camera.isdecimal() else f"  {camera}" if camera else ""
+def _camera(camera: str | None) -> str:
+    return f"  {'c' if camera.isdecimal() else ''}{camera}" if camera else ""
 
 
 def _write(axes: Axes, left: float, bottom: float, words: str, **style: str) -> None:
     axes.text(left, bottom, words, fontsize=7, va="bottom", parse_math=False, **style)
 
 
-def _read(image: Input, width: float, unreadable: list[str] | None) -> np.ndarray:
+def _read(image: str, width: float, unreadable: list[str] | None) -> np.ndarray:
     """At most as many pixels as are shown, [h, w, 3]."""
     limits = round(width * DOTS), round(HEIGHT * DOTS)
     try:

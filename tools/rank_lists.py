@@ -50,13 +50,13 @@ import torch
 from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, plain, readable, written
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
-from utils.records import Refinement
+from utils.records import RankList, Refinement
 
 
 def main(argv: list[str] | None = None) -> int:
     """Draw what the command line says; 1 if images were left out that should not be."""
     arguments = read_command_line(argv)
-    from tools.rank_figure import Found, RankList, draw_rank_lists  # matplotlib is an extra
+    from tools.rank_figure import draw_rank_lists  # matplotlib is an extra
 
     embedder = open_embedder(arguments)
     benchmark, _, notes = labelled_images(arguments, embedder)
@@ -65,22 +65,18 @@ def main(argv: list[str] | None = None) -> int:
     trial = first_trial(benchmark)
     features, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
     trial = readable(trial, features)
-    lists = RankLists(features.features, *(images_of(side, features) for side in trial), benchmark.ignored)
+    lists = RankLists(features, *(images_of(side, features) for side in trial), benchmark.ignored)
     outcomes = lists.outcomes()
 
+    cameras = {sample.path: written(benchmark, sample)[1] for side in trial for sample in side}
     shown = []
     for number in choose(outcomes, [written(benchmark, sample)[0] for sample in trial.query], arguments):
         place, precision, first = (field[number].item() for field in outcomes)
-        sample = trial.query[place]
+        query = trial.query[place].path
         fared = f"AP {100 * precision:.1f} %, first match at rank {first}"
-        found = [
-            Found(image.path, hit.rank, hit.score, written(benchmark, image)[1], hit.correct)
-            for hit in lists.best(place, arguments.top)
-            for image in [trial.gallery[hit.place]]
-        ]
-        note = f"{Path(sample.path).name}: {fared}"
-        shown.append(RankList(sample.path, found, written(benchmark, sample)[1], note))
-        sys.stdout.write(f"{sample.path}  {fared}\n")
+        found = [hit._replace(camera=cameras[hit.name]) for hit in lists.best(place, arguments.top)]
+        shown.append(RankList(query, found, cameras[query], f"{Path(query).name}: {fared}"))
+        sys.stdout.write(f"{query}  {fared}\n")
     paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
     how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", str(Refinement(embedder.flip))]))
     sys.stdout.write(

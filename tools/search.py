@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
@@ -86,25 +86,7 @@ from utils.files import replace_text
 from utils.gallery_index import ExactIndex
 from utils.metrics import check_finite
 from utils.qdrant_index import QdrantIndex
-
-
-class Hit(NamedTuple):
-    """An image of the gallery in a query's list."""
-
-    rank: int
-    name: str
-    score: float
-    camera: str | None
-    correct: bool | None  # None: unknown
-
-
-class Answer(NamedTuple):
-    """What is said of a query."""
-
-    query: str
-    camera: str | None
-    found: list[Hit]
-    left_out: list[str]  # the query itself, as the gallery has it
+from utils.records import Hit, RankList
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         features.close()
         index.close()
     labels = Labelling.of(names, arguments.identities)
-    answers = [labels.answer(path, *found) for path, found in zip(paths, rank_lists, strict=True)]
+    answers = [labels.label(one) for one in rank_lists]
     counts = {"gallery": count, "embedded": features.computed, "from_cache": features.remembered}
     write(answers, {"digest": embedder.digest, "index": arguments.index, **counts}, arguments)
     if arguments.picture:
@@ -182,28 +164,21 @@ def fill(
     return added
 
 
-def search(
-    index: GalleryIndex, paths: Sequence[str], vectors: Tensor, top: int, *, keep_own: bool
-) -> list[tuple[list[tuple[str, float]], list[str]]]:
-    """For every query the first `top` names with their scores, and the names of files that are the query's copies.
-
-    Copies are left out of the list unless `keep_own`.
-    """
-    count = index.count()
-    scores, names = index.search(vectors, top + 1)
-    answers = []
-    for row, path in enumerate(paths):
-        found, asked = list(zip(names[row], scores[row].tolist(), strict=True)), top + 1
+def search(index: GalleryIndex, paths: Sequence[str], vectors: Tensor, top: int, *, keep_own: bool) -> list[RankList]:
+    """For every query the first `top`, and which files are its copies; the list has none of these unless `keep_own`."""
+    count, lists = index.count(), []
+    for row, (path, found) in enumerate(zip(paths, index.search(vectors, top + 1), strict=True)):
+        asked = top + 1
         while True:
-            own = [name for name, _ in found if is_copy(path, name)]
+            own = [hit.name for hit in found if is_copy(path, hit.name)]
             if keep_own or len(found) - len(own) >= top or asked >= count:
                 break
             asked *= 2  # it has many copies
-            more, again = index.search(vectors[row : row + 1], asked)
-            found = list(zip(again[0], more[0].tolist(), strict=True))
-        kept = found if keep_own else [one for one in found if one[0] not in own]
-        answers.append((kept[:top], own))
-    return answers
+            (found,) = index.search(vectors[row : row + 1], asked)
+        kept = found if keep_own else [hit for hit in found if hit.name not in own]
+        kept = [hit._replace(rank=rank) for rank, hit in enumerate(kept[:top], 1)]
+        lists.append(RankList(path, kept, note=Path(path).name, left_out=own))
+    return lists
 
 
 def is_copy(one: str, other: str) -> bool:
@@ -232,16 +207,17 @@ class Labelling:
             return cls(FOLDERS, {path_label(name, FOLDERS).identity for name in gallery})
         return cls(where or NAMES)
 
-    def answer(self, query: str, found: Sequence[tuple[str, float]], own: list[str]) -> Answer:
-        """What was found for a query, with all that is known."""
-        label = path_label(query, self.where)
+    def label(self, one: RankList) -> RankList:
+        """The same with all that is known."""
+        label = path_label(one.query, self.where)
         if self.identities is not None and label.identity not in self.identities:
             label = label._replace(identity="")  # its folder is no identity's
-        hits = []
-        for rank, (name, score) in enumerate(found, 1):
-            other = path_label(name, self.where)
-            hits.append(Hit(rank, name, score, other.camera or None, same_identity(label, other)))
-        return Answer(query, label.camera or None, hits, own)
+        others = [path_label(hit.name, self.where) for hit in one.found]
+        found = [
+            hit._replace(camera=other.camera or None, correct=same_identity(label, other))
+            for hit, other in zip(one.found, others, strict=True)
+        ]
+        return one._replace(camera=label.camera or None, found=found)
 
 
 def per_identity(names: Sequence[str]) -> bool:
@@ -255,9 +231,12 @@ def per_identity(names: Sequence[str]) -> bool:
     return beside and not splits & set(last) and not all(map(CAMERA_FOLDER.fullmatch, last))
 
 
-def write(answers: Sequence[Answer], facts: dict, arguments: argparse.Namespace) -> None:
+def write(answers: Sequence[RankList], facts: dict, arguments: argparse.Namespace) -> None:
     """Write JSON and a table, and print one of them."""
-    queries = [{**one._asdict(), "found": [hit._asdict() for hit in one.found]} for one in answers]
+    queries = [
+        {"query": query, "camera": camera, "found": [hit._asdict() for hit in found], "left_out": own}
+        for query, found, camera, _, own in answers
+    ]
     text = json.dumps({**facts, "queries": queries}, indent=2) + "\n"
     replace_text(expanded(arguments.output), text)
     if arguments.csv:
@@ -274,7 +253,7 @@ def write(answers: Sequence[Answer], facts: dict, arguments: argparse.Namespace)
         )
 
 
-def in_words(answer: Answer) -> str:
+def in_words(answer: RankList) -> str:
     """A line for the query and each image found."""
     lines = [answer.query] + [f"  in the gallery itself, as {name}" for name in answer.left_out]
     for hit in answer.found:
@@ -284,20 +263,11 @@ def in_words(answer: Answer) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(answers: Sequence[Answer], path: Path, size: Sequence[int]) -> None:
+def draw(answers: Sequence[RankList], path: Path, size: Sequence[int]) -> None:
     """Draw what was found; gallery images that are not there any more are grey, and said."""
-    from tools.rank_figure import Found, RankList, draw_rank_lists  # matplotlib is an extra
+    from tools.rank_figure import draw_rank_lists  # matplotlib is an extra
 
-    lists = [
-        RankList(
-            one.query,
-            [Found(hit.name, hit.rank, hit.score, hit.camera or "", hit.correct) for hit in one.found],
-            one.camera or "",
-            Path(one.query).name,
-        )
-        for one in answers
-    ]
-    _, unreadable = draw_rank_lists(path, lists, size=size)
+    _, unreadable = draw_rank_lists(path, answers, size=size)
     if unreadable:
         sys.stderr.write(f"{path}: {len(unreadable)} images cannot be read now, and are grey: {unreadable[0]}\n")
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# Told apart by the colour-blind (Okabe and Ito, 2008); with as many identities as here, colour and marker are unique.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
-MARKERS = "osD^vP*X<>hd"
+from tools.pages import COLOURS
+
+MARKERS = "osD^vP*X<>hd"  # with up to 96 identities, colour and marker are unique
 
 
 class Cloud(NamedTuple):

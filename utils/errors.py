@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 
@@ -17,6 +18,12 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Weights or checkpoints that are missing, damaged, or of another network."""
+
+
+def check_installed(what: str, *libraries: str) -> None:
+    """Raise UserError if an optional library is missing that `what` needs."""
+    if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{what} needs {' and '.join(missing)}: pip install -r requirements-extra.txt")
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, check_installed
 from utils.files import replace_text, replacing
-from utils.gallery_index import not_installed
+from utils.gallery_index import hits
+from utils.records import Hit
 
 CONTENTS = "index.json"  # which files belong together; replaced last
 PER_CLUSTER, FOR_CLUSTER = 39, 64  # the least features that a cluster holds on average; the most it is learnt from
@@ -41,10 +41,9 @@ class FaissIndex:
     """
 
     def __init__(self, path: Path, digest: str, width: int):
-        try:
-            import faiss
-        except ImportError as error:
-            raise not_installed(error) from error
+        check_installed("--index faiss", "faiss")
+        import faiss
+
         self.faiss: Any = faiss
         self.path, self.digest, self.width = path, digest, width
         self.names: list[str] = []
@@ -72,17 +71,18 @@ class FaissIndex:
             self.trained_on = len(ids)
         self.index.add_with_ids(vectors, ids)
 
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, list[list[str]]]:
+    def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
         """See `GalleryIndex`."""
         k = min(k, len(self.names))
         if not k or not len(queries):
-            return torch.empty(len(queries), k), [[] for _ in queries]
+            return [[] for _ in queries]
         vectors = queries.numpy()
         probed = min(self.index.nlist, max(LEAST_PROBED, round(PROBED * self.index.nlist)))
         scores, ids = self._compare(vectors, k, probed)
         if len(few := np.flatnonzero((ids < 0).any(axis=1))):
             scores[few], ids[few] = self._compare(vectors[few], k, self.index.nlist)
-        return torch.from_numpy(scores), [[self.names[i] for i in row] for row in ids.tolist()]
+        rows = zip(ids.tolist(), scores.tolist(), strict=True)
+        return [hits((self.names[place] for place in places), cosines) for places, cosines in rows]
 
     def count(self) -> int:
         """See `GalleryIndex`."""

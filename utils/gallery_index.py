@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.records import Hit
 
 PAIRS_AT_ONCE = 2**24  # scores in memory
 ROWS_AT_ONCE = 2**13  # features in float64
@@ -21,12 +21,8 @@ class GalleryIndex(Protocol):
     def add(self, names: Sequence[str], features: Tensor) -> None:
         """Add features, float32 [N, D] of length 1; one whose name is there already replaces it."""
 
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, list[list[str]]]:
-        """The most similar to each of the queries, float32 [Q, D] of length 1.
-
-        Returns:
-            Cosines, float32 [Q, K], falling, and names; K is `k`, or all there are.
-        """
+    def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
+        """The `k` most similar, or all there are, to each of the queries, float32 [Q, D] of length 1."""
 
     def count(self) -> int:
         """How many there are."""
@@ -36,6 +32,11 @@ class GalleryIndex(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections."""
+
+
+def hits(names: Iterable[str], scores: Iterable[float]) -> list[Hit]:
+    """Images by name with their scores, best first."""
+    return [Hit(rank, name, score) for rank, (name, score) in enumerate(zip(names, scores, strict=True), 1)]
 
 
 class ExactIndex:
@@ -70,24 +71,23 @@ class ExactIndex:
             self._parts = [torch.cat(self._parts)]
         return self._parts[0]
 
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, list[list[str]]]:
+    def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
         """See `GalleryIndex`."""
         k = min(k, len(self.names))
-        if not k or not len(queries):
-            return torch.empty(len(queries), k), [[] for _ in queries]
-        found = [
+        if not k:
+            return [[] for _ in queries]
+        return [
             self._best(query, products, k)
             for chunk in queries.split(max(1, PAIRS_AT_ONCE // len(self.names)))
             for query, products in zip(chunk, chunk @ self.features.T, strict=True)
         ]
-        return torch.stack([scores for scores, _ in found]), [[self.names[i] for i in places] for _, places in found]
 
-    def _best(self, query: Tensor, products: Tensor, k: int) -> tuple[Tensor, list[int]]:
+    def _best(self, query: Tensor, products: Tensor, k: int) -> list[Hit]:
         near = (products >= products.topk(k).values[-1] - MARGIN).nonzero().flatten()
         parts = near.split(ROWS_AT_ONCE)
         scores = torch.cat([(self.features[part].double() * query.double()).sum(dim=1) for part in parts])
         scores, order = scores.sort(descending=True, stable=True)
-        return scores[:k].float(), near[order[:k]].tolist()
+        return hits([self.names[place] for place in near[order[:k]].tolist()], scores[:k].float().tolist())
 
     def count(self) -> int:
         """See `GalleryIndex`."""
@@ -98,8 +98,3 @@ class ExactIndex:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def not_installed(error: ImportError) -> UserError:
-    """What to say of an optional library that is missing."""
-    return UserError(f"{error.name} is not installed: pip install -r requirements-extra.txt")

@@ -193,7 +193,7 @@ def jaccard_distances(weights: SparseRows, num_queries: int, gallery: int) -> It
     sums = _minima_on_cpu if weights.values.device.type == "cpu" else _minima
     for rows in chunks(num_queries, num_gallery):
         minima = sums(weights, holders, rows, num_gallery)
-        yield rows, 1 - minima / (2 - minima)
+        yield rows, minima.div_(2 - minima).neg_().add_(1)
 
 
 def _minima(weights: SparseRows, holders: SparseRows, rows: slice, num_gallery: int) -> Tensor:
@@ -227,7 +227,7 @@ def _minima_on_cpu(weights: SparseRows, holders: SparseRows, rows: slice, num_ga
         summands = np.minimum(held.data, np.repeat(weights.values[first:last].numpy(), counts))
         places = torch.from_numpy(np.repeat(owner * num_gallery, counts) + held.indices)
         sums = places.bincount(torch.from_numpy(summands), minlength=(stop - start) * num_gallery)
-        return sums.view(-1, num_gallery)
+        return sums.double().view(-1, num_gallery)  # of nothing they are whole numbers
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return torch.cat(list(pool.map(some, range(rows.start, rows.stop, size))))

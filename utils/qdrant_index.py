@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from utils.errors import DataError, UserError, one_line
-from utils.gallery_index import not_installed
+from utils.errors import DataError, UserError, check_installed, one_line
+from utils.gallery_index import hits
+from utils.records import Hit
 
 PREFIX = "reid-"  # of collections: a network's digest follows
 AT_ONCE = 256  # points or queries in a request
@@ -33,10 +33,9 @@ class QdrantIndex:
     """
 
     def __init__(self, path: str, digest: str, width: int, *, create: bool):
-        try:
-            import qdrant_client.models
-        except ImportError as error:
-            raise not_installed(error) from error
+        check_installed("--index qdrant", "qdrant_client")
+        import qdrant_client.models
+
         self.qdrant: Any = qdrant_client
         self.path, self.collection = path, f"{PREFIX}{digest}"
         if "://" not in path and (strange := _strange(path)):
@@ -74,17 +73,17 @@ class QdrantIndex:
             for start in range(0, len(points), AT_ONCE):
                 self._ask("upsert", points[start : start + AT_ONCE], wait=True)
 
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, list[list[str]]]:
+    def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
         """See `GalleryIndex`."""
         k = min(k, self.count())
         if not k or not len(queries):
-            return torch.empty(len(queries), k), [[] for _ in queries]
+            return [[] for _ in queries]
         models, found = self.qdrant.models, []
         requests = [models.QueryRequest(query=query, limit=k, with_payload=True) for query in queries.tolist()]
         for start in range(0, len(requests), AT_ONCE):
             found += self._ask("query_batch_points", requests[start : start + AT_ONCE])
-        scores = torch.tensor([[point.score for point in one.points] for one in found])
-        return scores, [[point.payload["name"] for point in one.points] for one in found]
+        pages = [one.points for one in found]
+        return [hits((point.payload["name"] for point in page), (point.score for point in page)) for page in pages]
 
     def count(self) -> int:
         """See `GalleryIndex`."""

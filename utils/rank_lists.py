@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
+from utils.feature_file import FeatureFile
 from utils.match_ranks import Identities, retrieve
 from utils.metrics import PAIRS_AT_ONCE, Ignored, check_finite, distances_to, order_gallery
 from utils.progress import progress
-from utils.records import Labels
+from utils.records import Hit, Labels
 from utils.verification import Images
 
 
@@ -28,22 +29,13 @@ class Outcomes(NamedTuple):
         return order[self.precision[order].sort(stable=True).indices]
 
 
-class Hit(NamedTuple):
-    """A gallery image in a rank list."""
-
-    place: int  # in the gallery
-    rank: int  # from 1
-    score: float  # cosine
-    correct: bool
-
-
 class RankLists:
     """The rank lists of a test, each computed when it is asked for.
 
     Ranks are those of `rank_features`; pairs that are ignored, and an image in its own list, are left out.
 
     Args:
-        features: float32 [M, D] of all images, each of length 1.
+        features: of all images.
         query, gallery: the images and their labels.
         ignored: which pairs do not count, as in `Benchmark`.
 
@@ -51,12 +43,13 @@ class RankLists:
         DataError: features that are not finite; no queries or no gallery.
     """
 
-    def __init__(self, features: Tensor, query: Images, gallery: Images, ignored: Ignored):
+    def __init__(self, features: FeatureFile, query: Images, gallery: Images, ignored: Ignored):
         if not len(query.rows) or not len(gallery.rows):
             raise DataError(f"nothing to rank: {len(query.rows)} queries, {len(gallery.rows)} gallery images")
-        check_finite(features, features[:0])
-        self.features, self.query, self.gallery, self.ignored = features, query, gallery, ignored
-        self.distances = distances_to(features[query.rows], features[gallery.rows])
+        self.names, self.features, _ = features
+        check_finite(self.features, self.features[:0])
+        self.query, self.gallery, self.ignored = query, gallery, ignored
+        self.distances = distances_to(self.features[query.rows], self.features[gallery.rows])
 
     def outcomes(self) -> Outcomes:
         """How all queries fare; DataError if none has a match."""
@@ -73,14 +66,15 @@ class RankLists:
         return outcomes
 
     def best(self, place: int, top: int) -> list[Hit]:
-        """The first `top` of a query's list and, if it comes later, its first match."""
+        """The first `top` of a query's list and, if it comes later, its first match; cameras are left unknown."""
         order, hits, counted = (rows[0] for rows in self._ranked(torch.tensor([place])))
         shown = list(range(min(top, int(counted))))
         if hits.any() and not hits[:top].any():
             shown.append(int(hits.int().argmax()))
-        scores = self.features[self.gallery.rows[order[shown]]] @ self.features[self.query.rows[place]]
-        found = zip(shown, order[shown].tolist(), scores.tolist(), hits[shown].tolist(), strict=True)
-        return [Hit(image, rank + 1, score, correct) for rank, image, score, correct in found]
+        rows = self.gallery.rows[order[shown]]
+        scores = self.features[rows] @ self.features[self.query.rows[place]]
+        found = zip(shown, rows.tolist(), scores.tolist(), hits[shown].tolist(), strict=True)
+        return [Hit(rank + 1, self.names[row], score, correct=correct) for rank, row, score, correct in found]
 
     def _ranked(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places in the gallery, best first [Q, G], whether they match [Q, G], and how many of them count [Q]."""

@@ -5,7 +5,7 @@ They are NamedTuples: PyTorch's loader collates and pins them field by field, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 VISIBLE, INFRARED = 0, 1  # modalities of images
 MODALITIES = ("visible", "infrared")  # their names
 RANKS = (1, 5, 10)  # of the CMC, as they are usually reported
+ON_HOST = ("indices", "modalities")  # fields of records that stay on the CPU: shapes depend on them
 
 
 class Sample(NamedTuple):
@@ -148,6 +149,13 @@ class Batch(NamedTuple):
     views: Tensor | None = None  # [2, B, 3, H, W]: two more augmentations of every image
 
 
+class Part(NamedTuple):
+    """What belongs to one of several templates; of both at least one."""
+
+    images: Tensor  # [b] int64, rows of a batch
+    identities: Tensor  # [u] int64, rows of its distinct identities
+
+
 class FeatureBatch(NamedTuple):
     """Image features of a frozen tower."""
 
@@ -156,6 +164,7 @@ class FeatureBatch(NamedTuple):
     # Where it was found out before, so that nobody waits for the device: `pids.unique(return_inverse=True)`.
     distinct: Tensor | None = None  # [U] int64, each identity once, ascending
     rows: Tensor | None = None  # [B] int64, of `distinct`
+    parts: Sequence[Part] | None = None  # where there are several templates
 
 
 class ImageFeatures(NamedTuple):
@@ -275,10 +284,36 @@ class Evaluation(NamedTuple):
         return {name: (sum((row[name] - mean[name]) ** 2 for row in rows) / len(rows)) ** 0.5 for name in mean}
 
 
+class Hit(NamedTuple):
+    """A gallery image in a rank list."""
+
+    rank: int  # from 1
+    name: str  # its path
+    score: float  # cosine
+    camera: str | None = None  # None: unknown
+    correct: bool | None = None  # whether it shows the query's identity; None: unknown
+
+
+class RankList(NamedTuple):
+    """A query and what was found for it."""
+
+    query: str  # its path
+    found: Sequence[Hit]  # best first; some ranks may be left out
+    camera: str | None = None
+    note: str = ""  # on how it fared
+    left_out: Sequence[str] = ()  # the query itself, as the gallery has it
+
+
 def to_device(record, device: torch.device):
-    """A copy of `record`, and of the records in it, with its tensors on `device`."""
+    """A copy of `record`, and of the records in it, with its tensors on `device`; fields of ON_HOST stay."""
     if isinstance(record, Tensor):
         return record.to(device, non_blocking=True)
     if isinstance(record, tuple) and hasattr(record, "_fields"):
-        return type(record)(*(to_device(field, device) for field in record))
+        fields = zip(record._fields, record, strict=True)
+        return type(record)(*(field if name in ON_HOST else to_device(field, device) for name, field in fields))
     return record
+
+
+def to_device_at_once(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Tensors [n, ...] of one dtype, n differing, on `device`, by one copy."""
+    return to_device(torch.cat(list(tensors)), device).split([len(tensor) for tensor in tensors])

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.k_reciprocal import Distances, expanded_weights, jaccard_distances, mean_of_rows, nearest_images
+from utils.k_reciprocal import (
+    PAIRS_AT_ONCE,
+    Distances,
+    expanded_weights,
+    jaccard_distances,
+    mean_of_rows,
+    nearest_images,
+)
 from utils.metrics import check_finite
 
 
@@ -55,7 +62,7 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])
     for rows, jaccard in jaccard_distances(weights, num_queries, num_queries):
-        result[rows] += (1 - lambda_value) * jaccard
+        result[rows] += jaccard.mul_(1 - lambda_value)
     return result
 
 
@@ -75,7 +82,7 @@ def _neighbours(features: Tensor, sizes: tuple[int, ...], distances: Tensor) -> 
     # Distances do not feel a shift. The median is one of the values, so the subtraction is exact wherever the features
     # lie on a grid, and equal distances stay equal.
     known = Distances(features, features.median(dim=0).values)
-    error = known.error()
+    error, open_ = known.error(), []
     for rows, block in known.chunks():
         images = known.images[rows]
         last = block.argmax(dim=1)
@@ -89,7 +96,7 @@ def _neighbours(features: Tensor, sizes: tuple[int, ...], distances: Tensor) -> 
         neighbours[rows] = found[:, :count]
         values = block.gather(1, found)
         close = values[:, edges] - values[:, edges - 1] <= 2 * error[rows, None]
-        open_ = close.any(dim=1).nonzero().flatten()
-        if len(open_):
-            neighbours[images[open_]] = nearest_images(known.in_double(images[open_]), images[open_], count)
+        open_.append(images[close.any(dim=1)])
+    for some in torch.cat(open_).split(max(1, PAIRS_AT_ONCE // total)):
+        neighbours[some] = nearest_images(known.in_double(some), some, count)
     return neighbours, farthest

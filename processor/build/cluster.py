@@ -42,7 +42,7 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
     stage = ClusterStage(
         model,
         weights={"cluster": 1.0, "image_text": cfg.MODEL.I2T_LOSS_WEIGHT if texts else 0.0},
-        modalities=modalities.to(device),
+        modalities=modalities,
         memory=partial(Memory, temperature=cfg.MEMORY.TEMP, momentum=cfg.MEMORY.MOMENTUM),
         swap=Swap(cfg.MEMORY.SWAP_MODE, cfg.MEMORY.SWAP_START, cfg.MEMORY.SWAP_RATIO),
         texts=texts,
@@ -104,10 +104,9 @@ def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, d
     what = "features to cluster"
     features = compute_features(ordered, stage.query, device=run.device, what=what).features
     settings = Clustering(**{key.lower(): value for key, value in cfg.CLUSTER.items()})
-    modalities = stage.modalities.cpu()
-    labels = on_main(lambda: find_clusters(features, modalities, settings))
+    labels = on_main(lambda: find_clusters(features, stage.modalities, settings))
     pairs = stage.begin_epoch(epoch, labels, features)
-    facts = describe(labels, modalities, pairs, torch.tensor([sample.pid for sample in train]))
+    facts = describe(labels, stage.modalities, pairs, torch.tensor([sample.pid for sample in train]))
     epochs = CLUSTER.epochs(cfg)
     logger.info("%s  epoch %d/%d\n  %s", CLUSTER.title, epoch, epochs, "\n  ".join(shown(facts)))
     repeated = {"again": again} if again else {}
@@ -132,4 +131,4 @@ def _texts(run: Run, number: int, model: SvllReid, data: Data) -> Texts | None:
     if found is None:
         return None
     features = all_text_features(model, run.device).split(found.counts)
-    return Texts(features, torch.tensor(found.labels, device=run.device))
+    return Texts(features, torch.tensor(found.labels))

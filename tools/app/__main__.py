@@ -10,7 +10,6 @@ Thresholds are those that tools.calibrate wrote beside the checkpoint. Settings 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import signal
 import socket
@@ -24,7 +23,7 @@ import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
 from utils.command import Once, answer_early, run_script
-from utils.errors import UserError
+from utils.errors import UserError, check_installed
 
 HOST = "127.0.0.1"
 
@@ -50,8 +49,7 @@ def read_and_check(argv: list[str] | None = None) -> argparse.Namespace:
         UserError: there is no gradio, or the port is taken.
     """
     arguments = read_command_line(argv)
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs gradio: pip install -r requirements-extra.txt")
+    check_installed("the page", "gradio")
     host, port = arguments.host, arguments.port
     try:
         with socket.create_server((host, port)):

@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.feature_file import FeatureFile
 from utils.gallery_index import ExactIndex
 from utils.hub import on_hub
+from utils.records import Hit
 
 COLOUR = (255, 96, 0)  # of what counts most, over a grey picture
 HEIGHT = 384  # of pictures on the page, pixels
@@ -35,11 +36,10 @@ class Comparison(NamedTuple):
     note: str | None = None
 
 
-class Hit(NamedTuple):
+class Shown(NamedTuple):
     """A picture of the gallery."""
 
-    name: str
-    cosine: float
+    hit: Hit
     picture: Image.Image
 
 
@@ -47,7 +47,7 @@ class Found(NamedTuple):
     """The most similar pictures of the gallery, best first."""
 
     pictures: Sequence[Image.Image]  # the one that was asked for and, if asked for, where its feature comes from
-    hits: Sequence[Hit]
+    shown: Sequence[Shown]
     note: str | None = None
 
 
@@ -96,17 +96,14 @@ class Answers:
             raise UserError("there is no gallery; start with --gallery FOLDER")
         image, note = as_rgb(query), None
         pictures = [self._shown(image)]
-        cosines, names = self.index.search(self.embedder([image]), top)
-        hits = [
-            Hit(name, cosine, self._shown(as_rgb(name)))
-            for name, cosine in zip(names[0], cosines[0].tolist(), strict=True)
-        ]
+        (hits,) = self.index.search(self.embedder([image]), top)
+        shown = [Shown(hit, self._shown(as_rgb(hit.name))) for hit in hits]
         if places:
             try:
                 pictures.append(overlay(pictures[0], attention_map(self.embedder, image, SHARE)))
             except UserError as error:
                 note = str(error)
-        return Found(pictures, hits, note)
+        return Found(pictures, shown, note)
 
     def _shown(self, image: Image.Image) -> Image.Image:
         """In the shape in which the network sees it, which overlays fit."""

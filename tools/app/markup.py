@@ -38,7 +38,7 @@ def of_search(found: Found) -> str:
     captions = ("your picture", "where its feature comes from")
     query = "".join(_figure(*one) for one in zip(found.pictures, captions, strict=False))
     hits = "".join(
-        _figure(hit.picture, Path(hit.name).name, f"{rank}. {hit.cosine:.4f}") for rank, hit in enumerate(found.hits, 1)
+        _figure(picture, Path(hit.name).name, f"{hit.rank}. {hit.score:.4f}") for hit, picture in found.shown
     )
     return f'{_row(query)}<p class="said">most similar</p>{_row(hits)}{_note(found.note)}'
 

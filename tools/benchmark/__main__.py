@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from utils.command import answer_early, at_least, new_parser, run_script
 
-PARTS = ("input", "ranking", "text", "image")
+PARTS = ("input", "ranking", "reranking", "clustering", "text", "image")
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import json
 
-from tools.benchmark import image, input, ranking, text
+from tools.benchmark import clustering, image, input, ranking, reranking, text
 from tools.benchmark.machine import machine
 from tools.benchmark.measure import Setting, measure
 from tools.benchmark.report import as_json, table
@@ -74,7 +74,8 @@ from utils.devices import pick_device
 from utils.files import replace_text
 from utils.paths import expanded
 
-CASES = dict(zip(PARTS, (input.cases, ranking.cases, text.cases, image.cases), strict=True))
+MODULES = input, ranking, reranking, clustering, text, image
+CASES = {part: module.cases for part, module in zip(PARTS, MODULES, strict=True)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

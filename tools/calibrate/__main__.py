@@ -14,7 +14,6 @@ the same images are in the picture as well.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from math import isnan
@@ -33,7 +32,7 @@ from tools.inference import (
     short_names,
 )
 from utils.command import answer_early, run_script
-from utils.errors import UserError
+from utils.errors import UserError, check_installed
 from utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -48,10 +47,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parse_labelled(__doc__, argv, _options)
     if arguments.beside and arguments.no_figure:
         raise UserError("--beside: is for the picture; expected no --no-figure")
-    if not arguments.no_figure and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "the picture needs matplotlib: pip install -r requirements-extra.txt, or leave it out: --no-figure"
-        )
+    if not arguments.no_figure:
+        check_installed("the picture (which --no-figure leaves out)", "matplotlib")
     return arguments
 
 

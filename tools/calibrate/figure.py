@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.pages import write_pages
+from tools.pages import BLACK, BLUE, VERMILION, write_pages
 from utils.verification import BINS, SCALE, Point, Verification
 
-SAME, DIFFERENT, BLACK = "#0072B2", "#D55E00", "#000000"  # told apart by the colour-blind (Okabe and Ito, 2008)
+SAME, DIFFERENT = BLUE, VERMILION
 STYLES = ("-", "--")  # of the networks
 GROUP = 512  # of the fine bins are one bar: 1/64
 

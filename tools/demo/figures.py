@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from tools import attention, rank_lists
+from utils.errors import UserError, check_installed
 from utils.records import Benchmark
 
 logger = logging.getLogger("demo")
@@ -19,8 +19,10 @@ QUERIES = 3  # and identities
 
 def draw(checkpoint: Path, benchmark: Benchmark, folder: Path, device: str) -> None:
     """Write the rank lists of the queries that fare worst, and by which places images of one identity are alike."""
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.info("no rank lists and no attention: they need matplotlib (pip install -r requirements-extra.txt)")
+    try:
+        check_installed("a picture", "matplotlib")
+    except UserError as error:
+        logger.info("no rank lists and no attention: %s", error)
         return
     network = ["--weight", str(checkpoint), "--device", device]
     # What they print are figures of images without cameras, which are not those of the run.
