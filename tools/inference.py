@@ -79,21 +79,19 @@ def parse(
         raise UserError(f"{name}: which images? e.g. {example}")
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
-    check_weight(arguments.weight, "--weight")
     _check_named(arguments, name)
-    if getattr(arguments, "beside", None):
-        check_weight(arguments.beside, "--beside")
-    if getattr(arguments, "calibration", None):
-        check_there(arguments.calibration, "--calibration")
     if getattr(arguments, "cache", None):
         check_output(arguments.cache, "--cache", ".sqlite")
     return arguments
 
 
 def _check_named(arguments: argparse.Namespace, name: str) -> None:
-    """Raise UserError if images, a gallery or pairs are not there; patterns are looked for later."""
+    """Raise UserError if files or folders are not there; patterns are looked for later."""
+    for option in ("weight", "beside"):
+        if weight := getattr(arguments, option, None):
+            check_weight(weight, f"--{option}")
     given = [(name, image) for image in arguments.images]
-    given += [(f"--{option}", getattr(arguments, option, None)) for option in ("gallery", "pairs")]
+    given += [(f"--{option}", getattr(arguments, option, None)) for option in ("calibration", "gallery", "pairs")]
     for what, path in given:
         if path and not glob.has_magic(path):
             check_there(path, what)
