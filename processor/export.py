@@ -77,11 +77,12 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
         half: float16 inside; input and output are float32 in any case.
 
     Raises:
-        UserError: the features differ, and nothing is written.
+        UserError: the features differ, and nothing is written; the embedder's are not in fp32.
     """
     import onnx
     import onnxruntime
 
+    embedder.check_fp32("features are exported")
     network = Retrieval(embedder, half=half).eval()
     shape = (2, 3, *embedder.size)
     with warnings.catch_warnings():

@@ -19,8 +19,9 @@ from datasets.find_images import find_images
 from datasets.images import read_image
 from model.build import load_model, make_model
 from model.clip import ResNetTower
+from processor.attention import attention_map
 from processor.evaluate import embed_all
-from processor.export import Retrieval, session_options
+from processor.export import Retrieval, export_onnx, session_options
 from processor.inference import Embedder
 from tests.builders import benchmark as toy
 from tools import embed, export, one_in_many, release, search, verify
@@ -33,6 +34,8 @@ from utils.errors import DataError, UserError, WeightsError
 from utils.feature_file import read_features
 from utils.records import Sample
 
+CPU = torch.device("cpu")
+
 
 def paths_of(benchmark):
     return [sample.path for sample in benchmark.trials[0].gallery]
@@ -43,13 +46,32 @@ def test_features_are_those_that_evaluation_compares(trained):
     embedder = Embedder.from_checkpoint(path, device="cpu")
     loader = make_loader(cfg, benchmark.trials[0].gallery, train=False)
     neck = cfg.TEST.NECK_FEAT == "after"
-    expected = embed_all(load_model(path), loader, device=torch.device("cpu"), neck=neck, side="mean")
+    expected = embed_all(load_model(path), loader, device=CPU, neck=neck, side="mean")
     found = embedder(paths_of(benchmark))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=1))
     for words in (["TEST.NECK_FEAT", "before" if neck else "after"], ["TEST.SIE", "none"], ["TEST.FLIP", "True"]):
         other = Embedder.from_checkpoint(path, device="cpu", overrides=words)
         assert not torch.allclose(other(paths_of(benchmark)), found, atol=1e-3) and other.digest != embedder.digest
+
+
+def test_features_are_in_the_precision_of_evaluation(trained, tmp_path):
+    path, cfg, benchmark = trained
+    paths = paths_of(benchmark)
+    embedder = Embedder.from_checkpoint(path, device="cpu", overrides=["TEST.PRECISION", "bf16"])
+    loader = make_loader(cfg, benchmark.trials[0].gallery, train=False)
+    options = {"neck": cfg.TEST.NECK_FEAT == "after", "side": "mean", "precision": "bf16"}
+    expected = torch.nn.functional.normalize(embed_all(load_model(path), loader, device=CPU, **options), dim=1)
+    exact = Embedder.from_checkpoint(path, device="cpu")
+    found = embedder(paths)
+    torch.testing.assert_close(found, expected)
+    assert found.dtype == torch.float32 and not torch.allclose(found, exact(paths), atol=1e-3)
+    assert embedder.digest != exact.digest
+    with pytest.raises(UserError, match=r"TEST\.PRECISION"):
+        Embedder.from_checkpoint(path, device="cpu", overrides=["TEST.PRECISION", "tf32"])
+    for refused in (lambda: attention_map(embedder, paths[0]), lambda: export_onnx(embedder, tmp_path / "a.onnx", [])):
+        with pytest.raises(UserError, match=r"TEST\.PRECISION bf16"):
+            refused()
 
 
 def test_a_path_an_image_and_an_array_are_one_image_bit_for_bit(trained, tmp_path):

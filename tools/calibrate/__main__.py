@@ -109,9 +109,6 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
     """What is measured of --weight, with what and on what, and how many images cannot be read."""
     embedder = open_embedder(arguments)
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
-    for note in notes:
-        sys.stderr.write(f"{note}\n")
-
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
     features, failed = embed_samples(arguments, embedder, samples)
     scores = pair_scores(benchmark, features)
@@ -149,6 +146,7 @@ def settings_in(embedder: Embedder) -> dict:
         "pixel_std": embedder.std,
         "neck_feat": "after" if embedder.neck else "before",
         "flip": embedder.flip,
+        "precision": embedder.precision,
         "side_information": "mean" if embedder.side else "none",
     }
 
