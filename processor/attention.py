@@ -109,7 +109,12 @@ def _shares(embedder: Embedder, image: Input, unit: Tensor) -> tuple[Tensor, flo
 
 
 def _views(embedder: Embedder, image: Input) -> Tensor:
-    """The image as the tower sees it, and mirrored where features are means over both: [F, 3, H, W]."""
+    """The image as the tower sees it, and mirrored where features are means over both: [F, 3, H, W].
+
+    Raises:
+        UserError: features are not in fp32.
+    """
+    embedder.check_fp32("shares and attention are computed")
     prepared = embedder.prepare(image).to(embedder.device)
     return torch.stack([prepared, prepared.flip(-1)] if embedder.flip else [prepared])
 

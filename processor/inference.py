@@ -27,9 +27,9 @@ from model.towers import stem_only
 from model.weights import Weights, read_weights
 from processor.evaluate import embed_images
 from processor.transfer import settings_of
-from utils.devices import pick_device
+from utils.devices import computing_in, pick_device
 from utils.errors import DataError, UserError
-from utils.records import MODALITIES, VISIBLE, SideInfo
+from utils.records import FP32, MODALITIES, VISIBLE, SideInfo
 
 Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
 
@@ -47,15 +47,18 @@ class Embedder:
 
     Args:
         model: moved to `device`; left in eval mode.
-        size: (H, W) in pixels that images are resized to; the aspect ratio is not kept.
-        mean, std: of the three channels, by which pixels in 0..1 are normalised.
+        transform: of images.
         neck: features after the batch-norm necks.
         flip: take the mean over an image and its mirror image.
         side: whether side information counts. Single images have no camera: it is the mean over all that the network
             knows.
+        precision: of the towers, "fp32", "bf16" or, on CUDA devices, "tf32".
         modality: VISIBLE or INFRARED, of images of which a call does not say it; None: visible, or refused by a network
             that has a stem for each modality.
         batch_size: images at a time. Affects speed and memory only.
+
+    Raises:
+        UserError: the device does not have this precision.
     """
 
     origin: Origin | None = None  # of `from_checkpoint`
@@ -63,22 +66,23 @@ class Embedder:
     def __init__(
         self,
         model: SvllReid,
-        size: tuple[int, int],
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        transform: TestTransform,
         *,
         neck: bool = True,
         flip: bool = False,
         side: bool = True,
+        precision: str = FP32,
         modality: int | None = None,
         device: torch.device,
         batch_size: int = 64,
     ):
         self.device, self.batch_size = device, batch_size
         self.model = model.to(device).eval()
-        self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
-        self.transform = TestTransform(size, mean=mean, std=std)
+        self.size, self.mean, self.std = transform.size, transform.mean, transform.std
+        self.transform, self.precision = transform, precision
         self.neck, self.flip, self.side, self.modality = neck, flip, side, modality
+        with computing_in(precision, device):  # which says now if the device cannot
+            pass
 
     @classmethod
     def from_checkpoint(
@@ -103,6 +107,7 @@ class Embedder:
         Raises:
             WeightsError: no checkpoint, a damaged one, or a published file without `config_file`.
             ConfigError: what is wrong with `config_file` or `overrides`.
+            UserError: the device is not there, or does not have the precision.
         """
         overrides = list(overrides)
         cfg: CfgNode = load(config_file, overrides) if config_file else None
@@ -113,12 +118,11 @@ class Embedder:
         model, _ = rebuild(weights, architecture, testing=True)
         embedder = cls(
             model,
-            architecture["test_size"],
-            architecture["pixel_mean"],
-            architecture["pixel_std"],
+            TestTransform(architecture["test_size"], mean=architecture["pixel_mean"], std=architecture["pixel_std"]),
             neck=cfg.TEST.NECK_FEAT == "after",
             flip=cfg.TEST.FLIP,
             side=cfg.TEST.SIE != "none",
+            precision=cfg.TEST.PRECISION,
             modality=modality,
             device=pick_device(device),
             batch_size=batch_size,
@@ -129,7 +133,9 @@ class Embedder:
     @cached_property
     def digest(self) -> str:
         """Of the weights and of all settings that features depend on: features of another digest are no match."""
-        state = hashlib.sha256(repr((self.size, self.mean, self.std, self.neck, self.flip, self.side)).encode())
+        new = () if self.precision == FP32 else (self.precision,)  # which earlier versions did not know
+        settings = (self.size, self.mean, self.std, self.neck, self.flip, self.side, *new)
+        state = hashlib.sha256(repr(settings).encode())
         for name, value in self.model.state_dict().items():
             state.update(name.encode())
             state.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -161,6 +167,11 @@ class Embedder:
             rows.append(self._embed(torch.stack(list(batch.values())), known))
         return torch.cat(rows) if rows else torch.empty(0, sum(self.model.image.dims[1:]))
 
+    def check_fp32(self, what: str) -> None:
+        """Raise UserError if features are of another precision than `what`, which is of fp32."""
+        if self.precision != FP32:
+            raise UserError(f"TEST.PRECISION {self.precision}: {what} in fp32 only; expected TEST.PRECISION fp32")
+
     def prepare(self, image: Input) -> Tensor:
         """An image -> what the network sees, [3, H, W]; DataError if it cannot be read."""
         return self.transform(as_rgb(image))[0]
@@ -182,7 +193,8 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, images: Tensor, modalities: Sequence[int] | None) -> Tensor:
         images, side = images.to(self.device), self.side_of(len(images), modalities)
-        features = embed_images(self.model, images, side, neck=self.neck, flip=self.flip)
+        with computing_in(self.precision, self.device):
+            features = embed_images(self.model, images, side, neck=self.neck, flip=self.flip)
         return F.normalize(features.float(), dim=1).cpu()
 
     def _batches(

@@ -7,6 +7,7 @@ from builders import IMAGE, small_model, small_resnet_model
 from PIL import Image
 from torch.nn import functional as F
 
+from datasets.transforms import TestTransform
 from model.svllreid import SvllReid
 from model.timm_tower import Variant, make_timm
 from processor.attention import _views, _watched, attention_map, pair_shares
@@ -38,7 +39,8 @@ def shaken(model):
 
 
 def embedder(model, size=IMAGE, **options):
-    return Embedder(shaken(model), size, (0.5,) * 3, (0.5,) * 3, device=CPU, **options)
+    transform = TestTransform(size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Embedder(shaken(model), transform, device=CPU, **options)
 
 
 def of_timm(name, size, **options):

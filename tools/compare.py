@@ -56,12 +56,12 @@ import torch
 
 from datasets.several import SEVERAL, names_of
 from model.towers import stem_only
-from processor.build.evaluation import evaluate_model, refinement_of
+from processor.build.evaluation import evaluate_model
 from processor.evaluate import embed_images
 from test_svllreid import Test, data_sets, entry_of, open_network
 from tools.benchmark.measure import fastest
 from utils.bootstrap import REPLICATES, paired_difference
-from utils.devices import describe, pick_device
+from utils.devices import computing_in, describe, pick_device
 from utils.errors import one_line
 from utils.files import replace_text
 from utils.records import VISIBLE, Evaluation, SideInfo
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (UserError, ConfigError) as error:
                 failed[f"{weight} on {name}"] = one_line(error)
     for what, why in failed.items():
-        sys.stderr.write(f"error: {what}: {why}\n")
+        sys.stderr.write(f"error: {why if why.startswith(what) else f'{what}: {why}'}\n")
     if not measured:
         raise UserError("none of the networks could be tested")
     differences = [difference_to_first(one, measured) for one in measured]
@@ -154,15 +154,16 @@ def measure(test: Test, name: str, device: torch.device, weight: str, seconds: f
 
 @torch.no_grad()
 def seconds_per_image(test: Test, device: torch.device, batch: int, repeats: int) -> float:
-    """How long the features of an image take, with flip where that is on."""
+    """How long the features of an image take, with flip and in the precision of the test."""
     model, cfg = test.model.to(device).eval(), test.cfg
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(batch, 3, *test.architecture["test_size"], generator=generator).to(device)
     visible = torch.full((batch,), VISIBLE, device=device)
-    neck, flip = cfg.TEST.NECK_FEAT == "after", refinement_of(cfg).flip
+    options = {"neck": cfg.TEST.NECK_FEAT == "after", "flip": cfg.TEST.FLIP}
     side: SideInfo | None = SideInfo.unknown(visible)
     side = stem_only(model.image, side) if cfg.TEST.SIE == "none" else side
-    return fastest(lambda: embed_images(model, images, side, neck=neck, flip=flip), device, repeats) / batch
+    with computing_in(cfg.TEST.PRECISION, device):
+        return fastest(lambda: embed_images(model, images, side, **options), device, repeats) / batch
 
 
 def difference_to_first(one: Measured, measured: Sequence[Measured]) -> dict[str, Estimate] | str | None:

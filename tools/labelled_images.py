@@ -24,7 +24,7 @@ from utils.verification import Images
 
 
 def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[Benchmark, dict, list[str]]:
-    """What the command line names, its fingerprint, and what is to be noted.
+    """What the command line names, its fingerprint, and what is to be noted, which is said on stderr.
 
     Raises:
         UserError: what is wrong with it, or several data sets.
@@ -46,6 +46,7 @@ def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[
     inherited = set() if arguments.config_file else OF_THE_DATA.keys() - requested.keys()
     home = homes_of(weights).get(names[0])
     ready = prepare(cfg, embedder.model.architecture, weights, inherited, names[0], home)
+    sys.stderr.writelines(f"{note}\n" for note in ready.notes)
     return ready.benchmark, ready.fingerprint, ready.notes
 
 

@@ -101,9 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def labelled_pairs(arguments: argparse.Namespace, embedder: Embedder) -> tuple[torch.Tensor, ImagePairs, Images, int]:
     """Features, pairs and others of a data set or a folder per identity, and how many images cannot be read."""
-    benchmark, _, notes = labelled_images(arguments, embedder)
-    for note in notes:
-        sys.stderr.write(f"{note}\n")
+    benchmark, _, _ = labelled_images(arguments, embedder)
     trial = first_trial(benchmark)
     contents, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
     query, gallery = (images_of(side, contents) for side in readable(trial, contents))

@@ -59,9 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     from tools.rank_figure import draw_rank_lists  # matplotlib is an extra
 
     embedder = open_embedder(arguments)
-    benchmark, _, notes = labelled_images(arguments, embedder)
-    for note in notes:
-        sys.stderr.write(f"{note}\n")
+    benchmark, _, _ = labelled_images(arguments, embedder)
     trial = first_trial(benchmark)
     features, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
     trial = readable(trial, features)
@@ -78,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         shown.append(RankList(query, found, cameras[query], f"{Path(query).name}: {fared}"))
         sys.stdout.write(f"{query}  {fared}\n")
     paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
-    how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", str(Refinement(embedder.flip))]))
+    refinement = str(Refinement(embedder.flip, precision=embedder.precision))
+    how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", refinement]))
     sys.stdout.write(
         f"{len(outcomes.places)} queries, {how}: "
         f"mAP {100 * outcomes.precision.mean():.1f} %, rank-1 {100 * (outcomes.first == 1).double().mean():.1f} %\n"

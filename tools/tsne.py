@@ -60,6 +60,7 @@ from model.weights import read_weights
 from processor.inference import Embedder
 from processor.transfer import settings_of
 from tools.labelled_images import embed_samples, labelled_images, plain, written
+from utils.devices import computing_in
 from utils.records import Sample
 
 
@@ -84,9 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 def image_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], dict[int, str], int]:
     """Features of the test images of some identities, their identities, the names of these, and how many failed."""
     embedder: Embedder = open_embedder(arguments)
-    benchmark, _, notes = labelled_images(arguments, embedder)
-    for note in notes:
-        sys.stderr.write(f"{note}\n")
+    benchmark, _, _ = labelled_images(arguments, embedder)
     samples = {sample.path: sample for trial in benchmark.trials for side in trial for sample in side}
     names = {sample.pid: written(benchmark, sample)[0] for sample in samples.values() if sample.pid >= 0}
     wanted = chosen(names, arguments)
@@ -125,8 +124,9 @@ def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], dic
     pids = torch.tensor(sorted(chosen(names, arguments)))
     prompts = model.prompts(pids)
     # Identity by identity, the prompt first.
-    encoded = [model.text(some, end) for some in (prompts, *(augment(prompts) for _ in range(arguments.copies)))]
-    features = torch.stack(encoded, dim=1).flatten(0, 1)
+    with computing_in(cfg.TEST.PRECISION, prompts.device):
+        encoded = [model.text(some, end) for some in (prompts, *(augment(prompts) for _ in range(arguments.copies)))]
+    features = torch.stack(encoded, dim=1).flatten(0, 1).float()
     return F.normalize(features, dim=1), pids.repeat_interleave(len(encoded)).tolist(), names, 0
 
 
