@@ -17,6 +17,7 @@ from pathlib import Path
 
 from datasets.naming import PERSON, Origin, dense_labels, read_list, usual_folder
 from datasets.sysu import RANKS, TEMPLATES
+from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import INFRARED, VISIBLE, Benchmark, Sample, Trial
 
@@ -36,8 +37,8 @@ def regdb(root: Path, *, train: bool = True, split: int = 1) -> Benchmark:
         split: 1 to 10.
 
     Raises:
-        DataError: naming the folder or list that is missing, the line that is wrong, or the images that are listed but
-            not there.
+        DataError: naming the folder or list that is missing, the line that is wrong or names an image in the other
+            modality's folder, or the images that are listed but not there.
     """
     folder = usual_folder(root, ORIGIN, (LISTS,))
     samples = [sample for kind in KINDS for sample in _read(folder, "train", kind, split)] if train else []
@@ -60,6 +61,9 @@ def regdb(root: Path, *, train: bool = True, split: int = 1) -> Benchmark:
 def _read(folder: Path, use: str, kind: str, split: int) -> tuple[Sample, ...]:
     """The images of a list, sorted by their paths; the modality is the camera."""
     missing = f"RegDB has {{train,test}}_{{visible,thermal}}_{{1..{len(SPLITS)}}}.txt in {LISTS}"
-    lines = read_list(folder / LISTS / f"{use}_{kind}_{split}.txt", folder, example=EXAMPLE, missing=missing)
+    path, others = folder / LISTS / f"{use}_{kind}_{split}.txt", KINDS.keys() - {kind}
+    lines = read_list(path, folder, example=EXAMPLE, missing=missing)
+    if wrong := next((line for line in lines if line.image.partition("/")[0].lower() in others), None):
+        raise DataError(f"{path}: line {wrong.number} is {wrong.image}; expected {kind} images")
     inside, modality = str(folder), KINDS[kind]
     return tuple(sorted(Sample(os.path.join(inside, line.image), line.pid, modality, 0, modality) for line in lines))

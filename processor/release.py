@@ -62,7 +62,8 @@ def release(embedder: Embedder, weight: str | Path, folder: Path, *, place: str,
     if (calibration := beside(weight)).exists():
         read_calibration(calibration, embedder.digest)
         texts[CALIBRATION] = calibration.read_text(encoding="utf-8")
-    prints = {"train": weights.trained_on, "parts": list(weights.tested_on)}
+    tested = list(weights.tested_on)
+    prints = {"train": weights.trained_on, **({"test": tested[0]} if len(tested) == 1 else {"parts": tested})}
     fingerprint: dict[str, Any] = {"data_fingerprint": {name: found for name, found in prints.items() if found}}
     if not facts.trained:
         fingerprint["converted_from"] = source.name

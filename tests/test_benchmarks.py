@@ -661,6 +661,8 @@ def test_regdb_missing_or_wrong(root):
     assert message_of(regdb, root).startswith(f"{path}: line 1 is ")
     path.write_text("Thermal/1/front_7.bmp 0\n")
     assert "front_7.bmp (line 1)" in message_of(regdb, root)
+    path.write_text("Thermal/1/front_0.bmp 0\nVisible/1/front_0.bmp 0\n")
+    assert message_of(regdb, root).startswith(f"{path}: line 2 is Visible/1/front_0.bmp")
     path.unlink()
     assert message_of(regdb, root).startswith(f"{path}: there is no such file")
     tested = regdb(root, train=False)

@@ -21,10 +21,11 @@ from model.build import load_model, make_model
 from processor.build import cluster as build_cluster
 from processor.cluster_stage import ClusterStage, Texts
 from processor.clusters import Swap, without_lone_clusters
+from processor.progress import NonFiniteLoss
 from processor.prompt_stage import BalancedBatches, PromptStage
 from processor.pseudo_labels import PseudoLabels, read_labels, write_labels
 from solver.build import make_schedule
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import Batch, Benchmark, FeatureBatch, Sample, SideInfo, Trial
@@ -219,6 +220,13 @@ def test_no_cluster_or_one_skips_the_epoch(tmp_path, changes):
     )
     before, after = (line["mAP"] for line in records(folder, "evaluation"))
     assert before == after
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_moves_no_memory(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"stage 0 \(clustering\), epoch 1, step 2: .* loss .*1e\+25.*\.png"):
+        train_svllreid.main(words(tmp_path / "run", SOLVER__CLUSTER__BASE_LR="1e25"))
+    position = read_tensors(tmp_path / "run" / "non_finite.pt")["position"]
+    assert all(memory["prototypes"].isfinite().all() for memory in position["epoch_state"]["memories"])
 
 
 def test_prompts_of_no_clusters_are_refused(tmp_path):

@@ -4,8 +4,11 @@ import csv
 import json
 import shutil
 from argparse import Namespace
+from itertools import product
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -15,13 +18,15 @@ from datasets.build import make_loader
 from datasets.find_images import find_images
 from datasets.images import read_image
 from model.build import load_model, make_model
+from model.clip import ResNetTower
 from processor.attention import attention_map
 from processor.evaluate import embed_all
-from processor.export import Retrieval, export_onnx
+from processor.export import Retrieval, export_onnx, session_options
 from processor.inference import Embedder
 from tests.builders import benchmark as toy
 from tools import embed, export, one_in_many, release, search, verify
 from tools.app import __main__ as app
+from tools.calibrate import __main__ as calibrate
 from tools.inference import short_names
 from tools.labelled_images import embed_samples
 from utils.checkpoint import save_checkpoint
@@ -156,10 +161,11 @@ def test_wrong_words_are_refused(trained, tmp_path):
     weight = ["--weight", str(trained[0])]
     for words, error in (
         (weight, UserError),
-        ([*weight, str(tmp_path / "nothing")], DataError),
+        ([*weight, str(tmp_path / "nothing")], UserError),
+        ([*weight, str(tmp_path / "*.jpg")], DataError),
         ([*weight, str(tmp_path)], DataError),
         (["--weight", str(tmp_path / "x.pth"), "a.jpg"], UserError),
-        ([*weight, "a.jpg", "--output", str(tmp_path / "no" / "f.npz")], UserError),
+        ([*weight, str(tmp_path), "--output", str(tmp_path / "no" / "f.npz")], UserError),
         ([*weight, paths_of(trained[2])[0], "TEST.FLIPP", "True"], ConfigError),
         ([*weight, "a.jpg", "--batch_size", "0"], SystemExit),
     ):
@@ -229,6 +235,54 @@ def test_a_network_with_a_stem_for_each_modality_is_told_which(two_stems, tmp_pa
         assert search.main([*words, str(output), *gallery, "--keep-own", "--modality", modality]) == 0
         (answer,) = json.loads(output.read_text())["queries"]
         assert answer["found"][0]["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_visible_image_is_compared_with_an_infrared_one(two_stems, tmp_path, capsys):
+    weight, image = two_stems
+    other = tmp_path / "b.png"
+    Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    visible, infrared = (Embedder.from_checkpoint(weight, device="cpu", modality=one) for one in (0, 1))
+    words = ["--weight", str(weight), "--device", "cpu", "--json", "--modality"]
+    for modality, a, b in (("visible,infrared", visible, infrared), ("infrared,visible", infrared, visible)):
+        assert verify.main([*words, modality, str(image), str(other)]) == 0
+        (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+        assert pair["cosine"] == pytest.approx(float(a([image])[0] @ b([other])[0]), abs=1e-6)
+    with pytest.raises(UserError, match=r"a\.png"):
+        verify.main([*words, "visible,infrared", str(image), str(image)])
+
+
+@pytest.mark.slow
+def test_an_exported_network_with_a_stem_for_each_modality_has_the_right_one(two_stems, tmp_path, monkeypatch):
+    weight, image = two_stems
+    file = tmp_path / "infrared.onnx"
+    words = ["--weight", str(weight), "--device", "cpu", "--output", str(file), str(image)]
+    with pytest.raises(UserError, match="--modality"):
+        export.main(words)
+    keep = ResNetTower.keep_stem
+    with monkeypatch.context() as other:
+        other.setattr(ResNetTower, "keep_stem", lambda self, modality: keep(self, 1 - modality))
+        with pytest.raises(UserError, match="disagree"):
+            export.main([*words, "--modality", "infrared"])
+    export.main([*words, "--modality", "infrared"])
+    infrared = Embedder.from_checkpoint(weight, device="cpu", modality=1)
+    session = onnxruntime.InferenceSession(file, session_options(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": infrared.prepare(image)[None].numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), infrared([image]), atol=1e-3, rtol=0)
+
+
+def test_thresholds_say_of_which_modalities_they_are(two_stems, tmp_path, capsys):
+    weight, image = Path(shutil.copy(two_stems[0], tmp_path / "two.pth")), two_stems[1]
+    for pid, seen in product("ab", range(3)):
+        (tmp_path / "own" / pid).mkdir(parents=True, exist_ok=True)
+        shade = 80 * "ab".index(pid) + 20 * seen
+        Image.new("RGB", (32, 64), (shade, 200 - shade, 20 * seen)).save(tmp_path / "own" / pid / f"{seen}.png")
+    words = ["--weight", str(weight), "--device", "cpu", "--modality"]
+    assert calibrate.main([*words, "infrared", "--no-figure", str(tmp_path / "own")]) == 0
+    assert json.loads((tmp_path / "two.calibration.json").read_text())["modality"] == "infrared"
+    for modality, said in (("infrared", False), ("visible", True), ("visible,infrared", True)):
+        capsys.readouterr()
+        assert verify.main([*words, modality, str(image), str(tmp_path / "own/a/0.png")]) == 0
+        assert ("infrared" in capsys.readouterr().err) == said
 
 
 def test_networks_are_called_by_what_tells_them_apart():

@@ -63,8 +63,10 @@ def test_the_readme_is_short_and_begins_with_the_demo():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_understood(command, tmp_path, monkeypatch):
     program, *words = shlex.split(command, comments=True)
-    for word in words:
-        if word.endswith(".pth"):  # tools look whether a file is there
+    for word in words:  # tools look whether a file is there
+        if word.endswith("/"):
+            (tmp_path / word).mkdir(parents=True, exist_ok=True)
+        elif word.endswith((".pth", ".jpg", ".csv", ".npz")):
             (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / word).touch()
     monkeypatch.chdir(tmp_path)

@@ -15,12 +15,14 @@ import yaml
 import test_svllreid
 from configs import load, to_dict
 from model.build import load_model
+from model.weights import read_weights
 from processor.card import method_of, without_front_matter
 from processor.inference import Embedder
 from processor.release import card_of
 from tools import release, verify
 from tools.calibrate.__main__ import main as calibrate_main
 from utils import hub, release_folder
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, UserError, WeightsError
 from utils.release_folder import CALIBRATION, CARD, CONFIG, FILES, TENSORS
 
@@ -69,6 +71,15 @@ def test_it_is_tested_like_the_checkpoint(trained, checkpoint, released, tmp_pat
         (entry,) = json.loads(file.read_text())["evaluations"]
         found.append({name: value for name, value in entry.items() if name != "checkpoint"})
     assert found[0] == found[1]
+
+
+def test_the_data_set_of_the_training_is_known_again(checkpoint, tmp_path):
+    contents = read_checkpoint(checkpoint)
+    contents["fingerprint"] = {"data_fingerprint": {"train": "0123", "test": "4567"}}
+    save_checkpoint(checkpoint, contents)
+    release.main(["--weight", str(checkpoint), "--output", str(tmp_path / "released"), "--device", "cpu"])
+    ours, theirs = map(read_weights, (checkpoint, tmp_path / "released"))
+    assert (theirs.trained_on, theirs.tested_on) == (ours.trained_on, ours.tested_on) == ("0123", ("4567",))
 
 
 def test_a_folder_that_is_there_is_not_overwritten(checkpoint, released):

@@ -11,9 +11,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from test_end_to_end import ENVIRONMENT, ROOT
-from test_resume import ONLY_IMAGE, an_image, append, figures, log, metrics, states, train, words
+from test_end_to_end import ENVIRONMENT, ROOT, arguments
+from test_resume import (
+    EVERY_STEP,
+    ONLY_IMAGE,
+    an_image,
+    append,
+    assert_same,
+    figures,
+    log,
+    metrics,
+    states,
+    train,
+    words,
+)
 
 import test_svllreid
 
@@ -84,11 +97,10 @@ def test_two_processes_train_and_test_as_one_and_write_once(alone, tmp_path):
     assert one == two and len(two) == 1
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
-def test_a_process_that_dies_ends_all_and_the_run_is_resumed_by_one(alone, tmp_path):
-    process = torchrun(words(tmp_path, alone / "data"))
+def kill_one(process: subprocess.Popen, folder: Path, state: str = "") -> None:
+    """Kill a process of the training once it has saved a state of such a name; all of them end."""
     deadline = time.monotonic() + 2 * MINUTE
-    while not states(tmp_path):
+    while not any(state in path.name for path in states(folder)):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -96,9 +108,41 @@ def test_a_process_that_dies_ends_all_and_the_run_is_resumed_by_one(alone, tmp_p
     text, _ = process.communicate(timeout=MINUTE)
     assert process.returncode != 0 and "-9" in text
     assert "[rank0]:" not in text  # of a traceback; torchrun itself says which process it was, and the signal
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_a_process_that_dies_ends_all_and_the_run_is_resumed_by_one(alone, tmp_path):
+    kill_one(torchrun(words(tmp_path, alone / "data")), tmp_path)
     train(tmp_path, alone / "data")
     assert "resumed from" in log(tmp_path)
     assert_nearly_the_same(tmp_path, alone)
+
+
+CLUSTERED = {
+    "DATASETS__SYNTHETIC__TRAIN_IMAGES": "14",
+    "DATASETS__SYNTHETIC__TEST_IMAGES": "7",
+    "CLUSTER__K1": "6",
+    "MEMORY__SWAP_MODE": "reference",
+    "MEMORY__SWAP_START": "2",
+    "SOLVER__CLUSTER__MAX_EPOCHS": "2",
+    "SOLVER__CHECKPOINT_MINUTES": EVERY_STEP,
+}
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_clusters_of_two_modalities_killed_within_an_epoch_and_resumed_are_as_uninterrupted(tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    commands = [
+        arguments("configs/demo/vi_cclnet.yml", folder, **CLUSTERED, DATASETS__ROOT_DIR=str(tmp_path / "data"))
+        for folder in (straight, broken)
+    ]
+    output(torchrun(commands[0]))
+    kill_one(torchrun(commands[1]), broken, "cluster_epoch2_step2")
+    output(torchrun(commands[1]))
+    assert "resumed from" in log(broken) and log(broken).count("process 0 of 2") == 2
+    assert_same(broken, straight)
+    labels = [np.load(folder / "run" / "again1_pseudo_labels.npz")["labels"] for folder in (straight, broken)]
+    assert labels[0].max() > 1 and labels[0].tolist() == labels[1].tolist()
 
 
 def test_what_keeps_processes_from_training_is_reported_once(alone, tmp_path):

@@ -147,6 +147,17 @@ def test_intervals_are_as_wide_as_other_identities_make_them():
     assert 0.6 < width / (2 * 1.96 * torch.tensor(apart).std().item()) < 1.5
 
 
+@pytest.mark.parametrize(("identities", "spread"), [(2, 1.0), (12, 0.0)], ids=["two identities", "no errors"])
+def test_replicates_that_agree_are_no_interval(identities, spread):
+    pids = torch.arange(identities).repeat_interleave(6)
+    features = torch.eye(16)[pids] + spread * torch.randn(len(pids), 16, generator=torch.Generator().manual_seed(0))
+    images = Images(torch.arange(len(pids)), Labels(pids, pids))
+    scores = PairScores(torch.nn.functional.normalize(features, dim=1), [(images, images)], ignore_nothing)
+    found = measure(scores, [0.1], generator=torch.Generator().manual_seed(0))
+    for rate in (found.eer.fpr, found.eer.fnr, found.eer.reached, found.at_fpr[0.1].fpr):
+        assert (rate.value > 0) == (spread > 0) and math.isnan(rate.low) and math.isnan(rate.high)
+
+
 @pytest.mark.parametrize("each", [1, 48], ids=["no pairs of one identity", "one identity"])
 def test_nothing_to_measure(each):
     with pytest.raises(DataError, match="identit"):

@@ -197,7 +197,7 @@ def test_wrong_words_are_refused(weight, images, tmp_path, monkeypatch):
         (verify, words(weight, *images[:2], "--calibration", tmp_path / "none.json"), UserError),
         (verify, words(weight, *images[:2]), DataError),
         (calibrate, words(weight, tmp_path, tmp_path), UserError),
-        (calibrate, words(weight, tmp_path / "none"), DataError),
+        (calibrate, words(weight, tmp_path / "none"), UserError),
         (calibrate, words(weight, "--output", tmp_path / "no" / "c.json"), UserError),
         (calibrate, words(weight, "--figure", tmp_path / "roc.gif"), UserError),
         (calibrate, words(weight, "DATASETS.NAMES", "('synthetic', 'market1501')"), UserError),

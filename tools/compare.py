@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (UserError, ConfigError) as error:
                 failed[f"{weight} on {name}"] = one_line(error)
     for what, why in failed.items():
-        sys.stderr.write(f"error: {what}: {why}\n")
+        sys.stderr.write(f"error: {why if why.startswith(what) else f'{what}: {why}'}\n")
     if not measured:
         raise UserError("none of the networks could be tested")
     differences = [difference_to_first(one, measured) for one in measured]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ def parse(
     words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
     example: str | None = None,
     skips: bool = True,
+    crosses: bool = False,
 ) -> argparse.Namespace:
     """Read the command line of such a tool.
 
@@ -38,13 +40,14 @@ def parse(
         words: what stands before the first setting: its name, and what it means; None: nothing does.
         example: of images, for the message when there are none; None: there need not be any.
         skips: there is --skip-unreadable.
+        crosses: --modality may also name two, of the first and of the second image of a pair.
 
     Returns:
         `weight`, `config_file`, `device`, `modality`, `batch_size` and `skip_unreadable`, the words before the first
         setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
 
     Raises:
-        UserError: no images, or some where nothing is expected; no checkpoint, --beside or --calibration; no place for
+        UserError: no images, or some where nothing is expected; a file or folder that is not there; no place for
             --cache.
     """
     parser = new_parser(description)
@@ -52,7 +55,11 @@ def parse(
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
     add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
-    add("--modality", choices=("visible", "infrared"), help="of all images, for a network that has a stem for each")
+    add(
+        "--modality",
+        choices=("visible", "infrared", *(("visible,infrared", "infrared,visible") if crosses else ())),
+        help=f"of all images{', or of the first and second' if crosses else ''}, for a network with a stem for each",
+    )
     add("--batch_size", "--batch-size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
     if skips:
         add(
@@ -72,14 +79,22 @@ def parse(
         raise UserError(f"{name}: which images? e.g. {example}")
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
-    check_weight(arguments.weight, "--weight")
-    if getattr(arguments, "beside", None):
-        check_weight(arguments.beside, "--beside")
-    if getattr(arguments, "calibration", None):
-        check_there(arguments.calibration, "--calibration")
+    _check_named(arguments, name)
     if getattr(arguments, "cache", None):
         check_output(arguments.cache, "--cache", ".sqlite")
     return arguments
+
+
+def _check_named(arguments: argparse.Namespace, name: str) -> None:
+    """Raise UserError if files or folders are not there; patterns are looked for later."""
+    for option in ("weight", "beside"):
+        if weight := getattr(arguments, option, None):
+            check_weight(weight, f"--{option}")
+    given = [(name, image) for image in arguments.images]
+    given += [(f"--{option}", getattr(arguments, option, None)) for option in ("calibration", "gallery", "pairs")]
+    for what, path in given:
+        if path and not glob.has_magic(path):
+            check_there(path, what)
 
 
 def _is_setting(word: str) -> bool:
@@ -187,7 +202,7 @@ def open_embedder(arguments: argparse.Namespace) -> Embedder:
         arguments.weight,
         config_file=arguments.config_file,
         overrides=arguments.overrides,
-        modality=MODALITIES.index(arguments.modality) if arguments.modality else None,
+        modality=MODALITIES.index(arguments.modality) if arguments.modality in MODALITIES else None,
         device=arguments.device,
         batch_size=arguments.batch_size,
     )

@@ -15,6 +15,7 @@ import filecmp
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Verdict(NamedTuple):
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line, with the `pairs` of paths to compare."""
-    arguments = parse(__doc__, argv, options=_options, words=("IMAGE", "two images"))
+    arguments = parse(__doc__, argv, options=_options, words=("IMAGE", "two images"), crosses=True)
     if len(arguments.images) != 2 and (arguments.images or not arguments.pairs):
         raise UserError(f"IMAGE: expected two images, or --pairs FILE; got {len(arguments.images)}")
     return arguments
@@ -55,6 +56,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line, ConfigError)
 
 from utils.calibration_file import EQUAL, Calibration, Rate, Threshold, beside, read_calibration, threshold_at
+from utils.records import MODALITIES
 
 
 class Known(NamedTuple):
@@ -77,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         pairs += read_pairs(expanded(arguments.pairs))
     embedder = open_embedder(arguments)
     known = read_threshold(arguments, embedder.digest)
-    found, failed = embed_files(embedder, list(dict.fromkeys(image for pair in pairs for image in pair)))
+    images = list(dict.fromkeys(image for pair in pairs for image in pair))
+    found, failed = embed_files(embedder, images, modalities_of(pairs, images, arguments.modality))
     features = dict(zip(found.names, found.features, strict=True))
     verdicts = []
     for a, b in pairs:
@@ -98,6 +101,21 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed > 0 and not arguments.skip_unreadable)
 
 
+def modalities_of(pairs: Sequence[tuple[str, ...]], images: Sequence[str], modality: str | None) -> list[int] | None:
+    """Of each image, where --modality says that of the first and of the second of a pair; else None.
+
+    Raises:
+        UserError: an image would be of both.
+    """
+    if modality is None or modality in MODALITIES:
+        return None
+    first, second = map(MODALITIES.index, modality.split(","))
+    of_first = {a for a, _ in pairs}
+    if both := of_first & {b for _, b in pairs}:
+        raise UserError(f"--modality {modality}: {min(both)} is the first image of a pair and the second of another")
+    return [first if image in of_first else second for image in images]
+
+
 def read_threshold(arguments: argparse.Namespace, digest: str) -> Known:
     """The threshold that the command line asks for, of the network with this `digest`.
 
@@ -108,6 +126,9 @@ def read_threshold(arguments: argparse.Namespace, digest: str) -> Known:
     if not path.exists():
         return Known(path, arguments.fpr)
     calibration = read_calibration(path, digest)
+    measured = calibration.get("modality")
+    if measured and set(measured.split(",")) != set((arguments.modality or "").split(",")):
+        sys.stderr.write(f"{path}: thresholds are of pairs that are {measured}, not {arguments.modality}\n")
     return Known(path, arguments.fpr, calibration, threshold_at(calibration, arguments.fpr, path))
 
 
@@ -164,7 +185,7 @@ def expected(calibration: Calibration, threshold: Threshold, fpr: str) -> str:
 
 
 def _percent(rate: Rate) -> str:
-    interval = "" if rate["low"] is None else f" ({100 * rate['low']:.3g} to {100 * rate['high']:.3g})"
+    interval = " (no interval)" if rate["low"] is None else f" ({100 * rate['low']:.3g} to {100 * rate['high']:.3g})"
     return f"{100 * rate['value']:.3g} %{interval}"
 
 

@@ -19,7 +19,7 @@ Cosine = Annotated[float, number(-1.01, 1.01, "a cosine")]
 
 class Rate(TypedDict):
     value: Fraction
-    low: Optional  # None: no replicate had pairs of both kinds
+    low: Optional  # None: no interval
     high: Optional
 
 
@@ -52,6 +52,7 @@ class Calibration(TypedDict):
         ),
     ]
     notes: NotRequired[list[str]]
+    modality: NotRequired[str]  # of the pairs, of a network with a stem for each: one, or two with a comma
 
 
 def beside(weight: str | Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.k_reciprocal import Distances, expanded_weights, jaccard_distances, mean_of_rows, nearest_images
+from utils.k_reciprocal import Distances, expanded_weights, jaccard, mean_of_rows, nearest_images, sums_of_minima
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -58,10 +58,13 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6) -> csr_m
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])
     counts, columns, values = [], [], []
-    for _, distances in jaccard_distances(weights, len(features), 0):
+    for _, minima in sums_of_minima(weights, len(features), 0):
+        places = minima.view(-1).nonzero()[:, 0]  # most images have nothing in common: their distance is 1
+        distances = jaccard(minima.view(-1)[places])
         near = distances <= eps
-        counts.append(near.sum(dim=1))
-        columns.append(near.nonzero()[:, 1].int())
+        places = places[near]
+        counts.append((places // len(features)).bincount(minlength=len(minima)))
+        columns.append((places % len(features)).int())
         values.append(distances[near].clamp(min=NEARLY_0))
     ends = torch.cat(counts).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends])

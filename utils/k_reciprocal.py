@@ -182,18 +182,27 @@ def _means(weights: SparseRows, neighbours: Tensor) -> SparseRows:
 
 
 def jaccard_distances(weights: SparseRows, num_queries: int, gallery: int) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of the first `num_queries` images and their Jaccard distances to those from `gallery` on (eq. 10), [R, G].
+    """Chunks of the first `num_queries` images and their Jaccard distances to those from `gallery` on (eq. 10), [R, G]."""
+    for rows, minima in sums_of_minima(weights, num_queries, gallery):
+        yield rows, jaccard(minima)
 
-    Rows have sum 1, so the sum of maxima is 2 - m, where m is the sum of minima. That one visits, for each image in a
-    query's row, only those of the gallery that have it in theirs. Summands are added by ascending image, so that two
-    images are as far from each other one way as the other, to the last bit.
+
+def jaccard(minima: Tensor) -> Tensor:
+    """Sums of minima of rows of sum 1 -> Jaccard distances, in place: the sum of maxima is 2 less that of minima."""
+    return minima.div_(2 - minima).neg_().add_(1)
+
+
+def sums_of_minima(weights: SparseRows, num_queries: int, gallery: int) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of the first `num_queries` images and their sums of minima with those from `gallery` on, [R, G].
+
+    For each image in a query's row, only those of the gallery are visited that have it in theirs. Summands are added by
+    ascending image, so that two images are as far from each other one way as the other, to the last bit.
     """
     num_gallery = len(weights.starts) - 1 - gallery
     holders = _transposed(weights, gallery)
     sums = _minima_on_cpu if weights.values.device.type == "cpu" else _minima
     for rows in chunks(num_queries, num_gallery):
-        minima = sums(weights, holders, rows, num_gallery)
-        yield rows, minima.div_(2 - minima).neg_().add_(1)
+        yield rows, sums(weights, holders, rows, num_gallery)
 
 
 def _minima(weights: SparseRows, holders: SparseRows, rows: slice, num_gallery: int) -> Tensor:
@@ -217,8 +226,9 @@ def _minima_on_cpu(weights: SparseRows, holders: SparseRows, rows: slice, num_ga
     matrix = holders.matrix(num_gallery)
     work = holders.starts.diff()[weights.columns[weights.starts[rows.start] : weights.starts[rows.stop]].long()]
     size = max(1, SUMMANDS_AT_ONCE * (rows.stop - rows.start) // max(1, int(work.sum())))
+    minima = weights.values.new_zeros(rows.stop - rows.start, num_gallery)
 
-    def some(start: int) -> Tensor:
+    def some(start: int) -> None:
         stop = min(start + size, rows.stop)
         first, last = int(weights.starts[start]), int(weights.starts[stop])
         held = matrix[weights.columns[first:last].numpy()]
@@ -226,11 +236,11 @@ def _minima_on_cpu(weights: SparseRows, holders: SparseRows, rows: slice, num_ga
         owner = np.repeat(np.arange(stop - start), weights.starts[start : stop + 1].diff().numpy())
         summands = np.minimum(held.data, np.repeat(weights.values[first:last].numpy(), counts))
         places = torch.from_numpy(np.repeat(owner * num_gallery, counts) + held.indices)
-        sums = places.bincount(torch.from_numpy(summands), minlength=(stop - start) * num_gallery)
-        return sums.double().view(-1, num_gallery)  # of nothing they are whole numbers
+        minima[start - rows.start : stop - rows.start].view(-1).index_add_(0, places, torch.from_numpy(summands))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return torch.cat(list(pool.map(some, range(rows.start, rows.stop, size))))
+        list(pool.map(some, range(rows.start, rows.stop, size)))
+    return minima
 
 
 def _first_copies(features: Tensor) -> Tensor:

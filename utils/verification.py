@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
     """A rate, as a fraction, and the interval that holds LEVEL of the bootstrap's replicates."""
 
     value: float
-    low: float
+    low: float  # NaN, as `high`: there is no interval
     high: float
 
 
@@ -208,15 +208,24 @@ def measure(
     def point(at: int, target: float | None, value: Tensor, reached: Tensor) -> Point:
         threshold = curve.thresholds[at]
         column = int((again.thresholds == threshold).nonzero())
-        fpr = estimate(curve.fpr[at], again.fpr[:, column])
-        fnr = estimate(1 - curve.tpr[at], 1 - again.tpr[:, column])
-        return Point(float(threshold), fpr, fnr, target, estimate(value, reached))
+        fpr = _rate(curve.fpr[at], again.fpr[:, column])
+        fnr = _rate(1 - curve.tpr[at], 1 - again.tpr[:, column])
+        return Point(float(threshold), fpr, fnr, target, _rate(value, reached))
 
     found: dict[float, Point | None] = dict.fromkeys(targets)
     for target, at in places.items():
         reached = again.tpr.gather(1, place_at_fpr(again, target)[:, None]).squeeze(1)
         found[target] = point(at, target, curve.tpr[at], reached)
     return Verification(same, different, curve, point(int(place), None, eer, equal_error(again)[0]), found)
+
+
+def _rate(value: Tensor, replicates: Tensor) -> Estimate:
+    """As `estimate`, but no interval where replicates agree.
+
+    Those of two identities do, and those without an error: neither makes a rate certain.
+    """
+    found = estimate(value, replicates)
+    return found if found.low < found.high else found._replace(low=float("nan"), high=float("nan"))
 
 
 def _edges(curve: Curve, places: Sequence[int]) -> Tensor:

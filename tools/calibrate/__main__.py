@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +70,7 @@ from tools.labelled_images import embed_samples, images_of, labelled_images, rea
 from utils.calibration_file import beside, write_calibration
 from utils.feature_file import FeatureFile
 from utils.metrics import protocol_of
-from utils.records import Benchmark
+from utils.records import MODALITIES, Benchmark, Sample
 from utils.report import aligned
 from utils.verification import PairScores, measure
 
@@ -124,6 +126,8 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
         "seed": SEED,
         "notes": notes,
     }
+    if len(getattr(embedder.model.image, "stems", ())):
+        facts["modality"] = arguments.modality if arguments.images else modalities_in(samples)
     return found, facts, failed
 
 
@@ -147,6 +151,11 @@ def settings_in(embedder: Embedder) -> dict:
     }
 
 
+def modalities_in(samples: Sequence[Sample]) -> str:
+    """One, or two with a comma."""
+    return ",".join(MODALITIES[number] for number in sorted({sample.modality for sample in samples}))
+
+
 def report(found: Verification) -> str:
     """A table of the thresholds and their rates, in per cent."""
     rows = [["", "threshold", "false accepts (FPR)", "false rejects (FNR)", "EER or TPR"]]
@@ -159,11 +168,15 @@ def report(found: Verification) -> str:
         f"{int(pairs.sum()):,} pairs of {what}".replace(",", " ")
         for pairs, what in ((found.same, "one identity"), (found.different, "two"))
     )
-    return f"{aligned(rows)}\nper cent of {counts}, with 95 % intervals"
+    points = (found.eer, *filter(None, found.at_fpr.values()))
+    without = any(isnan(rate.low) for point in points for rate in (point.fpr, point.fnr, point.reached))
+    said = "; none where replicates agree: too few identities, or no error seen" if without else ""
+    return f"{aligned(rows)}\nper cent of {counts}, with 95 % intervals{said}"
 
 
 def _percent(rate: Estimate) -> str:
-    return f"{100 * rate.value:.3g} ({100 * rate.low:.3g} to {100 * rate.high:.3g})"
+    interval = "no interval" if isnan(rate.low) else f"{100 * rate.low:.3g} to {100 * rate.high:.3g}"
+    return f"{100 * rate.value:.3g} ({interval})"
 
 
 if __name__ == "__main__":
