@@ -14,10 +14,10 @@ from loss.contrast import ImageToText
 from loss.memory import Memory
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from processor.clusters import NAMES, Swap, matched, without_lone_clusters
+from processor.clusters import Swap, matched, without_lone_clusters
 from utils.association import Association
 from utils.distributed import gather
-from utils.records import Batch, Losses, to_device_at_once
+from utils.records import MODALITIES, Batch, Losses, to_device_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class ClusterStage(nn.Module):
         for number in range(len(self.memories)):
             if not (self.labels[self.modalities == number] >= 0).any():
                 logger.warning(
-                    "epoch %d: fewer than two clusters of %s images, which take no part", epoch, NAMES[number]
+                    "epoch %d: fewer than two clusters of %s images, which take no part", epoch, MODALITIES[number]
                 )
 
     def query(self, batch: Batch) -> Tensor:

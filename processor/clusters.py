@@ -10,9 +10,9 @@ from torch import Tensor
 
 from loss.memory import Memory
 from utils.association import Association, associate, association_accuracy, mix_pairs, swap_pairs
-from utils.clustering import Statistics, cluster, majorities, near_pairs, purity
+from utils.clustering import cluster, majorities, near_pairs, purity
+from utils.records import MODALITIES
 
-NAMES = ("visible", "infrared")  # modalities, in the log and in records
 FEWEST = 2  # clusters of a modality; among fewer there is nothing to tell apart
 
 
@@ -94,9 +94,10 @@ def describe(labels: Tensor, modalities: Tensor, pairs: Association | None, pids
     facts: dict[str, Any] = {}
     owners = []
     for number in modalities.unique().tolist():
-        mine, name = modalities == number, NAMES[number]
+        mine, name = modalities == number, MODALITIES[number]
         found, own = labels[mine], pids[mine]
-        facts |= {f"{name}_clusters": Statistics.of(found).clusters, f"{name}_outliers": Statistics.of(found).outliers}
+        clustered = found[found >= 0]
+        facts |= {f"{name}_clusters": len(clustered.unique()), f"{name}_outliers": 1 - len(clustered) / len(found)}
         facts[f"true_{name}_purity"] = purity(found, own)
         owners.append(majorities(found, own))
     if pairs is not None:

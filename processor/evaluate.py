@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -13,14 +14,17 @@ from torch.nn import functional as F
 
 from model.svllreid import SvllReid
 from processor.features import compute_features
+from utils.clock import duration
 from utils.devices import computing_in
 from utils.distributed import on_main
 from utils.metrics import rank, rank_features
 from utils.query_expansion import expand_queries
 from utils.records import FP32, Batch, Benchmark, Evaluation, Labels, Ranking, Refinement, Sample, SideInfo
-from utils.reranking import rerank
+from utils.reranking import expected_cost, rerank
 
+logger = logging.getLogger(__name__)
 NOTHING_MORE = Refinement()
+MANY = 10_000  # images whose re-ranking takes more than a few seconds
 Loader = Callable[[Sequence[Sample]], Iterable[Batch]]  # samples -> batches in their order, test transform
 
 
@@ -117,11 +121,20 @@ def rank_trials(
         if refinement.query_expansion:
             query = expand_queries(query, gallery, *refinement.query_expansion)
         if refinement.re_ranking:
+            _announce(query, gallery)
             distances = rerank(query, gallery, *refinement.re_ranking)
             rankings.append(rank(distances, *labels, **rules))
         else:
             rankings.append(rank_features(query, gallery, *labels, **rules))
     return tuple(rankings)
+
+
+def _announce(query: Tensor, gallery: Tensor) -> None:
+    """Say what re-ranking many images will take."""
+    total = len(query) + len(gallery)
+    if total >= MANY:
+        cost = expected_cost(query, gallery)
+        logger.info("re-ranking %d images: about %.1f GB, %s", total, cost.memory / 1e9, duration(cost.seconds))
 
 
 def _of_features(refinement: Refinement) -> dict[str, Any]:

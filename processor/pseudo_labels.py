@@ -56,8 +56,7 @@ def read_labels(path: Path, samples: Sequence[Sample], *, epoch: int, settings: 
     """What `write_labels` wrote, in the order of `samples`, whatever the order in the file.
 
     Raises:
-        DataError: no such file, none of pseudo-labels, of another epoch or other settings, of other images, or whose
-            labels are not those of its counts.
+        DataError: no such file, none of pseudo-labels, of another epoch or other settings, or of other images.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -77,13 +76,6 @@ def read_labels(path: Path, samples: Sequence[Sample], *, epoch: int, settings: 
     if len(rows) != len(paths) or rows.keys() != set(wanted):
         strange = sorted({name for name, _ in rows.keys() ^ set(wanted)})
         raise DataError(f"{path}: has the pseudo-labels of other images ({', '.join(strange[:3]) or 'some twice'})")
-    counted = {(number, label) for number, count in enumerate(counts) for label in range(count)}
-    clusters = {(number, label) for (_, number), label in rows.items() if label != -1}
-    if clusters != counted:
-        number, label = min(clusters ^ counted)
-        raise DataError(
-            f"{path}: counts {counts} and labels differ (modality {number}, cluster {label}): was it edited?"
-        )
     return found._replace(labels=[rows[key] for key in wanted])
 
 

@@ -331,8 +331,8 @@ MUTATIONS = (
     mutation(
         "clusters by k1 neighbours besides the image",
         "near_pairs",
-        "k1 + 1 if besides_itself else k1",
-        "k1 + 1",
+        "neighbours[:, :k1]",
+        "neighbours[:, : k1 + 1]",
         f"{CLUSTERING}::test_near_pairs_are_those_of_the_dense_form",
     ),
     mutation(

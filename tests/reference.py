@@ -767,29 +767,27 @@ def rerank_dense(queries, gallery, k1=50, k2=15, lam=0.3):
     """k-reciprocal re-ranking (Zhong et al. 2017) in float64 on squared distances; features [Q, W], [G, W] as they
     are compared (normalised before, if at all) -> distances [Q, G]."""
     d, order = _joint(queries, gallery)
-    total, q = len(d), len(queries)
-    v = np.zeros((total, total))
-    for i in range(total):
-        members = _expanded(order, i, k1)
-        v[i, members] = np.exp(-d[i, members]) / np.exp(-d[i, members]).sum()
-    if k2 != 1:
-        v = np.stack([v[order[i, :k2]].mean(0) for i in range(total)])
-    shared = np.stack([np.minimum(v[i], v).sum(1) for i in range(q)])
-    jaccard = 1 - shared / (2 - shared)
-    return ((1 - lam) * jaccard + lam * d[:q])[:, q:]
+    q = len(queries)
+    return ((1 - lam) * _jaccard(d, order, k1, k1, k2)[:q] + lam * d[:q])[:, q:]
 
 
-def jaccard_dense(features, k1=30, k2=6, besides_itself=False):
+def jaccard_dense(features, k1=30, k2=6):
     """Jaccard distances [N, N] of k-reciprocal neighbourhoods in float64, on squared distances as they are; features
     [N, W]. Published programs for clusters count an image among its own k1 neighbours, but not in the half of them."""
     points = np.asarray(features, np.float64)
     d = squared_distances(points, points)
     order = np.argsort(d - np.eye(len(d)), axis=1, kind="stable")  # every image ahead of its copies
+    return _jaccard(d, order, k1, k1 - 1, k2)
+
+
+def _jaccard(d, order, k1, full, k2):
+    """Of all images, from their distances and orders [N, N]; the image itself and `full` may be reciprocal."""
     v = np.zeros_like(d)
     for i in range(len(d)):
-        members = _expanded(order, i, k1, k1 if besides_itself else k1 - 1)
+        members = _expanded(order, i, k1, full)
         v[i, members] = np.exp(-d[i, members]) / np.exp(-d[i, members]).sum()
-    v = np.stack([v[order[i, :k2]].mean(0) for i in range(len(d))])
+    if k2 != 1:
+        v = np.stack([v[order[i, :k2]].mean(0) for i in range(len(d))])
     shared = np.stack([np.minimum(row, v).sum(1) for row in v])
     return 1 - shared / (2 - shared)
 

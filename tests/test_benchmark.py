@@ -79,17 +79,27 @@ def test_the_clock_sees_memory_that_is_given_back_or_was_free():
     assert len(last) and (clock.run.memory is None or 190e6 < clock.run.memory < 300e6)
 
 
-def test_the_textbook_ranks_as_the_program_does():
+def test_both_textbooks_rank_as_the_program_does():
     features, labels = labelled_features(300, 16, 20, 3, CPU)
     query, gallery = features.split((60, 240))
     ids = [Labels(*some) for some in zip(*(field.split((60, 240)) for field in labels), strict=True)]
     expected = rank_features(query, gallery, *ids)
     arrays = [array.numpy() for array in (query, gallery, *ids[0], *ids[1])]
-    for size in (7, 60):
-        precision, inverse, cmc = ranking.textbook(*arrays, size)
+    for precision, inverse, cmc in (
+        ranking.published(*arrays),
+        ranking.textbook(*arrays, 7),
+        ranking.textbook(*arrays, 60),
+    ):
         assert (precision, inverse) == pytest.approx((expected.mAP, expected.mINP), abs=1e-12)
         assert cmc == pytest.approx(expected.cmc.numpy(), abs=1e-12)
     assert 0.05 < expected.mAP < 0.95
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch):
+    names = {True: "published, numpy", False: "textbook, numpy"}
+    for fits, free in ((True, 10**12), (False, 10)):
+        monkeypatch.setattr(ranking, "available_memory", lambda free=free: free)
+        assert {case.ways[0].name for case in ranking.cases(SMALL)} == {names[fits]}
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (7, 1), (5, 9)])

@@ -471,30 +471,3 @@ def test_pseudo_labels_are_joined_by_path(tmp_path, benchmark):
     path.write_bytes(b"no file")
     with pytest.raises(DataError, match=r"labels\.npz: "):
         read_labels(path, train, epoch=7, settings="settings")
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("labels", lambda labels: np.where(np.arange(len(labels)) == 3, 99, labels)),  # no such cluster
-        ("labels", lambda labels: np.where(labels == -1, -7, labels)),
-        ("labels", lambda labels: np.where(labels == 1, 0, labels)),  # a cluster without images
-        ("labels", lambda labels: labels + 0.5),
-        ("labels", lambda labels: labels[:-1]),
-        ("paths", lambda paths: paths[:-1]),
-        ("counts", lambda counts: counts + 1),
-        ("counts", lambda counts: counts[:1]),
-        ("counts", lambda counts: np.append(counts, 2)),
-    ],
-)
-def test_pseudo_labels_that_contradict_themselves_are_refused(tmp_path, benchmark, name, change):
-    train = list(benchmark.train)
-    modalities = torch.tensor([sample.modality for sample in train])
-    labels = torch.tensor([sample.pid % 3 - 1 for sample in train])
-    path = tmp_path / "labels.npz"
-    write_labels(path, PseudoLabels.of(labels, modalities, 2, 7, "settings"), train)
-    with np.load(path) as file:
-        columns = dict(file)
-    np.savez(path, **{**columns, name: change(columns[name])})
-    with pytest.raises(DataError, match=r"labels\.npz: "):
-        read_labels(path, train, epoch=7, settings="settings")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests import reference as ref
 from tests.builders import TensorSizes
 from utils import k_reciprocal
-from utils.clustering import Statistics, cluster, majorities, near_pairs, purity
+from utils.clustering import cluster, majorities, near_pairs, purity
 from utils.errors import DataError
 
 EPS = 0.6
@@ -33,11 +33,10 @@ def people(noise: float = 0.5, images: int = 60, clusters: int = 6, seed: int = 
 @pytest.mark.parametrize("noise", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("k1", "k2"), [(30, 6), (10, 6), (7, 1), (5, 9), (1, 2), (200, 100)])
-@pytest.mark.parametrize("besides_itself", [False, True])
-def test_near_pairs_are_those_of_the_dense_form(noise, dtype, k1, k2, besides_itself):
+def test_near_pairs_are_those_of_the_dense_form(noise, dtype, k1, k2):
     features = people(noise).to(dtype)
-    dense = ref.jaccard_dense(features, k1, k2, besides_itself)
-    found = near_pairs(features, EPS, k1, k2, besides_itself=besides_itself)
+    dense = ref.jaccard_dense(features, k1, k2)
+    found = near_pairs(features, EPS, k1, k2)
     near = dense <= EPS
     assert abs(dense - EPS).min() > 1e-6  # no pair is on the edge
     assert found.nnz == near.sum()
@@ -49,12 +48,6 @@ def test_near_pairs_are_those_of_the_dense_form(noise, dtype, k1, k2, besides_it
 def test_some_of_those_are_outliers_and_some_clusters():
     labels = cluster(near_pairs(people(), EPS, 10), EPS)
     assert labels.max() >= 3 and (labels < 0).any() and labels[3] == labels[40] and labels.dtype == torch.int64
-
-
-def test_the_image_itself_is_one_of_the_neighbours_unless_asked():
-    features = people()
-    pairs = [near_pairs(features, EPS, 10, besides_itself=besides).toarray() for besides in (False, True)]
-    assert np.abs(pairs[0] - pairs[1]).max() > 1e-3
 
 
 def test_many_copies():
@@ -143,15 +136,7 @@ def test_features_that_are_not_finite_and_none():
         near_pairs(features[:0], EPS)
 
 
-# ---------------------------------------------------------------------------------------------- statistics, diagnostics
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [([0, 0, -1, 1, 1, 1, -1, 0], (2, 0.25, 3)), ([0, 0], (1, 0, 2)), ([-1, -1], (0, 1, 0)), ([], (0, 1, 0))],
-)
-def test_statistics(labels, expected):
-    assert Statistics.of(torch.tensor(labels, dtype=torch.int64)) == expected
+# ---------------------------------------------------------------------------------------------------------- diagnostics
 
 
 def test_diagnostics_by_hand():

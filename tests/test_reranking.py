@@ -12,7 +12,7 @@ from tests import reference as ref
 from tests.builders import TensorSizes
 from utils import k_reciprocal
 from utils.errors import DataError
-from utils.reranking import rerank
+from utils.reranking import expected_cost, rerank
 
 EXACT = 1e-6
 
@@ -189,6 +189,13 @@ def test_chunks_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
     with sizes:
         rerank(query, gallery, 8, 3, 0.3)
     assert sizes.largest < 400 * 400 / 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_what_it_will_take_grows_with_the_result(dtype: torch.dtype):
+    small, large = (expected_cost(*split(torch.randn(number, 8).to(dtype), 50)) for number in (100, 40_000))
+    assert small.seconds > 0 and large.seconds > small.seconds
+    assert large.memory - small.memory > 50 * 39_900 * 4
 
 
 def test_features_are_left_alone():

@@ -584,6 +584,18 @@ def test_queries_are_expanded_before_re_ranking():
     assert found.mAP != rank(rerank(query, gallery, 4, 2, 0.3), *map(Labels.of, trial)).mAP
 
 
+@pytest.mark.parametrize("many", [30, 31])
+def test_re_ranking_many_images_is_announced(many, monkeypatch, caplog):
+    monkeypatch.setattr("processor.evaluate.MANY", many)
+    toy, images = benchmark(pids=6, cams=3), [Sample(str(number), number % 6, number % 5) for number in range(30)]
+    trials = (Trial(tuple(images[:10]), tuple(images[10:])),)
+    rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(3))
+    features = Features({sample: row for row, sample in enumerate(images)}, rows)
+    with caplog.at_level(logging.INFO):
+        rank_trials(replace(toy, trials=trials), features, features, Refinement(re_ranking=Reranking(4, 2, 0.3)))
+    assert len(caplog.records) == (many == 30)
+
+
 def test_features_are_computed_once_for_all_trials():
     toy = benchmark(pids=3, cams=3)
     query, gallery = toy.trials[0]

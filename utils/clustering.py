@@ -5,7 +5,7 @@ Of all pairs of images only those that DBSCAN may join are kept, as a sparse mat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ NEARLY_0 = 1e-7  # a sparse matrix takes an entry of 0 for one that is missing
 
 
 @torch.no_grad()
-def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6, *, besides_itself: bool = False) -> csr_matrix:
+def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6) -> csr_matrix:
     """Pairs of images at a Jaccard distance of at most eps, in both orders, each image with itself among them.
 
     The distance is that of re-ranking (Zhong et al., 2017, eq. 10), of squared Euclidean distances as they are, in
@@ -34,7 +34,6 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6, *, besid
             on clusters: they look up k1 neighbours and then take "the first k1 + 1". Sets that are brought along have
             round(k1 / 2) + 1, the image itself included, in those programs as in re-ranking.
         k2: neighbours, the image itself included, whose weights are averaged; 1 leaves the weights as they are.
-        besides_itself: the image itself is not one of the k1, as in the paper and in `rerank`.
 
     Returns:
         Distances [N, N], at least 1e-7, each row by ascending distance.
@@ -51,12 +50,11 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6, *, besid
     if broken:
         raise DataError(f"{len(broken)} features to cluster are not finite, the first at row {broken[0]}")
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    full = k1 + 1 if besides_itself else k1
-    count = min(max(full, k2), len(features))
+    count = min(max(k1, k2), len(features))
     known = Distances(features, features.mean(dim=0))  # of a network that tells images hardly apart, all are near it
     features = known.features
     neighbours = nearest_of_all(known, count)
-    weights = expanded_weights(features, torch.ones_like(features[:, 0]), neighbours[:, :full], k1)
+    weights = expanded_weights(features, torch.ones_like(features[:, 0]), neighbours[:, :k1], k1)
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])
     counts, columns, values = [], [], []
@@ -89,21 +87,6 @@ def cluster(distances: csr_matrix, eps: float, min_samples: int = 4) -> Tensor:
 
     labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances).labels_
     return torch.from_numpy(labels.astype(np.int64))
-
-
-class Statistics(NamedTuple):
-    """What a clustering looks like."""
-
-    clusters: int
-    outliers: float  # share of the images that are in no cluster; 1 without images
-    largest: int  # images in the largest cluster
-
-    @staticmethod
-    def of(labels: Tensor) -> Statistics:
-        """Labels [N] of `cluster`."""
-        sizes = labels[labels >= 0].bincount()
-        clustered = int(sizes.sum())
-        return Statistics(len(sizes), 1 - clustered / max(1, len(labels)), int(sizes.max()) if clustered else 0)
 
 
 # ------------------------------------------------------------------ diagnostics, by true identities: never for training

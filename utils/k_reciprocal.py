@@ -210,7 +210,7 @@ def _means(weights: SparseRows, neighbours: Tensor) -> SparseRows:
 
 
 def jaccard_distances(weights: SparseRows, num_queries: int, gallery: int) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of the first `num_queries` images and their distances to those from `gallery` on (eq. 10), [R, G]."""
+    """Chunks of the first `num_queries` images, and Jaccard distances to those from `gallery` on (eq. 10), [R, G]."""
     for rows, minima in sums_of_minima(weights, num_queries, gallery):
         yield rows, jaccard(minima)
 

@@ -9,6 +9,9 @@ the neighbours, they are computed again in float64. So the neighbours are those 
 
 from __future__ import annotations
 
+import time
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,33 @@ from utils.k_reciprocal import (
     nearest_images,
 )
 from utils.metrics import check_finite
+
+SAMPLE = 64  # images, the product of which with all tells how fast the device is
+TIMES = 2.5  # what all takes, in such products of all images
+ENTRIES = 250  # weights of an image, about
+
+
+class Cost(NamedTuple):
+    """What it takes, roughly."""
+
+    memory: float  # bytes, besides the features
+    seconds: float
+
+
+@torch.no_grad()
+def expected_cost(query: Tensor, gallery: Tensor) -> Cost:
+    """What `rerank` of features [Q, D] and [G, D] will take, by doing a little of it."""
+    total, few = len(query) + len(gallery), gallery[:SAMPLE].float()
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        for images in (query, gallery):
+            (few @ images.T.to(few.dtype)).amax().item()  # which waits for the device
+        return time.perf_counter() - began
+
+    weights = 3 * 12 * ENTRIES * total  # averaged, transposed and what sorts them
+    memory = 4 * len(query) * len(gallery) + 8 * total * query.shape[1] + weights + 6 * 4 * min(PAIRS_AT_ONCE, total**2)
+    return Cost(memory, TIMES * total / max(1, len(few)) * min(seconds(), seconds()))
 
 
 @torch.no_grad()
