@@ -14,7 +14,7 @@ from processor.build.cluster import cluster_parts
 from processor.build.data import Data
 from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
-from processor.build.place import checkpoint_name, times_before
+from processor.build.place import checkpoint_name, times_before, title
 from processor.build.prompt import prompt_parts
 from processor.loop import fit
 from processor.run import Run
@@ -33,8 +33,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
     cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
     block, again = stage.settings(cfg), times_before(run, number, stage)
-    title = f"{stage.title}, again" if again else stage.title
-    with run.clock(title):
+    with run.clock(title(stage, again)):
         # A repetition draws other batches than the first time.
         seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
         parts = MAKE_STAGE[stage.name](run, number, model, data, seed)
@@ -42,7 +41,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
-        logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
+        logger.info("%s: %s", title(stage, again), "\n  ".join(_what_trains(parts, precision)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -51,7 +50,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             Training(optimizer, precision, scaler, average),
             _periods(cfg, stage),
             name=stage.name,
-            title=title,
+            title=title(stage, again),
             again=again,
             file=checkpoint_name(cfg.PROCESSOR.STAGES, number, cfg.MODEL.NAME),
             facts={
