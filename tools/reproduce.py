@@ -67,11 +67,8 @@ def read_table(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Row]]:
 DATA_SETS, ROWS = read_table(Path(__file__).with_suffix(".yml"))
 
 
-class Tolerance(NamedTuple):
-    """How many points a figure may be off."""
-
-    mAP: float = 0.5
-    rank: float = 1.0  # moves more from seed to seed: a query counts all or nothing
+# How many points a figure may be off; rank-k moves more from seed to seed, as a query counts all or nothing.
+TOLERANCE = {"mAP": 0.5, "rank1": 1.0, "rank5": 1.0}
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,8 +81,6 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--root", default="data", help="DATASETS.ROOT_DIR, the folder of the data sets (default %(default)s)")
     add("--output", type=Path, default=OUTPUT, help="folder of the runs (default %(default)s)")
     add("--seed", type=int, help="SOLVER.SEED (default: that of the configuration)")
-    add("--tolerance", type=float, default=Tolerance().mAP, help="of mAP, in points (default %(default)g)")
-    add("--rank-tolerance", type=float, default=Tolerance().rank, help="of rank-k, in points (default %(default)g)")
     add_settings(parser, "settings of all commands, after --")
     return parser.parse_args(argv)
 
@@ -214,7 +209,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for, show rows, and return the exit code."""
     arguments = read_command_line(argv)
     plan = Plan(arguments.root, arguments.output, arguments.seed, tuple(arguments.overrides))
-    tolerance = Tolerance(arguments.tolerance, arguments.rank_tolerance)
     if owned := [key for key in plan.overrides[::2] if key in OWNED]:
         raise UserError(f"{owned[0]}: invalid as a setting of all commands; the row or an option sets it")
     if not arguments.run and plan.output != OUTPUT and not plan.output.expanduser().is_dir():
@@ -229,10 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     order = sorted(shown, key=lambda row: row not in asked)
     outcomes = {row.name: find_outcome(row, plan, run=row in asked) for row in order}
     write = markdown if arguments.markdown else listing
-    sys.stdout.write(write(shown, plan, outcomes, tolerance) + "\n")
+    sys.stdout.write(write(shown, plan, outcomes) + "\n")
     if any(isinstance(outcome, str) for outcome in outcomes.values()):
         return FAILED
-    verdicts = {judge(row, outcomes[row.name], tolerance)[0] for row in shown if row.published and outcomes[row.name]}
+    verdicts = {judge(row, outcomes[row.name])[0] for row in shown if row.published and outcomes[row.name]}
     return 0 if verdicts <= {REPRODUCED} else NOT_REPRODUCED
 
 
@@ -368,16 +362,15 @@ def _figures(entry: Mapping) -> Figures:
     return {name: 100 * entry[name] for name in SHOWN}
 
 
-def judge(row: Row, result: Result, tolerance: Tolerance) -> tuple[str, Figures]:
+def judge(row: Row, result: Result) -> tuple[str, Figures]:
     """Compare with the published figures, at their one decimal -> the verdict, and ours - published in points."""
     off = {name: round(round(result.figures[name], 1) - value, 1) for name, value in row.published.items()}
-    above = {name: tolerance.mAP if name == "mAP" else tolerance.rank for name in off}
-    if any(difference < -above[name] for name, difference in off.items()):
+    if any(difference < -TOLERANCE[name] for name, difference in off.items()):
         return BELOW, off
-    return ABOVE if any(difference > above[name] for name, difference in off.items()) else REPRODUCED, off
+    return ABOVE if any(difference > TOLERANCE[name] for name, difference in off.items()) else REPRODUCED, off
 
 
-def listing(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: Tolerance) -> str:
+def listing(shown: Sequence[Row], plan: Plan, outcomes: Outcomes) -> str:
     """A paragraph for every row."""
     data: dict[tuple, str] = {}  # a data set is read once, not once a row
     paragraphs = []
@@ -395,13 +388,13 @@ def listing(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: Tol
             ("images", data[files]),
             ("CLIP weights", weights(cfg)),
             *([("note", row.note)] if row.note else []),
-            ("ours", ours(row, outcomes[row.name], plan, tolerance)),
+            ("ours", ours(row, outcomes[row.name], plan)),
         ]
         paragraphs.append("\n".join([row.name, *(f"  {title:12}  {text}" for title, text in lines)]))
     return "\n\n".join(paragraphs)
 
 
-def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: Tolerance) -> str:
+def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes) -> str:
     """The table of docs/results.md."""
     rows = [["data set", "method", "published", "ours", "command"]]
     for row in shown:
@@ -412,7 +405,7 @@ def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes, tolerance: To
             DATA_SETS[row.data_set]["title"],
             row.method,
             (" / ".join(map(str, published.values())) or NOT_AT_HAND) + (f" ({', '.join(remarks)})" if remarks else ""),
-            ours(row, outcomes[row.name], plan, tolerance),
+            ours(row, outcomes[row.name], plan),
             ", then ".join(shown_commands(row, plan, mark="`")),
         ]
         rows.append(cells)
@@ -436,7 +429,7 @@ def figures(values: Figures, sign: str = "") -> str:
     return ", ".join(f"{COLUMNS[name]} {value:{sign}.1f}" for name, value in values.items())
 
 
-def ours(row: Row, outcome: Result | str | None, plan: Plan, tolerance: Tolerance) -> str:
+def ours(row: Row, outcome: Result | str | None, plan: Plan) -> str:
     """What this program scored, with all that a reader must know to compare it."""
     if not isinstance(outcome, Result):
         return f"error: {outcome}" if outcome else NOT_YET
@@ -444,8 +437,8 @@ def ours(row: Row, outcome: Result | str | None, plan: Plan, tolerance: Toleranc
     if row.published is None:
         words.append("nothing to compare it with")
     else:
-        verdict, off = judge(row, outcome, tolerance)
-        limits = f"tolerance {tolerance.mAP:g} of mAP, {tolerance.rank:g} of rank-k"
+        verdict, off = judge(row, outcome)
+        limits = f"tolerance {TOLERANCE['mAP']:g} of mAP, {TOLERANCE['rank1']:g} of rank-k"
         unverified = ", and the published figures are unverified" if row.unverified else ""
         words.append(f"{verdict}: {figures(off, '+')} ({limits}{unverified})")
     if outcome.runs > 1:

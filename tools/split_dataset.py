@@ -2,7 +2,6 @@
 
     python -m tools.split_dataset images data/mine                  # images/ID/*.jpg -> data/mine/train/ID/*.jpg
     python -m tools.split_dataset images data/mine --link           # links instead of copies
-    python -m tools.split_dataset images data/mine --form market    # names and folders as Market-1501's
     python -m tools.split_dataset images data/mine.csv --form csv   # one file; no image is copied
 
 A share of the identities, drawn with the seed, is for training. Of every other identity each camera gives some images
@@ -31,7 +30,7 @@ from typing import NamedTuple
 
 from utils.command import answer_early, at_least, new_parser, run_script
 
-FORMS = ("folders", "market", "csv")
+FORMS = ("folders", "csv")
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,7 +66,7 @@ from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
 from utils.records import Omitted
 
-TABLE, NAMES = "pictures.csv", "identities.txt"
+TABLE = "pictures.csv"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
 Images = dict[str, list[LabelledImage]]  # train, query, gallery
 
@@ -85,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Split as the command line says."""
     arguments = read_command_line(argv)
     source, target = expanded(arguments.source, "SOURCE"), expanded(arguments.target, "TARGET")
-    try:
-        _check_places(source, target)
-    except OSError as error:  # no rights, or a name that is too long
-        raise UserError(f"{error.filename or source}: {error.strerror}") from error
+    _check_places(source, target)
     images, omitted = read_identities(source)
     if not images:
         raise UserError(f"SOURCE {source}: expected a folder per identity, with images in it; found no image")
@@ -148,7 +144,6 @@ def write(splits: Images, source: Path, target: Path, *, form: str, link: bool =
     """Write the splits of images below `source` to `target`, which is there as a whole or not at all.
 
     Raises:
-        UserError: two images would have the same name, or a name is none that a CSV file can hold.
         OSError: what the file system says.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +154,7 @@ def write(splits: Images, source: Path, target: Path, *, form: str, link: bool =
         if form == "csv":
             _write_csv(splits, source, folder / TABLE)
         else:
-            _write_images(splits, folder, market=form == "market", link=link)
+            _write_images(splits, folder, link=link)
 
 
 def _check_places(source: Path, target: Path) -> None:
@@ -195,39 +190,21 @@ def _whole(target: Path) -> Iterator[Path]:
         raise UserError(f"{part}: is left from a run that was interrupted; delete it") from error
     try:
         yield part
-        if os.path.lexists(target):  # it has come since
-            raise UserError(f"TARGET {target}: exists already and is not overwritten")
         part.rename(target)
     except BaseException:
         shutil.rmtree(part)
         raise
 
 
-def _write_images(splits: Images, folder: Path, *, market: bool, link: bool) -> None:
-    numbers = numbering("identities", {p.identity: p.path for images in splits.values() for p in images})
-    width = max(4, len(str(len(numbers))))  # 0002, as Market-1501; from 1, as 0 is its distractor
-    names = {identity: f"{number + 1:0{width}}" for identity, number in numbers.items()}
-    places: dict[Path, str] = {}
+def _write_images(splits: Images, folder: Path, *, link: bool) -> None:
     for side, images in splits.items():
         for image in images:
-            own, identity = os.path.basename(image.path), os.path.basename(os.path.dirname(image.path))
-            # An image's own name comes last, so that images of an identity and camera stay in its order.
-            camera = f"_c{image.camera}" if image.camera else ""
-            name = f"{names[image.identity]}{camera}_{own}" if market else os.path.join(identity, own)
-            place = folder / FOLDERS[side][-1 if market else 0] / name
-            if place in places:
-                raise UserError(f"{places[place]} and {image.path} would both be {name}")
-            places[place] = image.path
-    for parent in {place.parent for place in places}:
-        parent.mkdir(parents=True, exist_ok=True)
-    for place, path in places.items():
-        if link:
-            place.symlink_to(os.path.realpath(path))
-        else:
-            shutil.copyfile(path, place)  # not its rights: what is read-only there need not be here
-    if market:
-        lines = (f"{name}\t{identity}\n" for identity, name in names.items())
-        (folder / NAMES).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+            place = folder.joinpath(FOLDERS[side][0], *Path(image.path).parts[-2:])
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if link:
+                place.symlink_to(os.path.realpath(image.path))
+            else:
+                shutil.copyfile(image.path, place)  # not its rights: what is read-only there need not be here
 
 
 def _write_csv(splits: Images, source: Path, file: Path) -> None:
@@ -241,11 +218,7 @@ def _write_csv(splits: Images, source: Path, file: Path) -> None:
         for side, images in splits.items()
         for image in images
     )
-    try:
-        replace_text(file, text.getvalue())
-    except UnicodeEncodeError as error:
-        row = error.object.splitlines()[error.object.count("\n", 0, error.start)]
-        raise UserError(f"{row!r}: is no name that a CSV file can hold; rename it") from error
+    replace_text(file, text.getvalue())
 
 
 def _left_out(omitted: Omitted) -> Iterator[str]:
