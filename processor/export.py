@@ -98,7 +98,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
             verbose=False,
         )
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, {"preprocessing": json.dumps(preprocessing(embedder))})
+    onnx.helper.set_model_props(proto, {"preprocessing": json.dumps(embedder.described())})
     contents = proto.SerializeToString()
     session = onnxruntime.InferenceSession(contents, session_options(), providers=["CPUExecutionProvider"])
     least = 1.0
@@ -128,20 +128,6 @@ def session_options() -> Any:
     options.log_severity_level = 3  # says nothing of float16 kernels that a CPU lacks
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return options
-
-
-def preprocessing(embedder: Embedder) -> dict:
-    """What has to be done to an image before the network sees it, and whose features they are."""
-    return {
-        "size": embedder.size,
-        "resize": "bilinear, antialiased, aspect ratio not kept",
-        "colours": "RGB, 0 to 1, minus mean, divided by std",
-        "mean": embedder.mean,
-        "std": embedder.std,
-        "features": "after the necks" if embedder.neck else "before the necks",
-        "flip": embedder.flip,
-        "digest": embedder.digest,
-    }
 
 
 def _batches(embedder: Embedder, examples: Sequence) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -140,6 +140,21 @@ class Embedder:
             state.update(name.encode())
             state.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return state.hexdigest()[:16]
+
+    def described(self) -> dict[str, Any]:
+        """How images are prepared for it, what is done to features, and whose they are, as plain types."""
+        return {
+            "size": self.size,
+            "resize": "bilinear, antialiased, aspect ratio not kept",
+            "colours": "RGB, 0 to 1, minus mean, divided by std",
+            "mean": self.mean,
+            "std": self.std,
+            "features": f"{'after' if self.neck else 'before'} the necks",
+            "flip": self.flip,
+            "side_information": "mean" if self.side else "none",
+            "precision": self.precision,
+            "digest": self.digest,
+        }
 
     def __call__(
         self,

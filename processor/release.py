@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from processor.card import Facts, facts_of, model_card, results_of
-from processor.export import preprocessing
 from processor.inference import Embedder
 from utils.calibration_file import beside, read_calibration
 from utils.release_folder import CALIBRATION, CARD, PREPROCESSING, is_release, locate, write_release
@@ -57,7 +56,7 @@ def release(embedder: Embedder, weight: str | Path, folder: Path, *, place: str,
     facts = facts_of_embedder(embedder, source, name=folder.name, place=place, licence=licence)
     texts = {
         CARD: model_card(facts._replace(settings=without_places(settings))),
-        PREPROCESSING: json.dumps(preprocessing(embedder), indent=2) + "\n",
+        PREPROCESSING: json.dumps(embedder.described(), indent=2) + "\n",
     }
     if (calibration := beside(weight)).exists():
         read_calibration(calibration, embedder.digest)

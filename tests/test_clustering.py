@@ -84,6 +84,21 @@ def test_any_chunks_give_the_same(pairs: int, monkeypatch: pytest.MonkeyPatch):
     assert (found.indices == whole.indices).all() and np.abs(found.data - whole.data).max() < 1e-12
 
 
+@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("copies", [False, True])
+def test_the_nearest_of_many_that_are_equally_near_are_the_first(count: int, copies: bool, monkeypatch):
+    """Distances of whole numbers are exact, and most images have several others at the same one."""
+    grid = torch.randint(0, 3, (60, 5), generator=torch.Generator().manual_seed(0)).float()
+    features = grid if copies else grid[sorted({tuple(row): place for place, row in enumerate(grid.tolist())}.values())]
+    known = k_reciprocal.Distances(features, torch.zeros(5))
+    assert known.copied == copies
+    distances = torch.cdist(features.double(), features.double()).square().round().fill_diagonal_(-1)
+    expected = distances.sort(dim=1, stable=True).indices[:, :count]
+    for pairs in (2**24, 500, 1):
+        monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", pairs)
+        assert torch.equal(k_reciprocal.nearest_of_all(known, count), expected)
+
+
 def test_distances_are_left_alone():
     found = near_pairs(people(), EPS, 10)
     before = found.copy()

@@ -825,7 +825,6 @@ def test_refuses(tmp_path):
     write(tmp_path / "empty", "a/notes.txt")
     write(tmp_path / "zeros", "01/c1_1.jpg", "1/c1_1.jpg")
     split(source, tmp_path / "done")
-    (tmp_path / "left.part").mkdir()
     (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")
     before = contents(tmp_path)
     new = tmp_path / "new"
@@ -835,7 +834,6 @@ def test_refuses(tmp_path):
         (f"{tmp_path}/dangling.csv: ", source, tmp_path / "dangling.csv", "--form", "csv"),
         (f"{source}/new: ", source, source / "new"),
         (f"{source}/new.csv: ", source, source / "new.csv", "--form", "csv"),
-        (f"{tmp_path}/left.part: ", source, tmp_path / "left"),
         (f"{tmp_path}/flat: ", tmp_path / "flat", new),
         (f"{tmp_path}/empty: ", tmp_path / "empty", new),
         ("identities '01' (", tmp_path / "zeros", new),

@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import shutil
-import sqlite3
 import time
 from pathlib import Path
 
@@ -187,41 +186,17 @@ def test_a_hundred_thousand_features_are_found_fast_and_almost_all(tmp_path):
 
 
 def test_features_are_remembered_by_network_and_content(tmp_path):
-    said = []
-    contents = [bytes([number]) * 32 for number in range(4)]
-    features = unit(4, 8)
-    cache = FeatureCache(tmp_path / "c", "d", 8, said.append)
+    contents, features = [bytes([number]) * 32 for number in range(4)], unit(4, 8)
+    cache = FeatureCache(tmp_path / "c", "d")
     cache.keep(dict(zip(contents[:3], features, strict=False)))
     cache.close()
-    cache = FeatureCache(tmp_path / "c", "d", 8, said.append)
-    found = cache.find(contents)
+    found = FeatureCache(tmp_path / "c", "d").find(contents)
     assert found.keys() == set(contents[:3]) and torch.equal(found[contents[1]], features[1])
-    assert FeatureCache(tmp_path / "c", "other", 8, said.append).find(contents) == {} and not said
-    with sqlite3.connect(tmp_path / "c") as file:
-        file.execute("UPDATE features SET feature = zeroblob(32) WHERE content = ?", (contents[0],))
-    assert cache.find(contents).keys() == set(contents[1:3]) and "1 features" in said.pop()
-    cache.close()
-
-
-def test_a_damaged_cache_is_said_set_aside_and_begun_anew(tmp_path):
-    said = []
-    cache = FeatureCache(tmp_path / "c", "d", 8, said.append)
-    contents = [number.to_bytes(32, "big") for number in range(2000)]
-    cache.keep(dict(zip(contents, unit(2000, 8), strict=True)))
-    cache.close()
-    whole = (tmp_path / "c").read_bytes()
-    for broken in (b"no database" * 100, whole[:4096] + b"\x07" * 40_000 + whole[44_096:]):
-        (tmp_path / "c").write_bytes(broken)
-        cache = FeatureCache(tmp_path / "c", "d", 8, said.append)
-        cache.find(contents)
-        cache.keep({contents[0]: torch.ones(8)})
-        assert (
-            said and str(tmp_path / "c") in said.pop() and torch.equal(cache.find(contents)[contents[0]], torch.ones(8))
-        )
-        cache.close()
-        assert (tmp_path / "c.damaged").read_bytes() == broken
-    with pytest.raises(UserError, match="none"):
-        FeatureCache(tmp_path / "none" / "c", "d", 8, said.append)
+    assert FeatureCache(tmp_path / "c", "other").find(contents) == {}
+    (tmp_path / "c").write_bytes(b"no database" * 100)
+    for path in (tmp_path / "c", tmp_path / "none" / "c"):
+        with pytest.raises(UserError, match=rf"{path}: cannot be used"):
+            FeatureCache(path, "d")
 
 
 @pytest.mark.parametrize("kind", ["faiss", "qdrant"])
@@ -337,11 +312,6 @@ def test_a_changed_file_is_embedded_again_and_a_renamed_one_is_not(run, gallery)
     assert found["from_cache"] == 0
     _, found = run("--gallery", gallery, "--no-cache")
     assert found["from_cache"] == 0
-    cache = run.query.with_name("features.sqlite")
-    cache.write_bytes(b"damaged" * 1000)
-    code, found = run("--gallery", gallery)
-    assert code == 0 and found["from_cache"] == 0 and str(cache) in run.said.err
-    assert run("--gallery", gallery)[1]["embedded"] == 0
 
 
 def test_a_query_in_the_gallery_is_said_and_left_out(run, gallery):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,31 +151,6 @@ def test_what_is_whole_is_reused_and_what_is_not_is_replaced(made, tmp_path, kin
     write_synthetic(tmp_path, kind=kind, **SMALL)
     assert manifest.read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing temporary is left
-
-
-@pytest.mark.skipif(os.name != "posix", reason="cannot ask whether a process runs")
-def test_what_a_killed_run_left_is_removed_but_not_what_a_running_one_writes(tmp_path) -> None:
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait()
-    abandoned, running = (render._make_workshop(tmp_path, f"synthetic{FOLDER}") for _ in range(2))
-    abandoned = abandoned.rename(str(abandoned).replace(f".{os.getpid()}.", f".{finished.pid}."))
-    (abandoned / "data" / "query").mkdir(parents=True)
-    write_synthetic(tmp_path, **SMALL)
-    assert running.exists() and not abandoned.exists()
-
-
-def test_what_was_written_long_ago_on_another_machine_is_removed_but_not_what_is_being_written(tmp_path) -> None:
-    """A kind's images are several folders deep: what counts is the youngest of all."""
-    draft = tmp_path / ".synthetic-vehicle-1x1-1x6-d1-s0.partial.elsewhere.1.abc"
-    deep = draft / "data" / VEHICLES.train
-    deep.mkdir(parents=True)
-    for folder in (deep.parent, deep.parent.parent, draft):
-        os.utime(folder, (0, 0))
-    write_synthetic(tmp_path, **SMALL)
-    assert draft.exists()
-    os.utime(deep, (0, 0))
-    write_synthetic(tmp_path, **SMALL)
-    assert not draft.exists()
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch) -> None:

@@ -127,7 +127,8 @@ def test_what_cannot_be_written_is_said_before_any_work(tool, option, ending, tm
     monkeypatch.chdir(tmp_path)
     for name in ("w.pth", "a.jpg"):
         (tmp_path / name).write_bytes(b"as it is")
-    (tmp_path / f"folder{ending}").mkdir()
+    for name in (f"folder{ending}", "gallery"):
+        (tmp_path / name).mkdir()
     words = ["--weight", "w.pth", *(["--gallery", "gallery/"] if tool is search else [])]
     words += [] if tool in (calibrate, compare, one_in_many, rank_lists, tsne) else ["a.jpg"]
 

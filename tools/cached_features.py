@@ -32,7 +32,7 @@ class CachedFeatures:
         self.embedder = embedder
         self.width = sum(embedder.model.image.dims[1:])
         network = f"{embedder.digest}{'' if embedder.modality is None else f' {MODALITIES[embedder.modality]}'}"
-        self.cache = FeatureCache(path, network, self.width, self._say) if path else None
+        self.cache = FeatureCache(path, network) if path else None
         self.computed = self.remembered = self.unreadable = 0
 
     @classmethod

@@ -24,7 +24,6 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ import numpy as np
 from datasets.identity_folders import read_identities
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
 from utils.errors import UserError, some
-from utils.files import replace_text
+from utils.files import replace_text, replacing_folder
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
 from utils.records import Omitted
@@ -150,7 +149,7 @@ def write(splits: Images, source: Path, target: Path, *, form: str, link: bool =
     if form == "csv" and target.suffix.lower() == ".csv":
         _write_csv(splits, source, target)
         return
-    with _whole(target) as folder:
+    with replacing_folder(target) as folder:
         if form == "csv":
             _write_csv(splits, source, folder / TABLE)
         else:
@@ -178,22 +177,6 @@ def _queries(seen: dict[str, list[LabelledImage]], count: int, rng: np.random.Ge
         for number in rng.permutation(len(images))[: min(count, len(images) - 1)].tolist()
     ]
     return drawn or cameras[rng.integers(len(cameras))]
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes it at the end, or is gone."""
-    part = target.with_name(f"{target.name}.part")
-    try:
-        part.mkdir()
-    except FileExistsError as error:
-        raise UserError(f"{part}: is left from a run that was interrupted; delete it") from error
-    try:
-        yield part
-        part.rename(target)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
 
 
 def _write_images(splits: Images, folder: Path, *, link: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.k_reciprocal import Distances, expanded_weights, jaccard, mean_of_rows, nearest_images, sums_of_minima
+from utils.k_reciprocal import Distances, expanded_weights, jaccard, mean_of_rows, nearest_of_all, sums_of_minima
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -53,13 +53,14 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6) -> csr_m
     count = min(max(k1, k2), len(features))
     known = Distances(features, features.mean(dim=0))  # of a network that tells images hardly apart, all are near it
     features = known.features
-    neighbours = torch.cat([nearest_images(block, known.images[rows], count) for rows, block in known.chunks()])
+    neighbours = nearest_of_all(known, count)
     weights = expanded_weights(features, torch.ones_like(features[:, 0]), neighbours[:, :k1], k1)
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])
     counts, columns, values = [], [], []
+    least = max(0.0, 2 * (1 - eps) / (2 - eps) - 1e-5)  # that images within eps have in common, less what rounding does
     for _, minima in sums_of_minima(weights, len(features), 0):
-        places = minima.view(-1).nonzero()[:, 0]  # most images have nothing in common: their distance is 1
+        places = (minima.view(-1) > least).nonzero()[:, 0]
         distances = jaccard(minima.view(-1)[places])
         near = distances <= eps
         places = places[near]

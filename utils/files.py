@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """`with replacing_folder(folder) as new:` makes a folder, absent or empty, of what is written to `new`, or none.
+
+    A process that is killed leaves `.NAME.NUMBER.tmp` beside it.
+
+    Raises:
+        OSError: the folder has contents; the disk is read-only or full.
+    """
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # in containers, numbers of processes come again
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_text(path: Path, text: str) -> None:

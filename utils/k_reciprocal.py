@@ -75,6 +75,13 @@ class Distances:
             block = torch.addmm(self.lengths, self.features[rows], self.features.T, alpha=-2)
             yield rows, self._finished(block.add_(self.lengths[rows, None]), self.copy_of[rows])
 
+    def halves(self) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of images and their distances to those from the chunk's first on, [R, N - start]; without copies."""
+        for rows in chunks(len(self.features), len(self.features)):
+            others = slice(rows.start, None)
+            block = torch.addmm(self.lengths[others], self.features[rows], self.features[others].T, alpha=-2)
+            yield rows, block.add_(self.lengths[rows, None]).clamp_(min=0)
+
     def in_double(self, rows: Tensor) -> Tensor:
         """The same of some images, computed in float64. -> [R, N]"""
         own = self.given[rows].double() - self.centre
@@ -95,6 +102,27 @@ class Distances:
         """
         unit = torch.finfo(self.features.dtype).eps / 2
         return (6 * self.features.shape[1] ** 0.5 + 4) * unit * (self.lengths + self.lengths.max())
+
+
+def nearest_of_all(known: Distances, count: int) -> Tensor:
+    """The `count` nearest of all images to each, itself first. -> int64 [N, count]
+
+    Where multiplying is what takes time, on a CPU, each pair is multiplied once.
+    """
+    total = len(known.features)
+    if known.copied or known.features.device.type != "cpu":
+        return torch.cat([nearest_images(block, known.images[rows], count) for rows, block in known.chunks()])
+    values, columns = known.features.new_full((total, count), torch.inf), known.images.new_zeros(total, count)
+    for rows, block in known.halves():
+        block.diagonal().fill_(-torch.inf)
+        later = slice(rows.stop, total)
+        for mine, distances in ((rows, block), (later, block[:, rows.stop - rows.start :].T.contiguous())):
+            found = nearest(distances, min(count, distances.shape[1]))
+            # Images that were found before are earlier ones: equally near, they stay in front.
+            candidates = torch.cat([values[mine], distances.gather(1, found)], dim=1)
+            values[mine], order = (part[:, :count] for part in candidates.sort(dim=1, stable=True))
+            columns[mine] = torch.cat([columns[mine], found + rows.start], dim=1).gather(1, order)
+    return columns
 
 
 def nearest_images(block: Tensor, images: Tensor, count: int) -> Tensor:
@@ -147,7 +175,7 @@ def expanded_weights(features: Tensor, scale: Tensor, nearest: Tensor, k1: int) 
         position, column = chosen.nonzero(as_tuple=True)
         image = position + rows.start
         value = torch.exp(-_pair_distances(features, image, column) / scale[image])
-        counts.append(chosen.sum(dim=1))
+        counts.append(position.bincount(minlength=len(candidates)))
         sums = torch.segment_reduce(value, "sum", lengths=counts[-1])
         columns.append(column)
         values.append(value / sums[position])

@@ -9,13 +9,10 @@ README.md                   the model card
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from utils import checkpoint, hub
 from utils.errors import UserError, WeightsError
+from utils.files import replacing_folder
 from utils.paths import expanded
 
 FORMAT = "svllreid-release-1"
@@ -83,13 +81,16 @@ def write_release(folder: Path, tensors: Mapping[str, Tensor], contents: Mapping
     """
     check_unused(folder)
     try:
-        with _replacing(folder) as new:
+        with replacing_folder(folder) as new:
             save_file(
                 {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, new / TENSORS
             )
             facts = {"format": FORMAT, "sha256": _checksum(new / TENSORS), **contents}
             for name, text in {**texts, CONFIG: json.dumps(facts, indent=2) + "\n"}.items():
                 (new / name).write_text(text, encoding="utf-8")
+            for path in new.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
 
@@ -98,24 +99,6 @@ def check_unused(folder: Path) -> None:
     """Raise UserError unless a folder is absent or empty."""
     if os.path.lexists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
         raise UserError(f"--output {folder}: exists already and is not overwritten")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that becomes `folder` at the end; a process that is killed leaves `.NAME.NUMBER.tmp` beside it."""
-    folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()  # an empty one
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _checksum(path: Path) -> str:

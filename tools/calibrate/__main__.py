@@ -65,7 +65,6 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from processor.inference import Embedder
 from tools.labelled_images import embed_samples, images_of, labelled_images, readable
 from utils.calibration_file import beside, write_calibration
 from utils.feature_file import FeatureFile
@@ -116,7 +115,7 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
     facts = {
         "digest": embedder.digest,
         "checkpoint": Path(arguments.weight).name,
-        "settings": settings_in(embedder),
+        "settings": embedder.described(),
         "data_set": benchmark.name,
         **fingerprint,
         "protocol": protocol_of(benchmark.ignored),
@@ -136,19 +135,6 @@ def pair_scores(benchmark: Benchmark, features: FeatureFile) -> PairScores:
     kept = (readable(trial, features) for trial in benchmark.trials)
     trials = [(images_of(trial.query, features), images_of(trial.gallery, features)) for trial in kept]
     return PairScores(features.features, trials, benchmark.ignored)
-
-
-def settings_in(embedder: Embedder) -> dict:
-    """What features depend on besides the weights."""
-    return {
-        "size": embedder.size,
-        "pixel_mean": embedder.mean,
-        "pixel_std": embedder.std,
-        "neck_feat": "after" if embedder.neck else "before",
-        "flip": embedder.flip,
-        "precision": embedder.precision,
-        "side_information": "mean" if embedder.side else "none",
-    }
 
 
 def modalities_in(samples: Sequence[Sample]) -> str:

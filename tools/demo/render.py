@@ -9,15 +9,11 @@ data set is a folder of JPEG files below DATASETS.ROOT_DIR. Nothing is downloade
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import re
 import shutil
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +41,7 @@ from datasets.synthetic import MANIFEST, Parameters
 from tools.demo.infrared_sets import INFRARED_KINDS, InfraredKind, InfraredSet
 from tools.demo.sets import KINDS, SPLITS, Kind, RenderedSet
 from utils.errors import UserError
+from utils.files import replacing_folder
 from utils.logs import log_to_screen
 from utils.paths import expanded
 from utils.records import Benchmark
@@ -52,8 +49,6 @@ from utils.records import Benchmark
 logger = logging.getLogger("render")
 ALL_KINDS = {**KINDS, **INFRARED_KINDS}
 Rendering = RenderedSet | InfraredSet
-_PARTIAL_NAME = re.compile(r"\.synthetic-.+\.partial\.(?P<host>.+)\.(?P<process>\d+)\.[a-z0-9_]+")
-_ABANDONED_AFTER = 3600.0  # seconds without a new file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,20 +110,20 @@ def render(root: Path, data: Rendering, *, progress: bool | None = None) -> Path
 def _find_or_write(root: Path, data: Rendering, progress: bool) -> Path:
     target = root / data.folder_name
     root.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
     if _is_complete(target, data):
         return target
     _refuse_foreign(target, data.kind)
     if target.exists():
         logger.info("%s is incomplete or of another version of the renderer and is rendered anew", target)
-    workshop = _make_workshop(root, target.name)
     try:
-        # A folder inside the temporary one: mkdtemp's own is closed to other users, and would stay so when renamed.
-        draft = workshop / "data"
-        _write(draft, data, progress)
-        _publish(draft, target, data, workshop)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        with replacing_folder(target) as draft:
+            _write(draft, data, progress)
+            if not _is_complete(target, data):
+                _refuse_foreign(target, data.kind)
+                shutil.rmtree(target, ignore_errors=True)
+    except OSError:
+        if not _is_complete(target, data):  # by a process that was faster
+            raise
     return target
 
 
@@ -184,68 +179,6 @@ def _refuse_foreign(folder: Path, kind: Kind | InfraredKind) -> None:
             f"{folder} is in the way of the synthetic data set and was not written by it (no valid {MANIFEST}); "
             "move or delete it, or choose another root"
         )
-
-
-def _make_workshop(root: Path, name: str) -> Path:
-    """A temporary folder beside the target, named after the machine and process that work in it."""
-    return Path(tempfile.mkdtemp(prefix=f".{name}.partial.{socket.gethostname()}.{os.getpid()}.", dir=root))
-
-
-def _publish(draft: Path, target: Path, data: Rendering, workshop: Path) -> None:
-    """Give the finished draft its name, unless another process was faster."""
-    for attempt in range(10):
-        if _is_complete(target, data):
-            return
-        _refuse_foreign(target, data.kind)
-        if target.exists():
-            # Moving it away is one step; deleting it in place would show others a half-empty folder.
-            with contextlib.suppress(FileNotFoundError):  # another process moved it first
-                target.rename(workshop / f"replaced-{attempt}")
-        try:
-            draft.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-        else:
-            return
-    raise UserError(f"{target} keeps changing: other processes write it with another version; try again")
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Delete the temporary folders that killed runs left behind."""
-    for folder in root.glob(".synthetic-*.partial.*"):
-        match = _PARTIAL_NAME.fullmatch(folder.name)
-        if match and folder.is_dir() and not folder.is_symlink() and _is_abandoned(folder, match):
-            logger.info("removing %s, left behind by an interrupted run", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_abandoned(folder: Path, match: re.Match[str]) -> bool:
-    """Whether nobody writes into the folder any more.
-
-    Its process is gone, if it ran on this machine. Process numbers of other machines and containers say nothing here,
-    so for those the folder counts as abandoned when no file was added for an hour.
-    """
-    if match["host"] == socket.gethostname() and not _is_running(int(match["process"])):
-        return True
-    try:
-        newest = max(path.stat().st_mtime for path in (folder, *folder.glob("data/**/")))
-    except FileNotFoundError:
-        return False  # finished and renamed while we looked
-    return time.time() - newest > _ABANDONED_AFTER
-
-
-def _is_running(process: int) -> bool:
-    """Whether this machine has a process of that number; True where one cannot ask."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 if __name__ == "__main__":
