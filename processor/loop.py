@@ -43,8 +43,7 @@ def fit(
     """
     at, progress = run.position, Progress(run, epochs, scaler)
     for epoch in range(at.epoch, epochs + 1):
-        with run.finishing_steps():  # a signal is heeded at the epoch's first step: what was trained is saved
-            at = at._replace(epoch_state=run.before_epoch(epoch, at.epoch_state))
+        at = at._replace(epoch_state=run.before_epoch(epoch, at.epoch_state))
         stage.train()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for group in optimizer.param_groups:
