@@ -109,12 +109,12 @@ class Memory(nn.Module):
         if camids is not None:
             own &= self.cameras == camids[:, None]
         moves, rows = own.any(dim=1, keepdim=True), own.int().argmax(dim=1)  # an image moves one prototype at most
-        queries = F.normalize(features, dim=1).to(self.prototypes.dtype)
+        queries = (1 - self.momentum) * F.normalize(features, dim=1).to(self.prototypes.dtype)
         # No shape depends on the labels, so that the host need not wait for the device.
         for query, row, moved in zip(queries.split(1), rows.split(1), moves.split(1), strict=True):
-            before = self.prototypes[row]
-            after = F.normalize(self.momentum * before + (1 - self.momentum) * query, dim=1)
-            self.prototypes[row] = torch.where(moved, after, before)
+            before = self.prototypes.index_select(0, row)
+            after = F.normalize(self.momentum * before + query, dim=1)
+            self.prototypes.index_copy_(0, row, torch.where(moved, after, before))
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         # The number of prototypes is that of the clusters, which the saved memory knows and this one need not.

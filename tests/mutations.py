@@ -260,8 +260,8 @@ MUTATIONS = (
     mutation(
         "a memory that forgets a tenth only",
         "Memory.update",
-        "self.momentum * _1 + (1 - self.momentum) * _2",
-        "(1 - self.momentum) * _1 + self.momentum * _2",
+        "(1 - self.momentum) * _1",
+        "self.momentum * _1",
         *(
             f"{MEMORY}::test_the_update_is_one_image_after_the_other",
             f"{MEMORY}::test_the_last_image_of_a_class_dominates",

@@ -15,6 +15,7 @@ from tools.benchmark.measure import Case, Measured, Setting, Way, measure
 from tools.benchmark.network import make_network
 from tools.benchmark.report import table
 from utils.clustering import cluster, near_pairs
+from utils.errors import UserError
 from utils.metrics import rank_features
 from utils.records import Labels
 from utils.reranking import rerank
@@ -36,6 +37,14 @@ def test_a_part_is_measured_and_written(part, tmp_path, capsys):
         for way in case["ways"]:
             assert sum(line.startswith(f"| {way['name']} |") for line in lines) >= 1
             assert len(way["runs"]) == 2 and all(run["wall"] > 0 for run in way["runs"])
+
+
+def test_growth_is_drawn_where_it_is_measured(tmp_path):
+    words = ["--scale", "0.005", "--batch", "4", "--repeats", "1", "--device", "cpu", "--figure"]
+    benchmark.main(["growth", *words, str(tmp_path / "x.svg")])
+    assert (tmp_path / "x.svg").read_text(encoding="utf-8").count("re-ranking") >= 1
+    with pytest.raises(UserError, match="growth"):
+        benchmark.main(["text", *words, str(tmp_path / "y.svg")])
 
 
 def test_texts_by_the_textbook_are_those_of_the_text_tower():

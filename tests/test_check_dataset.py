@@ -623,27 +623,6 @@ def test_a_sheet_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
             run(tmp_path / "no data here", "--sheet", name)
 
 
-def test_a_folder_of_sheets_that_cannot_be_written_to_is_refused_before_anything_is_decoded(
-    market, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tool, "full_check", lambda *_, **named: pytest.fail("decodes"))
-    (tmp_path / "runs").write_text("in the way")
-    with pytest.raises(UserError, match=r"^--sheet runs/check_market1501\.png: .*Not a directory"):
-        run(market)
-
-    def refuse(**named):
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "runs").unlink()
-    monkeypatch.setattr(sheet.tempfile, "TemporaryFile", refuse)
-    for words, name in (((), "runs/check_market1501.png"), (("--sheet", "x.png"), "x.png")):
-        with pytest.raises(UserError, match=re.escape(f"{name}: cannot be written (Permission denied)")):
-            run(market, *words)
-    with pytest.raises(UserError, match=r"xxx\.png: .*File name too long"):
-        run(market, "--sheet", f"{'x' * 300}.png")
-
-
 # ---------------------------------------------------------------------------------------------------------------- sheet
 
 

@@ -36,7 +36,7 @@ from model.pretrained import QUICK_GELU
 from model.published import to_published
 from model.weights import Weights, read_weights
 from utils.checkpoint import save_checkpoint, write_tensors
-from utils.errors import UserError, WeightsError
+from utils.errors import UserError, WeightsError, writing
 from utils.fingerprint import versions
 
 
@@ -47,14 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     if target.exists():
         raise UserError(f"TARGET {target}: exists already and is not overwritten")
     weights = read_weights(arguments.source, cfg.MODEL.NAME)
-    try:
+    with writing(f"TARGET {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         if weights.architecture is None:
             _from_published(weights, target, cfg, arguments.overrides[::2])
         else:
             _to_published(weights, target)
-    except OSError as error:
-        raise UserError(f"TARGET {target}: cannot be written ({error.strerror})") from error
 
 
 def _from_published(weights: Weights, target: Path, cfg, requested: list[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from utils.errors import UserError
+from utils.errors import writing
 from utils.files import replacing
 
 DOTS = 200  # per inch
@@ -31,23 +31,20 @@ def write_pages(path: Path, figures: Iterable[Figure]) -> list[Path]:
         UserError: a file cannot be written.
     """
     paths = []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of file names
-            if path.suffix.lower() == ".pdf":
-                figures = iter(figures)
-                first = next(figures, None)
-                if first is not None:
-                    with replacing(path) as file, PdfPages(file) as pages:
-                        for figure in chain([first], figures):
-                            pages.savefig(figure, dpi=DOTS)
-                    paths.append(path)
-                return paths
-            for number, figure in enumerate(figures, 1):
-                target = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-                with replacing(target) as file:
-                    figure.savefig(file, format=path.suffix[1:].lower(), dpi=DOTS)
-                paths.append(target)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    with writing(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of file names
+        if path.suffix.lower() == ".pdf":
+            figures = iter(figures)
+            first = next(figures, None)
+            if first is not None:
+                with replacing(path) as file, PdfPages(file) as pages:
+                    for figure in chain([first], figures):
+                        pages.savefig(figure, dpi=DOTS)
+                paths.append(path)
+            return paths
+        for number, figure in enumerate(figures, 1):
+            target = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
+            with replacing(target) as file:
+                figure.savefig(file, format=path.suffix[1:].lower(), dpi=DOTS)
+            paths.append(target)
     return paths

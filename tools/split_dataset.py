@@ -59,7 +59,7 @@ import numpy as np
 
 from datasets.identity_folders import read_identities
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
-from utils.errors import UserError, some
+from utils.errors import UserError, some, writing
 from utils.files import replace_text, replacing_folder
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
@@ -88,10 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not images:
         raise UserError(f"SOURCE {source}: expected a folder per identity, with images in it; found no image")
     splits = split(images, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
-    try:
+    with writing(f"TARGET {target}"):
         write(splits.images, source, target, form=arguments.form, link=arguments.link)
-    except OSError as error:
-        raise UserError(f"TARGET {target}: cannot be written ({error.strerror})") from error
     if (source / JUNK).is_dir():
         sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
     sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")

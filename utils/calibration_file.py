@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, writing
 from utils.files import replace_text
 from utils.release_folder import CALIBRATION, is_release, locate
 from utils.schema import Count, Fraction, Optional, Rule, fault, number
@@ -74,10 +74,8 @@ def write_calibration(path: Path, found: Verification, facts: Mapping[str, Any])
         EQUAL: _entry(found.eer, EQUAL),
         "at_fpr": {f"{target:g}": point and _entry(point, "tpr") for target, point in found.at_fpr.items()},
     }
-    try:
+    with writing(path):
         replace_text(path, json.dumps(contents, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def read_calibration(path: Path, digest: str) -> Calibration:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -24,6 +25,15 @@ def check_installed(what: str, *libraries: str) -> None:
     """Raise UserError if an optional library is missing that `what` needs."""
     if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
         raise UserError(f"{what} needs {' and '.join(missing)}: pip install -r requirements-extra.txt")
+
+
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Within it, what the operating system refuses is a UserError: `what` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror or error})") from error
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from utils.errors import DataError, UserError, check_installed
+from utils.errors import DataError, check_installed, writing
 from utils.files import replace_text, replacing
 from utils.gallery_index import hits
 from utils.records import Hit
@@ -97,7 +97,7 @@ class FaissIndex:
         data = self.faiss.serialize_index(self.index)
         checksum = zlib.crc32(data)
         vectors = f"vectors-{checksum:08x}.faiss"
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             with replacing(self.path / vectors) as file:
                 file.write(data)
@@ -106,8 +106,6 @@ class FaissIndex:
             for old in self.path.glob("vectors-*.faiss"):
                 if old.name != vectors:
                     old.unlink()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
     def close(self) -> None:
         """Nothing is open."""

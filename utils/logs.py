@@ -13,7 +13,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import writing
 
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
 ESCAPE = "backslashreplace"  # for characters that an encoding lacks, and file names that are not UTF-8
@@ -121,10 +121,8 @@ def log_to_file(path: Path) -> None:
         UserError: the file cannot be made.
     """
     root = logging.getLogger()
-    try:
+    with writing(path):
         file = _File(path, encoding="utf-8", errors=ESCAPE)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     file.setFormatter(FORMAT)
     for old in root.handlers[:]:
         if isinstance(old, _Early):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from utils import checkpoint, hub
-from utils.errors import UserError, WeightsError
+from utils.errors import UserError, WeightsError, writing
 from utils.files import replacing_folder
 from utils.paths import expanded
 
@@ -80,19 +80,14 @@ def write_release(folder: Path, tensors: Mapping[str, Tensor], contents: Mapping
         UserError: it is there and not empty, or cannot be written.
     """
     check_unused(folder)
-    try:
-        with replacing_folder(folder) as new:
-            save_file(
-                {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, new / TENSORS
-            )
-            facts = {"format": FORMAT, "sha256": _checksum(new / TENSORS), **contents}
-            for name, text in {**texts, CONFIG: json.dumps(facts, indent=2) + "\n"}.items():
-                (new / name).write_text(text, encoding="utf-8")
-            for path in new.iterdir():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    with writing(folder), replacing_folder(folder) as new:
+        save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, new / TENSORS)
+        facts = {"format": FORMAT, "sha256": _checksum(new / TENSORS), **contents}
+        for name, text in {**texts, CONFIG: json.dumps(facts, indent=2) + "\n"}.items():
+            (new / name).write_text(text, encoding="utf-8")
+        for path in new.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def check_unused(folder: Path) -> None:

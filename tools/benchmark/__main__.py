@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from utils.command import answer_early, at_least, new_parser, run_script
 
-PARTS = ("input", "ranking", "reranking", "clustering", "text", "image")
+PARTS = ("input", "ranking", "reranking", "clustering", "text", "image", "growth")
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,6 +30,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=at_least(1), default=3, metavar="N", help="runs of each way (default 3)")
     parser.add_argument("--device", default="auto", help="as MODEL.DEVICE (default auto)")
+    parser.add_argument("--figure", metavar="FILE", help="of growth: .png, .svg or .pdf")
     parser.add_argument("--json", metavar="FILE", help="write every single measurement here, too")
     networks = parser.add_argument_group("of a network")
     networks.add_argument("--name", default="ViT-Tiny-8", help="architecture (default ViT-Tiny-8)")
@@ -66,15 +67,16 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import json
 
-from tools.benchmark import clustering, image, input, ranking, reranking, text
+from tools.benchmark import clustering, growth, image, input, ranking, reranking, text
 from tools.benchmark.machine import machine
-from tools.benchmark.measure import Setting, measure
+from tools.benchmark.measure import Measured, Setting, measure
 from tools.benchmark.report import as_json, table
 from utils.devices import pick_device
+from utils.errors import UserError, check_installed
 from utils.files import replace_text
 from utils.paths import expanded
 
-MODULES = input, ranking, reranking, clustering, text, image
+MODULES = input, ranking, reranking, clustering, text, image, growth
 CASES = {part: module.cases for part, module in zip(PARTS, MODULES, strict=True)}
 
 
@@ -82,21 +84,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for every case of the parts."""
     arguments = read_command_line(argv)
     device = pick_device(arguments.device)
-    target = expanded(arguments.json, "--json") if arguments.json else None
+    target, figure = (
+        expanded(path, option) if path else None
+        for path, option in ((arguments.json, "--json"), (arguments.figure, "--figure"))
+    )
+    if figure is not None:
+        check_installed("--figure", "matplotlib")
+        if "growth" not in (arguments.parts or PARTS):
+            raise UserError(f"--figure {arguments.figure}: is of growth; expected that part")
     setting = Setting(device, arguments.scale, arguments.name, arguments.batch, arguments.identities)
     facts = machine(device)
     sys.stdout.write(f"{', '.join(f'{name} {value}' for name, value in facts.items())}\n")
-    found = []
+    found: dict[str, dict[str, list[Measured]]] = {}
     for part in arguments.parts or PARTS:
         for case in CASES[part](setting):
             sys.stdout.write(f"\n{part}: {case.title}\n\n")
             sys.stdout.flush()
             measured = measure(case, device, arguments.repeats)
-            found.append({"part": part, "title": case.title, "ways": as_json(measured)})
+            found.setdefault(part, {})[case.title] = measured
             sys.stdout.write(f"{table(measured, device)}\n")
     if target is not None:
         facts |= {"scale": arguments.scale, "repeats": arguments.repeats}
-        replace_text(target, json.dumps({"machine": facts, "cases": found}, indent=2) + "\n")
+        written = [
+            {"part": part, "title": title, "ways": as_json(measured)}
+            for part, cases in found.items()
+            for title, measured in cases.items()
+        ]
+        replace_text(target, json.dumps({"machine": facts, "cases": written}, indent=2) + "\n")
+    if figure is not None:
+        from tools.benchmark.figure import draw  # matplotlib is an extra
+
+        draw(figure, found["growth"], device)
 
 
 if __name__ == "__main__":

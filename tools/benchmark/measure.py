@@ -35,6 +35,7 @@ class Way(NamedTuple):
     name: str
     run: Callable[[], object]
     flops: float | None = None  # of its matrix products
+    size: int | None = None  # of what it works on, where ways differ in that
 
 
 class Case(NamedTuple):

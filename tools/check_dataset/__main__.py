@@ -45,8 +45,9 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 from datasets.check import quick_check
 from tools.check_dataset.full import full_check
 from tools.check_dataset.report import text
-from tools.check_dataset.sheet import check_sheet, write_sheet
+from tools.check_dataset.sheet import write_sheet
 from tools.demo.render import rendered_benchmark
+from tools.inference import check_output
 from utils.paths import expanded
 
 SHEETS = Path("runs")
@@ -55,15 +56,11 @@ SHEETS = Path("runs")
 def main(argv: Sequence[str] | None = None) -> int:
     """Check what the command line names; 0 if it can be used, 1 if not."""
     cfg, options = read_command_line(argv)
-    sheet = expanded(options.sheet, "--sheet") if options.sheet else None
-    if sheet is not None:
-        check_sheet(sheet)
-
+    sheet = _place(options.sheet) if options.sheet else None
     benchmark = rendered_benchmark(cfg)
     if sheet is None and not options.quick:
         name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
-        sheet = SHEETS / f"check_{name}.png"
-        check_sheet(sheet)
+        sheet = _place(SHEETS / f"check_{name}.png")
     instances = cfg.DATALOADER.NUM_INSTANCE
     drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
     identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if drawn else None
@@ -75,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_sheet(benchmark, sheet, size=cfg.INPUT.SIZE_TRAIN)
         sys.stdout.write(f"{sheet}: training identities (rows) in their cameras (columns)\n")
     return 1 if report.problems else 0
+
+
+def _place(sheet: Path) -> Path:
+    """Where a sheet can be written; its folder is made."""
+    sheet = expanded(sheet, "--sheet")
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    check_output(str(sheet), "--sheet", ".png")
+    return sheet
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,25 +10,12 @@ from PIL import Image, ImageDraw, ImageOps
 from skimage.util import montage
 
 from datasets.images import read_image
-from utils.errors import DataError, UserError
+from utils.errors import DataError, writing
 from utils.records import Benchmark, Sample
 
 ROWS, COLUMNS = 10, 12
 HEIGHT, GAP, MARGIN, LINE, TITLE = 128, 2, 170, 14, 800  # pixels
 WHITE, GREY, BLACK = (255, 255, 255), (128, 128, 128), (0, 0, 0)
-
-
-def check_sheet(path: Path) -> None:
-    """UserError if no PNG file can be written to `path`, before all images are decoded."""
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--sheet {path}: expected a name that ends in .png")
-    try:
-        if path.is_dir():
-            raise UserError(f"--sheet {path}: is a folder")
-        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
-            pass
-    except OSError as error:
-        raise UserError(f"--sheet {path}: cannot be written ({error.strerror})") from error
 
 
 def write_sheet(benchmark: Benchmark, path: Path, *, size: Sequence[int]) -> None:
@@ -59,11 +45,8 @@ def write_sheet(benchmark: Benchmark, path: Path, *, size: Sequence[int]) -> Non
         top = 2 * LINE + GAP + row * (HEIGHT + GAP)
         draw.text((GAP, top), f"label {first.pid}", fill=BLACK)
         draw.text((GAP, top + LINE), name, fill=BLACK)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         sheet.save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def choose(samples: Sequence[Sample]) -> tuple[list[str], list[list[Sample | None]]]:

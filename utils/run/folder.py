@@ -16,7 +16,7 @@ from typing import NamedTuple
 import yaml
 
 from utils.checkpoint import save_checkpoint, write_tensors
-from utils.errors import UserError, one_line
+from utils.errors import UserError, one_line, writing
 from utils.files import replace_text
 from utils.run import CONFIG, NON_FINITE, RESULTS, STATES, TENSORBOARD, VERSIONS, WRITTEN
 from utils.run.metrics import Metrics
@@ -168,10 +168,8 @@ class RunFolder:
 
     def write_card(self, path: Path, text: str) -> None:
         """Write the model card of a checkpoint."""
-        try:
+        with writing(path):
             replace_text(path, text)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
     def save_state(self, name: str, contents: dict, run: dict) -> Path:
         """Write a checkpoint with all that training resumes from, and leave only the newest ones.

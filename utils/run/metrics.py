@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import writing
 from utils.run import METRICS, TENSORBOARD
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,8 @@ class Metrics:
     def record(self, kind: str, *, step: int, **values: Any) -> None:
         """Append numbers; `step` counts over the whole stage."""
         self.kinds.add(kind)
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
             self._show(kind, step, **values)
             self._board.flush()

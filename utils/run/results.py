@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, writing
 from utils.files import replace_text
 from utils.run import RESULTS
 from utils.schema import Results, fault
@@ -34,11 +34,9 @@ def read_results(path: Path) -> dict:
 
 def write_results(path: Path, results: dict) -> None:
     """Replace the file as a whole; UserError if it cannot be written."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(results, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def append_result(folder: Path, entry: dict, name: str = RESULTS) -> Path:
