@@ -173,9 +173,11 @@ class Embedder:
                 raises what is wrong with it.
 
         Raises:
-            DataError: an image that cannot be read, or an array of another kind.
+            DataError: an image that cannot be read, an array of another kind, or one image in place of several.
             UserError: the network has a stem for each modality, and nothing says which an image is of.
         """
+        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) != 4:
+            raise DataError(f"{type(images).__name__}: expected several images; of one, [image]")
         rows = []
         for batch in self._batches(images, skip):
             known = None if modalities is None else [modalities[place] for place in batch]
@@ -220,7 +222,7 @@ class Embedder:
         with ThreadPoolExecutor() as pool:
 
             def submit(count: int) -> list[tuple[int, Future]]:
-                return [(place, pool.submit(self.prepare, image)) for place, image in islice(places, count)]
+                return [(place, self._start(pool, image)) for place, image in islice(places, count)]
 
             waiting: list[tuple[int, Future]] = submit(2 * self.batch_size)
             batch: dict[int, Tensor] = {}
@@ -237,13 +239,26 @@ class Embedder:
                     yield batch
                     batch = {}
 
+    def _start(self, pool: ThreadPoolExecutor, image: Input) -> Future:
+        """`prepare` in a thread, of what is no file a copy: its owner may give it twice, or turn to its next frame."""
+        if isinstance(image, (str, os.PathLike)):
+            return pool.submit(self.prepare, image)
+        try:
+            return pool.submit(lambda rgb: self.transform(rgb)[0], as_rgb(image))
+        except DataError as error:
+            failed: Future = Future()
+            failed.set_exception(error)
+            return failed
+
 
 def as_rgb(image: Input) -> Image.Image:
     """An image in RGB, 8 bits a channel, upright, as `read_image` reads it from a file.
 
     Raises:
-        DataError: it cannot be read, or is an array of another kind.
+        DataError: it cannot be read, has no pixels, or is an array of another kind.
     """
+    if isinstance(image, (Image.Image, np.ndarray)) and 0 in getattr(image, "shape", getattr(image, "size", ())):
+        raise DataError("image: has no pixels")
     if isinstance(image, (str, os.PathLike)):
         return read_image(os.fspath(image))
     if isinstance(image, Image.Image):
