@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from operator import attrgetter
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import Batch, Benchmark, FeatureBatch, Sample, SideInfo, Trial
+from utils.stopping import Interrupted
 
 TEMPLATES = ("A visible photo of a {} person.", "An infrared photo of a {} person.")
 PEOPLE, TESTED, CAMERAS, IMAGES = 8, 3, (0, 0, 1), 3  # cameras: modality of each; images of a person in each
@@ -185,6 +187,23 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, monkeypatch, whole, wh
         assert records(tmp_path / "run", kind) == records(whole, kind)
     with np.load(tmp_path / "run" / "pseudo_labels.npz") as mine, np.load(whole / "pseudo_labels.npz") as other:
         assert mine["labels"].tolist() == other["labels"].tolist()
+
+
+def test_a_signal_while_clusters_are_found_loses_nothing(tmp_path, monkeypatch):
+    real, calls = build_cluster.find_clusters, []
+
+    def signalled(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(build_cluster, "find_clusters", signalled)
+    with pytest.raises(Interrupted):
+        train_svllreid.main(words(tmp_path / "run", PROCESSOR__STAGES="cluster", SOLVER__CHECKPOINT_MINUTES="0"))
+    (state,) = (tmp_path / "run" / "resume").glob("*.pth")
+    position = read_checkpoint(state)["run"]["position"]
+    assert (position["epoch"], position["step"]) == (2, 1)
 
 
 @SLOW
