@@ -186,6 +186,9 @@ ROWS = (
     Key("SOLVER.TF32", False,
         "CUDA: training rounds the factors of fp32 products and convolutions to TF32, but for those of losses. Of use "
         "with SOLVER.PRECISION fp32; tests and cached features have TEST.PRECISION."),
+    Key("SOLVER.COMPILE", False,
+        "Training compiles the towers (torch.compile), which takes minutes at first, needs a C++ compiler and moves "
+        "numbers by rounding; tests and cached features do without."),
     Key("SOLVER.CLIP_GRAD_NORM", 0.0, "Largest norm of the gradient of all parameters; 0.0 is off.", at_least(0)),
     Key("SOLVER.DETERMINISTIC", False,
         "CUDA: only algorithms that give the same bits every time, which is slower. A CPU always does."),

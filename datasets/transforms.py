@@ -180,7 +180,11 @@ class TestTransform:
 
     def __call__(self, image: Image.Image, *, views: bool = False) -> tuple[Tensor, None]:
         """An image -> tensor [3, H, W]; there are no views."""
-        return _normalise(self.resized(image).float(), self.mean, self.std), None
+        return self.normalised(self.resized(image)), None
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., 3, H, W] -> what the network sees."""
+        return _normalise(pixels.float(), self.mean, self.std)
 
     def resized(self, image: Image.Image) -> Tensor:
         """An image in RGB -> uint8 [3, H, W]."""
@@ -197,7 +201,7 @@ class TestTransform:
 
     def finish(self, pixels: Tensor, draws: Draws) -> tuple[Tensor, None]:
         """Pixels uint8 [1, B, 3, H, W] -> images [B, 3, H, W]; there are no views."""
-        return _normalise(pixels[0].float(), self.mean, self.std), None
+        return self.normalised(pixels[0]), None
 
 
 def draw_box(chance: random.Random, size: tuple[int, int], area: tuple[float, float]) -> Box | None:

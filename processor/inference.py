@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -31,6 +32,7 @@ from utils.devices import computing_in, pick_device
 from utils.errors import DataError, UserError
 from utils.records import FP32, MODALITIES, VISIBLE, SideInfo
 
+DECODED_AT_ONCE = 8  # images; hand over one by one, and Python keeps a small network waiting
 Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
 
 
@@ -206,8 +208,8 @@ class Embedder:
         return side if self.side else stem_only(self.model.image, side)
 
     @torch.no_grad()
-    def _embed(self, images: Tensor, modalities: Sequence[int] | None) -> Tensor:
-        images, side = images.to(self.device), self.side_of(len(images), modalities)
+    def _embed(self, pixels: Tensor, modalities: Sequence[int] | None) -> Tensor:
+        images, side = self.transform.normalised(pixels.to(self.device)), self.side_of(len(pixels), modalities)
         with computing_in(self.precision, self.device):
             features = embed_images(self.model, images, side, neck=self.neck, flip=self.flip)
         return F.normalize(features.float(), dim=1).cpu()
@@ -215,27 +217,40 @@ class Embedder:
     def _batches(
         self, images: Iterable[Input], skip: Callable[[int, DataError], None] | None
     ) -> Iterator[dict[int, Tensor]]:
-        """Batches of what the network sees, by the images' places; threads decode two batches ahead, in parallel."""
-        places = enumerate(images)
-        with ThreadPoolExecutor() as pool:
+        """Batches of pixels, by the images' places; threads decode two batches ahead, in parallel."""
+        places, batch = enumerate(images), {}
+        parts = iter(lambda: list(islice(places, DECODED_AT_ONCE)), [])
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:  # one core is the network's
 
-            def submit(count: int) -> list[tuple[int, Future]]:
-                return [(place, pool.submit(self.prepare, image)) for place, image in islice(places, count)]
+            def submit(count: int) -> Iterator[Future]:
+                return (pool.submit(self._pixels, part) for part in islice(parts, count))
 
-            waiting: list[tuple[int, Future]] = submit(2 * self.batch_size)
-            batch: dict[int, Tensor] = {}
+            waiting = deque(submit(1 + 2 * self.batch_size // DECODED_AT_ONCE))
             while waiting:
-                place, future = waiting.pop(0)
-                try:
-                    batch[place] = future.result()
-                except DataError as error:
-                    if skip is None:
-                        raise
-                    skip(place, error)
-                if len(batch) == self.batch_size or (batch and not waiting):
-                    waiting += submit(self.batch_size)
-                    yield batch
-                    batch = {}
+                part = waiting.popleft().result()
+                waiting.extend(submit(1))
+                for place, pixels in part:
+                    if not isinstance(pixels, DataError):
+                        batch[place] = pixels
+                    elif skip is None:
+                        raise pixels
+                    else:
+                        skip(place, pixels)
+                    if len(batch) == self.batch_size:
+                        yield batch
+                        batch = {}
+        if batch:
+            yield batch
+
+    def _pixels(self, images: Sequence[tuple[int, Input]]) -> list[tuple[int, Tensor | DataError]]:
+        """Places and images -> places and pixels uint8 [3, H, W], or what is wrong with an image."""
+        found: list[tuple[int, Tensor | DataError]] = []
+        for place, image in images:
+            try:
+                found.append((place, self.transform.resized(as_rgb(image))))
+            except DataError as error:
+                found.append((place, error))
+        return found
 
 
 def as_rgb(image: Input) -> Image.Image:

@@ -211,7 +211,8 @@ class SavedStageRun(StageRun):
 
     def before_epoch(self, epoch: int, epoch_state: dict | None) -> dict | None:
         if self.parts.before_epoch is not None:
-            epoch_state = self.parts.before_epoch(epoch, epoch_state, self.training.optimizer)
+            with self.finishing_steps():  # a signal is heeded at the epoch's first step, and nothing is lost
+                epoch_state = self.parts.before_epoch(epoch, epoch_state, self.training.optimizer)
         if self.saved is not None:  # only now: parameters and their groups may have been replaced
             self._restore(self.saved)
             self.saved = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from loss.memory import Memory
 from model.build import load_model, make_model
 from processor.build import cluster as build_cluster
 from processor.cluster_stage import ClusterStage, Texts
-from processor.clusters import Swap, without_lone_clusters
+from processor.clusters import Swap, without_few_clusters
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import BalancedBatches, PromptStage
 from processor.pseudo_labels import PseudoLabels, read_labels, write_labels
@@ -29,6 +30,7 @@ from utils.checkpoint import read_checkpoint, read_tensors
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import Batch, Benchmark, FeatureBatch, Sample, SideInfo, Trial
+from utils.stopping import Interrupted
 
 TEMPLATES = ("A visible photo of a {} person.", "An infrared photo of a {} person.")
 PEOPLE, TESTED, CAMERAS, IMAGES = 8, 3, (0, 0, 1), 3  # cameras: modality of each; images of a person in each
@@ -187,6 +189,23 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, monkeypatch, whole, wh
         assert mine["labels"].tolist() == other["labels"].tolist()
 
 
+def test_a_signal_while_clusters_are_found_loses_nothing(tmp_path, monkeypatch):
+    real, calls = build_cluster.find_clusters, []
+
+    def signalled(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(build_cluster, "find_clusters", signalled)
+    with pytest.raises(Interrupted):
+        train_svllreid.main(words(tmp_path / "run", PROCESSOR__STAGES="cluster", SOLVER__CHECKPOINT_MINUTES="0"))
+    (state,) = (tmp_path / "run" / "resume").glob("*.pth")
+    position = read_checkpoint(state)["run"]["position"]
+    assert (position["epoch"], position["step"]) == (2, 1)
+
+
 @SLOW
 def test_without_a_restart_the_tower_goes_on(tmp_path, whole):
     folder = train_svllreid.main(words(tmp_path / "run", SOLVER__CLUSTER__RESTART="False"))
@@ -236,8 +255,19 @@ def test_prompts_of_no_clusters_are_refused(tmp_path):
 
 def test_a_modality_with_a_single_cluster_takes_no_part():
     labels, modalities = torch.tensor([0, 1, -1, 0, 0, -1]), torch.tensor([0, 0, 0, 1, 1, 1])
-    assert without_lone_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
+    assert without_few_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
     assert labels.tolist() == [0, 1, -1, 0, 0, -1]
+
+
+def test_a_modality_of_fewer_clusters_than_processes_takes_no_part_and_the_log_says_so(benchmark, monkeypatch, caplog):
+    stage, modalities = stage_of(benchmark)
+    monkeypatch.setattr("processor.cluster_stage.world_size", lambda: 4)
+    count = len(modalities)
+    labels = (torch.arange(count) % 4).where(modalities == 1, torch.arange(count) % 3)
+    stage.begin_epoch(1, labels, torch.nn.functional.normalize(torch.randn(count, 512), dim=1))
+    assert torch.equal(stage.labels, labels.where(modalities == 1, -1))
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "visible" in said and "4 clusters" in said and "process" in said
 
 
 # What the published program does, on SYSU-MM01 and in a later copy on RegDB, where the two differ.

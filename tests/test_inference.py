@@ -180,6 +180,13 @@ def test_wrong_words_are_refused(trained, tmp_path):
         Embedder.from_checkpoint(published)
 
 
+def test_images_after_settings_are_told_so(trained):
+    images = paths_of(trained[2])[:2]
+    for tool in (embed, verify):
+        with pytest.raises(UserError, match="settings come last"):
+            tool.main(["--weight", str(trained[0]), "TEST.FLIP", "True", *images])
+
+
 def test_files_are_found_once_in_order(tmp_path):
     for name in ("b.jpg", "a.PNG", "c.txt", "in/d.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

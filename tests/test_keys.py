@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -736,6 +736,11 @@ def training_may_round(place: Place, before: Run, after: Run) -> None:
     assert seen == [True, False] and not torch.backends.cuda.matmul.allow_tf32
 
 
+def towers_are_compiled(place: Place, before: Run, after: Run) -> None:
+    assert [run.logged(", compiled") for run in (before, after)] == [0, 2]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # of either tower
+
+
 def cuda_is_told(place: Place, before: Run, after: Run) -> None:
     assert torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
@@ -770,6 +775,7 @@ ELSEWHERE = {
     "SOLVER.CHECKPOINT_MINUTES": Elsewhere("1e-9", "how much is lost when it breaks off", every_step_has_a_state),
     "SOLVER.SYNC_BN": Elsewhere("True", "several processes with a ResNet on GPUs only", nothing_to_do),
     "SOLVER.TF32": Elsewhere("True", "how CUDA rounds", training_may_round),
+    "SOLVER.COMPILE": Elsewhere("True", "speed", towers_are_compiled),
     "SOLVER.DETERMINISTIC": Elsewhere("True", "which algorithms CUDA takes", cuda_is_told),
 }
 
@@ -793,6 +799,7 @@ def test_keys_of_readers_have_an_effect_in_their_own_test():
 def test_keys_of_speed_log_and_places_do_what_they_say_and_change_no_number(place, usual, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a run without OUTPUT_DIR goes
     place.files["<another root>"] = str(tmp_path / "elsewhere")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which needs no C++ compiler
     value, _, claim, rounding = ELSEWHERE[key]
     run = whole_run(place, {key: value})
     claim(place, usual, run)
@@ -820,7 +827,7 @@ def test_what_may_change_on_resume_changes_no_number():
     """But for files that the data's fingerprint stands for, and the checkpoint of a test."""
     others = {"DATASETS.VIEWPOINTS_TRAIN", "DATASETS.VIEWPOINTS_TEST", "TEST.WEIGHT"}
     # These may change numbers on CUDA and with batch norm.
-    numbers = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC", "SOLVER.TF32", "SOLVER.STAGE2.MINI_BATCH"}
+    numbers = {"SOLVER.SYNC_BN", "SOLVER.DETERMINISTIC", "SOLVER.TF32", "SOLVER.COMPILE", "SOLVER.STAGE2.MINI_BATCH"}
     assert {row.name for row in ROWS if row.on_resume == ALWAYS} == (
         ELSEWHERE.keys() - numbers
     ) | others | IN_CLUSTERING

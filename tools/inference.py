@@ -75,16 +75,18 @@ def parse(
     first = next((place for place, word in enumerate(given) if _is_setting(word)), len(given))
     arguments.images = given[:first]
     Pairs([], "overrides")(parser, arguments, given[first:])
-    if example and not arguments.images:
-        raise UserError(f"{name}: which images? e.g. {example}")
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
+    if example and not arguments.images:
+        raise UserError(f"{name}: which images? e.g. {example}")
     return arguments
 
 
 def _check_named(arguments: argparse.Namespace, name: str) -> None:
-    """Raise UserError if files or folders are not there; patterns are looked for later."""
+    """Raise UserError if files or folders are not there, or after settings; patterns are looked for later."""
+    if late := [key for key in arguments.overrides[::2] if not _is_setting(key) and os.path.exists(key)]:
+        raise UserError(f"{late[0]}: comes after a setting; settings come last")
     for option in ("weight", "beside"):
         if weight := getattr(arguments, option, None):
             check_weight(weight, f"--{option}")

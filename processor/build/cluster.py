@@ -18,7 +18,7 @@ from model.svllreid import SvllReid
 from processor.build.data import Data, ordered_loader
 from processor.build.evaluation import evaluate_epoch
 from processor.build.handover import cluster_settings, hand_over, pseudo_labels
-from processor.build.place import prefix, resumed, times_before
+from processor.build.place import prefix, resumed, times_before, title
 from processor.cluster_stage import ClusterStage, Texts
 from processor.clusters import Clustering, Swap, describe, find_clusters, shown
 from processor.features import compute_features
@@ -67,7 +67,7 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
         sampler.set_labels(stage.labels.tolist())
         if not sampler.rows:
             logger.warning(
-                "%s  epoch %d/%d: nothing to train on, it is skipped", CLUSTER.title, epoch, block.MAX_EPOCHS
+                "%s  epoch %d/%d: nothing to train on, it is skipped", title(CLUSTER, again), epoch, block.MAX_EPOCHS
             )
         # Memories change in place: a state within the epoch has them as they are then.
         return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
@@ -108,7 +108,7 @@ def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, d
     pairs = stage.begin_epoch(epoch, labels, features)
     facts = describe(labels, stage.modalities, pairs, torch.tensor([sample.pid for sample in train]))
     epochs = CLUSTER.epochs(cfg)
-    logger.info("%s  epoch %d/%d\n  %s", CLUSTER.title, epoch, epochs, "\n  ".join(shown(facts)))
+    logger.info("%s  epoch %d/%d\n  %s", title(CLUSTER, again), epoch, epochs, "\n  ".join(shown(facts)))
     repeated = {"again": again} if again else {}
     run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **repeated)
     return labels

@@ -13,6 +13,11 @@ def times_before(run: Run, number: int, stage: Stage) -> int:
     return run.cfg.PROCESSOR.STAGES[:number].count(stage.name)
 
 
+def title(stage: Stage, again: int) -> str:
+    """What the log calls a stage that has occurred so often before."""
+    return f"{stage.title}, again" if again else stage.title
+
+
 def prefix(again: int) -> str:
     """How files of a stage that has occurred before begin."""
     return f"again{again}_" if again else ""

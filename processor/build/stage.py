@@ -14,8 +14,9 @@ from processor.build.cluster import cluster_parts
 from processor.build.data import Data
 from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
-from processor.build.place import checkpoint_name, times_before
+from processor.build.place import checkpoint_name, times_before, title
 from processor.build.prompt import prompt_parts
+from processor.compiled import compile_tower
 from processor.loop import fit
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
@@ -33,8 +34,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
     cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
     block, again = stage.settings(cfg), times_before(run, number, stage)
-    title = f"{stage.title}, again" if again else stage.title
-    with run.clock(title):
+    with run.clock(title(stage, again)):
         # A repetition draws other batches than the first time.
         seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
         parts = MAKE_STAGE[stage.name](run, number, model, data, seed)
@@ -42,7 +42,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
-        logger.info("%s: %s", title, "\n  ".join(_what_trains(parts, precision)))
+        logger.info("%s: %s", title(stage, again), "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
@@ -51,7 +51,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             Training(optimizer, precision, scaler, average),
             _periods(cfg, stage),
             name=stage.name,
-            title=title,
+            title=title(stage, again),
             again=again,
             file=checkpoint_name(cfg.PROCESSOR.STAGES, number, cfg.MODEL.NAME),
             facts={
@@ -60,6 +60,9 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
             },
         )
         _warn_of_precision(stage_run, cfg.SOLVER.PRECISION, precision)
+        if cfg.SOLVER.COMPILE:
+            for tower in filter(None, (model.image, model.text)):
+                compile_tower(tower)
         with tf32(cfg.SOLVER.TF32):
             fit(
                 *(parts.module, parts.batches, optimizer, make_schedule(block), block.MAX_EPOCHS),
@@ -102,7 +105,7 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
     )
 
 
-def _what_trains(stage: StageParts, precision: torch.dtype) -> list[str]:
+def _what_trains(stage: StageParts, precision: torch.dtype, compiled: bool) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
     model, weights = stage.model, stage.weights
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
@@ -113,8 +116,9 @@ def _what_trains(stage: StageParts, precision: torch.dtype) -> list[str]:
     summed = {term: f" ({words})" for term, words in stage.summed.items()}
     on = ((term, weight) for term, weight in weights.items() if weight > 0)
     terms = (f"{weight:g} {term}{summed.get(term, '')}".removeprefix("1 ") for term, weight in on)
+    how = str(precision).removeprefix("torch.") + (", compiled, which the first steps wait for" if compiled else "")
     return [
-        f"{sum(training.values()):,} of {total:,} parameters train; towers in {str(precision).removeprefix('torch.')}",
+        f"{sum(training.values()):,} of {total:,} parameters train; towers in {how}",
         f"training: {trains}",
         f"frozen: {frozen or 'nothing'}",
         f"loss = {' + '.join(terms)}",
