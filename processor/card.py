@@ -16,7 +16,7 @@ from model.pretrained import NONE
 from model.svllreid import SvllReid
 from utils.metrics import CROSS_CAMERA
 from utils.records import Refinement
-from utils.report import columns_of, markdown, percent
+from utils.report import REFINED, columns_of, markdown, percent
 from utils.run import RESULTS
 from utils.run.results import END, read_results
 
@@ -251,7 +251,7 @@ def _training(facts: Facts) -> str:
 def _results(facts: Facts) -> str:
     columns = columns_of(facts.results)
     head = ["data set", "split", *columns.values(), "valid queries", "gallery", "trials", "protocol"]
-    rows = [[*head, "flip", "query expansion", "re-ranking", "side information", "image size"]]
+    rows = [[*head, *REFINED.values(), "side information", "image size"]]
     notes: list[str] = []
     for entry in facts.results:
         done, numbers = Refinement.of(entry), [percent(entry, name) for name in columns]

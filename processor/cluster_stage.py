@@ -14,9 +14,9 @@ from loss.contrast import ImageToText
 from loss.memory import Memory
 from loss.weighing import weigh
 from model.svllreid import SvllReid
-from processor.clusters import Swap, matched, without_lone_clusters
+from processor.clusters import FEWEST, Swap, matched, without_few_clusters
 from utils.association import Association
-from utils.distributed import gather
+from utils.distributed import gather, world_size
 from utils.records import MODALITIES, Batch, Losses, to_device_at_once
 
 logger = logging.getLogger(__name__)
@@ -101,12 +101,12 @@ class ClusterStage(nn.Module):
             memory.load_state_dict(state)
 
     def _set_labels(self, epoch: int, labels: Tensor) -> None:
-        self.epoch, self.labels = epoch, without_lone_clusters(labels, self.modalities)
+        needed = max(FEWEST, world_size())  # a batch has one in every process
+        self.epoch, self.labels = epoch, without_few_clusters(labels, self.modalities, needed)
         for number in range(len(self.memories)):
             if not (self.labels[self.modalities == number] >= 0).any():
-                logger.warning(
-                    "epoch %d: fewer than two clusters of %s images, which take no part", epoch, MODALITIES[number]
-                )
+                name, why = MODALITIES[number], ", one for each process" if needed > FEWEST else ""
+                logger.warning("epoch %d: %s images take no part; expected %d clusters%s", epoch, name, needed, why)
 
     def query(self, batch: Batch) -> Tensor:
         """Images -> what is clustered and compared with memories: [B, D] of length 1."""

@@ -78,12 +78,12 @@ def find_clusters(features: Tensor, modalities: Tensor, settings: Clustering) ->
     return labels
 
 
-def without_lone_clusters(labels: Tensor, modalities: Tensor) -> Tensor:
-    """Labels [N] with -1 throughout modalities of fewer than two clusters, which have nothing to contrast."""
+def without_few_clusters(labels: Tensor, modalities: Tensor, needed: int = FEWEST) -> Tensor:
+    """Labels [N] with -1 throughout modalities of fewer than `needed` clusters."""
     labels = labels.clone()
     for modality in modalities.unique().tolist():
         mine = modalities == modality
-        if int(labels[mine].max()) + 1 < FEWEST:
+        if int(labels[mine].max()) + 1 < needed:
             labels[mine] = -1
     return labels
 

@@ -175,9 +175,11 @@ class Embedder:
                 raises what is wrong with it.
 
         Raises:
-            DataError: an image that cannot be read, or an array of another kind.
+            DataError: an image that cannot be read, an array of another kind, or one image in place of several.
             UserError: the network has a stem for each modality, and nothing says which an image is of.
         """
+        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) != 4:
+            raise DataError(f"{type(images).__name__}: expected several images; of one, [image]")
         rows = []
         for batch in self._batches(images, skip):
             known = None if modalities is None else [modalities[place] for place in batch]
@@ -218,7 +220,7 @@ class Embedder:
         self, images: Iterable[Input], skip: Callable[[int, DataError], None] | None
     ) -> Iterator[dict[int, Tensor]]:
         """Batches of pixels, by the images' places; threads decode two batches ahead, in parallel."""
-        places, batch = enumerate(images), {}
+        places, batch = enumerate(map(as_given, images)), {}
         parts = iter(lambda: list(islice(places, DECODED_AT_ONCE)), [])
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:  # one core is the network's
 
@@ -242,23 +244,35 @@ class Embedder:
         if batch:
             yield batch
 
-    def _pixels(self, images: Sequence[tuple[int, Input]]) -> list[tuple[int, Tensor | DataError]]:
+    def _pixels(self, images: Sequence[tuple[int, Input | DataError]]) -> list[tuple[int, Tensor | DataError]]:
         """Places and images -> places and pixels uint8 [3, H, W], or what is wrong with an image."""
         found: list[tuple[int, Tensor | DataError]] = []
         for place, image in images:
             try:
+                if isinstance(image, DataError):
+                    raise image
                 found.append((place, self.transform.resized(as_rgb(image))))
             except DataError as error:
                 found.append((place, error))
         return found
 
 
+def as_given(image: Input) -> Input | DataError:
+    """A path, or a copy, as its owner may give an image twice or turn to its next frame; or what is wrong with it."""
+    try:
+        return image if isinstance(image, (str, os.PathLike)) else as_rgb(image)
+    except DataError as error:
+        return error
+
+
 def as_rgb(image: Input) -> Image.Image:
     """An image in RGB, 8 bits a channel, upright, as `read_image` reads it from a file.
 
     Raises:
-        DataError: it cannot be read, or is an array of another kind.
+        DataError: it cannot be read, has no pixels, or is an array of another kind.
     """
+    if isinstance(image, (Image.Image, np.ndarray)) and 0 in getattr(image, "shape", getattr(image, "size", ())):
+        raise DataError("image: has no pixels")
     if isinstance(image, (str, os.PathLike)):
         return read_image(os.fspath(image))
     if isinstance(image, Image.Image):

@@ -21,7 +21,7 @@ from loss.memory import Memory
 from model.build import load_model, make_model
 from processor.build import cluster as build_cluster
 from processor.cluster_stage import ClusterStage, Texts
-from processor.clusters import Swap, without_lone_clusters
+from processor.clusters import Swap, without_few_clusters
 from processor.progress import NonFiniteLoss
 from processor.prompt_stage import BalancedBatches, PromptStage
 from processor.pseudo_labels import PseudoLabels, read_labels, write_labels
@@ -255,8 +255,19 @@ def test_prompts_of_no_clusters_are_refused(tmp_path):
 
 def test_a_modality_with_a_single_cluster_takes_no_part():
     labels, modalities = torch.tensor([0, 1, -1, 0, 0, -1]), torch.tensor([0, 0, 0, 1, 1, 1])
-    assert without_lone_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
+    assert without_few_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
     assert labels.tolist() == [0, 1, -1, 0, 0, -1]
+
+
+def test_a_modality_of_fewer_clusters_than_processes_takes_no_part_and_the_log_says_so(benchmark, monkeypatch, caplog):
+    stage, modalities = stage_of(benchmark)
+    monkeypatch.setattr("processor.cluster_stage.world_size", lambda: 4)
+    count = len(modalities)
+    labels = (torch.arange(count) % 4).where(modalities == 1, torch.arange(count) % 3)
+    stage.begin_epoch(1, labels, torch.nn.functional.normalize(torch.randn(count, 512), dim=1))
+    assert torch.equal(stage.labels, labels.where(modalities == 1, -1))
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "visible" in said and "4 clusters" in said and "process" in said
 
 
 # What the published program does, on SYSU-MM01 and in a later copy on RegDB, where the two differ.

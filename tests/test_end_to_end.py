@@ -459,6 +459,13 @@ def test_the_demo_fails_when_training_does_not_help(capsys):
     assert "did not gain" in capsys.readouterr().err
 
 
+def test_a_demo_leaves_another_one_alone():
+    configs = [[], *(["--config_file", f"configs/demo/{name}.yml"] for name in ("vi_cclnet", "vehicle_svllreid"))]
+    folders = [demo.read_command_line(words).folder for words in configs]
+    assert folders[0] == Path("runs/demo") and len(set(folders)) == 3
+    assert all(folder.parent == Path("runs") for folder in folders)
+
+
 def test_the_demo_removes_nothing_but_a_demo(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     config, link = tmp_path / "config.yaml", tmp_path / "link"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from argparse import Namespace
 from itertools import product
@@ -11,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from configs import ConfigError, load, to_dict
 from datasets.build import make_loader
@@ -87,6 +88,32 @@ def test_a_path_an_image_and_an_array_are_one_image_bit_for_bit(trained, tmp_pat
     assert all(torch.equal(embedder.prepare(inputs[0]), embedder.prepare(other)) for other in inputs[1:])
 
 
+def test_images_in_memory_are_taken_as_they_are_when_they_are_given(trained, tmp_path):
+    path, _, _ = trained
+    embedder = Embedder.from_checkpoint(path, device="cpu")
+    frames = [Image.new("RGB", (32, 64), colour) for colour in ("red", "green", "blue", "white")]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "film.gif") as film:
+        found = embedder(ImageSequence.Iterator(film))  # one object, which turns to its next frame
+    with Image.open(tmp_path / "film.gif") as film:
+        assert torch.equal(found, embedder([frame.copy() for frame in ImageSequence.Iterator(film)]))
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+    Image.new("RGB", (2000, 2000), "red").save(tmp_path / "large.png")
+    with Image.open(tmp_path / "large.png") as image:
+        features = embedder([image] * 16)  # decoded when it is first looked at
+    assert torch.equal(features, features[:1].expand(16, -1))
+
+
+def test_one_image_is_not_taken_for_several(trained):
+    path, _, benchmark = trained
+    embedder, name = Embedder.from_checkpoint(path, device="cpu"), paths_of(benchmark)[0]
+    for image in (name, Path(name), read_image(name), np.asarray(read_image(name))):
+        with pytest.raises(DataError, match=r"expected several images; of one, \[image\]"):
+            embedder(image)
+    several = np.stack([np.asarray(read_image(name))] * 2)
+    torch.testing.assert_close(embedder(several), embedder([name, name]))
+
+
 def test_batches_change_nothing(trained):
     path, _, benchmark = trained
     paths = paths_of(benchmark)
@@ -109,6 +136,26 @@ def test_batches_change_nothing(trained):
 def test_what_is_no_image_is_refused(trained, image):
     with pytest.raises(DataError, match="RGB of uint8"):
         Embedder.from_checkpoint(trained[0], device="cpu")([image])
+
+
+@pytest.mark.parametrize("image", [np.zeros((0, 4, 3), dtype=np.uint8), Image.new("RGB", (5, 0))], ids=["array", "PIL"])
+def test_a_crop_without_pixels_has_no_features(trained, image):
+    embedder, name = Embedder.from_checkpoint(trained[0], device="cpu"), paths_of(trained[2])[0]
+    with pytest.raises(DataError, match="no pixels"):
+        embedder([image])
+    told = []
+    found = embedder([image, name], skip=lambda place, _: told.append(place))
+    assert told == [0] and torch.equal(found, embedder([name]))
+
+
+def test_a_table_names_files_that_are_in_no_encoding(trained, tmp_path):
+    path, _, benchmark = trained
+    name = os.fsencode(tmp_path) + b"/f\xfcr.jpg"  # as of an old system
+    shutil.copy(paths_of(benchmark)[0], name)
+    words = ["--weight", str(path), "--device", "cpu", "--output", str(tmp_path / "f.npz")]
+    assert embed.main([*words, "--csv", str(tmp_path / "f.csv"), str(tmp_path)]) == 0
+    assert name in (tmp_path / "f.csv").read_bytes()
+    assert read_features(tmp_path / "f.npz").names == [os.fsdecode(name)]
 
 
 def test_an_unreadable_image_is_raised_or_skipped(trained, tmp_path):
@@ -178,6 +225,13 @@ def test_wrong_words_are_refused(trained, tmp_path):
     torch.save({"image_encoder.proj": torch.zeros(2, 2)}, published)
     with pytest.raises(WeightsError, match="config_file"):
         Embedder.from_checkpoint(published)
+
+
+def test_images_after_settings_are_told_so(trained):
+    images = paths_of(trained[2])[:2]
+    for tool in (embed, verify):
+        with pytest.raises(UserError, match="settings come last"):
+            tool.main(["--weight", str(trained[0]), "TEST.FLIP", "True", *images])
 
 
 def test_files_are_found_once_in_order(tmp_path):

@@ -174,6 +174,8 @@ def test_the_card_says_what_is_known_and_nothing_else(trained, checkpoint, tmp_p
     text = without_front_matter(card)
     assert text.startswith("# model\n") and embedder.digest in text and "SVLL-ReID" in text
     assert text.count("| synthetic |") == 2 and "64 × 32" in text and trained[1].DATASETS.ROOT_DIR not in text
+    table = [line for line in text.partition("## Results")[2].splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1 and len(table) == 4
     folder = tmp_path / "released"
     release.main(["--weight", str(checkpoint), "--output", str(folder), "--license", "cc-by-4.0"])
     again = card_of(folder, Embedder.from_checkpoint(folder, device="cpu"))

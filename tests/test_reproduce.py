@@ -15,7 +15,7 @@ from builders import write_synthetic
 
 from configs import ConfigError, load, to_dict
 from datasets.market1501 import FOLDERS
-from tools import reproduce
+from tools import compare, reproduce
 from tools.reproduce import ROWS, Plan, Row
 from utils.command import parse
 from utils.errors import UserError
@@ -274,6 +274,20 @@ def test_verdicts(plan, capsys, scores, word):
     assert call(plan) == (0 if word == "reproduced" else 1)
     text = paragraph(capsys.readouterr().out, PLAIN)
     assert f"{word}: mAP {round(scores.get('mAP', 89.6), 1) - 89.6:+.1f}, rank-1 " in text
+
+
+def test_networks_of_a_data_set_come_with_the_command_that_compares_them(plan, capsys):
+    names = (PLAIN, "market1501-vit_svllreid", "veri-vit_clipreid")
+    pretend(names[0], plan)
+    pretend(names[2], plan)
+    call(plan)
+    assert "tools.compare" not in capsys.readouterr().out
+    pretend(names[1], plan)
+    call(plan)
+    (command,) = re.findall(r"python -m tools\.compare (.*)", capsys.readouterr().out)
+    words = compare.read_command_line(shlex.split(command))
+    assert words.weight == [str(plan.checkpoint(ROWS[name])) for name in names[:2]]
+    assert words.data == ["market1501"] and words.overrides == ["DATASETS.ROOT_DIR", plan.root]
 
 
 def test_vehicleid_is_judged_by_rank_1_and_rank_5():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -87,6 +88,25 @@ def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
     assert lines[0] == "| | seed 0 | seed 1 | mean mAP | mean rank-1 |"
     assert lines[3].endswith("| 40.0 | 50.0 | 45.0 ± 7.1 | 55.0 |")
     assert lines[-1] == "| SVLL-ReID − CLIP-ReID | -5.0 | +2.0 | -1.5 |  |"
+
+
+def test_the_methods_of_a_seed_are_compared_query_by_query(trained, tmp_path, capsys, monkeypatch):
+    ends = {}
+    for name in ("vit_base", "vit_clipreid", "vit_svllreid"):
+        ends[f"{name}_3"] = str(shutil.copy(trained[0], tmp_path / f"{name}.pth"))
+    score = {"mAP": 0.5, "rank1": 0.5}
+    monkeypatch.setattr(compare_methods, "finished", lambda folder, cfg: True)
+    monkeypatch.setattr(compare_methods, "score_pixels", lambda cfg: score)
+    monkeypatch.setattr(
+        compare_methods,
+        "_entries",
+        lambda folder: [{"when": when, "checkpoint": ends[folder.name], **score} for when in ("start", "end")],
+    )
+    compare_methods.main(["--seeds", "3", "--folder", str(tmp_path), "MODEL.DEVICE", "cpu"])
+    networks = json.loads((tmp_path / "compare_3.json").read_text())["networks"]
+    assert [one["checkpoint"] for one in networks] == list(ends.values())
+    assert [one["difference"] is None for one in networks] == [True, False, False]
+    assert capsys.readouterr().out.count("| synthetic |") == 3
 
 
 def test_every_tool_is_listed_with_a_sentence(capsys):

@@ -19,6 +19,8 @@ from tools.pages import write_pages
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, UserError
 from utils.metrics import ignore_nothing, same_camera
+from utils.records import Labels
+from utils.verification import Images, PairScores, measure
 
 
 @pytest.fixture
@@ -98,6 +100,21 @@ def test_rates_are_those_of_the_pairs_that_count(trained, weight, images, capsys
         capsys, *words(weight, *images[:2], "--calibration", weight.with_name("flip.json"), "TEST.FLIP", "True")
     )
     assert code == 0 and answer["digest"] == other
+
+
+def test_the_drawn_curve_goes_through_the_points(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figure, "write_pages", lambda path, pages: drawn.extend(pages))
+    pids = torch.arange(30).repeat_interleave(4)
+    features = torch.nn.functional.normalize(torch.randn(30, 16)[pids] + torch.randn(120, 16), dim=1)
+    images = Images(torch.arange(120), Labels(pids, torch.zeros_like(pids)))
+    scores = PairScores(features, [(images, images)], ignore_nothing)
+    found = measure(scores, (1e-2, 1e-3), generator=torch.Generator().manual_seed(0))
+    figure.draw(tmp_path / "roc.png", [("one", found)], title="")
+    curve, *_ = (line for line in drawn[0].axes[1].lines if line.get_drawstyle() == "steps-post")
+    x, y = curve.get_data()
+    for fpr, point in found.at_fpr.items():
+        assert y[x.searchsorted(fpr, side="right") - 1] == pytest.approx(100 * point.reached.value)
 
 
 def test_a_network_beside_is_in_the_picture_alone(weight, trained, tmp_path, monkeypatch):

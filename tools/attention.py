@@ -18,7 +18,16 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_beside, check_picture, check_unlike, for_each_network, open_embedder, parse, short_names
+from tools.inference import (
+    KINDS,
+    add_beside,
+    add_output,
+    check_unlike,
+    for_each_network,
+    open_embedder,
+    parse,
+    short_names,
+)
 from utils.command import answer_early, run_script
 from utils.errors import DataError, UserError
 from utils.paths import expanded
@@ -28,14 +37,12 @@ PAIR = "pair"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, example="a.jpg b.jpg")
-    check_picture(arguments.output, "--output")
-    return arguments
+    return parse(__doc__, argv, options=_options, example="a.jpg b.jpg")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", metavar="FILE", default="attention.png", help=".png, .svg or .pdf; default: attention.png")
+    add_output(parser, "--output", *KINDS, default="attention.png")
     add("--method", choices=("class", "rollout", "share", PAIR), help="default: rollout, else share")
     add_beside(parser)
 

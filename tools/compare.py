@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import utils.threads  # noqa: F401
 from configs import ConfigError, load_for_test
-from tools.inference import check_output
+from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -32,7 +32,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weight", metavar="FILE", action="append", required=True, help="a network; the first is the reference")
     add("--data", metavar="NAME", action="append", default=[], help="a data set; default: those of the first network")
     add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which published files need")
-    add("--output", metavar="FILE", default="compare.json", help="default: %(default)s")
+    add_output(parser, "--output", ".json", default="compare.json")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add("--batch", metavar="N", type=at_least(1), default=8, help="images at a time when time is measured; default: 8")
     add("--repeats", metavar="N", type=at_least(1), default=5, help="of which the fastest counts; default: 5")
@@ -40,7 +40,6 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     if len(set(arguments.weight)) < len(arguments.weight):
         raise UserError("--weight: the same network twice; expected different ones")
-    check_output(arguments.output, "--output", ".json")
     load_for_test(arguments.config_file, ["TEST.WEIGHT", arguments.weight[0], *arguments.overrides])
     return arguments
 

@@ -13,23 +13,19 @@ import sys
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_output, embed_files, open_embedder, parse
+from tools.inference import add_output, embed_files, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, example="gallery/ or 'gallery/*.jpg'")
-    check_output(arguments.output, "--output", ".npz")
-    if arguments.csv:
-        check_output(arguments.csv, "--csv", ".csv")
-    return arguments
+    return parse(__doc__, argv, options=_options, example="gallery/ or 'gallery/*.jpg'")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", default="features.npz", help="written to; default: features.npz")
-    parser.add_argument("--csv", metavar="FILE", help="a table to write as well")
+    add_output(parser, "--output", ".npz", default="features.npz")
+    add_output(parser, "--csv", ".csv", meaning="a table to write as well")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

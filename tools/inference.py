@@ -75,18 +75,18 @@ def parse(
     first = next((place for place, word in enumerate(given) if _is_setting(word)), len(given))
     arguments.images = given[:first]
     Pairs([], "overrides")(parser, arguments, given[first:])
-    if example and not arguments.images:
-        raise UserError(f"{name}: which images? e.g. {example}")
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
-    if getattr(arguments, "cache", None):
-        check_output(arguments.cache, "--cache", ".sqlite")
+    if example and not arguments.images:
+        raise UserError(f"{name}: which images? e.g. {example}")
     return arguments
 
 
 def _check_named(arguments: argparse.Namespace, name: str) -> None:
-    """Raise UserError if files or folders are not there; patterns are looked for later."""
+    """Raise UserError if files or folders are not there, or after settings; patterns are looked for later."""
+    if late := [key for key in arguments.overrides[::2] if not _is_setting(key) and os.path.exists(key)]:
+        raise UserError(f"{late[0]}: comes after a setting; settings come last")
     for option in ("weight", "beside"):
         if weight := getattr(arguments, option, None):
             check_weight(weight, f"--{option}")
@@ -163,8 +163,27 @@ def short_names(weights: Sequence[str]) -> list[str]:
 
 def add_cache_options(parser: argparse.ArgumentParser, *, where: str = "beside the output") -> None:
     """Let a command line say where features are remembered; `where` they are by default."""
-    parser.add_argument("--cache", metavar="FILE", help=f"of features; default: features.sqlite {where}")
+    add_output(parser, "--cache", ".sqlite", meaning=f"of features, else features.sqlite {where}")
     parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
+
+
+def add_output(
+    parser: argparse.ArgumentParser,
+    option: str,
+    *endings: str,
+    default: str | None = None,
+    meaning: str = "written to",
+) -> None:
+    """Let a command line name a file to write, and refuse it at once if it cannot be written."""
+
+    def checked(path: str) -> str:
+        check_output(path, option, *endings)
+        if endings == KINDS:
+            check_installed(f"{option} {path}", "matplotlib")
+        return path
+
+    said = f"{meaning}: {', '.join(endings)}" + (f"; default: {default}" if default else "")
+    parser.add_argument(option, metavar="FILE", type=checked, default=default, help=said)
 
 
 def check_output(path: str, option: str, *endings: str) -> None:
@@ -178,12 +197,6 @@ def check_output(path: str, option: str, *endings: str) -> None:
         raise UserError(f"{option} {path}: is a folder or a device, in place of a file")
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"{option} {path}: the folder {target.parent} may not be written to")
-
-
-def check_picture(path: str, option: str) -> None:
-    """The same for pictures, which need matplotlib."""
-    check_output(path, option, *KINDS)
-    check_installed(f"{option} {path}", "matplotlib")
 
 
 def check_unlike(path: str, option: str, images: Sequence[str]) -> None:

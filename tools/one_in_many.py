@@ -16,7 +16,7 @@ import sys
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_output, embed_files, open_embedder, parse_labelled
+from tools.inference import add_output, embed_files, open_embedder, parse_labelled
 from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -27,8 +27,6 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parse_labelled(__doc__, argv, _options)
     if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
         raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
-    if arguments.output:
-        check_output(arguments.output, "--output", ".json")
     return arguments
 
 
@@ -44,7 +42,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--draws", metavar="N", type=at_least(1), default=1000, help="default: 1000")
     add("--distractors", metavar="N", type=at_least(1), default=2000, help="images of others; default: 2000")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of the draws; default: 0")
-    add("--output", metavar="FILE", help="JSON to write as well")
+    add_output(parser, "--output", ".json", meaning="written to as well")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

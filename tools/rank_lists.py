@@ -17,7 +17,7 @@ from pathlib import Path
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import check_picture, open_embedder, parse_labelled
+from tools.inference import KINDS, add_output, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -27,14 +27,12 @@ WORST, BEST, RANDOM = "worst", "best", "random"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse_labelled(__doc__, argv, _options)
-    check_picture(arguments.output, "--output")
-    return arguments
+    return parse_labelled(__doc__, argv, _options)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", metavar="FILE", default="ranks.png", help=".png, .svg or .pdf; default: ranks.png")
+    add_output(parser, "--output", *KINDS, default="ranks.png")
     add("--count", metavar="N", type=at_least(1), default=10, help="queries to show, 10 on a page; default: 10")
     add("--top", metavar="N", type=at_least(1), default=10, help="images of each list; default: 10")
     add("--order", choices=(WORST, BEST, RANDOM), default=WORST, help="which queries come first; default: worst")

@@ -135,6 +135,7 @@ class Result(NamedTuple):
     refinement: Refinement = Refinement()
     version: str | None = None  # of MSMT17; None for other data sets
     runs: int = 1  # that the figures are means of
+    checkpoint: str | None = None
 
 
 Outcomes = Mapping[str, Result | str | None]  # by row: what it scored, why it cannot be said, or that it was not run
@@ -224,10 +225,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes = {row.name: find_outcome(row, plan, run=row in asked) for row in order}
     write = markdown if arguments.markdown else listing
     sys.stdout.write(write(shown, plan, outcomes) + "\n")
+    if not arguments.markdown:
+        sys.stdout.write(comparisons(shown, plan, outcomes))
     if any(isinstance(outcome, str) for outcome in outcomes.values()):
         return FAILED
     verdicts = {judge(row, outcomes[row.name])[0] for row in shown if row.published and outcomes[row.name]}
     return 0 if verdicts <= {REPRODUCED} else NOT_REPRODUCED
+
+
+def comparisons(rows: Sequence[Row], plan: Plan, outcomes: Outcomes) -> str:
+    """Of the networks that were trained on a data set, the command that compares them query by query."""
+    networks: dict[str, dict[str, None]] = {}
+    for row in rows:
+        outcome = outcomes[row.name]
+        if isinstance(outcome, Result) and outcome.checkpoint and outcome.runs == 1:
+            networks.setdefault(row.data_set, {})[outcome.checkpoint] = None
+    lines = []
+    for data_set, weights in networks.items():
+        if len(weights) > 1:
+            words = [word for weight in weights for word in ("--weight", weight)]
+            places = ["--data", data_set, "DATASETS.ROOT_DIR", plan.root]
+            lines.append(f"how sure the differences are: python -m tools.compare {shlex.join([*words, *places])}\n")
+    return "".join(lines)
 
 
 def find_outcome(row: Row, plan: Plan, *, run: bool) -> Result | str | None:
@@ -328,7 +347,7 @@ def _find_training(row: Row, plan: Plan, split: int = 0) -> Result | None:
     # By the folder that it was trained from, wherever --root is now.
     root = Path(trained.DATASETS.ROOT_DIR).expanduser()
     version = version_of_msmt17(root) if row.data_set == "msmt17" else None
-    return Result(_figures(entry), Refinement.of(entry), version)
+    return Result(_figures(entry), Refinement.of(entry), version, checkpoint=entry.get("checkpoint"))
 
 
 def _find_test(row: Row, plan: Plan) -> Result | None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_cache_options, check_output, check_picture, check_unlike, open_embedder, parse
+from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
 from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -47,11 +47,6 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--gallery {arguments.gallery}: is a file; expected {expected}")
     if (arguments.index == EXACT) != (arguments.index_path is None):
         raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
-    check_output(arguments.output, "--output", ".json")
-    if arguments.csv:
-        check_output(arguments.csv, "--csv", ".csv")
-    if arguments.picture:
-        check_picture(arguments.picture, "--picture")
     return arguments
 
 
@@ -59,9 +54,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
     add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
-    add("--output", metavar="FILE", default="search.json", help="written to; default: search.json")
-    add("--picture", metavar="FILE", help="of what was found: .png, .svg or .pdf")
-    add("--csv", metavar="FILE", help="a table to write as well")
+    add_output(parser, "--output", ".json", default="search.json")
+    add_output(parser, "--picture", *KINDS, meaning="of what was found")
+    add_output(parser, "--csv", ".csv", meaning="a table to write as well")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--keep-own", "--keep_own", action="store_true", help="leave queries in their own lists")
     add("--identities", choices=("names", "folders", "none"), help="where identities stand (0002_c1.jpg, anna/1.jpg)")
@@ -111,8 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         features.close()
         index.close()
-    labels = Labelling.of(names, arguments.identities)
-    answers = [labels.label(one) for one in rank_lists]
+    answers = labelled(rank_lists, names, arguments.identities)
     counts = {"gallery": count, "embedded": features.computed, "from_cache": features.remembered}
     write(answers, {"digest": embedder.digest, "index": arguments.index, **counts}, arguments)
     if arguments.picture:
@@ -128,15 +122,12 @@ def open_index(arguments: argparse.Namespace, digest: str, width: int) -> Galler
     """
     if arguments.index == EXACT:
         return ExactIndex()
-    if arguments.index == QDRANT:
-        server = "://" in arguments.index_path
-        path = arguments.index_path if server else str(expanded(arguments.index_path))
-        if not (server or arguments.gallery or Path(path).exists()):
-            raise UserError(f"--index_path {path}: there is no such folder; --gallery fills a new one")
-        return QdrantIndex(path, digest, width, create=bool(arguments.gallery))
-    path = expanded(arguments.index_path)
-    if not (arguments.gallery or path.exists()):
+    place, path = arguments.index_path, expanded(arguments.index_path)
+    server = arguments.index == QDRANT and "://" in place
+    if not (server or arguments.gallery or path.exists()):
         raise UserError(f"--index_path {path}: there is no such folder; --gallery fills a new one")
+    if arguments.index == QDRANT:
+        return QdrantIndex(place if server else str(path), digest, width, create=bool(arguments.gallery))
     return FaissIndex(path, digest, width)
 
 
@@ -189,35 +180,24 @@ def is_copy(one: str, other: str) -> bool:
         return False
 
 
-class Labelling:
-    """What is known of identities and cameras by their paths.
+def labelled(lists: Sequence[RankList], gallery: Sequence[str], where: str | None) -> list[RankList]:
+    """The lists with what paths tell of cameras and identities.
 
     Args:
-        where: identities stand, as in `path_label`.
-        identities: that the gallery has; None: any may be there.
+        where: identities stand, as in `path_label`; None: in names or, where the gallery seems so, in folders.
     """
-
-    def __init__(self, where: str, identities: set[str] | None = None):
-        self.where, self.identities = where, identities
-
-    @classmethod
-    def of(cls, gallery: Sequence[str], where: str | None) -> Labelling:
-        """As the command line says; None goes by folders where the gallery seems to be a folder per identity."""
-        if where is None and per_identity(gallery):
-            return cls(FOLDERS, {path_label(name, FOLDERS).identity for name in gallery})
-        return cls(where or NAMES)
-
-    def label(self, one: RankList) -> RankList:
-        """The same with all that is known."""
-        label = path_label(one.query, self.where)
-        if self.identities is not None and label.identity not in self.identities:
+    known = None
+    if where is None and per_identity(gallery):
+        where, known = FOLDERS, {path_label(name, FOLDERS).identity for name in gallery}
+    found = []
+    for one in lists:
+        label = path_label(one.query, where or NAMES)
+        if known is not None and label.identity not in known:
             label = label._replace(identity="")  # its folder is no identity's
-        others = [path_label(hit.name, self.where) for hit in one.found]
-        found = [
-            hit._replace(camera=other.camera or None, correct=same_identity(label, other))
-            for hit, other in zip(one.found, others, strict=True)
-        ]
-        return one._replace(camera=label.camera or None, found=found)
+        pairs = [(hit, path_label(hit.name, where or NAMES)) for hit in one.found]
+        hits = [hit._replace(camera=own.camera or None, correct=same_identity(label, own)) for hit, own in pairs]
+        found.append(one._replace(camera=label.camera or None, found=hits))
+    return found
 
 
 def per_identity(names: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import utils.threads  # noqa: F401
 from configs import ConfigError
-from tools.inference import add_beside, check_picture, for_each_network, open_embedder, parse_labelled, short_names
+from tools.inference import KINDS, add_beside, add_output, for_each_network, open_embedder, parse_labelled, short_names
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -26,14 +26,12 @@ IMAGE, TEXT = "image", "text"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse_labelled(__doc__, argv, _options)
-    check_picture(arguments.output, "--output")
-    return arguments
+    return parse_labelled(__doc__, argv, _options)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", metavar="FILE", default="tsne.png", help=".png, .svg or .pdf; default: tsne.png")
+    add_output(parser, "--output", *KINDS, default="tsne.png")
     add_beside(parser)
     add("--kind", choices=(IMAGE, TEXT), default=IMAGE, help="of features; default: image")
     add("--identities", metavar="N", type=at_least(2), default=10, help="the first so many; default: 10")

@@ -68,9 +68,6 @@ class Known(NamedTuple):
     threshold: Threshold | None = None
 
 
-UNKNOWN = "no threshold is known; python -m tools.calibrate measures one\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Compare the images that the command line names; 1 if some cannot be read that should."""
     arguments = read_command_line(argv)
@@ -139,9 +136,16 @@ def decide(cosine: float, threshold: Threshold | None) -> str | None:
 
 def explain(known: Known) -> str:
     """What the threshold does, and where that was measured; or that there is none."""
-    if known.calibration is None or known.threshold is None:
-        return UNKNOWN
-    return expected(known.calibration, known.threshold, known.fpr)
+    calibration, threshold = known.calibration, known.threshold
+    if calibration is None or threshold is None:
+        return "no threshold is known; python -m tools.calibrate measures one\n"
+    pairs, at = calibration["pairs"], "EER" if known.fpr == EQUAL else f"FPR {known.fpr}"
+    return (
+        f"same from {threshold['threshold']:.4f} on ({at}): expected false accepts {_percent(threshold['fpr'])}, false "
+        f"rejects {_percent(threshold['fnr'])}\n"
+        f"measured on {calibration['data_set']}, protocol {calibration['protocol']}: {pairs['same']} pairs of one "
+        f"identity, {pairs['different']} of two\n"
+    )
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -171,17 +175,6 @@ def in_words(verdict: Verdict) -> str:
         return ""
     said = [f"cosine {verdict.cosine:.4f}", verdict.decision, verdict.note]
     return f"{verdict.a}  {verdict.b}  {', '.join(filter(None, said))}\n"
-
-
-def expected(calibration: Calibration, threshold: Threshold, fpr: str) -> str:
-    """What the threshold does, and where that was measured."""
-    pairs, at = calibration["pairs"], "EER" if fpr == EQUAL else f"FPR {fpr}"
-    return (
-        f"same from {threshold['threshold']:.4f} on ({at}): expected false accepts {_percent(threshold['fpr'])}, false "
-        f"rejects {_percent(threshold['fnr'])}\n"
-        f"measured on {calibration['data_set']}, protocol {calibration['protocol']}: {pairs['same']} pairs of one "
-        f"identity, {pairs['different']} of two\n"
-    )
 
 
 def _percent(rate: Rate) -> str:

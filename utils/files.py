@@ -59,13 +59,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the contents of a file by `text`.
+    """Replace the contents of a file by `text` in UTF-8; names of files that are in no encoding keep their bytes.
 
     Raises:
         OSError: the disk is read-only or full.
     """
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:

@@ -69,7 +69,7 @@ def _lowest(found: Verification) -> float:
 
 def _draw_curve(axes: Axes, found: Verification, label: str | None, style: str) -> None:
     fpr, tpr = found.curve.fpr.numpy(), found.curve.tpr.numpy()
-    shown = np.flatnonzero(fpr >= _lowest(found))
+    shown = np.flatnonzero(fpr >= _lowest(found))[::-1]  # of one FPR, the highest TPR is what is reached
     _, some = np.unique(np.round(np.log10(fpr[shown]), 3), return_index=True)  # finer than a pixel
     axes.step(fpr[shown[some]], 100 * tpr[shown[some]], where="post", color=SAME, linestyle=style, label=label)
 

@@ -5,12 +5,13 @@
     python -m tools.demo --config_file configs/demo/vehicle_svllreid.yml
     python -m tools.demo --config_file configs/demo/vi_cclnet.yml    # what `make demo-vi` does
 
-Writes to runs/demo, which is emptied first (another OUTPUT_DIR is not). Exit code 1 if the end is not 5 mAP points
-above the frozen start.
+Writes to runs/demo or, with another file, to e.g. runs/demo_vi_cclnet, which is emptied first (another OUTPUT_DIR is
+not). Exit code 1 if the end is not 5 mAP points above the frozen start.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
@@ -18,7 +19,6 @@ import sys
 from pathlib import Path
 
 import yaml
-from yacs.config import CfgNode
 
 from configs import ConfigError, differences, load
 from utils.command import answer_early, parse, run_script
@@ -26,12 +26,16 @@ from utils.command import answer_early, parse, run_script
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
 PUBLISHED_CCLNET = CONFIGS / "sysu/cclnet.yml"
+FOLDER = Path("runs/demo")
 
 
-def read_command_line(argv: list[str] | None = None) -> CfgNode:
-    """The settings."""
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The settings, as `cfg`, and the `folder` of their demo."""
     arguments = parse(__doc__, argv, config_file=str(DEMO))
-    return load(arguments.config_file, arguments.overrides)
+    arguments.cfg = load(arguments.config_file, arguments.overrides)
+    name = Path(arguments.config_file).stem
+    arguments.folder = FOLDER if name == DEMO.stem else FOLDER.with_name(f"{FOLDER.name}_{name}")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -49,7 +53,6 @@ from utils.run import CONFIG, RESULTS
 
 logger = logging.getLogger("demo")
 
-FOLDER = Path("runs/demo")
 GAIN = 0.05  # of mAP, below which the demo has failed
 SHEET = "pictures.png"
 # Settings that say where and on what, not how.
@@ -58,9 +61,10 @@ NO_DEPARTURE = ("DATASETS.", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "TEST.IMS_P
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 if training helped, 1 if not."""
-    cfg = read_command_line(argv)
+    arguments = read_command_line(argv)
+    cfg = arguments.cfg
     log_to_screen()
-    folder = expanded(cfg.OUTPUT_DIR or FOLDER, "OUTPUT_DIR")
+    folder = expanded(cfg.OUTPUT_DIR or arguments.folder, "OUTPUT_DIR")
     pick_device(cfg.MODEL.DEVICE)
     if not cfg.OUTPUT_DIR:  # a folder that was named is treated as any training's
         empty(folder)

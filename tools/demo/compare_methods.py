@@ -1,5 +1,7 @@
 """Train the demo's three methods with several seeds and print the table of docs/results.md.
 
+Of each seed, tools.compare then prints how sure the differences to the baseline are, and what an image costs.
+
     python -m tools.demo.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
 
 A seed decides on everything: people, cameras, prompts, batches. Methods with the same seed see the same data set. Runs
@@ -37,6 +39,7 @@ from yacs.config import CfgNode
 
 from configs import ConfigError, load, to_dict
 from datasets.build import make_benchmark, make_loader
+from tools import compare
 from train_svllreid import train
 from utils.errors import UserError
 from utils.logs import log_to_screen
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = read_command_line(argv)
     log_to_screen()
     scores: dict[str, list[dict]] = {name: [] for name in (PIXELS, FROZEN, *METHODS)}
+    device = load(ROOT / METHODS["CLIP-ReID"], arguments.overrides).MODEL.DEVICE
     for seed in arguments.seeds:
         for name, config in METHODS.items():
             folder = arguments.folder / f"{Path(config).stem}_{seed}"
@@ -73,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 scores[FROZEN].append(start)
                 scores[PIXELS].append(score_pixels(cfg))
     sys.stdout.write(table(scores, arguments.seeds) + "\n")
+    for place, seed in enumerate(arguments.seeds):
+        weights = [word for name in METHODS for word in ("--weight", scores[name][place]["checkpoint"])]
+        sys.stdout.write(f"\nseed {seed}\n\n")
+        compare.main([*weights, "--output", str(arguments.folder / f"compare_{seed}.json"), "--device", device])
 
 
 def score_pixels(cfg: CfgNode) -> dict:
