@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import product
@@ -23,6 +24,7 @@ from datasets.build import BENCHMARKS, SEVERAL
 from model.build import make_model
 from tests.builders import benchmark
 from tools import reproduce
+from tools.demo.render import rendered_benchmark
 from utils import records
 from utils.checkpoint import save_checkpoint
 from utils.command import parse
@@ -128,6 +130,58 @@ def demo_folder(tmp_path_factory) -> Path:
     for name, colour in (("a.jpg", "red"), ("b.jpg", "blue")):
         Image.new("RGB", (40, 80), colour).save(folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def after_training(tmp_path_factory) -> Path:
+    """A folder with all that the commands of docs/use.md name, but for data sets and weights of others."""
+    folder = tmp_path_factory.mktemp("after")
+    words = ["DATASETS.SYNTHETIC.TRAIN_IMAGES", "1", "MODEL.DEVICE", "cpu"]
+    cfg = load(ROOT / "configs/demo/vit_svllreid.yml", [*words, "DATASETS.ROOT_DIR", str(folder / "data")])
+    data = rendered_benchmark(cfg)
+    model = make_model(cfg, data)
+    model.prompts.trained = True
+    contents = {"model": model.state_dict(), "architecture": model.architecture, "prompts_trained": True}
+    for name in (
+        "demo/ViT-Tiny-8_12",
+        "demo/ViT-Tiny-8_stage1_10",
+        *(f"{run}/ViT-B-16_60" for run in ("market", "a", "b")),
+    ):
+        path = folder / f"runs/{name}.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {**contents, "config": to_dict(cfg), "fingerprint": {}})
+    query, gallery = ([Path(sample.path) for sample in side] for side in data.trials[0])
+    named = {"a.jpg": query[0], "b.jpg": query[1], "query.jpg": query[5]}
+    named |= {f"queries/{path.name}": path for path in query[8:10]}
+    for name, some in (("gallery", gallery[:40]), ("more", gallery[40:44]), ("others", gallery[100:130])):
+        named |= {f"{name}/{path.name}": path for path in some}
+    named |= {"my_images/{}/{}_{}".format(*path.name.split("_", 2)): path for path in gallery[:32]}
+    named |= {f"data/synthetic-256x6-64x12-d1.7-s1/bounding_box_test/{path.name}": path for path in gallery[:4]}
+    for name, path in named.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / name)
+    (folder / "pairs.csv").write_text(f"a.jpg,b.jpg\nquery.jpg,queries/{query[8].name}\n")
+    return folder
+
+
+ELSEWHERE = (  # what others have: data sets, the Hub, servers, weights; and the page, which has a test in a browser
+    *("/data", "hf-hub:", "--push", "http://", "isr_swin_base.pth", "tools.app"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["docs/use.md", "README.md"])
+def test_commands_after_training_run_one_after_the_other(document, after_training, tmp_path, monkeypatch):
+    text = DOCUMENTS[document]
+    if document == "README.md":
+        text = text.partition("## Use your model")[2].partition("\n## ")[0]
+    lines = [line for language, block in BLOCK.findall(text) if language == "bash" for line in block.splitlines()]
+    chosen = [line for line in lines if line.startswith("python") and not any(word in line for word in ELSEWHERE)]
+    assert len(chosen) > 8
+    monkeypatch.chdir(shutil.copytree(after_training, tmp_path / "here"))
+    for line in chosen:
+        _, _, name, *words = shlex.split(line, comments=True)
+        assert not program(name).main(words), line
 
 
 PYTHON = [block for language, block in BLOCK.findall(EVERYTHING) if language == "python"]
