@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets.check import quick_check
 from datasets.dukemtmc import dukemtmc, occ_duke
 from datasets.market1501 import market1501
 from datasets.msmt17 import msmt17, msmt17_version
@@ -529,6 +530,14 @@ def sysu(root) -> Path:
     for name, text in PEOPLE.items():
         (folder / "exp" / name).write_text(text)
     return folder
+
+
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+@pytest.mark.parametrize("train", [True, False])
+def test_no_camera_of_a_whole_copy_is_missed(root, sysu, mode, train):
+    report = quick_check(sysu_mm01(root, train=train, mode=mode), instances=None, identities=None)
+    (counts,) = (finding.message for finding in report.warnings if "published" in finding.message)
+    assert "query images" in counts and "cameras" not in counts
 
 
 def sysu_images(folder: Path, labels: dict[int, int]) -> list[tuple]:

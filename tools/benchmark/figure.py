@@ -25,15 +25,16 @@ def draw(path: Path, cases: Mapping[str, Sequence[Measured]], device: torch.devi
     figure = Figure(figsize=(4 * len(cases), 3.4), layout="constrained")
     for axes, (title, found) in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True):
         some = [one for one in found if one.way.size is not None]
-        sizes, memory = [one.way.size for one in some], axes.twinx()
-        axes.plot(sizes, [median(spent(one, device)) for one in some], "o-", color=BLUE)
-        memory.plot(sizes, [max(run.memory or 0 for run in one.runs) / 1e6 for one in some], "s--", color=VERMILION)
-        if max(sizes) > WIDE * min(sizes):
-            axes.set(xscale="log", yscale="log")
-            memory.set(yscale="log")
-        else:
-            axes.set(ylim=(0, None))
-            memory.set(ylim=(0, None))
+        sizes = [one.way.size or 0 for one in some]
+        seconds = [median(spent(one, device)) for one in some]
+        megabytes = [max(run.memory or 0 for run in one.runs) / 1e6 for one in some]
+        memory = axes.twinx()
+        for side, values, style, colour in ((axes, seconds, "o-", BLUE), (memory, megabytes, "s--", VERMILION)):
+            side.plot(sizes, values, style, color=colour)
+            if max(sizes) > WIDE * min(sizes):
+                side.set(xscale="log", yscale="log")
+            else:
+                side.set(ylim=(0, max(1, *values) * (1.2 if side is axes else 1.4)))
         axes.set(xlabel=some[0].way.name.split()[-1], title=title)
         axes.set_ylabel("seconds", color=BLUE)
         memory.set_ylabel("memory, MB", color=VERMILION)
