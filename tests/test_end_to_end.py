@@ -408,20 +408,6 @@ def test_what_the_system_denies_names_the_file(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
 
 
-def test_what_a_half_made_object_raises_as_it_is_thrown_away_is_no_traceback(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not the test runner's
-
-    class Half:
-        def __del__(self) -> None:
-            raise AttributeError("half made")
-
-    def fail() -> None:
-        Half()
-        raise UserError("too many open files")
-
-    assert run_script(fail) == 2 and capsys.readouterr().err == "error: too many open files\n"
-
-
 def test_a_fault_of_the_program_is_in_the_log_file(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     log_to_file(tmp_path / "log")

@@ -32,11 +32,9 @@ def screen() -> Iterator[None]:
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", errors=ESCAPE))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPE)
-    hook, sys.unraisablehook = sys.unraisablehook, _ignored
     try:
         yield
     finally:
-        sys.unraisablehook = hook
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -45,11 +43,6 @@ def screen() -> Iterator[None]:
 
 
 END = "end"  # of a script: the name of its last words, after which nothing else may be said
-
-
-def _ignored(what) -> None:
-    """Exceptions of half-made objects, such as a loader's: they follow from an error that is reported."""
-    tell(f"ignored in {what.object!r}: {what.exc_value!r}", shown=False)
 
 
 def drop(stream: TextIO) -> None:

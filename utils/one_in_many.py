@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,10 +74,10 @@ def ranks_of_matches(
     return torch.tensor(ranks)
 
 
-def histogram(ranks: Tensor, edges: Sequence[int] = EDGES) -> dict[str, int]:
+def histogram(ranks: Tensor) -> dict[str, int]:
     """How many ranks are 1, 2-5, 6-10 ..."""
     counts = {}
-    for low, following in zip(edges, [*edges[1:], None], strict=True):
+    for low, following in zip(EDGES, [*EDGES[1:], None], strict=True):
         name = f"{low}+" if following is None else str(low) if following == low + 1 else f"{low}-{following - 1}"
         counts[name] = int(((ranks >= low) & (ranks < (following or torch.iinfo(ranks.dtype).max))).sum())
     return counts
