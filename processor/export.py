@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from model.heads import SideEmbedding
 from processor.evaluate import embed_images
 from processor.inference import Embedder
-from utils.errors import UserError
+from utils.errors import UserError, writing
 from utils.files import replacing
 from utils.records import VISIBLE, SideInfo
 
@@ -77,7 +77,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
         half: float16 inside; input and output are float32 in any case.
 
     Raises:
-        UserError: the features differ, and nothing is written; the embedder's are not in fp32.
+        UserError: the features differ, and nothing is written; they are not in fp32; the file cannot be written.
     """
     import onnx
     import onnxruntime
@@ -107,7 +107,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
         least = min(least, float(F.cosine_similarity(torch.from_numpy(theirs), _ours(embedder, images)).min()))
     if not least >= AGREEMENT:
         raise UserError(f"{path}: not written: onnxruntime and PyTorch disagree (cosine {least:.5f} < {AGREEMENT})")
-    with replacing(path) as file:
+    with writing(path), replacing(path) as file:
         file.write(contents)
     return least
 

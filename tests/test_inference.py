@@ -1,6 +1,7 @@
 """Embedding single images: the same features as evaluation, from whatever an image comes as; its tool."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from processor.evaluate import embed_all
 from processor.export import Retrieval, export_onnx, session_options
 from processor.inference import Embedder
 from tests.builders import benchmark as toy
-from tools import embed, export, one_in_many, release, search, verify
+from tools import compare, embed, export, one_in_many, release, search, verify
 from tools.app import __main__ as app
 from tools.calibrate import __main__ as calibrate
 from tools.inference import short_names
@@ -156,6 +157,37 @@ def test_a_table_names_files_that_are_in_no_encoding(trained, tmp_path):
     assert embed.main([*words, "--csv", str(tmp_path / "f.csv"), str(tmp_path)]) == 0
     assert name in (tmp_path / "f.csv").read_bytes()
     assert read_features(tmp_path / "f.npz").names == [os.fsdecode(name)]
+
+
+@pytest.mark.parametrize(
+    ("tool", "option", "name", "more"),
+    [
+        (embed, "--output", "f.npz", ["IMAGE"]),
+        (embed, "--csv", "f.csv", ["IMAGE"]),
+        (search, "--output", "s.json", ["--no-cache", "--gallery", "FOLDER", "IMAGE"]),
+        (search, "--csv", "s.csv", ["--no-cache", "--gallery", "FOLDER", "IMAGE"]),
+        (one_in_many, "--output", "o.json", ["--draws", "1"]),
+        (export, "--output", "e.pt", ["--layout", "published"]),
+        (compare, "--output", "c.json", []),
+    ],
+)
+def test_results_that_cannot_be_written_are_said(trained, tmp_path, monkeypatch, tool, option, name, more):
+    path, _, benchmark = trained
+    given = paths_of(benchmark)[0]
+    words = ["--weight", str(path), "--device", "cpu", option, str(tmp_path / name)]
+    words += [{"IMAGE": given, "FOLDER": str(Path(given).parent)}.get(word, word) for word in more]
+    monkeypatch.chdir(tmp_path)
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=rf"{name}: cannot be written \(Stale file handle\)"):
+        tool.main(words)
+    assert not [one for one in tmp_path.iterdir() if one.name.endswith((name, ".tmp"))]
 
 
 def test_an_unreadable_image_is_raised_or_skipped(trained, tmp_path):

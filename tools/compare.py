@@ -61,7 +61,7 @@ from test_svllreid import Test, data_sets, entry_of, open_network
 from tools.benchmark.measure import fastest
 from utils.bootstrap import REPLICATES, paired_difference
 from utils.devices import computing_in, describe, pick_device
-from utils.errors import one_line
+from utils.errors import one_line, writing
 from utils.files import replace_text
 from utils.records import VISIBLE, Evaluation, SideInfo
 from utils.report import conditions, markdown, percent
@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "failed": failed,
         "networks": [as_json(one, found) for one, found in zip(measured, differences, strict=True)],
     }
-    replace_text(target, json.dumps(facts, indent=2) + "\n")
+    with writing(target):
+        replace_text(target, json.dumps(facts, indent=2) + "\n")
     sys.stdout.write(f"{table(measured, differences)}\n\n{caption(facts)}\n{target}\n")
     return int(bool(failed) or OTHER in differences)
 

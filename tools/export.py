@@ -17,7 +17,7 @@ import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import open_embedder, parse
 from utils.command import answer_early, run_script
-from utils.errors import UserError, check_installed
+from utils.errors import UserError, check_installed, writing
 from utils.paths import expanded
 
 
@@ -53,12 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
     arguments = read_command_line(argv)
     target = expanded(arguments.output)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
     if arguments.layout == "published":
         weights = read_weights(arguments.weight)
         if "image.visual.proj" not in weights.tensors and "image.visual.layer1.0.conv1.weight" not in weights.tensors:
             raise UserError(f"--layout published: {arguments.weight} holds no tower of CLIP; expected --layout onnx")
-        write_tensors(target, to_published({k: v for part in PARTS for k, v in weights.part(part).items()}))
+        with writing(target):
+            write_tensors(target, to_published({k: v for part in PARTS for k, v in weights.part(part).items()}))
         sys.stdout.write(f"{target}: image tower, necks and classifiers in the published layout\n")
         return
     examples = find_images(arguments.images) if arguments.images else []

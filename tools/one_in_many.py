@@ -18,7 +18,7 @@ import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import add_output, embed_files, open_embedder, parse_labelled
 from utils.command import Once, answer_early, at_least, run_script
-from utils.errors import UserError
+from utils.errors import UserError, writing
 from utils.paths import expanded
 
 
@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         "ranks": histogram(ranks),
     }
     if arguments.output:
-        replace_text(expanded(arguments.output), json.dumps(facts, indent=2) + "\n")
+        with writing(arguments.output):
+            replace_text(expanded(arguments.output), json.dumps(facts, indent=2) + "\n")
     sys.stdout.write(
         f"{facts['draws']} draws of {facts['pairs']} pairs of {facts['identities']} identities, 1:(1+{distractors})\n"
         f"hit@10 {100 * facts['hit@10']:.1f} %, hit@1 {100 * facts['hit@1']:.1f} %, rank of the match: "

@@ -26,7 +26,7 @@ import utils.threads  # noqa: F401
 from configs import ConfigError
 from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
 from utils.command import Once, answer_early, at_least, run_script
-from utils.errors import UserError
+from utils.errors import UserError, writing
 from utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -218,13 +218,15 @@ def write(answers: Sequence[RankList], facts: dict, arguments: argparse.Namespac
         for query, found, camera, _, own in answers
     ]
     text = json.dumps({**facts, "queries": queries}, indent=2) + "\n"
-    replace_text(expanded(arguments.output), text)
+    with writing(arguments.output):
+        replace_text(expanded(arguments.output), text)
     if arguments.csv:
         table = io.StringIO(newline="")
         lines = csv.writer(table)
         lines.writerow(["query", *Hit._fields])
         lines.writerows([one.query, *hit] for one in answers for hit in one.found)
-        replace_text(expanded(arguments.csv), table.getvalue())
+        with writing(arguments.csv):
+            replace_text(expanded(arguments.csv), table.getvalue())
     sys.stdout.write(text if arguments.json else "".join(map(in_words, answers)))
     if not arguments.json:
         sys.stdout.write(

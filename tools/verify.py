@@ -124,8 +124,9 @@ def read_threshold(arguments: argparse.Namespace, digest: str) -> Known:
         return Known(path, arguments.fpr)
     calibration = read_calibration(path, digest)
     measured = calibration.get("modality")
-    if measured and set(measured.split(",")) != set((arguments.modality or "").split(",")):
-        sys.stderr.write(f"{path}: thresholds are of pairs that are {measured}, not {arguments.modality}\n")
+    named = arguments.modality  # None is refused, once there are images
+    if measured and named and set(measured.split(",")) != set(named.split(",")):
+        sys.stderr.write(f"{path}: thresholds are of pairs that are {measured}, not {named}\n")
     return Known(path, arguments.fpr, calibration, threshold_at(calibration, arguments.fpr, path))
 
 

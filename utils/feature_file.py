@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, writing
 from utils.files import replace_text, replacing
 from utils.paths import expanded
 
@@ -25,20 +25,25 @@ class FeatureFile(NamedTuple):
 
 
 def write_features(path: Path, contents: FeatureFile) -> None:
-    """Write an .npz file of `names` [N], `features` float32 [N, D] and `digest`, atomically."""
+    """Write an .npz file of `names` [N], `features` float32 [N, D] and `digest`, atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     names, features, digest = np.array(contents.names, dtype=str), contents.features.numpy(), np.array(contents.digest)
-    with replacing(path) as file:
+    with writing(path), replacing(path) as file:
         np.savez(file, names=names, features=features, digest=digest)
 
 
 def write_csv(path: Path, contents: FeatureFile) -> None:
-    """Write a line for every image: its name, and its numbers with all their digits."""
+    """Write a line for every image: its name, and its numbers with all their digits; errors as above."""
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(["name", *(f"f{place}" for place in range(contents.features.shape[1]))])
     for name, row in zip(contents.names, contents.features.tolist(), strict=True):
         lines.writerow([name, *(f"{value:.9g}" for value in row)])
-    replace_text(path, text.getvalue())
+    with writing(path):
+        replace_text(path, text.getvalue())
 
 
 def read_features(path: str | Path, digest: str | None = None) -> FeatureFile:
