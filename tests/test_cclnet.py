@@ -273,6 +273,8 @@ def test_the_settings_are_those_of_the_stage(tmp_path, monkeypatch):
 def test_every_epoch_draws_anew_and_no_identity_is_told(tmp_path, monkeypatch, benchmark):
     forward, batches = ClusterStage.forward, []
     monkeypatch.setattr(ClusterStage, "forward", lambda self, batch: batches.append(batch) or forward(self, batch))
+    query, modes = ClusterStage.query, []
+    monkeypatch.setattr(ClusterStage, "query", lambda self, batch: modes.append(self.training) or query(self, batch))
     pids = torch.tensor([sample.pid for sample in benchmark.train])
     monkeypatch.setattr(build_cluster, "find_clusters", lambda *given: pids)
     train_svllreid.main(words(tmp_path / "run", PROCESSOR__STAGES="cluster"))
@@ -284,6 +286,7 @@ def test_every_epoch_draws_anew_and_no_identity_is_told(tmp_path, monkeypatch, b
     ]
     assert any(not torch.equal(images[0][row], images[1][row]) for row in images[0].keys() & images[1].keys())
     assert all((batch.pids == 0).all() for batch in batches)
+    assert modes and not any(modes)  # what is clustered does not depend on the batch that an image is in
 
 
 def test_prompts_of_no_clusters_are_refused(tmp_path):
@@ -295,6 +298,16 @@ def test_a_modality_with_a_single_cluster_takes_no_part():
     labels, modalities = torch.tensor([0, 1, -1, 0, 0, -1]), torch.tensor([0, 0, 0, 1, 1, 1])
     assert without_few_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
     assert labels.tolist() == [0, 1, -1, 0, 0, -1]
+
+
+@pytest.mark.parametrize("mode", ["true", "reference"])
+def test_a_modality_with_a_single_cluster_lends_it_to_no_other(benchmark, mode):
+    stage, modalities = stage_of(benchmark, swap=mode)
+    labels = (torch.arange(len(modalities)) % 4).where(modalities == 0, 0)
+    features = torch.eye(4, 512)[labels]
+    assert stage.begin_epoch(1, labels, features) is None
+    stage.swap.mix(1, stage.memories, [torch.arange(4), torch.tensor([0])])
+    assert [memory.prototypes.tolist() for memory in stage.memories] == [torch.eye(4, 512).tolist(), []]
 
 
 def test_a_modality_of_fewer_clusters_than_processes_takes_no_part_and_the_log_says_so(benchmark, monkeypatch, caplog):
