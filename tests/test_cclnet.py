@@ -136,8 +136,9 @@ def test_the_whole_chain(whole, benchmark):
     side = SideInfo.unknown(torch.tensor([0, 1]))
     assert model.embed(torch.randn(2, 3, 64, 32), side, neck=True).shape == (2, 512)
     # As published, the tower begins again where the prompts are learned, and the text tower and prompts stay.
-    texts = weights(whole)[files[1]]["prompts.context"]
-    assert torch.equal(last["model"]["prompts.context"], texts)
+    begun = weights(whole)[files[1]]
+    assert (begun["heads.0.neck.weight"] == 1).all() and (begun["heads.0.neck.running_mean"] == 0).all()
+    assert torch.equal(last["model"]["prompts.context"], begun["prompts.context"])
     assert {"cluster", "image_text"} <= records(whole, "train")[-1].keys()
 
 
