@@ -87,7 +87,7 @@ class ClusterStage(nn.Module):
         self._set_labels(epoch, labels)
         for number, memory in enumerate(self.memories):
             mine = self.modalities == number
-            memory.fill(features[mine.to(features.device)], labels[mine].to(features.device))
+            memory.fill(features[mine.to(features.device)], self.labels[mine].to(features.device))
         pairs = matched(self.memories)
         if self.swap.acts(epoch):
             _warn_of_chance(epoch, pairs)

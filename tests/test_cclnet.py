@@ -248,6 +248,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_moves_no_memory(tmp_path):
     assert all(memory["prototypes"].isfinite().all() for memory in position["epoch_state"]["memories"])
 
 
+def test_the_settings_are_those_of_the_stage(tmp_path, monkeypatch):
+    made = []
+
+    class Kept(ClusterStage):
+        def begin_epoch(self, *arguments):
+            made.append(self)
+            if self.texts is not None:
+                raise Killed
+            return super().begin_epoch(*arguments)
+
+    monkeypatch.setattr(build_cluster, "ClusterStage", Kept)
+    settings = {"TEMP": "0.07", "MOMENTUM": "0.3", "SWAP_MODE": "reference", "SWAP_START": "5", "SWAP_RATIO": "0.2"}
+    changes = {"MODEL__I2T_LOSS_WEIGHT": "0.5", "MODEL__IF_LABELSMOOTH": "False", "SOLVER__CLUSTER__MAX_EPOCHS": "1"}
+    changes |= {f"MEMORY__{key}": value for key, value in settings.items()}
+    with pytest.raises(Killed):
+        train_svllreid.main(words(tmp_path / "run", **changes))
+    for stage, weight in zip(made, (0.0, 0.5), strict=True):
+        assert stage.weights == {"cluster": 1.0, "image_text": weight} and stage.image_text.smoothing == 0
+        assert stage.swap == Swap("reference", 5, 0.2)
+        assert [(memory.temperature, memory.momentum) for memory in stage.memories] == [(0.07, 0.3)] * 2
+
+
+def test_every_epoch_draws_anew_and_no_identity_is_told(tmp_path, monkeypatch, benchmark):
+    forward, batches = ClusterStage.forward, []
+    monkeypatch.setattr(ClusterStage, "forward", lambda self, batch: batches.append(batch) or forward(self, batch))
+    query, modes = ClusterStage.query, []
+    monkeypatch.setattr(ClusterStage, "query", lambda self, batch: modes.append(self.training) or query(self, batch))
+    pids = torch.tensor([sample.pid for sample in benchmark.train])
+    monkeypatch.setattr(build_cluster, "find_clusters", lambda *given: pids)
+    train_svllreid.main(words(tmp_path / "run", PROCESSOR__STAGES="cluster"))
+    first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+    assert any(not torch.equal(one.indices, other.indices) for one, other in zip(first, second, strict=True))
+    images = [
+        {int(row): image for batch in epoch for row, image in zip(batch.indices, batch.images, strict=True)}
+        for epoch in (first, second)
+    ]
+    assert any(not torch.equal(images[0][row], images[1][row]) for row in images[0].keys() & images[1].keys())
+    assert all((batch.pids == 0).all() for batch in batches)
+    assert modes and not any(modes)  # what is clustered does not depend on the batch that an image is in
+
+
 def test_prompts_of_no_clusters_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"CLUSTER\.EPS"):
         train_svllreid.main(words(tmp_path / "run", CLUSTER__MIN_SAMPLES="99"))
@@ -257,6 +298,16 @@ def test_a_modality_with_a_single_cluster_takes_no_part():
     labels, modalities = torch.tensor([0, 1, -1, 0, 0, -1]), torch.tensor([0, 0, 0, 1, 1, 1])
     assert without_few_clusters(labels, modalities).tolist() == [0, 1, -1, -1, -1, -1]
     assert labels.tolist() == [0, 1, -1, 0, 0, -1]
+
+
+@pytest.mark.parametrize("mode", ["true", "reference"])
+def test_a_modality_with_a_single_cluster_lends_it_to_no_other(benchmark, mode):
+    stage, modalities = stage_of(benchmark, swap=mode)
+    labels = (torch.arange(len(modalities)) % 4).where(modalities == 0, 0)
+    features = torch.eye(4, 512)[labels]
+    assert stage.begin_epoch(1, labels, features) is None
+    stage.swap.mix(1, stage.memories, [torch.arange(4), torch.tensor([0])])
+    assert [memory.prototypes.tolist() for memory in stage.memories] == [torch.eye(4, 512).tolist(), []]
 
 
 def test_a_modality_of_fewer_clusters_than_processes_takes_no_part_and_the_log_says_so(benchmark, monkeypatch, caplog):
@@ -367,14 +418,15 @@ def test_the_loss_against_plain_loops(benchmark):
 
 
 def test_memories_learn_after_the_update_and_only_from_what_is_finite(benchmark):
-    stage, _ = stage_of(benchmark)
+    stage, _ = stage_of(benchmark, swap="reference")
     count = len(benchmark.train)
     features = torch.nn.functional.normalize(torch.randn(count, 512), dim=1)
-    stage.begin_epoch(1, torch.arange(count) % 4, features)
+    assert len(stage.begin_epoch(1, torch.arange(count) % 4, features).first)
     before = [memory.prototypes.clone() for memory in stage.memories]
     stage(batch_of(stage, [0, 1, 2, 6, 7, 8]))
     stage.update(torch.tensor(False))
     assert all(torch.equal(memory.prototypes, rows) for memory, rows in zip(stage.memories, before, strict=True))
+    stage.swap = stage.swap._replace(mode="none")
     stage.update(torch.tensor(True))
     for memory, rows, (queries, labels) in zip(stage.memories, before, stage.seen, strict=True):
         expected = [row.clone() for row in rows]
