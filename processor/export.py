@@ -96,6 +96,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
             output_names=[OUTPUT],
             opset_version=18,
             verbose=False,
+            optimize=False,  # which would take GeM's 1e-12 for 0
         )
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"preprocessing": json.dumps(embedder.described())})

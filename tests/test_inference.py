@@ -31,7 +31,7 @@ from tools.app import __main__ as app
 from tools.calibrate import __main__ as calibrate
 from tools.inference import short_names
 from tools.labelled_images import embed_samples
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, UserError, WeightsError
 from utils.feature_file import read_features
 from utils.records import Sample
@@ -354,6 +354,18 @@ def test_an_exported_network_with_a_stem_for_each_modality_has_the_right_one(two
     session = onnxruntime.InferenceSession(file, session_options(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": infrared.prepare(image)[None].numpy()})
     torch.testing.assert_close(torch.from_numpy(found), infrared([image]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_an_exported_network_keeps_small_numbers(two_stems, tmp_path):
+    weight, _ = two_stems
+    contents = read_checkpoint(weight)
+    for name in [name for name in contents["model"] if name.endswith("layer4.0.bn3.weight")]:
+        contents["model"][name] = torch.zeros_like(contents["model"][name])
+    contents["model"] = {k: v * 0.1 if ".downsample.1.weight" in k else v for k, v in contents["model"].items()}
+    save_checkpoint(tmp_path / "small.pth", contents)
+    embedder = Embedder.from_checkpoint(tmp_path / "small.pth", device="cpu", modality=1)
+    assert export_onnx(embedder, tmp_path / "small.onnx", []) > 0.9999  # with the 1e-12 under GeM's root
 
 
 def test_thresholds_say_of_which_modalities_they_are(two_stems, tmp_path, capsys):
