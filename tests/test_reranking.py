@@ -151,9 +151,10 @@ def test_a_cpu_adds_as_other_devices_do(dtype: torch.dtype, monkeypatch: pytest.
         assert expected.max() > 0 and torch.equal(k_reciprocal._minima_on_cpu(means, holders, rows, 40), expected)
 
 
-def test_neighbours_that_float32_cannot_tell_apart():
+@pytest.mark.parametrize("near", [5, 40])
+def test_neighbours_that_float32_cannot_tell_apart(near: int):
     """Images around a few others, nearer to each other's distance than float32 rounds."""
-    features = F.normalize(clustered(20, dim=64)).repeat_interleave(5, dim=0)
+    features = F.normalize(clustered(20, dim=64)).repeat_interleave(near, dim=0)
     features += 3e-7 * torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
     query, gallery = split(features)
     for k1, k2 in ((11, 3), (7, 8), (16, 12)):

@@ -91,6 +91,11 @@ class Distances:
             torch.addmm(others.square().sum(dim=1), own, others.T, alpha=-2, out=block[:, columns])
         return self._finished(block.add_(own.square().sum(dim=1, keepdim=True)), self.copy_of[rows])
 
+    def of_candidates(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Distances of the images `rows` [R] to those in `columns` [R, C], computed in float64. -> [R, C]"""
+        pairs = rows.repeat_interleave(columns.shape[1]), columns.flatten()
+        return _pair_distances(self.given, *pairs, torch.float64).view_as(columns)
+
     def _finished(self, block: Tensor, copies: Tensor) -> Tensor:
         block.clamp_(min=0)[self.images[: len(block)], copies] = 0
         return block[:, self.copy_of] if self.copied else block
@@ -288,11 +293,16 @@ def _reciprocal(neighbours: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _pair_distances(features: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Squared distances of the pairs of images `left` and `right`, int64 [P] each. -> [P]"""
-    distances = features.new_empty(len(left))
+def _pair_distances(features: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Squared distances of the pairs of images `left` and `right`, int64 [P] each. -> [P]
+
+    Args:
+        dtype: to compute in; None for that of the features.
+    """
+    distances = features.new_empty(len(left), dtype=dtype)
     for pairs in chunks(len(left), 128 * features.shape[1]):  # pieces of 1 MB in float64 stay in a core's cache
-        difference = features.index_select(0, left[pairs]).sub_(features.index_select(0, right[pairs]))
+        one, other = (features.index_select(0, images[pairs]).to(distances.dtype) for images in (left, right))
+        difference = one.sub_(other)
         distances[pairs] = difference.square_().sum(dim=1)
     return distances
 

@@ -22,10 +22,12 @@ from utils.k_reciprocal import (
     expanded_weights,
     jaccard_distances,
     mean_of_rows,
+    nearest,
     nearest_images,
 )
 from utils.metrics import check_finite
 
+SPARE = 16  # images that are found beyond the nearest, in case rounding has put some in the wrong order
 SAMPLE = 64  # images, the product of which with all tells how fast the device is
 TIMES = 2.5  # what all takes, in such products of all images
 ENTRIES = 250  # weights of an image, about
@@ -122,11 +124,17 @@ def _neighbours(features: Tensor, sizes: tuple[int, ...], distances: Tensor) -> 
             queries = slice(rows.start, min(rows.stop, num_queries))
             ours = slice(0, queries.stop - queries.start)
             distances[queries] = (block[ours, num_queries:] / farthest[queries, None]).float()
-        found = nearest_images(block, images, min(count + 1, total))
+        found = nearest_images(block, images, min(count + SPARE, total))
         neighbours[rows] = found[:, :count]
-        values = block.gather(1, found)
-        close = values[:, edges] - values[:, edges - 1] <= 2 * error[rows, None]
-        open_.append(images[close.any(dim=1)])
+        values, doubt = block.gather(1, found), 2 * error[rows, None]
+        close = (values[:, edges] - values[:, edges - 1] <= doubt).any(dim=1)
+        # No image but those found can be among the nearest, unless the last of them, too, is close.
+        among = close & (values[:, -1:] - values[:, count - 1 : count] > doubt).squeeze(1)
+        open_.append(images[close & ~among])
+        candidates = found[among].sort(dim=1).values
+        exact = known.of_candidates(images[among], candidates)
+        exact[candidates == images[among, None]] = -torch.inf
+        neighbours[images[among]] = candidates.gather(1, nearest(exact, count))
     for some in torch.cat(open_).split(max(1, PAIRS_AT_ONCE // total)):
         neighbours[some] = nearest_images(known.in_double(some), some, count)
     return neighbours, farthest
