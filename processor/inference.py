@@ -34,6 +34,7 @@ from utils.records import FP32, MODALITIES, VISIBLE, SideInfo
 
 DECODED_AT_ONCE = 8  # images; hand over one by one, and Python keeps a small network waiting
 Input = str | os.PathLike | Image.Image | np.ndarray  # a path, an image of Pillow's, or RGB of uint8 [H, W, 3]
+Given = str | Image.Image | DataError  # a path, an image in RGB, or what is wrong with it
 
 
 class Origin(NamedTuple):
@@ -244,23 +245,22 @@ class Embedder:
         if batch:
             yield batch
 
-    def _pixels(self, images: Sequence[tuple[int, Input | DataError]]) -> list[tuple[int, Tensor | DataError]]:
+    def _pixels(self, images: Sequence[tuple[int, Given]]) -> list[tuple[int, Tensor | DataError]]:
         """Places and images -> places and pixels uint8 [3, H, W], or what is wrong with an image."""
         found: list[tuple[int, Tensor | DataError]] = []
         for place, image in images:
             try:
-                if isinstance(image, DataError):
-                    raise image
-                found.append((place, self.transform.resized(as_rgb(image))))
+                image = read_image(image) if isinstance(image, str) else image
+                found.append((place, image if isinstance(image, DataError) else self.transform.resized(image)))
             except DataError as error:
                 found.append((place, error))
         return found
 
 
-def as_given(image: Input) -> Input | DataError:
-    """A path, or a copy, as its owner may give an image twice or turn to its next frame; or what is wrong with it."""
+def as_given(image: Input) -> Given:
+    """A path, or a copy in RGB, as its owner may give an image twice or turn to its next frame; or what is wrong."""
     try:
-        return image if isinstance(image, (str, os.PathLike)) else as_rgb(image)
+        return os.fspath(image) if isinstance(image, (str, os.PathLike)) else as_rgb(image)
     except DataError as error:
         return error
 
