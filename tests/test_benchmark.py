@@ -93,11 +93,11 @@ def test_both_textbooks_rank_as_the_program_does():
     query, gallery = features.split((60, 240))
     ids = [Labels(*some) for some in zip(*(field.split((60, 240)) for field in labels), strict=True)]
     expected = rank_features(query, gallery, *ids)
-    arrays = [array.numpy() for array in (query, gallery, *ids[0], *ids[1])]
+    test = ranking.Arrays(*(array.numpy() for array in (query, gallery, *ids[0], *ids[1])))
     for precision, inverse, cmc in (
-        ranking.published(*arrays),
-        ranking.textbook(*arrays, 7),
-        ranking.textbook(*arrays, 60),
+        ranking.published(test),
+        ranking.textbook(test, 7),
+        ranking.textbook(test, 60),
     ):
         assert (precision, inverse) == pytest.approx((expected.mAP, expected.mINP), abs=1e-12)
         assert cmc == pytest.approx(expected.cmc.numpy(), abs=1e-12)

@@ -8,6 +8,7 @@ matches, cumulative sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,17 @@ SIZES = {  # queries, gallery, width, identities, cameras
 }
 PAIRS = 2**24  # of a chunk of queries, of all ways but the published
 BYTES = 24  # of a pair, of the published way: distance, place, identity, match
+
+
+class Arrays(NamedTuple):
+    """A test, as numpy has it."""
+
+    query: np.ndarray  # [Q, D]
+    gallery: np.ndarray  # [G, D]
+    query_pids: np.ndarray  # [Q]
+    query_camids: np.ndarray
+    gallery_pids: np.ndarray  # [G]
+    gallery_camids: np.ndarray
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -43,7 +55,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def ways(query: Tensor, gallery: Tensor, query_labels: Labels, gallery_labels: Labels) -> tuple[Way, ...]:
     """All of them, and the matrix product alone, below which none can be."""
-    arrays = [array.cpu().numpy() for array in (query, gallery, *query_labels, *gallery_labels)]
+    test = Arrays(*(array.cpu().numpy() for array in (query, gallery, *query_labels, *gallery_labels)))
     flops = 2.0 * len(query) * gallery.numel()
     size = max(1, PAIRS // len(gallery))
 
@@ -52,23 +64,16 @@ def ways(query: Tensor, gallery: Tensor, query_labels: Labels, gallery_labels: L
             rows @ gallery.T
 
     return (
-        Way("published, numpy", lambda: published(*arrays), flops),
-        Way("textbook, numpy", lambda: textbook(*arrays, size), flops),
+        Way("published, numpy", lambda: published(test), flops),
+        Way("textbook, numpy", lambda: textbook(test, size), flops),
         Way("ours", lambda: rank_features(query, gallery, query_labels, gallery_labels), flops),
         Way("product alone", product, flops),
     )
 
 
-def published(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    query_pids: np.ndarray,
-    query_camids: np.ndarray,
-    gallery_pids: np.ndarray,
-    gallery_camids: np.ndarray,
-    top: int = 50,
-) -> tuple[float, float, np.ndarray]:
+def published(test: Arrays, top: int = 50) -> tuple[float, float, np.ndarray]:
     """mAP, mINP and CMC [top]; at most one image is at any distance from a query."""
+    query, gallery, query_pids, query_camids, gallery_pids, gallery_camids = test
     precisions, inverses, cmc = [], [], []
     distances = (query**2).sum(1, keepdims=True) + (gallery**2).sum(1) - 2 * query @ gallery.T
     order = distances.argsort(1)
@@ -85,17 +90,9 @@ def published(
     return float(np.mean(precisions)), float(np.mean(inverses)), np.mean(cmc, 0)
 
 
-def textbook(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    query_pids: np.ndarray,
-    query_camids: np.ndarray,
-    gallery_pids: np.ndarray,
-    gallery_camids: np.ndarray,
-    size: int,
-    top: int = 50,
-) -> tuple[float, float, np.ndarray]:
+def textbook(test: Arrays, size: int, top: int = 50) -> tuple[float, float, np.ndarray]:
     """mAP, mINP and CMC [top], `size` queries at a time; at most one image is at any distance from a query."""
+    query, gallery, query_pids, query_camids, gallery_pids, gallery_camids = test
     precisions, inverses, firsts = [], [], []
     lengths = (gallery**2).sum(1)
     for start in range(0, len(query), size):
