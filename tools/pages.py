@@ -16,7 +16,7 @@ from utils.files import replacing
 DOTS = 200  # per inch
 # Told apart by the colour-blind (Okabe and Ito, 2008).
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
-ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = COLOURS
+_, _, GREEN, _, BLUE, VERMILION, _, BLACK = COLOURS
 
 
 def write_pages(path: Path, figures: Iterable[Figure]) -> list[Path]:
