@@ -416,6 +416,6 @@ def test_a_folder_with_any_file_of_a_run_is_refused(tmp_path, name):
 def test_a_run_that_logged_a_step_keeps_its_folder(tmp_path, kinds):
     folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
     for kind in kinds:
-        folder.record(kind, step=1, mAP=0.5)
+        folder.metrics.record(kind, step=1, mAP=0.5)
     assert folder.discard() == ("train" not in kinds)
     assert (tmp_path / "run" / "config.yaml").exists() == ("train" in kinds)

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = rows_of(progress(groups, "maps"), list(zip(embedders, methods, strict=True)), unreadable)
     names = short_names([one.weight for one in networks])
     columns = [f"{name}\n{method}" for name, method in zip(names, methods, strict=True)]
-    files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].size))
+    files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].transform.size))
     if not files or len(unreadable) == len(groups):
         raise UserError(f"none of the {len(paths)} images can be read")
     sys.stdout.write(f"{', '.join(map(str, files))}\n")

@@ -46,7 +46,6 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
-import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -60,8 +59,8 @@ from test_svllreid import Test, data_sets, entry_of, open_network
 from tools.benchmark.measure import fastest
 from utils.bootstrap import REPLICATES, paired_difference
 from utils.devices import computing_in, describe, pick_device
-from utils.errors import one_line, writing
-from utils.files import replace_text
+from utils.errors import one_line
+from utils.files import write_json
 from utils.records import VISIBLE, Evaluation, SideInfo
 from utils.report import conditions, markdown, percent
 from utils.verification import LEVEL, Estimate
@@ -122,8 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "failed": failed,
         "networks": [as_json(one, found) for one, found in zip(measured, differences, strict=True)],
     }
-    with writing(target):
-        replace_text(target, json.dumps(facts, indent=2) + "\n")
+    write_json(target, facts)
     sys.stdout.write(f"{table(measured, differences)}\n\n{caption(facts)}\n{target}\n")
     return int(bool(failed) or OTHER in differences)
 

@@ -11,12 +11,11 @@ per identity; or the pairs of a CSV file of two columns, and a gallery (images, 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from tools.inference import add_output, embed_files, open_embedder, parse_labelled
 from utils.command import Once, answer_early, at_least, run_script
-from utils.errors import UserError, writing
+from utils.errors import UserError
 from utils.paths import expanded
 
 
@@ -53,7 +52,7 @@ from processor.inference import Embedder
 from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, readable
 from tools.verify import read_pairs
 from utils.feature_file import FeatureFile, read_features
-from utils.files import replace_text
+from utils.files import write_json
 from utils.metrics import check_finite
 from utils.one_in_many import ImagePairs, histogram, pairs_that_count, ranks_of_matches
 from utils.records import Labels
@@ -85,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         "ranks": histogram(ranks),
     }
     if arguments.output:
-        with writing(arguments.output):
-            replace_text(expanded(arguments.output), json.dumps(facts, indent=2) + "\n")
+        write_json(expanded(arguments.output), facts)
     sys.stdout.write(
         f"{facts['draws']} draws of {facts['pairs']} pairs of {facts['identities']} identities, 1:(1+{distractors})\n"
         f"hit@10 {100 * facts['hit@10']:.1f} %, hit@1 {100 * facts['hit@1']:.1f} %, rank of the match: "

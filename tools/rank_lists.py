@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         found = [hit._replace(camera=cameras[hit.name]) for hit in lists.best(place, arguments.top)]
         shown.append(RankList(query, found, cameras[query], f"{Path(query).name}: {fared}"))
         sys.stdout.write(f"{query}  {fared}\n")
-    paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
+    paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.transform.size)
     refinement = str(Refinement(embedder.flip, precision=embedder.precision))
     how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", refinement]))
     sys.stdout.write(

@@ -82,13 +82,12 @@ from yacs.config import CfgNode
 import test_svllreid
 import train_svllreid
 from configs import ConfigError, differences, from_dict, load
-from configs.stages import STAGES
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
 from model.pretrained import cached
 from processor.build.evaluation import refinement_of
-from processor.build.place import checkpoint_name
 from processor.card import DATA_SETS
+from processor.place import Place
 from utils import report
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
@@ -176,9 +175,8 @@ class Plan:
     def checkpoint(self, row: Row) -> Path:
         """The trained network, under the name that the last stage gives it."""
         cfg = self.config(row)
-        stage = STAGES[cfg.PROCESSOR.STAGES[-1]]
-        name = checkpoint_name(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1, cfg.MODEL.NAME)
-        return self.folder(row.trained or row) / name.format(epoch=stage.epochs(cfg))
+        last = Place(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1)
+        return self.folder(row.trained or row) / last.file(cfg.MODEL.NAME).format(epoch=last.stage.epochs(cfg))
 
 
 def _words(settings: Mapping[str, str]) -> list[str]:

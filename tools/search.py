@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
 from utils.command import Once, answer_early, at_least, run_script
-from utils.errors import UserError, writing
+from utils.errors import UserError
 from utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ from datasets.path_labels import FOLDERS, NAMES, path_label, same_identity
 from tools.cached_features import CachedFeatures
 from utils.faiss_index import FaissIndex
 from utils.feature_file import read_features
-from utils.files import replace_text
+from utils.files import write_text
 from utils.gallery_index import ExactIndex
 from utils.metrics import check_finite
 from utils.qdrant_index import QdrantIndex
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     counts = {"gallery": count, "embedded": features.computed, "from_cache": features.remembered}
     write(answers, {"digest": embedder.digest, "index": arguments.index, **counts}, arguments)
     if arguments.picture:
-        draw(answers, expanded(arguments.picture), embedder.size)
+        draw(answers, expanded(arguments.picture), embedder.transform.size)
     return int(features.unreadable > 0 and not arguments.skip_unreadable)
 
 
@@ -216,15 +216,13 @@ def write(answers: Sequence[RankList], facts: dict, arguments: argparse.Namespac
         for query, found, camera, _, own in answers
     ]
     text = json.dumps({**facts, "queries": queries}, indent=2) + "\n"
-    with writing(arguments.output):
-        replace_text(expanded(arguments.output), text)
+    write_text(expanded(arguments.output), text)
     if arguments.csv:
         table = io.StringIO(newline="")
         lines = csv.writer(table)
         lines.writerow(["query", *Hit._fields])
         lines.writerows([one.query, *hit] for one in answers for hit in one.found)
-        with writing(arguments.csv):
-            replace_text(expanded(arguments.csv), table.getvalue())
+        write_text(expanded(arguments.csv), table.getvalue())
     sys.stdout.write(text if arguments.json else "".join(map(in_words, answers)))
     if not arguments.json:
         sys.stdout.write(

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
+from configs.stages import CLUSTER, IMAGE, PROMPT
 from model.svllreid import SvllReid
 from processor.build.cluster import cluster_parts
 from processor.build.data import Data
 from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
-from processor.build.place import checkpoint_name, times_before, title
 from processor.build.prompt import prompt_parts
 from processor.compiled import compile_tower
 from processor.loop import fit
+from processor.place import Place
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
 from solver.average import WeightAverage
@@ -32,28 +32,25 @@ MAKE_STAGE = {CLUSTER.name: cluster_parts, PROMPT.name: prompt_parts, IMAGE.name
 
 def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
-    cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
-    block, again = stage.settings(cfg), times_before(run, number, stage)
-    with run.clock(title(stage, again)):
+    cfg, place = run.cfg, Place(run.cfg.PROCESSOR.STAGES, number)
+    block = place.stage.settings(cfg)
+    with run.clock(place.title):
         # A repetition draws other batches than the first time.
-        seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
-        parts = MAKE_STAGE[stage.name](run, number, model, data, seed)
+        seed = derive(cfg.SOLVER.SEED, place.again) if place.again else cfg.SOLVER.SEED
+        parts = MAKE_STAGE[place.stage.name](run, place, model, data, seed)
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
-        logger.info("%s: %s", title(stage, again), "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
+        logger.info("%s: %s", place.title, "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
-            number,
+            place,
             parts,
             Training(optimizer, precision, scaler, average),
-            _periods(cfg, stage),
-            name=stage.name,
-            title=title(stage, again),
-            again=again,
-            file=checkpoint_name(cfg.PROCESSOR.STAGES, number, cfg.MODEL.NAME),
+            _periods(cfg, block),
+            file=place.file(cfg.MODEL.NAME),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -79,7 +76,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     how = f" ({refinement})" if (refinement := str(refinement_of(cfg))) else ""
     for name, best in stage_run.best.items():
         figure = f"{name} mAP {100 * best['mAP']:.1f}{how} in epoch {best['epoch']}"
-        logger.info("%s  best before the end: %s", title, figure)
+        logger.info("%s  best before the end: %s", place.title, figure)
     return stage_run.checkpoint
 
 
@@ -94,8 +91,7 @@ def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dt
         )
 
 
-def _periods(cfg: CfgNode, stage: Stage) -> Periods:
-    block = stage.settings(cfg)
+def _periods(cfg: CfgNode, block: CfgNode) -> Periods:
     return Periods(
         block.MAX_EPOCHS,
         log=block.LOG_PERIOD,
@@ -107,7 +103,7 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
 
 def _what_trains(stage: StageParts, precision: torch.dtype, compiled: bool) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
-    model, weights = stage.model, stage.weights
+    model, weights = stage.module.model, stage.module.weights
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in model.parameters())

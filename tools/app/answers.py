@@ -107,7 +107,7 @@ class Answers:
 
     def _shown(self, image: Image.Image) -> Image.Image:
         """In the shape in which the network sees it, which overlays fit."""
-        height, width = self.embedder.size
+        height, width = self.embedder.transform.size
         return image.resize((round(HEIGHT * width / height), HEIGHT), Image.Resampling.BICUBIC)
 
 
