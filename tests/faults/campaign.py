@@ -43,7 +43,6 @@ import torch
 from builders import write_synthetic
 
 import train_svllreid
-from configs import ConfigError
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
@@ -219,7 +218,7 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
             failed=lambda operation: failed(f"{' '.join(operation)}\n"),
         ).install()
         watch_steps(steps, plan)
-        code = run_script(lambda: train_svllreid.main(list(words)), ConfigError)
+        code = run_script(lambda: train_svllreid.main(list(words)))
     except BaseException:
         traceback.print_exc()
     finally:
