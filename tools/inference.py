@@ -6,18 +6,18 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.defaults import BLOCKS, KEYS
-from utils.command import Pairs, at_least, check_there, check_weight, new_parser
+from utils.command import Pairs, at_least, check_there, check_weight
 from utils.errors import UserError, check_installed
 from utils.files import instead_of_file
 from utils.paths import expanded
 
-KINDS = (".png", ".svg", ".pdf")  # of pictures
+PICTURES = (".png", ".svg", ".pdf")  # of pictures
 
 if TYPE_CHECKING:
     from processor.inference import Embedder
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 
 def parse(
-    description: str,
-    argv: Sequence[str] | None = None,
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
     *,
-    options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
     words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
     example: str | None = None,
     skips: bool = True,
@@ -37,7 +36,7 @@ def parse(
     """Read the command line of such a tool.
 
     Args:
-        options: adds the tool's own.
+        parser: of `new_parser`, with the tool's own options.
         words: what stands before the first setting: its name, and what it means; None: nothing does.
         example: of images, for the message when there are none; None: there need not be any.
         skips: there is --skip-unreadable.
@@ -51,7 +50,6 @@ def parse(
         UserError: no images, or some where nothing is expected; a file or folder that is not there; no place for
             --cache.
     """
-    parser = new_parser(description)
     add = parser.add_argument
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
     add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
@@ -68,7 +66,6 @@ def parse(
             action="store_true",
             help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
         )
-    options(parser)
     name, meaning = words or ("", "")
     add("images", nargs="*", metavar=name, help=meaning)
     arguments = parser.parse_intermixed_args(argv)
@@ -104,16 +101,14 @@ def _is_setting(word: str) -> bool:
     return key in KEYS or (key.rpartition(".")[0] in BLOCKS and not os.path.exists(word))
 
 
-def parse_labelled(
-    description: str, argv: Sequence[str] | None, options: Callable[[argparse.ArgumentParser], object]
-) -> argparse.Namespace:
+def parse_labelled(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The same for a tool that takes labelled images: those of a data set, or of one folder, the only one of `images`.
 
     Raises:
         UserError: several folders, or what `parse` raises.
     """
     words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
-    arguments = parse(description, argv, options=options, words=words)
+    arguments = parse(parser, argv, words=words)
     if len(arguments.images) > 1:
         raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
     return arguments
@@ -151,15 +146,9 @@ def for_each_network(arguments: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def short_names(weights: Sequence[str]) -> list[str]:
-    """Checkpoints by their file names or, where these are the same, with as many folders as tell them apart."""
-    parts = [Path(weight).parts for weight in weights]
-    names = list(weights)
-    for count in range(max(map(len, parts)), 0, -1):
-        shorter = [str(Path(*one[-count:])) for one in parts]
-        if len(set(shorter)) < len(set(weights)):
-            break
-        names = shorter
-    return names
+    """Checkpoints by their file names or, where these are the same, by their paths."""
+    names = [Path(weight).name for weight in weights]
+    return names if len(set(names)) == len(set(weights)) else list(weights)
 
 
 def add_cache_options(parser: argparse.ArgumentParser, *, where: str = "beside the output") -> None:
@@ -179,7 +168,7 @@ def add_output(
 
     def checked(path: str) -> str:
         check_output(path, option, *endings)
-        if endings == KINDS:
+        if endings == PICTURES:
             check_installed(f"{option} {path}", "matplotlib")
         return path
 

@@ -14,20 +14,14 @@ import argparse
 import sys
 
 from tools.inference import add_output, embed_files, open_embedder, parse_labelled
-from utils.command import Once, answer_early, at_least, run_script
+from utils.command import Once, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse_labelled(__doc__, argv, _options)
-    if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
-        raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
-    return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
     add(
@@ -40,6 +34,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--distractors", metavar="N", type=at_least(1), default=2000, help="images of others; default: 2000")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of the draws; default: 0")
     add_output(parser, "--output", ".json", meaning="written to as well")
+    arguments = parse_labelled(parser, argv)
+    if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
+        raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.inference import KINDS, add_output, open_embedder, parse_labelled
-from utils.command import answer_early, at_least, run_script
+from tools.inference import PICTURES, add_output, open_embedder, parse_labelled
+from utils.command import answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -25,17 +25,15 @@ WORST, BEST, RANDOM = "worst", "best", "random"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse_labelled(__doc__, argv, _options)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = new_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="ranks.png")
+    add_output(parser, "--output", *PICTURES, default="ranks.png")
     add("--count", metavar="N", type=at_least(1), default=10, help="queries to show, 10 on a page; default: 10")
     add("--top", metavar="N", type=at_least(1), default=10, help="images of each list; default: 10")
     add("--order", choices=(WORST, BEST, RANDOM), default=WORST, help="which queries come first; default: worst")
     add("--pids", metavar="ID,ID", help="only queries of these identities, as the data set names them")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of --order random; default: 0")
+    return parse_labelled(parser, argv)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
-from utils.command import Once, answer_early, at_least, run_script
+from tools.inference import PICTURES, add_cache_options, add_output, check_unlike, open_embedder, parse
+from utils.command import Once, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -36,8 +36,21 @@ EXACT, FAISS, QDRANT = "exact", "faiss", "qdrant"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
+    add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
+    add_output(parser, "--output", ".json", default="search.json")
+    add_output(parser, "--picture", *PICTURES, meaning="of what was found")
+    add_output(parser, "--csv", ".csv", meaning="a table to write as well")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--keep-own", "--keep_own", action="store_true", help="leave queries in their own lists")
+    add("--identities", choices=("names", "folders", "none"), help="where identities stand (0002_c1.jpg, anna/1.jpg)")
+    add("--index", choices=(EXACT, FAISS, QDRANT), default=EXACT, help="what searches; default: exact")
+    add("--index_path", "--index-path", metavar="WHERE", help="a folder or, for qdrant, the URL of a server")
+    add_cache_options(parser)
     words = ("QUERY", "images, folders of images, or patterns")
-    arguments = parse(__doc__, argv, options=_options, words=words, example="query.jpg")
+    arguments = parse(parser, argv, words=words, example="query.jpg")
     if arguments.index == EXACT and not arguments.gallery:
         raise UserError("--gallery: which? e.g. --gallery gallery/ or --gallery features.npz")
     if arguments.gallery and not arguments.gallery.endswith(".npz") and expanded(arguments.gallery).is_file():
@@ -46,21 +59,6 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     if (arguments.index == EXACT) != (arguments.index_path is None):
         raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
     return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
-    add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
-    add_output(parser, "--output", ".json", default="search.json")
-    add_output(parser, "--picture", *KINDS, meaning="of what was found")
-    add_output(parser, "--csv", ".csv", meaning="a table to write as well")
-    add("--json", action="store_true", help="print JSON instead of tables")
-    add("--keep-own", "--keep_own", action="store_true", help="leave queries in their own lists")
-    add("--identities", choices=("names", "folders", "none"), help="where identities stand (0002_c1.jpg, anna/1.jpg)")
-    add("--index", choices=(EXACT, FAISS, QDRANT), default=EXACT, help="what searches; default: exact")
-    add("--index_path", "--index-path", metavar="WHERE", help="a folder or, for qdrant, the URL of a server")
-    add_cache_options(parser)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -14,8 +14,16 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-from tools.inference import KINDS, add_beside, add_output, for_each_network, open_embedder, parse_labelled, short_names
-from utils.command import answer_early, at_least, run_script
+from tools.inference import (
+    PICTURES,
+    add_beside,
+    add_output,
+    for_each_network,
+    open_embedder,
+    parse_labelled,
+    short_names,
+)
+from utils.command import answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -24,12 +32,9 @@ IMAGE, TEXT = "image", "text"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse_labelled(__doc__, argv, _options)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = new_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="tsne.png")
+    add_output(parser, "--output", *PICTURES, default="tsne.png")
     add_beside(parser)
     add("--kind", choices=(IMAGE, TEXT), default=IMAGE, help="of features; default: image")
     add("--identities", metavar="N", type=at_least(2), default=10, help="the first so many; default: 10")
@@ -40,6 +45,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add("--copies", metavar="N", type=at_least(1), default=20, help="augmented copies of a prompt; default: 20")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of t-SNE and the copies; default: 0")
+    return parse_labelled(parser, argv)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

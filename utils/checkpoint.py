@@ -188,14 +188,6 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read as TorchScript ({type(error).__name__}: {error})") from error
 
 
-def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
-def _first(value, *_):
-    return value
-
-
 class _Scripted:
     """An object of a TorchScript class, without its methods."""
 
@@ -234,13 +226,13 @@ class _TorchScript(pickle.Unpickler):
         if module == "__torch__" or module.startswith("__torch__."):
             return type(f"{module}.{name}", (_Scripted,), {})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _view
+            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "torch.jit._pickle":
-            return _first  # lists of one type, which are pickled with a word on it
+            return lambda value, *_: value  # lists of one type, which are pickled with a word on it
         raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")
 
     def persistent_load(self, pid) -> Tensor:

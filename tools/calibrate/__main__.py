@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.inference import (
-    KINDS,
+    PICTURES,
     add_beside,
     check_output,
     for_each_network,
@@ -29,7 +28,7 @@ from tools.inference import (
     parse_labelled,
     short_names,
 )
-from utils.command import answer_early, run_script
+from utils.command import answer_early, new_parser, run_script
 from utils.errors import UserError, check_installed
 from utils.paths import expanded
 
@@ -42,20 +41,18 @@ SEED = 0  # of the bootstrap
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse_labelled(__doc__, argv, _options)
-    if arguments.beside and arguments.no_figure:
-        raise UserError("--beside: is for the picture; expected no --no-figure")
-    if not arguments.no_figure:
-        check_installed("the picture (which --no-figure leaves out)", "matplotlib")
-    return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
     add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
     add("--no-figure", "--no_figure", action="store_true", help="no picture")
     add_beside(parser)
+    arguments = parse_labelled(parser, argv)
+    if arguments.beside and arguments.no_figure:
+        raise UserError("--beside: is for the picture; expected no --no-figure")
+    if not arguments.no_figure:
+        check_installed("the picture (which --no-figure leaves out)", "matplotlib")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -65,9 +62,8 @@ import torch
 
 from tools.labelled_images import embed_samples, images_of, labelled_images, readable
 from utils.calibration_file import beside, write_calibration
-from utils.feature_file import FeatureFile
 from utils.metrics import protocol_of
-from utils.records import MODALITIES, Benchmark, Sample
+from utils.records import MODALITIES
 from utils.report import aligned
 from utils.verification import PairScores, measure
 
@@ -79,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     figure = None if arguments.no_figure else expanded(arguments.figure or target.with_suffix(".png"))
     check_output(str(target), "--output", ".json")
     if figure is not None:
-        check_output(str(figure), "--figure", *KINDS)
+        check_output(str(figure), "--figure", *PICTURES)
     networks = for_each_network(arguments)
     measured = [measure_network(one) for one in networks]
     found, facts, _ = measured[0]
@@ -108,7 +104,9 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
     features, failed = embed_samples(arguments, embedder, samples)
-    scores = pair_scores(benchmark, features)
+    kept = (readable(trial, features) for trial in benchmark.trials)
+    trials = [tuple(images_of(side, features) for side in trial) for trial in kept]
+    scores = PairScores(features.features, trials, benchmark.ignored)
     found = measure(scores, TARGETS, generator=torch.Generator().manual_seed(SEED))
     facts = {
         "digest": embedder.digest,
@@ -124,20 +122,9 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
         "notes": notes,
     }
     if len(getattr(embedder.model.image, "stems", ())):
-        facts["modality"] = arguments.modality if arguments.images else modalities_in(samples)
+        present = sorted({sample.modality for sample in samples})
+        facts["modality"] = arguments.modality if arguments.images else ",".join(MODALITIES[one] for one in present)
     return found, facts, failed
-
-
-def pair_scores(benchmark: Benchmark, features: FeatureFile) -> PairScores:
-    """Scores of all pairs that count, of the images that could be read."""
-    kept = (readable(trial, features) for trial in benchmark.trials)
-    trials = [(images_of(trial.query, features), images_of(trial.gallery, features)) for trial in kept]
-    return PairScores(features.features, trials, benchmark.ignored)
-
-
-def modalities_in(samples: Sequence[Sample]) -> str:
-    """One, or two with a comma."""
-    return ",".join(MODALITIES[number] for number in sorted({sample.modality for sample in samples}))
 
 
 def report(found: Verification) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,15 +115,35 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RenderedSet:
-    """One data set: its kind and its parameters.
+class Rendering:
+    """One data set: what is rendered, with `name`, `title` and `version`, and how much of it.
 
     Raises:
         UserError: a parameter that is out of range.
     """
 
-    kind: Kind
+    kind: Any
     parameters: Parameters
+
+    @property
+    def folder_name(self) -> str:
+        return self.parameters.folder(self.kind.name)
+
+    def manifest(self) -> dict[str, object]:
+        return {
+            "kind": self.kind.title,
+            "renderer_version": self.kind.version,
+            "parameters": asdict(self.parameters),
+            "files": self.counts(),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How many images each folder holds."""
+        raise NotImplementedError
+
+
+class RenderedSet(Rendering):
+    """Of people or vehicles; `kind` is a Kind."""
 
     def __post_init__(self) -> None:
         of, cameras = self.parameters, self.parameters.cameras_per_identity
@@ -143,10 +163,6 @@ class RenderedSet:
             )
 
     @property
-    def folder_name(self) -> str:
-        return self.parameters.folder(self.kind.name)
-
-    @property
     def text_files(self) -> tuple[str, ...]:
         """The files beside the images."""
         return VIEWPOINT_FILES if self.kind.has_viewpoints else ()
@@ -160,21 +176,12 @@ class RenderedSet:
         return {name: "".join(lines[split]) for name, split in zip(self.text_files, SPLITS, strict=False)}
 
     def counts(self) -> dict[str, int]:
-        """How many images each folder holds."""
         of, kind = self.parameters, self.kind
         queries, tests = of.test_identities * of.cameras_per_identity, of.test_identities * of.test_images
         return {
             kind.train: of.train_identities * of.train_images,
             kind.query: queries,
             kind.gallery: tests if kind.has_viewpoints else tests - queries,
-        }
-
-    def manifest(self) -> dict[str, object]:
-        return {
-            "kind": self.kind.title,
-            "renderer_version": self.kind.version,
-            "parameters": asdict(self.parameters),
-            "files": self.counts(),
         }
 
     def tasks(self) -> Iterator[Task]:
