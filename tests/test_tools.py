@@ -128,12 +128,8 @@ OUTPUTS = [
     *((attention, "--output", ".png"), (calibrate, "--figure", ".svg"), (calibrate, "--output", ".json")),
     *((compare, "--output", ".json"), (embed, "--csv", ".csv"), (embed, "--output", ".npz")),
     *((one_in_many, "--output", ".json"), (rank_lists, "--output", ".pdf"), (search, "--csv", ".csv")),
-    *(
-        (search, "--cache", ".sqlite"),
-        (search, "--output", ".json"),
-        (search, "--picture", ".png"),
-        (tsne, "--output", ".png"),
-    ),
+    *((search, "--cache", ".sqlite"), (search, "--output", ".json"), (search, "--picture", ".png")),
+    (tsne, "--output", ".png"),
 ]
 
 
