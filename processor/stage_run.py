@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from processor.place import Place
+from processor.turn import Turn
 from solver.average import WeightAverage
 from solver.build import load_optimizer
 from utils.distributed import any_rank, average_statistics, collective
@@ -177,7 +177,7 @@ class SavedStageRun(StageRun):
     def __init__(
         self,
         run: Run,
-        place: Place,
+        turn: Turn,
         parts: StageParts,
         training: Training,
         periods: Periods,
@@ -185,17 +185,17 @@ class SavedStageRun(StageRun):
         file: str,
         facts: dict,
     ):
-        saved = run.state.run if run.state and run.resumes(place.number) else None
+        saved = run.state.run if run.state and run.resumes(turn.number) else None
         super().__init__(
             run.device,
-            name=place.stage.name,
-            title=place.title,
+            name=turn.stage.name,
+            title=turn.title,
             log_period=periods.log,
             position=Position._make(map(saved["position"].get, Position._fields)) if saved else None,
             shares=parts.shares,
             stopping=run.stopping,
         )
-        self.run, self.place, self.parts, self.training, self.periods = run, place, parts, training, periods
+        self.run, self.turn, self.parts, self.training, self.periods = run, turn, parts, training, periods
         self.model, self.file, self.facts = parts.module.model, file, facts
         self.saved, self.saved_at = saved, time.monotonic()
         self.best: dict[str, Best] = saved["best"] if saved else {}
@@ -228,7 +228,7 @@ class SavedStageRun(StageRun):
                 ) from error
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
-        self.run.record(kind, step=step, **values, **self.place.mark)
+        self.run.record(kind, step=step, **values, **self.turn.mark)
 
     def image_paths(self, ids: Tensor) -> Sequence[str]:
         return self.parts.image_paths(ids)
@@ -271,7 +271,7 @@ class SavedStageRun(StageRun):
     def _resumable(self, position: Position) -> dict:
         optimizer, precision, scaler, average = self.training
         return {
-            "stage_number": self.place.number,
+            "stage_number": self.turn.number,
             "position": position._asdict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,

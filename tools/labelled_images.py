@@ -66,16 +66,11 @@ def first_trial(benchmark: Benchmark) -> Trial:
     return benchmark.trials[0]
 
 
-def readable(trial: Trial, features: FeatureFile) -> Trial:
-    """The samples that have features."""
-    names = set(features.names)
-    return Trial(*(tuple(sample for sample in side if sample.path in names) for side in trial))
-
-
 def images_of(samples: Sequence[Sample], features: FeatureFile) -> Images:
-    """Rows of the samples' features, and their labels."""
+    """Of the samples that have features, their rows and their labels."""
     rows = {name: row for row, name in enumerate(features.names)}
-    return Images(torch.tensor([rows[sample.path] for sample in samples]), Labels.of(tuple(samples)))
+    kept = tuple(sample for sample in samples if sample.path in rows)
+    return Images(torch.tensor([rows[sample.path] for sample in kept]), Labels.of(kept))
 
 
 def plain(identity: str) -> str:

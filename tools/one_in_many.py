@@ -47,7 +47,7 @@ import torch
 
 from datasets.find_images import find_images
 from processor.inference import Embedder
-from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images
 from tools.verify import read_pairs
 from utils.feature_file import FeatureFile, read_features
 from utils.files import write_json
@@ -97,7 +97,7 @@ def labelled_pairs(arguments: argparse.Namespace, embedder: Embedder) -> tuple[t
     benchmark, _, _ = labelled_images(arguments, embedder)
     trial = first_trial(benchmark)
     contents, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
-    query, gallery = (images_of(side, contents) for side in readable(trial, contents))
+    query, gallery = (images_of(side, contents) for side in trial)
     return contents.features, pairs_that_count(query, gallery, benchmark.ignored), gallery, failed
 
 

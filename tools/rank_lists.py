@@ -41,7 +41,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, plain, readable, written
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, plain, written
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
 from utils.records import RankList, Refinement
@@ -56,18 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     benchmark, _, _ = labelled_images(arguments, embedder)
     trial = first_trial(benchmark)
     features, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
-    trial = readable(trial, features)
     lists = RankLists(features, *(images_of(side, features) for side in trial), benchmark.ignored)
     outcomes = lists.outcomes()
 
-    cameras = {sample.path: written(benchmark, sample)[1] for side in trial for sample in side}
+    labels = {sample.path: written(benchmark, sample) for side in trial for sample in side}
+    queries = [features.names[row] for row in lists.query.rows.tolist()]
     shown = []
-    for number in choose(outcomes, [written(benchmark, sample)[0] for sample in trial.query], arguments):
+    for number in choose(outcomes, [labels[query][0] for query in queries], arguments):
         place, precision, first = (field[number].item() for field in outcomes)
-        query = trial.query[place].path
+        query = queries[place]
         fared = f"AP {100 * precision:.1f} %, first match at rank {first}"
-        found = [hit._replace(camera=cameras[hit.name]) for hit in lists.best(place, arguments.top)]
-        shown.append(RankList(query, found, cameras[query], f"{Path(query).name}: {fared}"))
+        found = [hit._replace(camera=labels[hit.name][1]) for hit in lists.best(place, arguments.top)]
+        shown.append(RankList(query, found, labels[query][1], f"{Path(query).name}: {fared}"))
         sys.stdout.write(f"{query}  {fared}\n")
     paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.transform.size)
     refinement = str(Refinement(embedder.flip, precision=embedder.precision))

@@ -87,7 +87,7 @@ from datasets.msmt17 import UNKNOWN, msmt17_version
 from model.pretrained import cached
 from processor.build.evaluation import refinement_of
 from processor.card import DATA_SETS
-from processor.place import Place
+from processor.turn import Turn
 from utils import report
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
@@ -175,7 +175,7 @@ class Plan:
     def checkpoint(self, row: Row) -> Path:
         """The trained network, under the name that the last stage gives it."""
         cfg = self.config(row)
-        last = Place(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1)
+        last = Turn(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1)
         return self.folder(row.trained or row) / last.file(cfg.MODEL.NAME).format(epoch=last.stage.epochs(cfg))
 
 

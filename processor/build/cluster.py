@@ -22,22 +22,22 @@ from processor.cluster_stage import ClusterStage, Texts
 from processor.clusters import Clustering, Swap, describe, find_clusters, shown
 from processor.features import compute_features
 from processor.image_stage import all_text_features
-from processor.place import Place, prefix
 from processor.pseudo_labels import PseudoLabels, write_labels
 from processor.run import Run
 from processor.stage_run import StageParts
+from processor.turn import Turn, prefix
 from utils.distributed import on_main, rank, sync_batch_norm, world_size
 from utils.run import PSEUDO_LABELS
 
 logger = logging.getLogger(__name__)
 
 
-def cluster_parts(run: Run, place: Place, model: SvllReid, data: Data, seed: int) -> StageParts:
+def cluster_parts(run: Run, turn: Turn, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, train = run.cfg, run.device, data.benchmark.train
     block = CLUSTER.settings(cfg)
-    if not run.resumes(place.number):
-        hand_over(run, place, model, data)
-    texts = _texts(run, place, model, data)
+    if not run.resumes(turn.number):
+        hand_over(run, turn, model, data)
+    texts = _texts(run, turn, model, data)
     modalities = torch.tensor([sample.modality for sample in train])
     stage = ClusterStage(
         model,
@@ -57,16 +57,16 @@ def cluster_parts(run: Run, place: Place, model: SvllReid, data: Data, seed: int
 
     def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
         if state is None:
-            labels = _find_clusters(run, place, stage, ordered, data, epoch)
+            labels = _find_clusters(run, turn, stage, ordered, data, epoch)
         else:
             labels = state["labels"]
             stage.resume_epoch(epoch, labels, state["memories"])
         if epoch == block.MAX_EPOCHS:
             found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, cluster_settings(run))
-            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(place.again)), found, train))
+            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(turn.again)), found, train))
         sampler.set_labels(stage.labels.tolist())
         if not sampler.rows:
-            logger.warning("%s  epoch %d/%d: nothing to train on, it is skipped", place.title, epoch, block.MAX_EPOCHS)
+            logger.warning("%s  epoch %d/%d: nothing to train on, it is skipped", turn.title, epoch, block.MAX_EPOCHS)
         # Memories change in place: a state within the epoch has them as they are then.
         return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
 
@@ -78,12 +78,12 @@ def cluster_parts(run: Run, place: Place, model: SvllReid, data: Data, seed: int
         shares=world_size(),
         before_epoch=before_epoch,
         after_step=stage.update,
-        evaluate=partial(evaluate_epoch, run, model, data.benchmark, place),
+        evaluate=partial(evaluate_epoch, run, model, data.benchmark, turn),
         epoch_ended=data.train_watch.look,
     )
 
 
-def _find_clusters(run: Run, place: Place, stage: ClusterStage, ordered: Loader, data: Data, epoch: int) -> Tensor:
+def _find_clusters(run: Run, turn: Turn, stage: ClusterStage, ordered: Loader, data: Data, epoch: int) -> Tensor:
     """Cluster the features that the images have now, with lines for the log and a record -> labels [N].
 
     Args:
@@ -98,8 +98,8 @@ def _find_clusters(run: Run, place: Place, stage: ClusterStage, ordered: Loader,
     pairs = stage.begin_epoch(epoch, labels, features)
     facts = describe(labels, stage.modalities, pairs, torch.tensor([sample.pid for sample in train]))
     epochs = CLUSTER.epochs(cfg)
-    logger.info("%s  epoch %d/%d\n  %s", place.title, epoch, epochs, "\n  ".join(shown(facts)))
-    run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **place.mark)
+    logger.info("%s  epoch %d/%d\n  %s", turn.title, epoch, epochs, "\n  ".join(shown(facts)))
+    run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **turn.mark)
     return labels
 
 
@@ -110,12 +110,12 @@ def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSamp
     return ClusterSampler(nothing, modalities.tolist(), clusters, instances, seed=seed, **share)
 
 
-def _texts(run: Run, place: Place, model: SvllReid, data: Data) -> Texts | None:
+def _texts(run: Run, turn: Turn, model: SvllReid, data: Data) -> Texts | None:
     """The texts that the clustering compares images with: of the prompts before it; None without these."""
-    if PROMPT.name not in place.before or not run.cfg.MODEL.I2T_LOSS_WEIGHT:
+    if PROMPT.name not in turn.before or not run.cfg.MODEL.I2T_LOSS_WEIGHT:
         return None
-    last = place.number - 1 - place.before[::-1].index(PROMPT.name)
-    found = pseudo_labels(run, place._replace(number=last), data)
+    last = turn.number - 1 - turn.before[::-1].index(PROMPT.name)
+    found = pseudo_labels(run, turn._replace(number=last), data)
     if found is None:
         return None
     features = all_text_features(model, run.device).split(found.counts)

@@ -16,9 +16,9 @@ from datasets.changes import Change
 from model.svllreid import SvllReid
 from processor.build.data import Data
 from processor.evaluate import evaluate, evaluate_changed
-from processor.place import Place
 from processor.result import result_entry
 from processor.run import Run
+from processor.turn import Turn
 from utils.errors import WeightsError
 from utils.records import Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
 from utils.report import figures
@@ -142,15 +142,15 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
         run.add_result(entry)  # last: a run whose last entry is there is finished
 
 
-def evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, place: Place, epoch: int) -> dict[str, float]:
+def evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, turn: Turn, epoch: int) -> dict[str, float]:
     """Evaluate on every data set, for the log -> mAP by data set."""
     found = {}
     for one in benchmark.evaluated():
         evaluation = evaluate_model(run.cfg, model, one, run.device)
         name = f"{one.name}  " if benchmark.parts else ""
-        epochs = place.stage.epochs(run.cfg)
-        logger.info("%s  epoch %d/%d\n  %s%s", place.title, epoch, epochs, name, figures(evaluation))
-        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean, **place.mark}
-        run.record("evaluation", step=epoch, stage=place.stage.name, epoch=epoch, **facts)
+        epochs = turn.stage.epochs(run.cfg)
+        logger.info("%s  epoch %d/%d\n  %s%s", turn.title, epoch, epochs, name, figures(evaluation))
+        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean, **turn.mark}
+        run.record("evaluation", step=epoch, stage=turn.stage.name, epoch=epoch, **facts)
         found[one.name] = evaluation.mean["mAP"]
     return found

@@ -16,16 +16,16 @@ from processor.build.data import Data, draw
 from processor.build.evaluation import evaluate_epoch
 from processor.build.prototypes import keep_prototypes
 from processor.image_stage import TERMS, ImageStage, all_text_features
-from processor.place import Place
 from processor.run import Run
 from processor.stage_run import StageParts
+from processor.turn import Turn
 from utils.distributed import collective, sync_batch_norm, world_size
 from utils.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
 
-def image_parts(run: Run, place: Place, model: SvllReid, data: Data, seed: int) -> StageParts:
+def image_parts(run: Run, turn: Turn, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
     weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
@@ -63,7 +63,7 @@ def image_parts(run: Run, place: Place, model: SvllReid, data: Data, seed: int) 
         shares=world_size(),
         before_epoch=before_epoch,
         after_step=stage.update if stage.memories else None,
-        evaluate=partial(evaluate_epoch, run, model, benchmark, place),
+        evaluate=partial(evaluate_epoch, run, model, benchmark, turn),
         epoch_ended=data.train_watch.look,
     )
 

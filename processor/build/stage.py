@@ -17,9 +17,9 @@ from processor.build.image import image_parts
 from processor.build.prompt import prompt_parts
 from processor.compiled import compile_tower
 from processor.loop import fit
-from processor.place import Place
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
+from processor.turn import Turn
 from solver.average import WeightAverage
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision, tf32
@@ -32,25 +32,25 @@ MAKE_STAGE = {CLUSTER.name: cluster_parts, PROMPT.name: prompt_parts, IMAGE.name
 
 def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
-    cfg, place = run.cfg, Place(run.cfg.PROCESSOR.STAGES, number)
-    block = place.stage.settings(cfg)
-    with run.clock(place.title):
+    cfg, turn = run.cfg, Turn(run.cfg.PROCESSOR.STAGES, number)
+    block = turn.stage.settings(cfg)
+    with run.clock(turn.title):
         # A repetition draws other batches than the first time.
-        seed = derive(cfg.SOLVER.SEED, place.again) if place.again else cfg.SOLVER.SEED
-        parts = MAKE_STAGE[place.stage.name](run, place, model, data, seed)
+        seed = derive(cfg.SOLVER.SEED, turn.again) if turn.again else cfg.SOLVER.SEED
+        parts = MAKE_STAGE[turn.stage.name](run, turn, model, data, seed)
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
-        logger.info("%s: %s", place.title, "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
+        logger.info("%s: %s", turn.title, "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
-            place,
+            turn,
             parts,
             Training(optimizer, precision, scaler, average),
             _periods(cfg, block),
-            file=place.file(cfg.MODEL.NAME),
+            file=turn.file(cfg.MODEL.NAME),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -76,7 +76,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     how = f" ({refinement})" if (refinement := str(refinement_of(cfg))) else ""
     for name, best in stage_run.best.items():
         figure = f"{name} mAP {100 * best['mAP']:.1f}{how} in epoch {best['epoch']}"
-        logger.info("%s  best before the end: %s", place.title, figure)
+        logger.info("%s  best before the end: %s", turn.title, figure)
     return stage_run.checkpoint
 
 

@@ -60,7 +60,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import embed_samples, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, images_of, labelled_images
 from utils.calibration_file import beside, write_calibration
 from utils.metrics import protocol_of
 from utils.records import MODALITIES
@@ -104,8 +104,7 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
     features, failed = embed_samples(arguments, embedder, samples)
-    kept = (readable(trial, features) for trial in benchmark.trials)
-    trials = [tuple(images_of(side, features) for side in trial) for trial in kept]
+    trials = [tuple(images_of(side, features) for side in trial) for trial in benchmark.trials]
     scores = PairScores(features.features, trials, benchmark.ignored)
     found = measure(scores, TARGETS, generator=torch.Generator().manual_seed(SEED))
     facts = {

@@ -1,4 +1,4 @@
-"""A stage at its place in PROCESSOR.STAGES, where it may stand several times."""
+"""The turn of a stage, which may have several in a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 from configs.stages import STAGES, Stage
 
 
-class Place(NamedTuple):
-    """The stage at place `number`, from 0, of all the `stages` of a run."""
+class Turn(NamedTuple):
+    """The stage at place `number`, from 0, of PROCESSOR.STAGES."""
 
     stages: tuple[str, ...]
     number: int
