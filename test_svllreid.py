@@ -123,7 +123,7 @@ def results_folder(weight: str) -> Path:
         UserError: it is on the Hub.
     """
     if on_hub(weight):
-        raise UserError(f"OUTPUT_DIR: where to with the results? {weight} is no folder of this machine")
+        raise UserError(f"OUTPUT_DIR: expected a folder for the results, as {weight} is not on this machine")
     path = locate(weight)
     return path if path.is_dir() else path.parent
 

@@ -77,7 +77,7 @@ def parse(
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
     if example and not arguments.images:
-        raise UserError(f"{name}: which images? e.g. {example}")
+        raise UserError(f"{name}: expected images, e.g. {example}")
     return arguments
 
 

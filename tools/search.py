@@ -52,7 +52,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     words = ("QUERY", "images, folders of images, or patterns")
     arguments = parse(parser, argv, words=words, example="query.jpg")
     if arguments.index == EXACT and not arguments.gallery:
-        raise UserError("--gallery: which? e.g. --gallery gallery/ or --gallery features.npz")
+        raise UserError("--gallery: expected what to search in, e.g. --gallery gallery/ or --gallery features.npz")
     if arguments.gallery and not arguments.gallery.endswith(".npz") and expanded(arguments.gallery).is_file():
         expected = "a folder, an .npz file of tools.embed's, or a pattern in quotes: 'gallery/*.jpg'"
         raise UserError(f"--gallery {arguments.gallery}: is a file; expected {expected}")

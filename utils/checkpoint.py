@@ -117,9 +117,7 @@ def weights_file(path: str | Path) -> Path:
     path = expanded(path)
     if os.path.isdir(path):  # os.path's, because Path's raises for a name that is too long
         weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
-        raise WeightsError(
-            f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'it has no weights'})"
-        )
+        raise WeightsError(f"{path}: is a folder; name the file in it ({some(weights) or 'it has no weights'})")
     if not os.path.exists(path):
         raise WeightsError(f"{path}: there is no such file")
     if instead := instead_of_file(os.stat(path).st_mode):
