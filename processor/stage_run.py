@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -69,7 +69,7 @@ class StageRun:
         stopping: Stopping | None = None,
     ):
         self.device, self.name, self.title, self.log_period = device, name, title or name, log_period
-        self.position, self.shares, self.stopping = position or Position(), shares, stopping
+        self.position, self.shares, self.stopping = position or Position(), shares, stopping or Stopping()
 
     def before_epoch(self, epoch: int, epoch_state: dict | None) -> dict | None:
         """Called first in an epoch, before learning rates and batches are taken.
@@ -102,23 +102,17 @@ class StageRun:
     def failed(self, position: Position, facts: dict) -> None:
         """Keep what there is to look into, before NonFiniteLoss is raised."""
 
-    @contextmanager
-    def finishing_steps(self) -> Iterator[None]:
+    def finishing_steps(self) -> AbstractContextManager[None]:
         """Within it, a request to stop waits for `stop_requested`."""
-        if self.stopping is None:
-            yield
-        else:
-            with self.stopping.waiting():
-                yield
+        return self.stopping.waiting()
 
     def stop_requested(self) -> bool:
         """Whether somebody wants to stop, on any process; a collective."""
-        return any_rank(self.stopping is not None and self.stopping.requested is not None)
+        return any_rank(self.stopping.requested is not None)
 
     def stop(self) -> None:
         """Raise Interrupted."""
-        requested = self.stopping.requested if self.stopping else None
-        raise Interrupted(requested or signal.SIGTERM)  # another process was asked
+        raise Interrupted(self.stopping.requested or signal.SIGTERM)  # another process was asked
 
 
 class Periods(NamedTuple):

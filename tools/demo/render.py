@@ -78,12 +78,6 @@ def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
 def render(root: Path, data: Rendering, *, progress: bool | None = None) -> Path:
     """Render the data set below `root`, or find it there -> its folder.
 
-    There are six cameras, one per background family. People's images are JPEG files of 128 x 64 pixels (height x
-    width) named as in Market-1501, `0002_c1s1_000451_00.jpg`: person (from 1, training people first), camera (1 to 6),
-    sequence, frame, box; other kinds are named as in their benchmarks. Each test identity has one query in each of its
-    cameras; its other images are the gallery. Those that pass by in an image are of the same split, so the test
-    identities are unknown in training altogether.
-
     The folder appears under its name only when it is whole. A folder that is whole is reused; one of ours that lacks
     files or was rendered by another version is replaced. Several processes may call this at the same time.
 

@@ -143,7 +143,11 @@ class Rendering:
 
 
 class RenderedSet(Rendering):
-    """Of people or vehicles; `kind` is a Kind."""
+    """Of people or vehicles; `kind` is a Kind, whose files are named as in its benchmark.
+
+    There are six cameras, one per background family. Each test identity has one query in each of its cameras; its other
+    images are the gallery. Those that pass by in an image are of the same split: training knows no test identity.
+    """
 
     def __post_init__(self) -> None:
         of, cameras = self.parameters, self.parameters.cameras_per_identity

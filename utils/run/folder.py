@@ -96,18 +96,7 @@ def read_config(path: Path) -> dict:
 
 
 class RunFolder:
-    """OUTPUT_DIR of a training.
-
-        config.yaml      resolved configuration
-        train_log.txt    what the screen shows
-        metrics.jsonl    every logged number, a JSON object a line
-        results.json     evaluations at start and end, and of later tests
-        versions.json    revision, libraries, data fingerprint
-        *.pth            checkpoints
-        *pseudo_labels.npz  clusters that later stages learn from
-        *.md             model card of the last one
-        resume/          the newest states to resume from
-        tensorboard/     where TensorBoard is installed
+    """OUTPUT_DIR of a training; docs/runs.md says what is in it.
 
     Args:
         path: the folder; made if absent.
