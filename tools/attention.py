@@ -23,11 +23,12 @@ from tools.inference import (
     add_output,
     check_unlike,
     for_each_network,
+    network_parser,
     open_embedder,
     parse,
     short_names,
 )
-from utils.command import answer_early, new_parser, run_script
+from utils.command import answer_early, run_script
 from utils.errors import DataError, UserError
 from utils.paths import expanded
 
@@ -36,7 +37,7 @@ PAIR = "pair"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add_output(parser, "--output", *PICTURES, default="attention.png")
     add("--method", choices=("class", "rollout", "share", PAIR), help="default: rollout, else share")

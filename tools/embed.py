@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import add_output, embed_files, open_embedder, parse
-from utils.command import answer_early, new_parser, run_script
+from tools.inference import add_output, embed_files, network_parser, open_embedder, parse
+from utils.command import answer_early, run_script
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add_output(parser, "--output", ".npz", default="features.npz")
     add_output(parser, "--csv", ".csv", meaning="a table to write as well")
     return parse(parser, argv, example="gallery/ or 'gallery/*.jpg'")

@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import open_embedder, parse
-from utils.command import answer_early, new_parser, run_script
+from tools.inference import network_parser, open_embedder, parse
+from utils.command import answer_early, run_script
 from utils.errors import UserError, check_installed, writing
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__, skips=False)
     parser.add_argument("--output", metavar="FILE", required=True, help="the file to write")
     parser.add_argument("--layout", choices=("onnx", "published"), default="onnx", help="default: onnx")
     parser.add_argument("--fp16", action="store_true", help="onnx: weights and activations are float16")
-    arguments = parse(parser, argv, skips=False)
+    arguments = parse(parser, argv)
     if expanded(arguments.output).exists():
         raise UserError(f"--output {arguments.output}: exists already and is not overwritten")
     if arguments.layout == "onnx":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.defaults import BLOCKS, KEYS
-from utils.command import Pairs, at_least, check_there, check_weight
+from utils.command import Pairs, at_least, check_there, check_weight, new_parser
 from utils.errors import UserError, check_installed
 from utils.files import instead_of_file
 from utils.paths import expanded
@@ -24,32 +24,14 @@ if TYPE_CHECKING:
     from utils.feature_file import FeatureFile
 
 
-def parse(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    *,
-    words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
-    example: str | None = None,
-    skips: bool = True,
-    crosses: bool = False,
-) -> argparse.Namespace:
-    """Read the command line of such a tool.
+def network_parser(description: str, *, skips: bool = True, crosses: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options that all such tools have; a tool adds its own.
 
     Args:
-        parser: of `new_parser`, with the tool's own options.
-        words: what stands before the first setting: its name, and what it means; None: nothing does.
-        example: of images, for the message when there are none; None: there need not be any.
         skips: there is --skip-unreadable.
         crosses: --modality may also name two, of the first and of the second image of a pair.
-
-    Returns:
-        `weight`, `config_file`, `device`, `modality`, `batch_size` and `skip_unreadable`, the words before the first
-        setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
-
-    Raises:
-        UserError: no images, or some where nothing is expected; a file or folder that is not there; no place for
-            --cache.
     """
+    parser = new_parser(description)
     add = parser.add_argument
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
     add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
@@ -66,8 +48,31 @@ def parse(
             action="store_true",
             help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
         )
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
+    example: str | None = None,
+) -> argparse.Namespace:
+    """Read the command line of such a tool.
+
+    Args:
+        parser: of `network_parser`, with the tool's own options.
+        words: what stands before the first setting: its name, and what it means; None: nothing does.
+        example: of images, for the message when there are none; None: there need not be any.
+
+    Returns:
+        The options by name, the words before the first setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
+
+    Raises:
+        UserError: no images, or some where nothing is expected; a file or folder that is not there.
+    """
     name, meaning = words or ("", "")
-    add("images", nargs="*", metavar=name, help=meaning)
+    parser.add_argument("images", nargs="*", metavar=name, help=meaning)
     arguments = parser.parse_intermixed_args(argv)
     given = arguments.images
     first = next((place for place, word in enumerate(given) if _is_setting(word)), len(given))

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import add_output, embed_files, open_embedder, parse_labelled
-from utils.command import Once, answer_early, at_least, new_parser, run_script
+from tools.inference import add_output, embed_files, network_parser, open_embedder, parse_labelled
+from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
     add(

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.inference import PICTURES, add_output, open_embedder, parse_labelled
-from utils.command import answer_early, at_least, new_parser, run_script
+from tools.inference import PICTURES, add_output, network_parser, open_embedder, parse_labelled
+from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -25,7 +25,7 @@ WORST, BEST, RANDOM = "worst", "best", "random"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add_output(parser, "--output", *PICTURES, default="ranks.png")
     add("--count", metavar="N", type=at_least(1), default=10, help="queries to show, 10 on a page; default: 10")

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.inference import PICTURES, add_cache_options, add_output, check_unlike, open_embedder, parse
-from utils.command import Once, answer_early, at_least, new_parser, run_script
+from tools.inference import PICTURES, add_cache_options, add_output, check_unlike, network_parser, open_embedder, parse
+from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -36,7 +36,7 @@ EXACT, FAISS, QDRANT = "exact", "faiss", "qdrant"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
     add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")

@@ -19,11 +19,12 @@ from tools.inference import (
     add_beside,
     add_output,
     for_each_network,
+    network_parser,
     open_embedder,
     parse_labelled,
     short_names,
 )
-from utils.command import answer_early, at_least, new_parser, run_script
+from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -32,7 +33,7 @@ IMAGE, TEXT = "image", "text"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add_output(parser, "--output", *PICTURES, default="tsne.png")
     add_beside(parser)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.inference import add_threshold_options, embed_files, open_embedder, parse
-from utils.command import answer_early, new_parser, run_script
+from tools.inference import add_threshold_options, embed_files, network_parser, open_embedder, parse
+from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -37,12 +37,12 @@ class Verdict(NamedTuple):
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line, with the `pairs` of paths to compare."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__, crosses=True)
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
     add_threshold_options(parser)
     add("--json", action="store_true", help="print JSON")
-    arguments = parse(parser, argv, words=("IMAGE", "two images"), crosses=True)
+    arguments = parse(parser, argv, words=("IMAGE", "two images"))
     if len(arguments.images) != 2 and (arguments.images or not arguments.pairs):
         raise UserError(f"IMAGE: expected two images, or --pairs FILE; got {len(arguments.images)}")
     return arguments

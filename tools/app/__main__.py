@@ -19,8 +19,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
-from utils.command import Once, answer_early, new_parser, run_script
+from tools.inference import add_cache_options, add_threshold_options, network_parser, open_embedder, parse
+from utils.command import Once, answer_early, run_script
 from utils.errors import UserError, check_installed
 
 HOST = "127.0.0.1"
@@ -28,14 +28,14 @@ HOST = "127.0.0.1"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__, skips=False)
     add = parser.add_argument
     add("--gallery", metavar="WHERE", action=Once, help="a folder or a pattern of images, in which the page searches")
     add_cache_options(parser, where="here")
     add_threshold_options(parser)
     add("--host", default=HOST, help=f"the address to listen on; default: {HOST}, this machine alone; all: 0.0.0.0")
     add("--port", type=int, default=7860, help="default: 7860")
-    return parse(parser, argv, words=None, skips=False)
+    return parse(parser, argv, words=None)
 
 
 def read_and_check(argv: list[str] | None = None) -> argparse.Namespace:

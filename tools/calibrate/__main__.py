@@ -24,11 +24,12 @@ from tools.inference import (
     add_beside,
     check_output,
     for_each_network,
+    network_parser,
     open_embedder,
     parse_labelled,
     short_names,
 )
-from utils.command import answer_early, new_parser, run_script
+from utils.command import answer_early, run_script
 from utils.errors import UserError, check_installed
 from utils.paths import expanded
 
@@ -41,7 +42,7 @@ SEED = 0  # of the bootstrap
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    parser = new_parser(__doc__)
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
     add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
@@ -129,17 +130,17 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
 def report(found: Verification) -> str:
     """A table of the thresholds and their rates, in per cent."""
     rows = [["", "threshold", "false accepts (FPR)", "false rejects (FNR)", "EER or TPR"]]
-    for name, point in (("EER", found.eer), *((f"FPR {fpr:g}", point) for fpr, point in found.at_fpr.items())):
-        cells = (point.fpr, point.fnr, point.reached) if point else ()
-        rows.append(
-            [name, f"{point.threshold:.4f}" if point else "too few pairs", *map(_percent, cells), *[""] * 3][:5]
-        )
+    rates: list[Estimate] = []
+    for name, point in found.points().items():
+        own = [point.fpr, point.fnr, point.reached] if point else []
+        rates += own
+        cells = [f"{point.threshold:.4f}", *map(_percent, own)] if point else ["too few pairs", "", "", ""]
+        rows.append([name, *cells])
     counts = " and ".join(
         f"{int(pairs.sum()):,} pairs of {what}".replace(",", " ")
         for pairs, what in ((found.same, "one identity"), (found.different, "two"))
     )
-    points = (found.eer, *filter(None, found.at_fpr.values()))
-    without = any(isnan(rate.low) for point in points for rate in (point.fpr, point.fnr, point.reached))
+    without = any(isnan(rate.low) for rate in rates)
     said = "; none where replicates agree: too few identities, or no error seen" if without else ""
     return f"{aligned(rows)}\nper cent of {counts}, with 95 % intervals{said}"
 
