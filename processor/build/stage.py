@@ -82,8 +82,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
 
 def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dtype) -> None:
     """The setting is the same as when the run was begun; the device may be another."""
-    begun_in = stage_run.saved.get("precision") if stage_run.saved else None
-    begun_in = begun_in or str(precision)
+    begun_in = (stage_run.saved.get("precision") if stage_run.saved else None) or str(precision)
     if begun_in != str(precision):
         logger.warning(
             "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
