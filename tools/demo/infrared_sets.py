@@ -59,7 +59,7 @@ INFRARED_KINDS = {
 class InfraredSet(Rendering):
     """Of figures in two modalities; `kind` is an InfraredKind, and cameras_per_identity has no meaning here."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, least in (("train_identities", 2), ("train_images", 2), ("test_identities", 1), ("test_images", 6)):
             if (value := getattr(self.parameters, name)) < least:
                 raise UserError(f"synthetic data: {name}: expected at least {least}, got {value}")

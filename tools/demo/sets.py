@@ -125,6 +125,12 @@ class Rendering:
     kind: Any
     parameters: Parameters
 
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError if a parameter is out of range."""
+
     @property
     def folder_name(self) -> str:
         return self.parameters.folder(self.kind.name)
@@ -149,7 +155,7 @@ class RenderedSet(Rendering):
     images are the gallery. Those that pass by in an image are of the same split: training knows no test identity.
     """
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         of, cameras = self.parameters, self.parameters.cameras_per_identity
         for name in ("train_identities", "train_images", "test_identities"):
             if getattr(of, name) < 1:
