@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from configs import load
 from datasets.several import names_of
 from datasets.unsplit import unsplit
 from processor.inference import Embedder
@@ -37,7 +36,7 @@ def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[
     weights = embedder.origin.weights
     # Single images have no camera, whatever the data set knows of them.
     words = [*arguments.overrides, *(("TEST.SIE", "mean") if embedder.side else ())]
-    cfg = load(arguments.config_file, words) if arguments.config_file else settings_of(weights, words)
+    cfg = settings_of(weights, words, arguments.config_file)
     names = names_of(cfg.DATASETS.NAMES)
     if len(names) > 1:
         raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one data set to measure on, e.g. {names[0]}")

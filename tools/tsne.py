@@ -56,7 +56,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs import load
 from model.build import rebuild, settle_architecture
 from model.prompts import AUGMENTATIONS, words_only
 from model.weights import read_weights
@@ -105,11 +104,7 @@ def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], dic
         UserError: the network has no trained prompts.
     """
     weights = read_weights(arguments.weight)
-    cfg = (
-        load(arguments.config_file, arguments.overrides)
-        if arguments.config_file
-        else settings_of(weights, arguments.overrides)
-    )
+    cfg = settings_of(weights, arguments.overrides, arguments.config_file)
     _, architecture, _ = settle_architecture(cfg, weights, requested=arguments.overrides[::2])
     model = rebuild(weights, architecture)[0].eval()
     if model.prompts is None or model.text is None or not model.prompts.trained:

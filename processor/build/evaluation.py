@@ -144,11 +144,10 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
 
 def evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, turn: Turn, epoch: int) -> dict[str, float]:
     """Evaluate on every data set, for the log -> mAP by data set."""
-    found = {}
+    found, epochs = {}, turn.stage.epochs(run.cfg)
     for one in benchmark.evaluated():
         evaluation = evaluate_model(run.cfg, model, one, run.device)
         name = f"{one.name}  " if benchmark.parts else ""
-        epochs = turn.stage.epochs(run.cfg)
         logger.info("%s  epoch %d/%d\n  %s%s", turn.title, epoch, epochs, name, figures(evaluation))
         facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean, **turn.mark}
         run.record("evaluation", step=epoch, stage=turn.stage.name, epoch=epoch, **facts)
