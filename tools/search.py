@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,17 +92,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.picture:
         check_unlike(arguments.picture, "--picture", queries + (gallery or []))
     embedder = open_embedder(arguments)
-    features = CachedFeatures.of(embedder, arguments, output)
-    index = open_index(arguments, embedder.digest, features.width)
-    try:
+    with (
+        closing(CachedFeatures.of(embedder, arguments, output)) as features,
+        closing(open_index(arguments, embedder.digest, features.width)) as index,
+    ):
         names = fill(index, gallery, features, arguments) if arguments.gallery else []
         paths, vectors = features.all(queries, "queries")
         check_finite(vectors, vectors[:0])
         rank_lists = search(index, paths, vectors, arguments.top, keep_own=arguments.keep_own)
         count = index.count()
-    finally:
-        features.close()
-        index.close()
     answers = labelled(rank_lists, names, arguments.identities)
     counts = {"gallery": count, "embedded": features.computed, "from_cache": features.remembered}
     write(answers, {"digest": embedder.digest, "index": arguments.index, **counts}, arguments)

@@ -88,9 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             "threshold": known.threshold,
         }
         sys.stdout.write(json.dumps({**facts, "pairs": [verdict._asdict() for verdict in verdicts]}, indent=2) + "\n")
-    else:
-        if lines := "".join(map(in_words, verdicts)):
-            sys.stdout.write(lines + explain(known))
+    elif lines := "".join(map(in_words, verdicts)):
+        sys.stdout.write(lines + explain(known))
     return int(failed > 0 and not arguments.skip_unreadable)
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tools.inference import add_cache_options, add_threshold_options, network_parser, open_embedder, parse
@@ -93,11 +94,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def embed_gallery(embedder: Embedder, paths: Sequence[str], arguments: argparse.Namespace) -> FeatureFile:
     """Features of the gallery's pictures, from the cache where it has them."""
-    features = CachedFeatures.of(embedder, arguments, Path("features.sqlite"))
-    try:
+    with closing(CachedFeatures.of(embedder, arguments, Path("features.sqlite"))) as features:
         return FeatureFile(*features.all(paths, "gallery"), embedder.digest)
-    finally:
-        features.close()
 
 
 if __name__ == "__main__":
