@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from yacs.config import CfgNode
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError, load_for_test
 from utils.command import answer_early, check_weight, parse, run_script
 from utils.paths import expanded

@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError, load_for_test
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import open_embedder, parse
 from utils.command import answer_early, run_script

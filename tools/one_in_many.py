@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import add_output, embed_files, open_embedder, parse_labelled
 from utils.command import Once, answer_early, at_least, run_script

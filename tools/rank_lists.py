@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import KINDS, add_output, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script

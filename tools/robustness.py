@@ -24,7 +24,7 @@ from statistics import fmean
 
 from yacs.config import CfgNode
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError, load_for_test
 from utils.command import answer_early, check_weight, parse, run_script
 

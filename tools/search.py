@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
 from utils.command import Once, answer_early, at_least, run_script

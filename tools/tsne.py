@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import KINDS, add_beside, add_output, for_each_network, open_embedder, parse_labelled, short_names
 from utils.command import answer_early, at_least, run_script

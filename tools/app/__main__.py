@@ -19,7 +19,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
 from utils.command import Once, answer_early, run_script

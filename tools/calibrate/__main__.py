@@ -20,7 +20,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import ConfigError
 from tools.inference import (
     KINDS,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs import STAGES, ConfigError, load
 from utils.command import answer_early, parse, run_script
 
