@@ -393,7 +393,7 @@ def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
     assert read_tensors(states(tmp_path)[-1])["run"]["best"] == {"synthetic": {"epoch": 1, "mAP": made}}
     monkeypatch.setattr(build_evaluation, "evaluate_model", worst)
     train(tmp_path, data, **changes)
-    assert f"best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
+    assert f"stage 2 (fine-tuning)  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
 
 
 def test_running_statistics_are_averaged_before_anything_is_saved(data, tmp_path, monkeypatch):

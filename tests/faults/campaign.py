@@ -44,7 +44,6 @@ import torch
 from builders import write_synthetic
 
 import train_svllreid
-from configs import ConfigError
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
@@ -209,7 +208,7 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         disk = Disk(folder, plan, seen=seen, failed=failed)
         disk.install()
         watch_steps(disk, plan)
-        code = run_script(lambda: train_svllreid.main(list(words)), ConfigError)
+        code = run_script(lambda: train_svllreid.main(list(words)))
     except BaseException:
         traceback.print_exc()
     finally:
