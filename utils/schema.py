@@ -7,16 +7,32 @@ earlier versions did not write it or there is none. Fields without a name here a
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    NotRequired,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from torch import Tensor
 
-from configs.keys import Rule
 from configs.stages import STAGES
 from utils.errors import WeightsError
+
+
+class Rule(NamedTuple):
+    """Which values are valid."""
+
+    holds: Callable[[Any], bool]
+    expected: str  # in words
 
 
 def whole(low: int, high: int = 10**9) -> Rule:
