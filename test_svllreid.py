@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 from yacs.config import CfgNode
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError, load_for_test
+from configs import load_for_test
 from utils.command import answer_early, check_weight, parse, run_script
 from utils.paths import expanded
 
@@ -36,7 +35,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Names
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 import torch
 
@@ -198,4 +197,4 @@ def check(benchmark: Benchmark) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -393,7 +393,7 @@ def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
     assert read_tensors(states(tmp_path)[-1])["run"]["best"] == {"synthetic": {"epoch": 1, "mAP": made}}
     monkeypatch.setattr(build_evaluation, "evaluate_model", worst)
     train(tmp_path, data, **changes)
-    assert f"best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
+    assert f"stage 2 (fine-tuning)  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
 
 
 def test_running_statistics_are_averaged_before_anything_is_saved(data, tmp_path, monkeypatch):
@@ -827,7 +827,13 @@ def test_without_a_state_images_may_be_mended_and_the_configuration_is_needed(st
 # -------------------------------------------------------------------------------------------------------- the folder
 
 
-@pytest.mark.parametrize(("name", "text"), [(LAST, "precious"), ("results.json", "{}"), ("config.yaml", "- a list")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((LAST, "precious"), ("results.json", "{}"), ("config.yaml", "- a list")),
+        *((name, "old") for name in ("metrics.jsonl", "train_log.txt", "versions.json")),
+    ],
+)
 def test_a_folder_with_something_else_is_refused(data, tmp_path, name, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text(text)

@@ -16,8 +16,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import (
     KINDS,
     add_beside,
@@ -48,7 +46,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.find_images import find_images
 from processor.attention import ROLLOUT, SHARE, attention_map, has_class_token, pair_shares
@@ -120,4 +118,4 @@ def _pair(embedder: Embedder, group: Sequence[str]) -> list[Heat]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

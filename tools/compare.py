@@ -17,7 +17,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import utils.runtime  # noqa: F401
 from configs import ConfigError, load_for_test
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
@@ -45,7 +44,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 import json
 from collections.abc import Mapping
@@ -221,4 +220,4 @@ def caption(facts: Mapping) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import add_output, embed_files, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.paths import expanded
@@ -29,7 +27,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.find_images import find_images
 from utils.feature_file import write_csv, write_features
@@ -50,4 +48,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError, check_installed, writing
@@ -38,7 +36,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.find_images import find_images
 from model.published import to_published
@@ -70,4 +68,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

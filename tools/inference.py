@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from configs.defaults import BLOCKS, KEYS
 from utils.command import Pairs, at_least, check_there, check_weight, new_parser
 from utils.errors import UserError, check_installed
+from utils.files import instead_of_file
 from utils.paths import expanded
 
 KINDS = (".png", ".svg", ".pdf")  # of pictures
@@ -193,8 +194,8 @@ def check_output(path: str, option: str, *endings: str) -> None:
         raise UserError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
     if not target.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {target.parent}")
-    if target.exists() and not target.is_file():
-        raise UserError(f"{option} {path}: is a folder or a device, in place of a file")
+    if target.exists() and (instead := instead_of_file(target.stat().st_mode)):
+        raise UserError(f"{option} {path}: is {instead}; expected a file")
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"{option} {path}: the folder {target.parent} may not be written to")
 

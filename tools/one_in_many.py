@@ -14,8 +14,6 @@ import argparse
 import json
 import sys
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import add_output, embed_files, open_embedder, parse_labelled
 from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError, writing
@@ -46,7 +44,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 import torch
 
@@ -134,4 +132,4 @@ def combined(
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

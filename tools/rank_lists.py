@@ -15,8 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import KINDS, add_output, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
@@ -41,7 +39,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 import torch
 
@@ -109,4 +107,4 @@ def choose(outcomes: Outcomes, identities: Sequence[str], arguments: argparse.Na
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

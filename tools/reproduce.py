@@ -471,4 +471,4 @@ def ours(row: Row, outcome: Result | str | None, plan: Plan) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -24,7 +24,6 @@ from statistics import fmean
 
 from yacs.config import CfgNode
 
-import utils.runtime  # noqa: F401
 from configs import ConfigError, load_for_test
 from utils.command import answer_early, check_weight, parse, run_script
 
@@ -44,7 +43,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Names
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.changes import CHANGES, Change, Corruption
 from processor.build.evaluation import evaluate_changes
@@ -109,4 +108,4 @@ def table(entries: Sequence[dict]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
 from utils.command import Once, answer_early, at_least, run_script
 from utils.errors import UserError, writing
@@ -66,7 +64,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from torch import Tensor
 
@@ -255,4 +253,4 @@ def draw(answers: Sequence[RankList], path: Path, size: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -14,8 +14,6 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import KINDS, add_beside, add_output, for_each_network, open_embedder, parse_labelled, short_names
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
@@ -45,7 +43,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 import torch
 from torch import Tensor
@@ -154,4 +152,4 @@ def plane(features: Tensor, seed: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

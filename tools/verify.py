@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import add_threshold_options, embed_files, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError
@@ -53,7 +51,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from utils.calibration_file import EQUAL, Calibration, Rate, Threshold, beside, read_calibration, threshold_at
 from utils.records import MODALITIES
@@ -184,4 +182,4 @@ def _percent(rate: Rate) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils.errors import WeightsError, some
-from utils.files import replacing
+from utils.files import instead_of_file, replacing
 from utils.paths import expanded
 from utils.unreadable import why_unreadable
 
@@ -111,7 +111,7 @@ def weights_file(path: str | Path) -> Path:
     """`path`, with ~ replaced by a home folder.
 
     Raises:
-        WeightsError: there is no such file, or it is not a regular file.
+        WeightsError: there is no such file, or it is a folder or a pipe.
         UserError: there is no such home folder.
     """
     path = expanded(path)
@@ -120,8 +120,10 @@ def weights_file(path: str | Path) -> Path:
         raise WeightsError(
             f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'it has no weights'})"
         )
-    if not os.path.isfile(path):
-        raise WeightsError(f"{path}: {'is not a regular file' if os.path.exists(path) else 'there is no such file'}")
+    if not os.path.exists(path):
+        raise WeightsError(f"{path}: there is no such file")
+    if instead := instead_of_file(os.stat(path).st_mode):
+        raise WeightsError(f"{path}: is {instead}; expected a file")
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,6 +77,13 @@ def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
         for part, some in zip(parts, threads.map(lambda part: list(map(look, paths[part])), parts), strict=True):
             found[part] = some
     return found
+
+
+def instead_of_file(mode: int) -> str:
+    """What there is in place of a plain file, by `os.stat(path).st_mode`; empty if it is one."""
+    if stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def state_of(path: str) -> tuple[int, int] | None:

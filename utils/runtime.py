@@ -1,4 +1,4 @@
-"""Imported first by everything that is run, before torch starts its threads.
+"""Imported by every script and tool, with `utils.command`, before torch starts its threads.
 
 By default OpenMP's threads spin while they wait for each other. Where a core is busy (a worker, a browser) all of them
 then wait for the one that does not run: on two cores with another program on one of them, stage 2 of the demo runs

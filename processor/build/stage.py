@@ -79,7 +79,7 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     how = f" ({refinement})" if (refinement := str(refinement_of(cfg))) else ""
     for name, best in stage_run.best.items():
         figure = f"{name} mAP {100 * best['mAP']:.1f}{how} in epoch {best['epoch']}"
-        logger.info("%s  best before the end: %s", title, figure)
+        logger.info("%s  best before the end: %s", title(stage, again), figure)
     return stage_run.checkpoint
 
 

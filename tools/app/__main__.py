@@ -19,8 +19,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
 from utils.command import Once, answer_early, run_script
 from utils.errors import UserError, check_installed
@@ -61,7 +59,7 @@ def read_and_check(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_and_check, ConfigError)
+    answer_early(read_and_check)
 
 from datasets.find_images import find_images
 from processor.inference import Embedder
@@ -105,4 +103,4 @@ def embed_gallery(embedder: Embedder, paths: Sequence[str], arguments: argparse.
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -20,8 +20,6 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils.runtime  # noqa: F401
-from configs import ConfigError
 from tools.inference import (
     KINDS,
     add_beside,
@@ -61,7 +59,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 import torch
 
@@ -166,4 +164,4 @@ def _percent(rate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from configs import ConfigError, differences, load
+from configs import differences, load
 from utils.command import answer_early, parse, run_script
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -39,7 +39,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.build import RENDERED, make_benchmark
 from tools.check_dataset.sheet import write_sheet
@@ -111,4 +111,4 @@ def judge(by_moment: dict[str, dict]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

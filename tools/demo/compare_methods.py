@@ -37,7 +37,7 @@ import torch
 import yaml
 from yacs.config import CfgNode
 
-from configs import ConfigError, load, to_dict
+from configs import load, to_dict
 from datasets.build import make_benchmark, make_loader
 from tools import compare
 from train_svllreid import train
@@ -128,4 +128,4 @@ def _entries(folder: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from configs import ConfigError, load
+from configs import load
 from utils.command import answer_early, parse, run_script
 
 
@@ -31,7 +31,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> CfgNode:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from tqdm import tqdm
 
@@ -182,4 +182,4 @@ def _refuse_foreign(folder: Path, kind: Kind | InfraredKind) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))
