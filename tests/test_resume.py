@@ -828,7 +828,13 @@ def test_without_a_state_images_may_be_mended_and_the_configuration_is_needed(st
 # -------------------------------------------------------------------------------------------------------- the folder
 
 
-@pytest.mark.parametrize(("name", "text"), [(LAST, "precious"), ("results.json", "{}"), ("config.yaml", "- a list")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((LAST, "precious"), ("results.json", "{}"), ("config.yaml", "- a list")),
+        *((name, "old") for name in ("metrics.jsonl", "train_log.txt", "versions.json")),
+    ],
+)
 def test_a_folder_with_something_else_is_refused(data, tmp_path, name, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text(text)

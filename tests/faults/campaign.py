@@ -8,8 +8,8 @@ happens what a user does anyway: put the image back, make room on the disk, repe
     lost        it did not end, hung, or repeated steps although an intact state had them
     wrong       it ended with other numbers, or ignored the fault silently
 
-    kill            SIGKILL in the middle of a write, between two changes of files or between two steps, up to four
-                    times in a row, of all processes, of the main one alone, or of the one that reads images
+    kill            SIGKILL in the middle of a write, between two changes of files or in a step, up to four times in a
+                    row, of all processes, of the main one alone, or of the one that reads images
     truncation      a kill, then the newest state, or every one, is cut off somewhere
     corruption      a kill, then 1 to 16 bytes of the newest state, or of every one, are others
     full-disk       some write fails halfway (ENOSPC), and those after it for a while
@@ -17,13 +17,14 @@ happens what a user does anyway: put the image back, make room on the disk, repe
     nan             a loss or a gradient is not finite, once
 
 Faults are made from outside: the program is the one that users start, in a process of its own, forked from this one so
-that nothing is imported twice. What is drawn follows from seed, kind and number; where a kill falls between two writes
-or steps depends on the machine's speed, too. Needs Linux: it forks, and looks into /proc.
+that nothing is imported twice. What is drawn follows from seed, kind and number. Needs Linux: it forks, and looks into
+/proc.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import json
@@ -67,8 +68,8 @@ FULL = os.strerror(errno.ENOSPC)
 TOTAL = 2 * EPOCHS * STEPS
 STAGES = {"prompt": PromptStage, "image": ImageStage}
 SURVIVED, LOST, WRONG = "survived", "lost", "wrong"
-VERBS = ("open", "write", "sync", "replace", "mkdir", "remove", "truncate")
-NEED_ROOM = ("open", "write", "sync", "replace", "mkdir")
+NEED_ROOM = ("open", "write", "fsync", "replace", "mkdir")  # the other verbs: unlink, truncate, and step of a training
+STEP = "step"
 
 
 class Lost(Exception):
@@ -83,16 +84,16 @@ class Wrong(Exception):
 
 
 class Operation(NamedTuple):
-    """A change of a file in the run's folder."""
+    """A change of a file in the run's folder, or a training step."""
 
-    verb: str  # of VERBS
-    what: str  # state, checkpoint, or the file's name
+    verb: str
+    what: str  # state, checkpoint, or the file's name; of a step, its stage
 
 
 class Plan(NamedTuple):
     """What is to happen in a process."""
 
-    at: int | None = None  # which operation on the disk, from 0, something happens at
+    at: int | None = None  # which operation, from 0, something happens at
     strike: Callable[[], object] | None = None  # what; None: it fails halfway because the disk is full
     lasting: int = 0  # for how many operations the disk then stays full
     share: float = 0.5  # of a write that is made before it fails, or before `strike`; if the process lives on, 0
@@ -101,11 +102,11 @@ class Plan(NamedTuple):
     broken: Callable[[], object] | None = None  # what a test breaks in the program, to see whether it is noticed
 
 
-UNTOUCHED = Plan()
+NOTHING = Plan()
 
 
 class Disk:
-    """Sees every change that this process makes in a run's folder, and fails as planned.
+    """Sees every operation of this process, and fails as planned.
 
     `seen` takes every operation, `failed` those that fail.
     """
@@ -117,14 +118,8 @@ class Disk:
     def install(self) -> None:
         """For the rest of this process."""
         builtins.open = io.open = self._opener(io.open)
-        for name, verb, which in (
-            ("replace", "replace", 1),
-            ("unlink", "remove", 0),
-            ("mkdir", "mkdir", 0),
-            ("fsync", "sync", 0),
-            ("truncate", "truncate", 0),
-        ):
-            setattr(os, name, self._watched(getattr(os, name), verb, which))
+        for verb in ("replace", "unlink", "mkdir", "fsync", "truncate"):
+            setattr(os, verb, self._watched(getattr(os, verb), verb))
 
     def _inside(self, path: object) -> bool:
         if not isinstance(path, (str, os.PathLike)) or os.getpid() != self.main:
@@ -132,15 +127,14 @@ class Disk:
         path = os.fspath(path)
         return isinstance(path, str) and path.startswith(self.folder) and not path.endswith(LOCK)
 
-    def _watched(self, real: Callable, verb: str, which: int) -> Callable:
+    def _watched(self, real: Callable, verb: str) -> Callable:
         def watched(*arguments, **named):
-            path = arguments[which]
-            if verb == "sync":
+            path = arguments[verb == "replace"]
+            if verb == "fsync":
                 path = os.readlink(f"/proc/self/fd/{path}")
-            if self._inside(path):
-                full = self.happens(verb, path)
-                if full and verb in NEED_ROOM and not (verb == "mkdir" and os.path.isdir(path)):
-                    self.fail(verb, path)
+            there = verb == "mkdir" and os.path.isdir(path)
+            if self._inside(path) and self.happens(verb, path) and not there:
+                self.fail(verb, path)
             return real(*arguments, **named)
 
         return watched
@@ -171,14 +165,14 @@ class Disk:
     def happens(self, verb: str, path: object, part: Callable[[], object] = lambda: None) -> bool:
         """Count an operation -> whether it fails because the disk is full."""
         number, self.count = self.count, self.count + 1
-        self.seen(Operation(verb, label(Path(os.fspath(path)))))
+        self.seen(Operation(verb, path if verb == STEP else label(Path(os.fspath(path)))))
         at, strike = self.plan.at, self.plan.strike
         if at is None or not at <= number <= at + (0 if strike else self.plan.lasting):
             return False
         part()
         if strike:
             strike()
-        return not strike
+        return not strike and verb in NEED_ROOM
 
     def fail(self, verb: str, path: object) -> None:
         """As the operating system does where there is no room."""
@@ -196,7 +190,7 @@ def label(path: Path) -> str:
     return "state" if path.parent.name == STATES else "checkpoint"
 
 
-FOLDERS_SYNCED = (Operation("sync", "run"), Operation("sync", STATES))
+FOLDERS_SYNCED = (Operation("fsync", "run"), Operation("fsync", STATES))
 
 
 def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
@@ -210,14 +204,10 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         torch.set_num_threads(1)
         if plan.broken is not None:
             plan.broken()
-        seen, failed, steps = (note(journal / name) for name in ("operations", "failed", "steps"))
-        Disk(
-            folder,
-            plan,
-            seen=lambda operation: seen(f"{' '.join(operation)}\n"),
-            failed=lambda operation: failed(f"{' '.join(operation)}\n"),
-        ).install()
-        watch_steps(steps, plan)
+        seen, failed = (note(journal / name) for name in ("operations", "failed"))
+        disk = Disk(folder, plan, seen=seen, failed=failed)
+        disk.install()
+        watch_steps(disk, plan)
         code = run_script(lambda: train_svllreid.main(list(words)))
     except BaseException:
         traceback.print_exc()
@@ -227,13 +217,13 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         os._exit(code)
 
 
-def note(file: Path) -> Callable[[str], object]:
+def note(file: Path) -> Callable[[Operation], object]:
     """What appends to a file at once, so that a kill loses nothing."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    return lambda line: os.write(descriptor, line.encode())
+    return lambda operation: os.write(descriptor, f"{' '.join(operation)}\n".encode())
 
 
-def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
+def watch_steps(disk: Disk, plan: Plan) -> None:
     """Note every training step of this process, and spoil the one that was drawn."""
     made = 0
     for name, stage in STAGES.items():
@@ -241,7 +231,7 @@ def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
         def forward(self, batch, *, real=stage.forward, name=name):
             nonlocal made
             made += 1
-            noted(name[:1])
+            disk.happens(STEP, name)
             losses = real(self, batch)
             if made != plan.spoilt:
                 return losses
@@ -253,14 +243,22 @@ def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
         stage.forward = forward
 
 
-def worker_of(process: int) -> int | None:
-    """A process that reads images for `process`."""
-    children = Path(f"/proc/{process}/task/{process}/children")
-    try:
-        found = [int(word) for word in children.read_text().split()]
-        return next((child for child in found if "python" in Path(f"/proc/{child}/exe").resolve().name), None)
-    except OSError:
-        return None
+def kill_all() -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def kill_main() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_worker() -> None:
+    """The process that reads images."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    worker = next(each for each in children if "python" in Path(f"/proc/{each}/exe").resolve().name)
+    os.kill(int(worker), signal.SIGKILL)
+
+
+VICTIMS = {"all": kill_all, "main": kill_main, "worker": kill_worker}
 
 
 # --------------------------------------------------------------------------------------------------------- one fault
@@ -272,9 +270,12 @@ class Outcome(NamedTuple):
     code: int  # negative: the signal
     out: str
     err: str
-    steps: int  # that it made
-    struck: bool  # whether what was planned happened
-    failed: tuple[Operation, ...] = ()  # what it could not do because the disk was full
+    operations: list[Operation]  # that it made
+    failed: list[Operation]  # what it could not do because the disk was full
+
+    @property
+    def steps(self) -> int:
+        return sum(operation.verb == STEP for operation in self.operations)
 
     @property
     def last(self) -> str:
@@ -311,14 +312,8 @@ class Trial:
 
     # ---- processes
 
-    def start(
-        self, plan: Plan = UNTOUCHED, *, kill_after: tuple[int, float] | None = None, victim: str = "all"
-    ) -> Outcome:
+    def start(self, plan: Plan = NOTHING) -> Outcome:
         """The same command, until its process ends.
-
-        Args:
-            kill_after: (steps, seconds): so long after so many steps, `victim` is killed from outside.
-            victim: all, main or worker.
 
         Raises:
             Lost: it hangs.
@@ -335,34 +330,24 @@ class Trial:
         sys.stderr.flush()
         process = os.fork()
         if process == 0:
-            live(words, self.run, journal, plan._replace(broken=plan.broken or self.broken))
+            live(words, self.run, journal, plan._replace(broken=self.broken))
         self.groups.append(process)
-        struck, since, due = False, time.monotonic(), None
-        while True:
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                break
-            now = time.monotonic()
-            if now - since > self.timeout:
+        since = time.monotonic()
+        while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+            if time.monotonic() - since > self.timeout:
                 self.end_all()
                 os.waitpid(process, 0)
                 raise Lost(f"hangs: no end after {self.timeout:.0f} s")
-            if kill_after is not None and not struck:
-                if due is None and size(journal / "steps") >= kill_after[0]:
-                    due = now + kill_after[1]
-                if due is not None and now >= due:
-                    struck = kill(process, victim)
             time.sleep(0.003)
-        code = os.waitstatus_to_exitcode(status)
         out, err = (text(journal / name) for name in ("out", "err"))
-        struck = struck or (plan.at is not None and len(operations_in(journal / "operations")) > plan.at)
-        failed = operations_in(journal / "failed")
-        return Outcome(code, out, err, size(journal / "steps"), struck, tuple(failed))
+        operations, failed = (operations_in(journal / name) for name in ("operations", "failed"))
+        return Outcome(os.waitstatus_to_exitcode(ended[1]), out, err, operations, failed)
 
     def end_all(self) -> None:
         """Kill what is left of all processes, those that read images among them."""
         for group in self.groups:
-            kill(group, "all")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     # ---- what is there
 
@@ -418,17 +403,6 @@ class Trial:
             self.notes.append(f"left behind: {', '.join(sorted({label(Path(name)) for name in left}))}")
 
 
-def kill(process: int, victim: str) -> bool:
-    """SIGKILL -> whether there was somebody to kill."""
-    process = worker_of(process) if victim == "worker" else process
-    try:
-        if process is not None:
-            (os.killpg if victim == "all" else os.kill)(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return process is not None
-
-
 def operations_in(file: Path) -> list[Operation]:
     """What a process has noted; nothing where it was killed before it could."""
     return [Operation(*line.split(" ", 1)) for line in text(file).splitlines()]
@@ -438,19 +412,18 @@ def text(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def whole(file: Path) -> dict | None:
     """The contents of a file of tensors; None if any byte of them is another than was written."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:
-                return None
+    with contextlib.suppress(Exception), zipfile.ZipFile(file) as archive:
+        return read(file) if archive.testzip() is None else None
+    return None
+
+
+def read(file: Path) -> dict | None:
+    """What can be read of a file of tensors, if anything."""
+    with contextlib.suppress(Exception):
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:
-        return None
+    return None
 
 
 def same(one: object, other: object) -> bool:
@@ -477,10 +450,10 @@ def results(folder: Path) -> list[dict]:
 
 
 def an_operation(
-    draw: random.Random, operations: Sequence[Operation], first: int = 0, verbs: Sequence[str] = VERBS
+    draw: random.Random, operations: Sequence[Operation], suits: Callable[[Operation], bool] = lambda operation: True
 ) -> int:
-    """The number of one: any of them, or, so that rare ones have their turn, any of a kind."""
-    numbers = [number for number in range(first, len(operations)) if operations[number].verb in verbs]
+    """The number of one that suits: any of them, or, so that rare ones have their turn, any of a kind."""
+    numbers = [number for number, operation in enumerate(operations) if suits(operation)]
     if draw.random() < 0.5:
         return draw.choice(numbers)
     kind = draw.choice(sorted({operations[number] for number in numbers}))
@@ -488,7 +461,7 @@ def an_operation(
 
 
 def described(operations: Sequence[Operation], number: int) -> str:
-    return f"{number}: {operations[number].verb} {operations[number].what}"
+    return f"{number}: {' '.join(operations[number])}"
 
 
 # ------------------------------------------------------------------------------------------------------- the six kinds
@@ -501,39 +474,23 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
         with_state: only after it has kept a state.
     """
     draw, operations = trial.draw, reference.operations
-    victim = draw.choice(["all", "main", "worker"]) if trial.workers else "all"
-    if victim != "worker" and (with_state or draw.random() < 0.6):
-        first = 1 + operations.index(Operation("replace", "state")) if with_state else 0
-        at, share = an_operation(draw, operations, first), draw.random()
-        strike = kill_all if victim == "all" else kill_main
-        while (outcome := trial.start(Plan(at=at, strike=strike, share=share))).code == 0 and not outcome.struck:
-            shutil.rmtree(trial.run)  # with fewer states there are fewer operations
-            at //= 2
-        done = operations_in(trial.folder / f"start{trial.starts - 1}" / "operations")
-        trial.notes.append(f"{victim} killed at operation {described(done, at)}")
-    else:
-        # Only in the image stage is there certainly a process that reads images.
-        steps = draw.randint(EPOCHS * STEPS + 1 if victim == "worker" else 0, TOTAL - 1)
-        seconds = draw.uniform(0.0, 0.25)
-        while (outcome := trial.start(kill_after=(steps, seconds), victim=victim)).code == 0 and not outcome.struck:
-            shutil.rmtree(trial.run)  # the run was faster
-            seconds /= 2
-        trial.notes.append(f"{victim} killed {seconds:.3f} s after step {steps}")
-    if victim == "worker" and outcome.code == 0:
-        trial.notes.append("it was not needed any more")
-    elif victim == "worker":
-        if outcome.code != FAILED or not outcome.last.startswith("error: "):
-            raise Wrong(f"a process that reads images was killed, and the message is: {outcome.last}")
-    elif outcome.code != -signal.SIGKILL:
+    victim = draw.choice([*VICTIMS]) if trial.workers else "all"
+    first = operations.index(Operation("replace", "state")) + 1 if with_state else 0
+    rest = operations[first:]
+    # Only in the image stage is there certainly a process that reads images.
+    at = first + an_operation(draw, rest, lambda each: victim != "worker" or each == Operation(STEP, "image"))
+    share = draw.random()
+    while True:
+        outcome = trial.start(Plan(at=at, strike=VICTIMS[victim], share=share))
+        if len(outcome.operations) > at and (victim != "worker" or outcome.operations[at].verb == STEP):
+            break
+        shutil.rmtree(trial.run)  # with fewer states there are fewer operations, and others
+        at = at // 2 if victim != "worker" else outcome.operations.index(Operation(STEP, "image"))
+    trial.notes.append(f"{victim} killed at operation {described(outcome.operations, at)}")
+    if victim != "worker" and outcome.code != -signal.SIGKILL:
         raise Wrong(f"was killed, and ended with {outcome.last}")
-
-
-def kill_all() -> None:
-    os.killpg(0, signal.SIGKILL)
-
-
-def kill_main() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    if victim == "worker" and outcome.code not in (0, FAILED):  # 0: it was not needed any more
+        raise Wrong(f"a process that reads images was killed, and the message is: {outcome.last}")
 
 
 def a_kill(trial: Trial, reference: Reference) -> None:
@@ -547,8 +504,9 @@ def a_kill(trial: Trial, reference: Reference) -> None:
         trial.workers = 0
         at, share = draw.randrange(len(reference.operations) // 2), draw.random()
         outcome = trial.start(Plan(at=at, strike=kill_all, share=share))
-        trial.notes.append(f"again at its operation {at}" + ("" if outcome.struck else ", which it did not come to"))
-        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or outcome.struck):
+        struck = len(outcome.operations) > at
+        trial.notes.append(f"again at its operation {at}" + ("" if struck else ", which it did not come to"))
+        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or struck):
             raise Lost(f"does not resume: {outcome.last}")
         if trial.kept() < before:
             raise Lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
@@ -557,53 +515,37 @@ def a_kill(trial: Trial, reference: Reference) -> None:
 
 def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -> None:
     """Kill the run, harm the newest state or all of them, and resume."""
-    draw = trial.draw
     killed(trial, reference, with_state=True)
     files = trial.states()
     if len(files) == 1 and not files[0].name.startswith("00001_"):
         raise Lost(f"{files[0].name} is the only state: damaged, it leaves nothing to resume from")
     finished = (trial.run / RESULTS).exists() and results(trial.run) == results(reference.folder)
-    held = {file: steps_of(whole(file) or {}) for file in files}
-    damaged = files[: len(files) if draw.random() < 0.2 else 1]
-    harmless = [file for file in damaged if harmed_in_vain(file, harm)]
-    trial.notes.append(f"{len(damaged)} of {len(files)} states damaged" + (", harmlessly" if harmless else ""))
-    again = trial.start()
-    resumed = [line for line in again.out.splitlines() if "resum" in line]
-    taken = next((file for file in files if any(f"from {file}" in line for line in resumed)), None)
-    if taken in damaged and taken not in harmless:
-        raise Wrong(f"{taken.name} is damaged, and was resumed from")
+    damaged = files[: len(files) if trial.draw.random() < 0.2 else 1]
+    trial.notes.append(f"{len(damaged)} of {len(files)} states damaged")
     for file in damaged:
-        if file == taken or (finished and file in harmless):  # older ones were not looked at
-            break
+        contents, intact = whole(file), file.read_bytes()
+        while same(read(file), contents):  # what was hit may be a filling or a date
+            file.write_bytes(harm(intact))
+    kept = [steps_of(whole(file)) for file in files[len(damaged) :]]
+    again = trial.start()
+    for file in damaged:
         if str(file) not in again.out + again.err:
             raise Wrong(f"{file.name} is damaged, and no message names it")
     if finished:
         if again.steps or again.code:
             raise Wrong(f"{again.steps} steps of a run that is finished, exit code {again.code}")
-    elif again.code == 0:
-        if taken is None:
-            raise Wrong("a state is damaged, and no message says where the run was resumed from")
-        if again.steps != TOTAL - held[taken]:
-            raise Lost(f"{again.steps} steps were made, though an intact state left only {TOTAL - held[taken]}")
-    elif len(damaged) < len(files) or taken:
-        raise Lost(f"does not resume, though a state is intact: {again.last}")
+    elif kept:
+        if again.code != 0:
+            raise Lost(f"does not resume, though a state is intact: {again.last}")
+        if again.steps != TOTAL - kept[0]:
+            raise Lost(f"{again.steps} steps were made, though an intact state left {TOTAL - kept[0]}")
     else:
         if again.code != FAILED or str(trial.run) not in again.last:
             raise Wrong(f"no state is intact, and the message is: {again.last}")
-        if [file for file in damaged if not file.exists()]:
+        if trial.states() != files:
             raise Wrong("what was refused was touched")
         shutil.rmtree(trial.run)  # all that there is to do
         trial.finish()
-
-
-def harmed_in_vain(file: Path, harm: Callable[[bytes], bytes]) -> bool:
-    """Damage a file -> whether its contents can still be read as they were: what was hit are fillings, dates, ..."""
-    contents = whole(file)
-    file.write_bytes(harm(file.read_bytes()))
-    try:
-        return contents is not None and same(torch.load(file, map_location="cpu", weights_only=True), contents)
-    except Exception:
-        return False
 
 
 def a_truncation(trial: Trial, reference: Reference) -> None:
@@ -623,15 +565,10 @@ def a_corruption(trial: Trial, reference: Reference) -> None:
 
     def harm(data: bytes) -> bytes:
         harmed = bytearray(data)
-        first = draw.choice([0, 0, 0, len(data) - 4096])
-        count = draw.randint(1, 16)
-        start = draw.randrange(first, len(data) - count)
-        neighbours = draw.random() < 0.3
+        first, count = draw.choice([0, 0, 0, len(data) - 4096]), draw.randint(1, 16)
+        start, neighbours = draw.randrange(first, len(data) - count), draw.random() < 0.3
         for number in range(count):
-            place = start + number if neighbours else draw.randrange(first, len(data))
-            harmed[place] ^= draw.randint(1, 255)
-        if harmed == data:  # two may undo each other
-            harmed[start] ^= 1
+            harmed[start + number if neighbours else draw.randrange(first, len(data))] ^= draw.randint(1, 255)
         return bytes(harmed)
 
     damage(trial, reference, harm)
@@ -641,7 +578,9 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
     """For one operation, some, or until there is room; a start while it is full must leave everything as it is."""
     draw, operations = trial.draw, reference.operations
     trial.workers = int(draw.random() < 0.15)
-    at = an_operation(draw, operations, verbs=("write", "sync", "replace"))  # others fail only where a file is new
+    at = an_operation(
+        draw, operations, lambda each: each.verb in ("write", "fsync", "replace")
+    )  # others: new files only
     lasting = draw.choice([0, 2, 50, 10**9])
     trial.notes.append(
         f"full from operation {described(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}"
@@ -705,33 +644,20 @@ def a_vanished_image(trial: Trial, reference: Reference) -> None:
 
 
 def a_nan(trial: Trial, reference: Reference) -> None:
-    """It must stop the run at the next line of the log, name the step, and leave the weights as they were."""
+    """It must stop the run at the next line of the log and name the step."""
     draw = trial.draw
     trial.minutes = draw.choice([EVERY_STEP, EVERY_EPOCH])
     number, gradient = draw.randint(1, TOTAL), draw.random() < 0.5
     what = "gradient" if gradient else "loss"
     trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
     outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
-    rest = (number - 1) % (EPOCHS * STEPS)
-    step = rest % STEPS + 1
-    where = f"epoch {rest // STEPS + 1}, step {step}: "
-    if outcome.code != FAILED or where not in outcome.last or "not finite" not in outcome.last:
+    epoch, step = (each + 1 for each in divmod((number - 1) % (EPOCHS * STEPS), STEPS))
+    named = f"epoch {epoch}, step {step}: " in outcome.last and "not finite" in outcome.last
+    if outcome.code != FAILED or not named or whole(trial.run / NON_FINITE) is None:
         raise Wrong(f"a {what} was not finite, and the message is: {outcome.last}")
     line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)
     if outcome.steps != number - step + line:
         raise Wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
-    failure = whole(trial.run / NON_FINITE)
-    if failure is None:
-        raise Wrong(f"{NON_FINITE} cannot be read")
-    spoilt = [each for each, value in failure["model"].items() if not torch.isfinite(value).all()]
-    if spoilt:
-        raise Wrong(f"weights were touched: {spoilt[0]}")
-    if trial.minutes == EVERY_STEP and trial.states():
-        before = whole(trial.states()[0])
-        for each, value in failure["model"].items():
-            statistic = each.endswith(("_mean", "_var", "_tracked"))
-            if step > 1 and not statistic and not torch.equal(before["model"][each], value):
-                raise Wrong(f"weights were touched: {each}")
     trial.finish()
 
 
