@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from configs import ConfigError, load_for_test
+from configs import ConfigError, load_for_test, replaced
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
@@ -137,11 +137,7 @@ def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -
 
 def measure(test: NetworkTest, name: str, device: torch.device, weight: str, seconds: float) -> list[Measured]:
     """NetworkTest a network on one data set, in each of the variants that it is tested in."""
-    cfg = test.cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.NAMES = name
-    cfg.freeze()
-    test = test._replace(cfg=cfg)
+    test = test._replace(cfg=replaced(test.cfg, {"DATASETS.NAMES": name}))
     parameters, measured = sum(parameter.numel() for parameter in test.model.image.parameters()), []
     for one in data_sets(test, device, render_missing):
         prepared = one.prepared
