@@ -30,7 +30,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--weight", metavar="FILE", action="append", required=True, help="a network; the first is the reference")
     add("--data", metavar="NAME", action="append", default=[], help="a data set; default: those of the first network")
-    add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which published files need")
+    add("--config_file", metavar="FILE", help="a YAML file, which published files need")
     add_output(parser, "--output", ".json", default="compare.json")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add("--batch", metavar="N", type=at_least(1), default=8, help="images at a time when time is measured; default: 8")
