@@ -347,11 +347,6 @@ def test_the_evaluations_of_several_data_sets_are_there_once(data, tmp_path, mon
     path.write_text(json.dumps({"evaluations": results(tmp_path / "run")[:-1]}))
     with refused(tmp_path, UserError, str(tmp_path / "run")):
         train(tmp_path, data, **changes)
-    shutil.rmtree(tmp_path / "run" / "resume")
-    for file in (tmp_path / "run").glob("*.pth"):
-        file.unlink()
-    with refused(tmp_path, UserError, "no state to resume from"):
-        train(tmp_path, data, **changes)
 
 
 def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
