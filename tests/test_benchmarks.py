@@ -731,7 +731,7 @@ def test_published_counts():
     one_modality = {"market1501", "dukemtmc", "occ_duke", "msmt17", "veri", "VehicleID"}
     assert {name for name, _ in PUBLISHED} == one_modality | {"sysu_mm01", "regdb"}
     for (name, _), counts in PUBLISHED.items():
-        assert counts[5:] == (None, None) if name in one_modality else sum(counts[5:]) == counts.train_images
+        assert counts[5:] == (None, None) if name in one_modality else sum(counts[5:]) == counts.training_images
     for name, counts in {
         "market1501": (12936, 751, 3368, 19732 - 3819, 6),
         "dukemtmc": (16522, 702, 2228, 17661, 8),
@@ -739,8 +739,8 @@ def test_published_counts():
         "veri": (37778, 576, 1678, 11579, 20),
     }.items():
         assert published_counts(name)[:5] == counts
-    assert published_counts("msmt17").train_images == 30248 + 2373
-    assert published_counts("msmt17", "without val") == published_counts("msmt17")._replace(train_images=30248)
+    assert published_counts("msmt17").training_images == 30248 + 2373
+    assert published_counts("msmt17", "without val") == published_counts("msmt17")._replace(training_images=30248)
     small = published_counts("VehicleID", "small")
     assert small.query_images + small.gallery_images == 6532
     assert [published_counts("VehicleID", size).gallery_images for size in ("medium", "large")] == [1600, 2400]

@@ -57,7 +57,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import numpy as np
 
-from datasets.identity_folders import read_identities
+from datasets.identity_folders import read_identities, usual_protocol
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
 from utils.errors import UserError, some, writing
 from utils.files import replace_text, replacing_folder
@@ -76,7 +76,6 @@ class Splits(NamedTuple):
     images: Images
     protocol: str
     moved: list[str]  # identities that were drawn for testing and cannot be tested
-    unknown: int  # images without a camera
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,8 +110,7 @@ def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: 
     for image in sorted(images, key=lambda image: natural(image.path)):
         cameras[image.identity][image.camera].append(image)
     identities = list(numbering("identities", {image.identity: image.path for image in images}))
-    unknown = sum(not image.camera for image in images)
-    protocol = CROSS_CAMERA if not unknown and any(len(seen) > 1 for seen in cameras.values()) else ALL
+    protocol = usual_protocol(images)
     rng = np.random.default_rng(seed)
     count = round(share * len(identities))
     order = rng.permutation(len(identities)).tolist()
@@ -134,7 +132,7 @@ def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: 
         if not splits[side]:
             why = "; the others have too few images for a query and a gallery" if side == QUERY and moved else ""
             raise UserError(f"--train {share:g} of {len(identities)} identities leaves none for {what}{why}")
-    return Splits(splits, protocol, moved, unknown)
+    return Splits(splits, protocol, moved)
 
 
 def write(splits: Images, source: Path, target: Path, *, form: str, link: bool = False) -> None:
@@ -223,7 +221,8 @@ def _report(splits: Splits, target: Path) -> list[str]:
         moved = some([*map(repr, splits.moved)], 5)
         lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, {why}: {moved}")
     if splits.protocol == ALL:
-        why = f"{splits.unknown} images have none in their names" if splits.unknown else "no identity was seen by two"
+        unknown = sum(not image.camera for images in splits.images.values() for image in images)
+        why = f"{unknown} images have none in their names" if unknown else "no identity was seen by two"
         lines.append(f"cameras are not looked at, as {why}")
     protocol = "" if splits.protocol == CROSS_CAMERA else f" TEST.PROTOCOL {ALL}"
     root = shlex.quote(str(target))
