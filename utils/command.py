@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import utils.threads  # noqa: F401
+import utils.runtime  # noqa: F401
 from configs.help import ConfigError, help_keys, resolved
 from utils.errors import UserError, one_line
 from utils.hub import on_hub, repository_of
