@@ -697,9 +697,7 @@ ELSEWHERE = {
     "DATALOADER.NUM_WORKERS": Elsewhere("1", look(processes, [0, 0], [1, 1])),
     "DATALOADER.CACHE": Elsewhere("off", look(lambda run: run.logged("DATALOADER.CACHE auto, ram"), 1, 0)),
     "DATALOADER.CACHE_DIR": Elsewhere("<another root>", pictures_are_kept_there),
-    "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere(
-        "1", look(lambda run: f"{TINY}_stage1_1.pth" in run.files, False, True)
-    ),
+    "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere("1", look(has(f"{TINY}_stage1_1.pth"), False, True)),
     "SOLVER.STAGE1.LOG_PERIOD": Elsewhere("2", look(steps("prompt"), ([1, 2, 3, 4], 4), ([2, 4], 2))),
     "SOLVER.STAGE2.CHECKPOINT_PERIOD": Elsewhere("1", look(has(f"{TINY}_1.pth"), False, True)),
     "SOLVER.STAGE2.LOG_PERIOD": Elsewhere("2", look(steps("image"), ([1, 2, 3, 4], 4), ([2, 4], 2))),
