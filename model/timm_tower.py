@@ -287,7 +287,7 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
             state = convert(state, tower.net)
         except Exception as error:  # of any type: it expects a file of this tower
             raise WeightsError(f"{source}: is no file of timm/{name} ({type(error).__name__}: {error})") from error
-    load_strictly(tower.net, state, source=source, hint=f"is it a {name} (MODEL.NAME)?")
+    load_strictly(tower.net, state, source=source, name=f"timm/{name}")
     return [f"{source}: licence {licence}"] if licence else []
 
 

@@ -1,7 +1,9 @@
 """CLIP's weights: every form of file, every way of going wrong."""
 
+import argparse
 import io
 import re
+import shlex
 import socket
 import threading
 import time
@@ -179,6 +181,17 @@ def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, con
     for door in (lambda path: load_clip(SMALL, str(path)), read_weights):
         with pytest.raises(WeightsError, match=rf"thing\.pth.*{re.escape(word)}"):
             door(tmp_path / "thing.pth")
+
+
+def test_of_several_dictionaries_the_command_saves_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"student": {"x": ONE, "y": ONE}, "teacher": TIMM, "args": argparse.Namespace()}, "x.pth")
+    with pytest.raises(WeightsError) as refused:
+        load_clip(SMALL, "x.pth")
+    _, code = shlex.split(str(refused.value).partition("python ")[2])
+    with torch.serialization.safe_globals([]):
+        exec(code)
+    assert torch.load("right.pth").keys() == TIMM.keys()
 
 
 @pytest.mark.parametrize(
