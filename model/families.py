@@ -300,7 +300,7 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
 
 
 def candidates(state: Mapping[str, Tensor]) -> list[str]:
-    """The families whose whole networks have all their names and shapes in a file's state dict."""
+    """The families whose whole networks have all names and shapes in a file's state dict, but for position tables."""
     found = []
     for name, family in FAMILIES.items():
         rows, whole = _layout(family, state)
@@ -308,6 +308,7 @@ def candidates(state: Mapping[str, Tensor]) -> list[str]:
             there = {_to_ours(key, rows, family.names): value.shape for key, value in state.items()}
             with torch.device("meta"):
                 wanted = _create(family, 0.0, weight_init="skip").state_dict()
+            wanted.pop("pos_embed", None)  # which follows the size of images
             if all(there.get(TOWER + key) == value.shape for key, value in wanted.items()):
                 found.append(name)
     return found

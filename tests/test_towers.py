@@ -229,6 +229,8 @@ def test_each_identity_is_computed_once():
         ("ViT-B/16", "near it: ViT-B-16"),
         ("ViT-Tiny8", "near it: ViT-Tiny-8"),
         ("RN500", "near it: RN50"),
+        ("dinov3", "near it: timm/vit_7b_patch16_dinov3"),
+        ("isr", "near it: isr_swin_base"),
     ],
 )
 def test_a_name_that_there_is_not_is_answered_with_what_is_meant(name, meant):
