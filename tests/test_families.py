@@ -157,7 +157,10 @@ def test_overlapping_patches(tmp_path):
         make_tower("transreid_ssl_small_ics", SIZE, (15, 15))
 
 
-@pytest.mark.parametrize(("name", "expected"), [("personvit_base", (16, 240)), ("solider_swin_tiny", (4, 248))])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("personvit_base", (16, 240)), ("transreid_ssl_base_ics", (16, 240)), ("solider_swin_tiny", (4, 248))],
+)
 def test_a_size_that_it_does_not_take_is_answered_with_multiples_of_the_patch(name, expected):
     says = rf"INPUT.SIZE_TEST \(250, 128\): {name} .*multiples of {expected[0]}, e.g. \({expected[1]}, 128\)"
     with pytest.raises(WeightsError, match=says):

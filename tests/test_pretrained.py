@@ -127,10 +127,12 @@ def test_positions_are_resized_from_those_in_the_file(tmp_path):
 
 
 def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
-    write(tmp_path / "weights", weights(), "safetensors").rename(tmp_path / "weights.bin")
-    write(tmp_path / "other", weights(), "state dict").rename(tmp_path / "other.safetensors")
+    state = weights() | {"logit_scale": torch.tensor([2.0])}  # a vector in some
+    write(tmp_path / "weights", state, "safetensors").rename(tmp_path / "weights.bin")
+    write(tmp_path / "other", state, "state dict").rename(tmp_path / "other.safetensors")
     for name in ("weights.bin", "other.safetensors"):
-        assert torch.equal(load_clip(SMALL, str(tmp_path / name), "gelu")[0].visual.proj, weights()["visual.proj"])
+        clip, _ = load_clip(SMALL, str(tmp_path / name), "gelu")
+        assert torch.equal(clip.visual.proj, state["visual.proj"]) and clip.logit_scale == 2
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit in

@@ -215,6 +215,11 @@ def test_each_identity_is_computed_once():
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
+def test_names_of_clips():
+    for name, patch, stride in (("ViT-B-32-quickgelu", 32, None), ("ViT-L-14-336", 14, None), ("RN50", 16, (16, 16))):
+        assert find_tower(name)[1:3] == (patch, stride) and find_tower(name).is_clip
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
