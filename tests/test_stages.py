@@ -14,7 +14,6 @@ from fake_device import FakeDevice
 from torch import nn
 from torch.nn import functional as F
 
-from loss.contrast import ImageTextContrast
 from loss.memory import Memory
 from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from model.heads import Predictor
@@ -142,17 +141,14 @@ def test_no_step_of_the_prompt_stage_waits_for_the_device(words):
 
 
 @pytest.mark.parametrize("projector", [True, False])
-def test_language_self_supervision_of_weight_0_does_not_exist(projector):
+def test_language_self_supervision_of_weight_0_costs_nothing(projector):
     model = small_model(language=projector)
     weights = {**BOTH, "language_ssl": 0.0}
     stage = prompt_stage(model, weights=weights, augment=lambda _: pytest.fail("augmented"))
-    towers, batch = Count(model.text), features_of([3, 0, 3])
     if projector:
         model.text_projector.forward = lambda _: pytest.fail("projected")
-    losses = stage(batch)
-    assert list(losses.terms) == ["image_text"] and towers.rows == [2]
-    expected = ImageTextContrast()(batch.features, model.encode_text(batch.pids), batch.pids)
-    torch.testing.assert_close(losses.total, expected)
+    towers = Count(model.text)
+    assert list(stage(features_of([3, 0, 3])).terms) == ["image_text"] and towers.rows == [2]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "tf32"])

@@ -50,7 +50,6 @@ from processor.prompt_stage import PromptStage
 from utils.command import FAILED, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("kill", "truncation", "corruption", "full-disk", "vanished-image", "nan")
 TIMEOUT = 120.0  # seconds after which a process hangs
 DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}
 EPOCHS, STEPS, LOG_PERIOD = 2, 3, 2  # of each stage, of an epoch, between two lines of the log
@@ -72,12 +71,18 @@ NEED_ROOM = ("open", "write", "fsync", "replace", "mkdir")  # the other verbs: u
 STEP = "step"
 
 
-class Lost(Exception):
+class Bad(Exception):
+    """A verdict: its word, and why."""
+
+
+def lost(reason: str) -> Bad:
     """The run did not come to its end, or work that was kept was done again."""
+    return Bad(LOST, reason)
 
 
-class Wrong(Exception):
+def wrong(reason: str) -> Bad:
     """The run ended otherwise than it should, or said nothing of the fault."""
+    return Bad(WRONG, reason)
 
 
 # ------------------------------------------------------------------------------------------------- in a run's process
@@ -316,7 +321,7 @@ class Trial:
         """The same command, until its process ends.
 
         Raises:
-            Lost: it hangs.
+            Bad: it hangs.
         """
         journal = self.folder / f"start{self.starts}"
         journal.mkdir(parents=True)
@@ -337,7 +342,7 @@ class Trial:
             if time.monotonic() - since > self.timeout:
                 self.end_all()
                 os.waitpid(process, 0)
-                raise Lost(f"hangs: no end after {self.timeout:.0f} s")
+                raise lost(f"hangs: no end after {self.timeout:.0f} s")
             time.sleep(0.003)
         out, err = (text(journal / name) for name in ("out", "err"))
         operations, failed = (operations_in(journal / name) for name in ("operations", "failed"))
@@ -362,42 +367,37 @@ class Trial:
             return 0
         contents = whole(files[0])
         if contents is None:
-            raise Wrong(f"{files[0].name} is not whole, though nobody damaged it")
+            raise wrong(f"{files[0].name} is not whole, though nobody damaged it")
         return steps_of(contents)
 
     # ---- the end
 
     def finish(self) -> None:
-        """Resume, to the end.
-
-        Raises:
-            Lost, Wrong: as the verdicts say.
-        """
+        """Resume, to the end."""
         kept = self.kept()
         outcome = self.start()
         if outcome.code != 0:
-            raise Lost(f"does not resume: {outcome.last}")
-        if outcome.steps > TOTAL - kept:
-            raise Lost(f"{outcome.steps} steps were made, though an intact state left only {TOTAL - kept}")
-        if outcome.steps < TOTAL - kept:
-            raise Wrong(f"{outcome.steps} steps were made, though {TOTAL - kept} were left to make")
+            raise lost(f"does not resume: {outcome.last}")
+        if outcome.steps != TOTAL - kept:
+            word = LOST if outcome.steps > TOTAL - kept else WRONG
+            raise Bad(word, f"{outcome.steps} steps were made, though an intact state left {TOTAL - kept}")
 
     def compare(self, reference: Reference) -> None:
-        """Raise Wrong if the run's end is not the reference's."""
+        """Raise Bad if the run's end is not the reference's."""
         ours, theirs = (sorted(path.name for path in each.glob("*.pth")) for each in (self.run, reference.folder))
         if ours != theirs:
-            raise Wrong(f"checkpoints {ours} instead of {theirs}")
+            raise wrong(f"checkpoints {ours} instead of {theirs}")
         for name in theirs:
             one, other = (whole(each / name) for each in (self.run, reference.folder))
             if one is None:
-                raise Wrong(f"{name} is damaged")
+                raise wrong(f"{name} is damaged")
             for tensor in one["model"].keys() | other["model"].keys():
                 if not same(one["model"].get(tensor), other["model"].get(tensor)):
-                    raise Wrong(f"{name}: {tensor} is another")
+                    raise wrong(f"{name}: {tensor} is another")
         if results(self.run) != results(reference.folder):
-            raise Wrong(f"{RESULTS} is another")
+            raise wrong(f"{RESULTS} is another")
         if (self.run / METRICS).read_bytes() != (reference.folder / METRICS).read_bytes():
-            raise Wrong(f"{METRICS} is another")
+            raise wrong(f"{METRICS} is another")
         left = [path.name for path in self.run.rglob(".*") if path.name.endswith(".tmp")]
         if left:
             self.notes.append(f"left behind: {', '.join(sorted({label(Path(name)) for name in left}))}")
@@ -467,6 +467,12 @@ def described(operations: Sequence[Operation], number: int) -> str:
 # ------------------------------------------------------------------------------------------------------- the six kinds
 
 
+def refused(what: str, outcome: Outcome, *named: str) -> None:
+    """Raise Bad unless the run has ended with one line that names all of these."""
+    if outcome.code != FAILED or not outcome.last.startswith("error: ") or any(n not in outcome.last for n in named):
+        raise wrong(f"{what}; exit code {outcome.code}, and the message is: {outcome.last}")
+
+
 def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> None:
     """Start the run and kill it.
 
@@ -488,9 +494,9 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
         at = at // 2 if victim != "worker" else outcome.operations.index(Operation(STEP, "image"))
     trial.notes.append(f"{victim} killed at operation {described(outcome.operations, at)}")
     if victim != "worker" and outcome.code != -signal.SIGKILL:
-        raise Wrong(f"was killed, and ended with {outcome.last}")
-    if victim == "worker" and outcome.code not in (0, FAILED):  # 0: it was not needed any more
-        raise Wrong(f"a process that reads images was killed, and the message is: {outcome.last}")
+        raise wrong(f"was killed, and ended with {outcome.last}")
+    if victim == "worker" and outcome.code != 0:  # 0: it was not needed any more
+        refused("a process that reads images was killed", outcome)
 
 
 def a_kill(trial: Trial, reference: Reference) -> None:
@@ -507,9 +513,9 @@ def a_kill(trial: Trial, reference: Reference) -> None:
         struck = len(outcome.operations) > at
         trial.notes.append(f"again at its operation {at}" + ("" if struck else ", which it did not come to"))
         if outcome.code != -signal.SIGKILL and (outcome.code != 0 or struck):
-            raise Lost(f"does not resume: {outcome.last}")
+            raise lost(f"does not resume: {outcome.last}")
         if trial.kept() < before:
-            raise Lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
+            raise lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
     trial.finish()
 
 
@@ -518,7 +524,7 @@ def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -
     killed(trial, reference, with_state=True)
     files = trial.states()
     if len(files) == 1 and not files[0].name.startswith("00001_"):
-        raise Lost(f"{files[0].name} is the only state: damaged, it leaves nothing to resume from")
+        raise lost(f"{files[0].name} is the only state: damaged, it leaves nothing to resume from")
     finished = (trial.run / RESULTS).exists() and results(trial.run) == results(reference.folder)
     damaged = files[: len(files) if trial.draw.random() < 0.2 else 1]
     trial.notes.append(f"{len(damaged)} of {len(files)} states damaged")
@@ -530,20 +536,19 @@ def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -
     again = trial.start()
     for file in damaged:
         if str(file) not in again.out + again.err:
-            raise Wrong(f"{file.name} is damaged, and no message names it")
+            raise wrong(f"{file.name} is damaged, and no message names it")
     if finished:
         if again.steps or again.code:
-            raise Wrong(f"{again.steps} steps of a run that is finished, exit code {again.code}")
+            raise wrong(f"{again.steps} steps of a run that is finished, exit code {again.code}")
     elif kept:
         if again.code != 0:
-            raise Lost(f"does not resume, though a state is intact: {again.last}")
+            raise lost(f"does not resume, though a state is intact: {again.last}")
         if again.steps != TOTAL - kept[0]:
-            raise Lost(f"{again.steps} steps were made, though an intact state left {TOTAL - kept[0]}")
+            raise lost(f"{again.steps} steps were made, though an intact state left {TOTAL - kept[0]}")
     else:
-        if again.code != FAILED or str(trial.run) not in again.last:
-            raise Wrong(f"no state is intact, and the message is: {again.last}")
+        refused("no state is intact", again, str(trial.run))
         if trial.states() != files:
-            raise Wrong("what was refused was touched")
+            raise wrong("what was refused was touched")
         shutil.rmtree(trial.run)  # all that there is to do
         trial.finish()
 
@@ -578,9 +583,8 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
     """For one operation, some, or until there is room; a start while it is full must leave everything as it is."""
     draw, operations = trial.draw, reference.operations
     trial.workers = int(draw.random() < 0.15)
-    at = an_operation(
-        draw, operations, lambda each: each.verb in ("write", "fsync", "replace")
-    )  # others: new files only
+    # The others fail only where a file is new.
+    at = an_operation(draw, operations, lambda each: each.verb in ("write", "fsync", "replace"))
     lasting = draw.choice([0, 2, 50, 10**9])
     trial.notes.append(
         f"full from operation {described(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}"
@@ -594,26 +598,24 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
         before = trial.kept()
         said(trial, trial.start(Plan(at=0, lasting=10**9, share=0.0)))
         if trial.kept() != before:
-            raise Lost(f"started on a full disk: {trial.kept()} steps are kept, {before} were")
+            raise lost(f"started on a full disk: {trial.kept()} steps are kept, {before} were")
     trial.finish()
 
 
 def said(trial: Trial, outcome: Outcome) -> None:
-    """Raise Wrong if a run on a full disk does not say so as it should.
+    """Raise Bad if a run on a full disk does not say so as it should.
 
     It may continue where only a line of the log, or the order to write a folder's names at once, was lost; the former
     is said on the screen.
     """
     if not outcome.failed:
-        raise Wrong(f"the disk was not full: {outcome.last}")
+        raise wrong(f"the disk was not full: {outcome.last}")
     if outcome.code == 0:
         lost = {operation for operation in outcome.failed if operation not in FOLDERS_SYNCED}
         if lost and FULL not in outcome.out + outcome.err:
-            raise Wrong(f"nothing is said of what could not be written: {'; '.join(map(' '.join, sorted(lost)))}")
+            raise wrong(f"nothing is said of what could not be written: {'; '.join(map(' '.join, sorted(lost)))}")
         return
-    where = str(trial.run) in outcome.last and (FULL in outcome.last or "disk" in outcome.last)
-    if outcome.code != FAILED or not where or not outcome.last.startswith("error: "):
-        raise Wrong(f"the disk was full; exit code {outcome.code}, and the message is: {outcome.last}")
+    refused("the disk was full", outcome, str(trial.run), FULL if FULL in outcome.last else "disk")
 
 
 def a_vanished_image(trial: Trial, reference: Reference) -> None:
@@ -627,17 +629,14 @@ def a_vanished_image(trial: Trial, reference: Reference) -> None:
     trial.notes.append(f"{image.name} gone at operation {described(operations, at)}")
     outcome = trial.start(Plan(at=at, strike=lambda: os.rename(image, aside), share=0.0))
     if not aside.exists():
-        raise Wrong(f"the image was not moved: {outcome.last}")
+        raise wrong(f"the image was not moved: {outcome.last}")
     if outcome.code == 0:
         trial.notes.append("was not needed any more")
         aside.rename(image)
         return
-    if outcome.code != FAILED or not outcome.last.startswith("error: ") or str(image) not in outcome.last:
-        raise Wrong(f"{image.name} is gone, and the message is: {outcome.last}")
+    refused(f"{image.name} is gone", outcome, str(image))
     if (trial.run / CONFIG).exists() and draw.random() < 0.5:
-        without = trial.start()
-        if without.code != FAILED or not without.last.startswith("error: ") or str(trial.run) not in without.last:
-            raise Wrong(f"started without {image.name}, and the message is: {without.last}")
+        refused(f"started without {image.name}", trial.start(), str(trial.run))
         trial.notes.append("refused without it")
     aside.rename(image)
     trial.finish()
@@ -652,18 +651,23 @@ def a_nan(trial: Trial, reference: Reference) -> None:
     trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
     outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
     epoch, step = (each + 1 for each in divmod((number - 1) % (EPOCHS * STEPS), STEPS))
-    named = f"epoch {epoch}, step {step}: " in outcome.last and "not finite" in outcome.last
-    if outcome.code != FAILED or not named or whole(trial.run / NON_FINITE) is None:
-        raise Wrong(f"a {what} was not finite, and the message is: {outcome.last}")
+    refused(f"a {what} was not finite", outcome, f"epoch {epoch}, step {step}: ", "not finite")
+    if whole(trial.run / NON_FINITE) is None:
+        raise wrong(f"{NON_FINITE} cannot be read")
     line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)
     if outcome.steps != number - step + line:
-        raise Wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
+        raise wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
     trial.finish()
 
 
-FAULTS: dict[str, Callable[[Trial, Reference], None]] = dict(
-    zip(KINDS, (a_kill, a_truncation, a_corruption, a_full_disk, a_vanished_image, a_nan), strict=True)
-)
+FAULTS: dict[str, Callable[[Trial, Reference], None]] = {
+    "kill": a_kill,
+    "truncation": a_truncation,
+    "corruption": a_corruption,
+    "full-disk": a_full_disk,
+    "vanished-image": a_vanished_image,
+    "nan": a_nan,
+}
 
 
 # -------------------------------------------------------------------------------------------------------- the campaign
@@ -672,36 +676,24 @@ FAULTS: dict[str, Callable[[Trial, Reference], None]] = dict(
 class Verdict(NamedTuple):
     """What became of one fault."""
 
-    number: int
-    kind: str
     word: str  # survived, lost, wrong
     reason: str
     notes: tuple[str, ...]
 
 
-def render(folder: Path) -> Path:
-    """A data set in Market-1501's form, so that images that are gone are not rendered anew."""
-    data = folder / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    write_synthetic(data, progress=False, **DATA).rename(data / FOLDERS[0])
-    return data
-
-
 def make_reference(folder: Path) -> Reference:
-    """Render images and train on them, without any fault."""
-    data = render(folder)
-    shutil.rmtree(folder / "reference", ignore_errors=True)
+    """Render images in Market-1501's form, so that those that are gone are not rendered anew, and train on them."""
+    data = folder / "data"
+    data.mkdir()
+    write_synthetic(data, progress=False, **DATA).rename(data / FOLDERS[0])
     trial = Trial(folder / "reference", random.Random(0), timeout=TIMEOUT)
     trial.data = data
     try:
         outcome = trial.start()
     finally:
         trial.end_all()
-    if outcome.code != 0 or outcome.steps != TOTAL:
-        raise AssertionError(f"the run without faults failed after {outcome.steps} of {TOTAL} steps: {outcome.last}")
-    operations = operations_in(trial.folder / "start0" / "operations")
-    return Reference(trial.run, data, operations)
+    assert outcome.code == 0 and outcome.steps == TOTAL, outcome.last
+    return Reference(trial.run, data, outcome.operations)
 
 
 def judge(
@@ -723,14 +715,12 @@ def judge(
     try:
         FAULTS[kind](trial, reference)
         trial.compare(reference)
-    except Lost as error:
-        word, reason = LOST, str(error)
-    except Wrong as error:
-        word, reason = WRONG, str(error)
+    except Bad as error:
+        word, reason = error.args
     except Exception as error:  # e.g. a file that should be there is not
         word, reason = WRONG, f"{type(error).__name__}: {error}"
     finally:
         trial.end_all()
     if word == SURVIVED:
         shutil.rmtree(folder)
-    return Verdict(number, kind, word, reason, tuple(trial.notes))
+    return Verdict(word, reason, tuple(trial.notes))

@@ -14,7 +14,7 @@ from functools import partial
 import campaign
 import pytest
 import torch
-from campaign import FAILED, KINDS, LOST, SURVIVED, TIMEOUT, WRONG, Operation, Plan, Reference, Trial
+from campaign import FAILED, FAULTS, LOST, SURVIVED, TIMEOUT, WRONG, Operation, Plan, Reference, Trial
 from PIL import Image
 
 import train_svllreid
@@ -33,7 +33,8 @@ pytestmark = [
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`make faults FAULTS=120`: kinds take turns. A fault is drawn from --fault-seed, its kind and its number."""
     if "fault" in metafunc.fixturenames:
-        faults = [(number, KINDS[(number - 1) % len(KINDS)]) for number in range(1, metafunc.config.option.faults + 1)]
+        kinds = [*FAULTS]
+        faults = [(number, kinds[(number - 1) % len(kinds)]) for number in range(1, metafunc.config.option.faults + 1)]
         metafunc.parametrize("fault", faults, ids=[f"{number}-{kind}" for number, kind in faults])
 
 
