@@ -13,8 +13,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-import utils.threads  # noqa: F401
-from configs import ConfigError, load
+from configs import load
 from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
@@ -37,7 +36,7 @@ def default_folder(cfg: CfgNode, config_file: str | None) -> str:
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from processor.build.data import read_data
 from processor.build.evaluation import evaluate_run
@@ -94,4 +93,4 @@ def train(cfg: CfgNode, path: Path, *, requested: Collection[str] = ()) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

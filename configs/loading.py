@@ -152,9 +152,23 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     return [*below, (path, tree)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a block has twice: of PyYAML's two values, the last would count."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"has {name} in line {lines[name]} and again in line {line}")
+            lines[name] = line
+        return node
+
+
 def _read(path: Path) -> dict:
     """The contents of a YAML file."""
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"holds a {type(tree).__name__}, not keys and values")
     return tree or {}

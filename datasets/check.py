@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 from datasets.check_labels import Contents, check_lists, lists_of
 from datasets.findings import Findings, Report
-from utils.files import look_at_all
+from utils.files import instead_of_file, look_at_all
 from utils.records import Benchmark
 
 MOST_READ = 1000  # files that are read; more could take a disk longer than a few seconds
@@ -55,8 +54,8 @@ def _stat(path: str) -> _File:
         entry = os.stat(path)
     except (OSError, ValueError):
         return _File(None, path)
-    if not stat.S_ISREG(entry.st_mode):
-        return _File(None, path, "a folder" if stat.S_ISDIR(entry.st_mode) else "a pipe or a device")
+    if instead := instead_of_file(entry.st_mode):
+        return _File(None, path, instead)
     # Some file systems number their files 0.
     return _File(entry.st_size, (entry.st_dev, entry.st_ino) if entry.st_ino else path)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datasets.findings import Findings, cameras_of, few
 from datasets.labels import natural
-from datasets.published_counts import published_counts
+from datasets.published_counts import PublishedCounts, published_counts
 from utils.metrics import Ignored, ignore_nothing, same_camera
 from utils.records import INFRARED, MODALITIES, VISIBLE, Benchmark, Labels, Sample, Trial
 
@@ -56,8 +56,6 @@ def check_lists(
     parts = benchmark.evaluated()
     for part in parts:
         found.where = f"{part.name}: " if len(parts) > 1 else ""
-        if not part.trials:
-            found.add("problem", "no trial", "there are no queries and no gallery", "name a test split")
         for trial in part.trials:
             _check_trial(trial, part.ignored, contents, found)
             _check_leaks(trial, trained, contents, found)
@@ -86,21 +84,13 @@ def _check_training(samples: Sequence[Sample], found: Findings, instances: int, 
             f"or DATALOADER.NUM_INSTANCE to more than {instances}"
         )
         found.add("problem", "few identities", message, remedy)
-    if sorted(counts) != list(range(len(counts))):
-        message = f"training labels are not 0 to {len(counts) - 1} (they go from {min(counts)} to {max(counts)})"
-        found.add("problem", "labels", message, "the classifier has a row for each: number them without gaps")
-    if identities is None:
-        return
-    few = {pid for pid, count in counts.items() if count < instances}
-    if few:
-        first: dict[int, str] = {}
-        for sample in samples:
-            first.setdefault(sample.pid, sample.path)
-        fewest = sorted(few, key=lambda pid: (counts[pid], pid))
-        examples = (f"{first[pid]} ({counts[pid]} of its identity)" for pid in fewest)
-        single = sum(counts[pid] == 1 for pid in few)
+    fewest = sorted((count, pid) for pid, count in counts.items() if count < instances)
+    if fewest and identities is not None:
+        first = {sample.pid: sample.path for sample in reversed(samples)}
+        examples = (f"{first[pid]} ({count} of its identity)" for count, pid in fewest)
+        single = sum(count == 1 for count, _ in fewest)
         alone = f", {single} of them a single one" if single else ""
-        message = f"{len(few)} of {len(counts)} training identities have fewer than {instances} images{alone}"
+        message = f"{len(fewest)} of {len(counts)} training identities have fewer than {instances} images{alone}"
         remedy = "copies of their images, augmented anew, fill their DATALOADER.NUM_INSTANCE places in a batch"
         found.add("warning", "few images", message, remedy, examples)
 
@@ -329,27 +319,28 @@ def _suffix(path: str) -> str:
 
 def _check_published(part: Benchmark, found: Findings) -> None:
     """One warning with all numbers that differ."""
-    counts = published_counts(part.name, part.variant)
-    if counts is None:
+    published = published_counts(part.name, part.variant)
+    if published is None:
         return
-    ours = {
-        "query images": len(part.trials[0].query) if part.trials else 0,
-        "gallery images": len(part.trials[0].gallery) if part.trials else 0,
-        "cameras": len({sample.camid for samples in lists_of(part) for sample in samples if sample.camid >= 0}),
-    }
-    if part.train:
-        ours["training images"] = len(part.train)
-        ours["training identities"] = len({sample.pid for sample in part.train})
-        counts_of = Counter(sample.modality for sample in part.train)
-        ours["training visible images"] = counts_of[VISIBLE]
-        ours["training infrared images"] = counts_of[INFRARED]
-    fields = counts._asdict().items()
-    published = {what.replace("train_", "training_").replace("_", " "): count for what, count in fields}
-    differing = {what: n for what, n in published.items() if n is not None and ours.get(what, n) != n}
+    query, gallery = part.trials[0]
+    by_modality = Counter(sample.modality for sample in part.train)
+    ours = PublishedCounts(
+        training_images=len(part.train),
+        training_identities=len({sample.pid for sample in part.train}),
+        query_images=len(query),
+        gallery_images=len(gallery),
+        cameras=len({sample.camid for samples in lists_of(part) for sample in samples if sample.camid >= 0}),
+        training_visible_images=by_modality[VISIBLE],
+        training_infrared_images=by_modality[INFRARED],
+    )
+    differing = [
+        f"{count:,} {name.replace('_', ' ')} (published {right:,})"
+        for name, count, right in zip(ours._fields, ours, published, strict=True)
+        if right is not None and count != right and (part.train or not name.startswith("training"))
+    ]
     if differing:
-        counted = ", ".join(f"{ours[what]:,} {what} (published {count:,})" for what, count in differing.items())
         variant = f" ({part.variant})" if part.variant else ""
         name = "" if found.where else f"{part.name} "
-        message = f"{name}differs from what is published{variant}: {counted}"
+        message = f"{name}differs from what is published{variant}: {', '.join(differing)}"
         remedy = "figures may not compare with published ones: is the copy whole, is it another version?"
         found.add("warning", "counts", message, remedy)

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from datasets.market1501 import GALLERY, QUERY, TRAIN, read_market_folders
-from datasets.naming import Naming, Origin, usual_folder
+from datasets.naming import Origin, usual_folder
 from utils.records import Benchmark
 
 EXAMPLE = "0001_c2_f0046182.jpg"
@@ -27,11 +27,13 @@ def _folders(*names: str) -> tuple[str, ...]:
 DUKE = Origin(
     "DukeMTMC-reID",
     _folders("DukeMTMC-reID", "DukeMTMC-ReID", "dukemtmc-reid", "dukemtmcreid"),
+    EXAMPLE,
     "its authors withdrew it in 2019, and it is never downloaded here",
 )
 OCCLUDED = Origin(
     "Occluded-Duke",
     _folders("Occluded_Duke", "Occluded-Duke", "Occluded-DukeMTMC", "Occluded-DukeMTMC-reID", "occluded_duke"),
+    EXAMPLE,
     "its authors give lists that choose its images from DukeMTMC-reID, withdrawn in 2019; it is never downloaded here",
 )
 
@@ -56,4 +58,4 @@ def occ_duke(root: Path, *, train: bool = True) -> Benchmark:
 
 def _read(name: str, root: Path, origin: Origin, train: bool) -> Benchmark:
     folder = usual_folder(root, origin, (GALLERY, QUERY, TRAIN))
-    return read_market_folders(name, folder, train=train, naming=Naming(origin.title, EXAMPLE))
+    return read_market_folders(name, folder, train=train, origin=origin)

@@ -11,6 +11,7 @@ from datasets.labels import CAMERA, FOLDERS, JUNK, TRAIN, Found, LabelledImage, 
 from datasets.naming import all_omitted, is_litter, too_deep
 from datasets.table import is_table
 from utils.errors import DataError
+from utils.metrics import ALL, CROSS_CAMERA
 from utils.records import NOTHING, Omitted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif")  # of any case
@@ -89,6 +90,12 @@ def read_identities(root: Path) -> tuple[list[LabelledImage], Omitted]:
         elif (label := identity_of(name, root / name)) != JUNK:
             images += [LabelledImage(os.path.join(root, name, file), label, camera_of(file)) for file in files]
     return images, Omitted(tuple(others), identities=tuple(empty))
+
+
+def usual_protocol(images: Sequence[LabelledImage]) -> str:
+    """By cameras where all images have one and some identity was seen by two, else all pairs."""
+    identities, places = {p.identity for p in images}, {(p.identity, p.camera) for p in images}
+    return CROSS_CAMERA if all(p.camera for p in images) and len(places) > len(identities) else ALL
 
 
 def _check_not_cameras(root: Path, folders: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.cache import PixelCache
 from datasets.transforms import Draws, Picture, TestTransform, TrainTransform
 from utils.errors import DataError, one_line
+from utils.files import instead_of_file
 from utils.records import INFRARED, Batch, Sample, SideInfo, to_device
 from utils.seeds import derive
 
@@ -164,14 +164,14 @@ def read_image(path: str) -> Image.Image:
     - one bit, 8 bits of grey, palettes, CMYK and the like become the RGB that Pillow makes of them.
 
     Raises:
-        DataError: naming the file that is missing, not a plain file, cut off, none of FORMATS, of more than MOST_PIXELS
+        DataError: naming the file that is missing, a folder or pipe, cut off, none of FORMATS, of more than MOST_PIXELS
             pixels, or of grey values without an agreed range (fractions; whole numbers of more than 16 bits). Read
             once: what fails now fails again.
     """
     try:
         # Stat first: who opens a pipe waits until somebody writes to it.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError("it is not a plain file")
+        if instead := instead_of_file(os.stat(path).st_mode):
+            raise DataError(f"it is {instead}")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")

@@ -13,7 +13,6 @@ from pathlib import Path
 from datasets.naming import (
     MARKET_FORM,
     PERSON,
-    Naming,
     Origin,
     dense_labels,
     read_three_folders,
@@ -25,8 +24,7 @@ from utils.records import Benchmark, Trial
 
 FOLDERS = ("Market-1501-v15.09.15", "Market-1501", "market1501", "market1501/Market-1501-v15.09.15")
 TRAIN, QUERY, GALLERY = MARKET_FORM
-NAMING = Naming("Market-1501", "0002_c1s1_000451_03.jpg")
-ORIGIN = Origin("Market-1501", FOLDERS)
+ORIGIN = Origin("Market-1501", FOLDERS, "0002_c1s1_000451_03.jpg")
 
 
 def market1501(root: Path, *, train: bool = True) -> Benchmark:
@@ -38,11 +36,11 @@ def market1501(root: Path, *, train: bool = True) -> Benchmark:
     return read_market_folders("market1501", usual_folder(root, ORIGIN, (GALLERY, QUERY, TRAIN)), train=train)
 
 
-def read_market_folders(name: str, folder: Path, *, train: bool = True, naming: Naming = NAMING) -> Benchmark:
+def read_market_folders(name: str, folder: Path, *, train: bool = True, origin: Origin = ORIGIN) -> Benchmark:
     """A benchmark from three folders of images named as Market-1501's."""
-    own = "" if naming is NAMING else f"{naming.title}, "
+    own = "" if origin is ORIGIN else f"{origin.title}, "
     missing = f"{own}a data set in Market-1501's form has {TRAIN}, {QUERY}, {GALLERY}"
-    (training, *test), omitted = read_three_folders(folder, MARKET_FORM, naming, train=train, missing=missing)
+    (training, *test), omitted = read_three_folders(folder, MARKET_FORM, origin, train=train, missing=missing)
     trial = Trial(*test)
     seen = seen_in_training(training, trial)
     return Benchmark(name, PERSON, dense_labels(training), (trial,), same_camera, seen=seen, omitted=omitted)

@@ -15,7 +15,7 @@ import re
 from itertools import product
 from pathlib import Path
 
-from datasets.naming import PERSON, Naming, Origin, dense_labels, not_found, places, read_list
+from datasets.naming import PERSON, Origin, dense_labels, not_found, places, read_list, require_folder
 from utils.errors import DataError
 from utils.metrics import same_camera
 from utils.records import Benchmark, Sample, Trial
@@ -23,10 +23,10 @@ from utils.records import Benchmark, Sample, Trial
 ORIGIN = Origin(
     "MSMT17",
     tuple(f"{parent}{name}" for parent in ("", "msmt17/") for name in ("MSMT17", "MSMT17_V1", "MSMT17_V2", "msmt17")),
+    "0000/0000_000_01_0303morning_0008_0.jpg",
 )
 SPLITS = {"train": "test", "mask_train_v2": "mask_test_v2"}  # training folder -> test folder
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
-NAMING = Naming("MSMT17", "0000/0000_000_01_0303morning_0008_0.jpg")
 NAME = re.compile(r"[^_]+_[^_]+_(\d+)_")  # the third field of the base name is the camera
 UNKNOWN = "unknown version"
 
@@ -95,15 +95,14 @@ def _find(root: Path) -> tuple[Path, str, str]:
 
 def _read(folder: Path, lists: tuple[str, ...], images: Path) -> list[Sample]:
     """The images of some lists, sorted by their paths; cameras from 0."""
-    if not images.is_dir():
-        raise DataError(f"{images}: there is no such folder; MSMT17 has {images.name} beside {lists[0]}")
+    require_folder(images, f"MSMT17 has {images.name} beside {lists[0]}")
     samples, inside = [], str(images)
     for name in lists:
         path = folder / name
         missing = f"MSMT17 has {', '.join(LISTS)}"
-        for line in read_list(path, images, example=f"{NAMING.example} 0", missing=missing):
+        for line in read_list(path, images, example=f"{ORIGIN.example} 0", missing=missing):
             match = NAME.match(line.image.rpartition("/")[2])
             if match is None or int(match[1]) == 0:
-                raise DataError(f"{path}: line {line.number} names {line.image}, which {NAMING.misfit(match)}")
+                raise DataError(f"{path}: line {line.number} names {line.image}, which {ORIGIN.misfit(match)}")
             samples.append(Sample(os.path.join(inside, line.image), line.pid, int(match[1]) - 1))
     return sorted(samples)

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.records import NOTHING, Omitted, Sample, Trial
 
 PERSON = "A photo of a {} person."
@@ -22,22 +22,15 @@ NAME = re.compile(r"(-1|\d+)_c(\d+)")  # identity and camera, at the start of th
 MARKET_FORM = ("bounding_box_train", "query", "bounding_box_test")
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of any case; the benchmarks have .jpg
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # what systems and archives leave behind
-_SHOWN = 3  # examples in a message
 
 
 class Origin(NamedTuple):
-    """A data set's name and places, for messages about one that is not there."""
+    """A data set's name and places, and how its images are named, for messages."""
 
     title: str  # as its authors call it
     folders: tuple[str, ...]  # usual places below ROOT_DIR; messages recommend the first
+    example: str = ""  # an image's name
     terms: str = "ask its authors for it; it is never downloaded here"  # how to come by it
-
-
-class Naming(NamedTuple):
-    """How the images of a data set are named."""
-
-    title: str
-    example: str
 
     def misfit(self, match: re.Match | None) -> str:
         """What is wrong with a name, for a message: with a `match`, only its camera, which is 0."""
@@ -111,7 +104,13 @@ def image_names(folder: Path) -> tuple[list[str], Omitted]:
     return [name for name in names if name.lower().endswith(SUFFIXES)], Omitted(files, folders)
 
 
-def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tuple[Sample, ...], Omitted]:
+def require_folder(folder: Path, missing: str) -> None:
+    """Raise DataError, which ends in `missing`, if there is no such folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; {missing}")
+
+
+def read_named_images(folder: Path, origin: Origin, *, missing: str) -> tuple[tuple[Sample, ...], Omitted]:
     """The images of one folder in the order of their names, without junk, cameras from 0; and what was skipped.
 
     Args:
@@ -120,14 +119,13 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tu
     Raises:
         DataError: naming the folder that is missing or empty, or the image whose name does not fit.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; {missing}")
+    require_folder(folder, missing)
     samples, inside = [], str(folder)
     names, omitted = image_names(folder)
     for name in names:
         match = NAME.match(name)
         if match is None or int(match[2]) == 0:
-            raise DataError(f"{folder / name}: {naming.misfit(match)}")
+            raise DataError(f"{folder / name}: {origin.misfit(match)}")
         pid = int(match[1])
         if pid != JUNK:
             samples.append(Sample(os.path.join(inside, name), pid, int(match[2]) - 1))
@@ -138,20 +136,20 @@ def read_named_images(folder: Path, naming: Naming, *, missing: str) -> tuple[tu
 
 
 def read_three_folders(
-    folder: Path, names: Sequence[str], naming: Naming, *, train: bool, missing: str
+    folder: Path, names: Sequence[str], origin: Origin, *, train: bool, missing: str
 ) -> tuple[list[tuple[Sample, ...]], Omitted]:
     """The images of the folders for training (none without `train`), queries and gallery; and what was skipped."""
     asked = [bool(train), True, True]
     found = [
-        read_named_images(folder / name, naming, missing=missing) if there else ((), NOTHING)
+        read_named_images(folder / name, origin, missing=missing) if there else ((), NOTHING)
         for name, there in zip(names, asked, strict=True)
     ]
     return [samples for samples, _ in found], all_omitted(omitted for _, omitted in found)
 
 
-def all_omitted(some: Iterable[Omitted]) -> Omitted:
+def all_omitted(parts: Iterable[Omitted]) -> Omitted:
     """What was skipped in several folders."""
-    return Omitted(*(tuple(path for paths in kind for path in paths) for kind in zip(*some, strict=True)))
+    return Omitted(*(tuple(path for paths in kind for path in paths) for kind in zip(*parts, strict=True)))
 
 
 def read_list(path: Path, folder: Path, *, suffix: str = "", example: str, missing: str) -> list[Line]:
@@ -166,7 +164,7 @@ def read_list(path: Path, folder: Path, *, suffix: str = "", example: str, missi
 
     Raises:
         DataError: naming the file that is missing or empty, the line that is neither right nor blank, the two that
-            give one image to two identities, or the first images that are not there, and how many there are.
+            give one image to two identities, or how many images are not there, and the first of them.
     """
     lines: dict[str, Line] = {}
     for number, text in text_lines(path, missing=missing):
@@ -203,20 +201,13 @@ def _require_images(path: Path, lines: Iterable[Line], folder: Path) -> None:
     for line in lines:
         inside, _, name = line.image.rpartition("/")
         if inside not in there:
-            there[inside] = _listed(folder / inside)
+            there[inside] = set(os.listdir(folder / inside)) if (folder / inside).is_dir() else set()
         if name not in there[inside]:
-            absent.append(line)
+            absent.append(f"{line.image} (line {line.number})")
     if absent:
-        shown = ", ".join(f"{line.image} (line {line.number})" for line in absent[:_SHOWN])
-        more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-        raise DataError(f"{path}: names images that are not in {folder}: {shown}{more}{too_deep(folder)}")
-
-
-def _listed(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+        raise DataError(
+            f"{path}: names {len(absent)} images that are not in {folder}: {some(absent)}{too_deep(folder)}"
+        )
 
 
 def dense_labels(samples: Iterable[Sample]) -> tuple[Sample, ...]:

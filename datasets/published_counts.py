@@ -12,13 +12,13 @@ from typing import NamedTuple
 class PublishedCounts(NamedTuple):
     """A benchmark as its readers here should find it: without junk, distractors included."""
 
-    train_images: int | None
-    train_identities: int | None
+    training_images: int | None
+    training_identities: int | None
     query_images: int | None  # of one trial
     gallery_images: int | None  # of one trial
     cameras: int | None  # None, too, where cameras are not labelled
-    train_visible_images: int | None = None
-    train_infrared_images: int | None = None
+    training_visible_images: int | None = None
+    training_infrared_images: int | None = None
 
 
 # By name of the benchmark and variant. Market-1501's folder of the gallery has 19732 files, 3819 of them junk.

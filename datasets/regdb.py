@@ -21,11 +21,10 @@ from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import INFRARED, VISIBLE, Benchmark, Sample, Trial
 
-ORIGIN = Origin("RegDB", ("RegDB", "regdb", "REGDB"))
+ORIGIN = Origin("RegDB", ("RegDB", "regdb", "REGDB"), "Visible/1/male_front_v_00001_1.bmp")
 LISTS = "idx"
 SPLITS = range(1, 11)
 KINDS = {"visible": VISIBLE, "thermal": INFRARED}  # modalities by their names in the lists
-EXAMPLE = "Visible/1/male_front_v_00001_1.bmp 0"
 FORTH, BACK = "visible to infrared", "infrared to visible"
 
 
@@ -62,7 +61,7 @@ def _read(folder: Path, use: str, kind: str, split: int) -> tuple[Sample, ...]:
     """The images of a list, sorted by their paths; the modality is the camera."""
     missing = f"RegDB has {{train,test}}_{{visible,thermal}}_{{1..{len(SPLITS)}}}.txt in {LISTS}"
     path, others = folder / LISTS / f"{use}_{kind}_{split}.txt", KINDS.keys() - {kind}
-    lines = read_list(path, folder, example=EXAMPLE, missing=missing)
+    lines = read_list(path, folder, example=f"{ORIGIN.example} 0", missing=missing)
     if wrong := next((line for line in lines if line.image.partition("/")[0].lower() in others), None):
         raise DataError(f"{path}: line {wrong.number} is {wrong.image}; expected {kind} images")
     inside, modality = str(folder), KINDS[kind]

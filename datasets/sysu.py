@@ -13,13 +13,22 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from datasets.naming import PERSON, Origin, all_omitted, dense_labels, image_names, seen_in_training, usual_folder
+from datasets.naming import (
+    PERSON,
+    Origin,
+    all_omitted,
+    dense_labels,
+    image_names,
+    require_folder,
+    seen_in_training,
+    text_lines,
+    usual_folder,
+)
 from utils.errors import DataError
 from utils.records import INFRARED, VISIBLE, Benchmark, Labels, Omitted, Sample, Trial
 
@@ -84,12 +93,11 @@ def _identities(folder: Path, names: Iterable[str]) -> list[int]:
     pids: set[int] = set()
     for name in names:
         path = folder / LISTS / name
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file; SYSU-MM01 has {', '.join((*TRAIN, *TEST))} in {LISTS}")
-        words = re.split(r"[\s,]+", path.read_text(encoding="utf-8-sig", errors="replace").strip(" \t\r\n,"))
+        lines = text_lines(path, missing=f"SYSU-MM01 has {', '.join((*TRAIN, *TEST))} in {LISTS}")
+        words = " ".join(text for _, text in lines).replace(",", " ").split()
         if wrong := next((word for word in words if not (word.isascii() and word.isdigit())), None):
             raise DataError(f"{path}: {wrong[:80]!r} is no identity; expected numbers with commas: 1,2,5")
-        if words == [""]:
+        if not words:
             raise DataError(f"{path}: names no identity")
         pids.update(map(int, words))
     return sorted(pids)
@@ -117,6 +125,5 @@ def _read(folder: Path, pids: Iterable[int]) -> tuple[Folders, Omitted]:
 
 def _folders(camera: Path) -> set[str]:
     """The names in a camera's folder."""
-    if not camera.is_dir():
-        raise DataError(f"{camera}: there is no such folder; SYSU-MM01 has cam1 to cam{len(MODALITIES)}")
+    require_folder(camera, f"SYSU-MM01 has cam1 to cam{len(MODALITIES)}")
     return set(os.listdir(camera))

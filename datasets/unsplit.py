@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
-from datasets.identity_folders import list_folder, read_identities
+from datasets.identity_folders import list_folder, read_identities, usual_protocol
 from datasets.labels import FOLDERS, natural, numbering
 from utils.errors import DataError
-from utils.metrics import ALL, CROSS_CAMERA, PROTOCOLS
+from utils.metrics import CROSS_CAMERA, PROTOCOLS
 from utils.records import Benchmark, Sample, Trial
 
 
@@ -31,12 +30,8 @@ def unsplit(root: Path, *, protocol: str | None = None) -> Benchmark:
     images, omitted = read_identities(root)
     if not images:
         raise DataError(f"{root}: holds no image in a folder of its identity")
-    seen = defaultdict(set)
-    for image in images:
-        seen[image.identity].add(image.camera)
+    protocol = protocol or usual_protocol(images)
     unknown = [image.path for image in images if not image.camera]
-    if protocol is None:
-        protocol = CROSS_CAMERA if not unknown and any(len(cameras) > 1 for cameras in seen.values()) else ALL
     if protocol == CROSS_CAMERA and unknown:
         raise DataError(f"TEST.PROTOCOL {CROSS_CAMERA}: {unknown[0]}: its name tells no camera, as c3_0001.jpg does")
     identities = numbering("identities", {image.identity: image.path for image in images})

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.naming import VEHICLE, Origin, dense_labels, read_list, seen_in_training, usual_folder
-from utils.errors import DataError
+from datasets.naming import VEHICLE, Origin, dense_labels, read_list, require_folder, seen_in_training, usual_folder
 from utils.metrics import ignore_nothing
 from utils.records import Benchmark, Sample, Trial
 
@@ -68,8 +67,7 @@ def _trial(samples: Sequence[Sample], seed: int, trial: int) -> Trial:
 def _read(folder: Path, name: str) -> tuple[Sample, ...]:
     """The images of a list, sorted by their paths."""
     images, path = folder / IMAGES, folder / LISTS / name
-    if not images.is_dir():
-        raise DataError(f"{images}: there is no such folder; VehicleID has {IMAGES} and {LISTS}")
+    require_folder(images, f"VehicleID has {IMAGES} and {LISTS}")
     missing = f"VehicleID has {', '.join((TRAIN, *SIZES.values()))} in {LISTS}"
     lines = read_list(path, images, suffix=".jpg", example=EXAMPLE, missing=missing)
     inside = str(images)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from datasets.naming import (
     VEHICLE,
-    Naming,
     Origin,
     dense_labels,
     read_three_folders,
@@ -32,8 +31,7 @@ from utils.metrics import same_camera
 from utils.records import Benchmark, Sample, Trial
 
 TRAIN, QUERY, GALLERY = "image_train", "image_query", "image_test"
-NAMING = Naming("VeRi", "0001_c001_00016450_0.jpg")
-ORIGIN = Origin("VeRi", ("VeRi", "VeRi-776", "VeRi776", "VeRi_with_plate", "veri"))
+ORIGIN = Origin("VeRi", ("VeRi", "VeRi-776", "VeRi776", "VeRi_with_plate", "veri"), "0001_c001_00016450_0.jpg")
 UNKNOWN = -1
 # The base name, 40 coordinates (-1: the key point is not to be seen), the viewpoint.
 ANNOTATION = re.compile(r"(?:\S*[/\\])?([^\s/\\]+)(?: -?\d+(?:\.\d+)?){40} (-1|[0-7])")
@@ -58,7 +56,7 @@ def veri(root: Path, *, train: bool = True, viewpoints: Sequence[Path] = ()) -> 
     """
     folder = usual_folder(root, ORIGIN, (GALLERY, QUERY, TRAIN))
     missing = f"VeRi has {TRAIN}, {QUERY}, {GALLERY}"
-    splits, omitted = read_three_folders(folder, (TRAIN, QUERY, GALLERY), NAMING, train=train, missing=missing)
+    splits, omitted = read_three_folders(folder, (TRAIN, QUERY, GALLERY), ORIGIN, train=train, missing=missing)
     if viewpoints:
         known = read_viewpoints(viewpoints)
         splits = [_with_viewpoints(samples, known) for samples in splits]

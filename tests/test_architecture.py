@@ -1,6 +1,7 @@
 """Who may import whom, where the config is opened, who may print, name a device or unpickle."""
 
 import ast
+import platform
 import re
 import subprocess
 import sys
@@ -61,16 +62,31 @@ def _name(node: ast.AST) -> str:
 
 
 @pytest.mark.parametrize("module", ["train_svllreid", "tools.demo.compare_methods"])
-def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
+def test_threads_and_memory_are_set_up_before_torch_is_loaded(module):
     code = (
         "import sys, builtins; real = builtins.__import__\n"
         "def watch(name, *rest, **named):\n"
-        "    if name == 'torch' and 'utils.threads' not in sys.modules: raise SystemExit('torch came first')\n"
+        "    if name == 'torch' and 'utils.runtime' not in sys.modules: raise SystemExit('torch came first')\n"
         "    return real(name, *rest, **named)\n"
         f"builtins.__import__ = watch; import {module}"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have ways of their own")
+def test_memory_that_is_free_is_used_again():
+    code = (
+        "import resource, numpy, utils.runtime\n"
+        "def pages():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    numpy.ones(10_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(pages(), pages())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    first, second = map(int, done.stdout.split())
+    assert second < 100 < first
 
 
 SCRIPTS = [["train_svllreid.py"], ["test_svllreid.py"]]

@@ -281,6 +281,7 @@ def test_a_value_counts_only_if_no_later_layer_sets_its_key(tmp_path, key, bad, 
     "text",
     [
         *("BASE: settings.yml\n", "BASE: ./other.yml\n", "BASE: absent.yml\n", "BASE: .\n", 'BASE: "\\0"'),
+        *("SOLVER: {SEED: 1}\nMODEL: {NAME: x}\nSOLVER: {MARGIN: 1}\n", "SOLVER:\n  SEED: 1\n  SEED: 1\n"),
         *("a: [1", "- 1\n- 2\n", "just words", "\0", 40_000 * "[", 3000 * "{", "a: !!int x", "a: !!timestamp x"),
         *("SOLVER: {SEED: &a [*a]}", "SOLVER: &a {SEED: *a}", "SOLVER: {SEED: 2001-99-99}"),
     ],

@@ -1,15 +1,11 @@
-"""From folders to batches: the Market-1501 reader, held-out identities, transforms, draws, broken files."""
+"""From a benchmark to batches: held-out identities, draws, loaders. (Transforms: test_input.py, test_equality.py.)"""
 
-import io
-import math
 import os
 import random
 import resource
-import shutil
 import signal
 import tempfile
 from collections import Counter
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +18,9 @@ import datasets.images
 from configs import load
 from datasets.build import make_benchmark, make_loader
 from datasets.hold_out import hold_out
-from datasets.images import Images, Loader, read_image
+from datasets.images import Images, read_image
 from datasets.market1501 import market1501
-from datasets.transforms import TestTransform, TrainTransform
+from datasets.transforms import TrainTransform
 from model.build import settle_pixels
 from utils.command import run_script
 from utils.errors import DataError, UserError, one_line
@@ -47,83 +43,18 @@ def write(folder: Path, *names: str) -> None:
         noise(seed=number).save(folder / name)
 
 
-# ---------------------------------------------------------------------------------------------------------- Market-1501
-
-
-TRAIN = ("0007_c2s1_000451_03.jpg", "0002_c1s1_000451_03.jpg", "0007_c1s3_000001_01.jpg", "1501_c6s4_000002_01.jpg")
-QUERY = ("0001_c1s1_001051_00.jpg", "0003_c5s1_000001_00.jpg")
-GALLERY = ("0000_c3s1_000001_00.jpg", "0001_c2s1_000001_01.jpg", "0003_c1s1_000001_00.jpg", "-1_c1s1_000401_03.jpg")
+# ------------------------------------------------------------------------------------------------------------- hold out
 
 
 @pytest.fixture
 def market(tmp_path) -> Path:
-    """ROOT_DIR, below a folder that looks like an image of identity 12 in camera 3."""
-    root = tmp_path / "x12_c3" / "data"
-    folder = root / "Market-1501-v15.09.15"
-    for split, names in (("bounding_box_train", TRAIN), ("query", QUERY), ("bounding_box_test", GALLERY)):
-        write(folder / split, *names)
-        (folder / split / "Thumbs.db").write_bytes(b"left by a file manager")
-    return root
-
-
-def seen(samples) -> list[tuple[str, int, int, int]]:
-    return [(Path(sample.path).name, sample.pid, sample.camid, sample.viewid) for sample in samples]
-
-
-def test_market_reader(market):
-    """Sorted; labels dense in ascending order for training, as they are otherwise; cameras from 0; -1 out, 0 in."""
-    benchmark = market1501(market)
-    (trial,) = benchmark.trials
-    assert seen(benchmark.train) == [
-        ("0002_c1s1_000451_03.jpg", 0, 0, 0),
-        ("0007_c1s3_000001_01.jpg", 1, 0, 0),
-        ("0007_c2s1_000451_03.jpg", 1, 1, 0),
-        ("1501_c6s4_000002_01.jpg", 2, 5, 0),
-    ]
-    assert seen(trial.query) == [("0001_c1s1_001051_00.jpg", 1, 0, 0), ("0003_c5s1_000001_00.jpg", 3, 4, 0)]
-    assert seen(trial.gallery) == [
-        ("0000_c3s1_000001_00.jpg", 0, 2, 0),
-        ("0001_c2s1_000001_01.jpg", 1, 1, 0),
-        ("0003_c1s1_000001_00.jpg", 3, 0, 0),
-    ]
-    assert (benchmark.num_pids, benchmark.num_cams, benchmark.num_views) == (3, 6, 1)
-    assert (benchmark.name, benchmark.template) == ("market1501", "A photo of a {} person.")
-    assert benchmark.ignored is same_camera
-    assert all(Path(sample.path).is_file() for sample in (*benchmark.train, *trial.query, *trial.gallery))
-
-
-def test_market_under_other_names(market):
-    """The folder itself, its short name; other suffixes; cameras of two digits: tables need the largest number."""
-    expected = seen(market1501(market).train)
-    inner = market / "Market-1501-v15.09.15"
-    assert seen(market1501(inner).train) == expected
-    inner = inner.rename(market / "Market-1501")
-    assert seen(market1501(market).train) == expected
-    write(inner / "query", "0009_c20_a.JPG", "0009_c2_b.png", "0009_c3_c.jpeg")
-    benchmark = market1501(market)
-    assert [(s.camid, Path(s.path).suffix) for s in benchmark.trials[0].query[-3:]] == [
-        *((19, ".JPG"), (1, ".png"), (2, ".jpeg")),
-    ]
-    assert benchmark.num_cams == 20
-
-
-@pytest.mark.parametrize("name", ["person7.jpg", "0002_s1_000451.jpg", "0002_c0s1_000451_03.jpg", "-2_c1s1_0_0.jpg"])
-def test_market_name_that_does_not_fit(market, name):
-    write(market / "Market-1501-v15.09.15" / "query", name)
-    with pytest.raises(DataError) as error:
-        market1501(market)
-    assert f"query/{name}: " in str(error.value)
-
-
-@pytest.mark.parametrize("split", ["bounding_box_train", "query", "bounding_box_test"])
-def test_market_folder_missing_or_empty(market, split):
-    folder = market / "Market-1501-v15.09.15" / split
-    shutil.rmtree(folder)
-    for _ in ("missing", "of junk"):
-        with pytest.raises(DataError) as error:
-            market1501(market)
-        assert str(error.value).startswith(f"{folder}: ")
-        write(folder, "-1_c1s1_000401_03.jpg")
+    """ROOT_DIR with a Market-1501 of six training identities."""
+    folder = tmp_path / "data" / "Market-1501-v15.09.15"
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        (folder / split).mkdir(parents=True)
+        for pid in range(1, 7):
+            (folder / split / f"{pid:04}_c{1 + pid % 3}s1_0_0.jpg").touch()
+    return tmp_path / "data"
 
 
 def test_make_benchmark(market, monkeypatch):
@@ -133,9 +64,6 @@ def test_make_benchmark(market, monkeypatch):
     assert make_benchmark(load(None, ["DATASETS.ROOT_DIR", "~/data"])) == market1501(market)
     with pytest.raises(DataError, match=r"invalid value 'market151'; did you mean market1501\?.*synthetic"):
         make_benchmark(cfg, "market151")
-
-
-# ------------------------------------------------------------------------------------------------------------- hold out
 
 
 def crowd(identities: int = 20, seed: int = 3) -> Benchmark:
@@ -189,14 +117,13 @@ def test_hold_out_leaves_two_identities_on_both_sides(share):
 
 
 def test_hold_out_by_config(market):
-    write(market / "Market-1501-v15.09.15" / "bounding_box_train", *(f"{pid:04}_c1s1_0_0.jpg" for pid in (1, 3, 4)))
     cfg = load(None, ["DATASETS.ROOT_DIR", str(market), "DATASETS.HOLD_OUT", "0.5"])
     benchmark = make_benchmark(cfg)
     assert benchmark.num_pids == 3
     assert {Path(s.path).parent.name for s in benchmark.trials[0].gallery} == {"bounding_box_train"}
 
 
-# ----------------------------------------------------------------------------------------------------------- transforms
+# --------------------------------------------------------------------------------------------------------------- images
 
 
 def plain(size=SIZE, **changed) -> TrainTransform:
@@ -207,173 +134,6 @@ def plain(size=SIZE, **changed) -> TrainTransform:
 def pixels(original: Image.Image) -> torch.Tensor:
     """[3, H, W] in -1..1, by plain arithmetic."""
     return torch.from_numpy(np.asarray(original).astype(np.float32) / 255).permute(2, 0, 1) * 2 - 1
-
-
-def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.allclose(one, other, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("given", [(128, 64), (50, 70), (20, 12)], ids=["shrink", "squeeze", "enlarge"])
-def test_resized_as_pillow_does(given):
-    """Bicubic for training, bilinear for testing; to height x width, whatever the image's own shape."""
-    original, (height, width) = noise(*given), SIZE
-    bicubic, bilinear = (
-        pixels(original.resize((width, height), how)) for how in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
-    )
-    image, none = plain()(original, views=False)
-    assert none is None
-    assert (image.shape, image.dtype) == ((3, *SIZE), torch.float32)
-    torch.testing.assert_close(image, bicubic, rtol=0, atol=1e-6)
-    image, none = TestTransform(SIZE, **HALF)(original)
-    assert none is None
-    torch.testing.assert_close(image, bilinear, rtol=0, atol=1e-6)
-    assert (bicubic - bilinear).abs().max() > 0.05
-
-
-def test_normalised_channel_by_channel():
-    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
-    original = Image.new("RGB", (12, 20), (255, 51, 0))
-    expected = torch.tensor([(1 - 0.1) / 0.5, (0.2 - 0.2) / 1.0, (0 - 0.3) / 2.0])
-    for transform in (TestTransform(SIZE, mean=mean, std=std), plain(mean=mean, std=std)):
-        image, _ = transform(original, views=False)
-        torch.testing.assert_close(image, expected[:, None, None].expand(3, *SIZE), rtol=0, atol=1e-6)
-
-
-def test_flipped_always_never_half_of_the_time():
-    original = noise(*SIZE)
-    torch.manual_seed(0)
-    for probability, times in ((0.0, range(1)), (1.0, range(50, 51)), (0.5, range(10, 41))):
-        images = [plain(flip=probability)(original, views=False)[0] for _ in range(50)]
-        mirrored = [close(image, pixels(original).flip(2)) for image in images]
-        assert all(mirror or close(image, pixels(original)) for mirror, image in zip(mirrored, images, strict=True))
-        assert sum(mirrored) in times
-
-
-def compressed(original: Image.Image, quality: int) -> torch.Tensor:
-    file = io.BytesIO()
-    original.save(file, "JPEG", quality=quality)
-    return pixels(Image.open(file))
-
-
-@pytest.mark.parametrize("probability, times", [(0.0, range(1)), (1.0, range(200, 201)), (0.5, range(75, 126))])
-def test_compressed_with_the_given_probability_at_any_quality_of_the_range(probability, times):
-    torch.manual_seed(0)
-    original = noise(*SIZE)
-    qualities = {quality: compressed(original, quality) for quality in range(29, 33)}
-    transform, seen = plain(jpeg=probability, jpeg_quality=(30, 31)), Counter()
-    for _ in range(200):
-        image, views = transform(original, views=True)
-        if not close(image, pixels(original)):
-            seen[next(quality for quality, expected in qualities.items() if close(image, expected))] += 1
-        assert probability != 1 or not any(close(view, pixels(original)) for view in views)
-    assert seen.total() in times and seen.keys() == ({30, 31} if probability else set())
-
-
-def test_padded_black_and_cropped_anywhere():
-    """Each result is a window of the image in a border of -1; all 5 x 5 windows come up."""
-    original, padding = noise(*SIZE), 2
-    framed = torch.full((3, SIZE[0] + 2 * padding, SIZE[1] + 2 * padding), -1.0)
-    framed[:, padding:-padding, padding:-padding] = pixels(original)
-    windows = {
-        (top, left): framed[:, top : top + SIZE[0], left : left + SIZE[1]]
-        for top in range(2 * padding + 1)
-        for left in range(2 * padding + 1)
-    }
-    torch.manual_seed(0)
-    places = Counter()
-    for _ in range(200):
-        image, _ = plain(padding=padding)(original, views=False)
-        (place,) = (place for place, window in windows.items() if close(window, image))
-        places[place] += 1
-    assert set(places) == set(windows)
-
-
-def box(image: torch.Tensor) -> tuple[int, int, int, int]:
-    """Height, width, top and left of what was erased from an image of -1 everywhere; (0, 0, 0, 0) for nothing."""
-    changed = (image != -1).any(dim=0)
-    if not changed.any():
-        return 0, 0, 0, 0
-    rows, columns = (changed.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
-    inside = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    assert (inside != -1).all()  # a full rectangle, in all channels
-    return inside.shape[1], inside.shape[2], rows[0], columns[0]
-
-
-@pytest.fixture(scope="module")
-def erased() -> torch.Tensor:
-    """[300, 3 (image, view, view), 3, H, W] from a black image, all erased."""
-    torch.manual_seed(0)
-    random.seed(0)
-    black, transform = Image.new("RGB", SIZE[::-1]), plain(erase=1.0)
-    items = [transform(black, views=True) for _ in range(300)]
-    return torch.stack([torch.cat([image[None], views]) for image, views in items])
-
-
-@pytest.mark.parametrize("which, smallest", [(0, 0.02), (1, 0.33), (2, 0.33)], ids=["image", "view", "other view"])
-def test_erased_area_and_aspect(erased, which, smallest):
-    """A share from `smallest` to a third, sides h : w from 0.3 to 1/0.3, each up to rounding to whole pixels."""
-    boxes = [box(image) for image in erased[:, which]]
-    assert sum(height > 0 for height, *_ in boxes) >= 297  # ten attempts to fit a box nearly always do
-    shares = []
-    for height, width, *_ in boxes:
-        if height:
-            shares.append(height * width / math.prod(SIZE))
-            assert (height + 0.5) * (width + 0.5) >= smallest * math.prod(SIZE)
-            assert (height - 0.5) * (width - 0.5) <= math.prod(SIZE) / 3
-            assert (height + 0.5) / (width - 0.5) >= 0.3
-            assert (height - 0.5) / (width + 0.5) <= 1 / 0.3
-    if which == 0:
-        # Uniform, but large boxes fit into the image less often.
-        assert min(shares) < 0.05 and max(shares) > 0.28
-        assert sum(share < 1 / 6 for share in shares) in range(100, 230)
-    else:
-        assert sum(shares) / len(shares) == pytest.approx(1 / 3, abs=0.01)
-    assert len({top for _, _, top, _ in boxes}) > 20 and len({left for *_, left in boxes}) > 8
-
-
-def test_erased_with_standard_normal_noise(erased):
-    """Of every pixel and channel its own, in units after normalisation."""
-    values = erased[erased != -1]
-    assert len(values) > 100_000
-    assert values.mean().item() == pytest.approx(0, abs=0.02)
-    assert values.std().item() == pytest.approx(1, abs=0.02)
-    assert len(values.unique()) > 0.9 * len(values)
-
-
-@pytest.mark.parametrize("probability, times", [(0.0, range(1)), (0.5, range(75, 126))])
-def test_erased_with_the_given_probability(probability, times):
-    torch.manual_seed(0)
-    random.seed(0)
-    black, transform = Image.new("RGB", SIZE[::-1]), plain(erase=probability)
-    items = [transform(black, views=True) for _ in range(200)]
-    for views in ([image for image, _ in items], [views[0] for _, views in items], [views[1] for _, views in items]):
-        assert sum(bool((view != -1).any()) for view in views) in times
-
-
-def test_views_have_draws_of_their_own_and_all_of_them():
-    """An image and its views are flipped one by one and moved by up to 6 pixels: one pair in 338 is alike by chance."""
-    torch.manual_seed(0)
-    original, transform = noise(*SIZE), plain(flip=0.5, padding=6)
-    inner = pixels(original)[:, 8:16, 8:16].flip(2)  # somewhere in each mirrored view
-    flips, alike = Counter(), 0
-    for _ in range(100):
-        image, views = transform(original, views=True)
-        assert views.shape == (2, 3, *SIZE)
-        views = [image, *views]
-        alike += sum(close(a, b) for a, b in combinations(views, 2))
-        flips[tuple(similar(inner, view) for view in views)] += 1
-    assert len(flips) == 8  # all combinations, each about 12 times
-    assert min(flips.values()) >= 3
-    assert alike <= 5
-
-
-def similar(patch: torch.Tensor, image: torch.Tensor) -> bool:
-    """Whether the patch stands anywhere in the image."""
-    windows = image.unfold(1, patch.shape[1], 1).unfold(2, patch.shape[2], 1)
-    return ((windows - patch[:, None, None]).abs() < 1e-6).all(dim=(0, 3, 4)).any().item()
-
-
-# --------------------------------------------------------------------------------------------------------------- images
 
 
 @pytest.fixture
@@ -436,17 +196,6 @@ def test_the_draw_depends_on_seed_epoch_and_index_alone(samples):
     for other in (images(samples, epoch=2), images(samples, seed=1)):
         drawn = batch_of(other, *range(8))
         assert not any(torch.equal(a, b) for a, b in zip(drawn.images, reference.images, strict=True))
-
-
-def test_the_draw_does_not_depend_on_workers(samples):
-    def read(workers: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        some = images(samples)
-        loader = Loader(some, None, batch_size=size, num_workers=workers)
-        batches = list(loader)
-        return torch.cat([batch.images for batch in batches]), torch.cat([batch.views for batch in batches], dim=1)
-
-    (images_here, views_here), (images_there, views_there) = read(0, 8), read(2, 3)
-    assert torch.equal(images_here, images_there) and torch.equal(views_here, views_there)
 
 
 def test_an_image_that_fills_several_places_is_drawn_anew_in_each(samples):

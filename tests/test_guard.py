@@ -45,6 +45,10 @@ def no_number(loss, value):
     return loss * math.nan
 
 
+def endless(loss, value):
+    return loss * math.inf
+
+
 def steep(loss, value):
     """0 plus a root at 0: a loss of 5 or so, with a gradient that is infinite."""
     return loss + ((value - value.detach()) ** 2).sum().sqrt()
@@ -64,7 +68,7 @@ def train(stage, optimizer, count: int = 6, *, epochs: int = 1, **options) -> No
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("spoil", "what"), [(no_number, "loss"), (steep, "gradient")])
+@pytest.mark.parametrize(("spoil", "what"), [(no_number, "loss"), (endless, "loss"), (steep, "gradient")])
 def test_that_update_is_not_made_and_the_run_stops_at_the_next_line(name, spoil, what):
     stage, records, kept = Spoilt({3: spoil}), [], []
     optimizer = OPTIMIZERS[name](groups_of(stage))
@@ -196,9 +200,8 @@ def test_both_stages_train_in_half_precision(trained, tmp_path, precision):  # n
 
 def test_a_run_leaves_something_to_look_into_and_no_checkpoint(trained, tmp_path, monkeypatch):  # noqa: F811
     broken = tiny_clip.load()
-    broken["visual.ln_post.weight"] = (
-        broken["visual.ln_post.weight"] * 1e30
-    )  # finite weights and features, no finite loss
+    gain = "visual.ln_post.weight"
+    broken[gain] = broken[gain] * 1e30  # finite weights and features, no finite loss
     monkeypatch.setattr(tiny_clip, "load", lambda: broken)
     words = arguments("configs/demo/vit_base.yml", tmp_path, DATASETS__ROOT_DIR=str(trained / "data"))
     with pytest.raises(NonFiniteLoss, match=r"stage 2 \(fine-tuning\), epoch 1, step 1: .*triplet.*\.jpg"):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 from builders import SMALL, data_of, new_run
 from yacs.config import CfgNode
 
@@ -28,6 +29,7 @@ import train_svllreid
 from configs import STAGES, load, to_dict
 from configs.defaults import ROWS
 from configs.keys import ALWAYS, UNTIL_OVER
+from configs.loading import flatten
 from datasets.build import make_loader
 from model.build import make_model
 from processor.build.evaluation import evaluate_model
@@ -42,47 +44,22 @@ from utils.run import LOG, METRICS, RESULTS
 CPU = torch.device("cpu")
 TINY = "ViT-Tiny-8"
 # Two epochs of two steps in the prompt stage, one in the image stage; every step is logged.
-BASE = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.NAME": TINY,
-    "MODEL.PRETRAIN": "rendered",
-    "MODEL.STRIDE_SIZE": "(8, 8)",
-    "MODEL.SSL_HIDDEN": "8",
-    "MODEL.SSL_OUT": "8",
-    "INPUT.SIZE_TRAIN": "(32, 16)",
-    "INPUT.SIZE_TEST": "(32, 16)",
-    "INPUT.PADDING": "2",
-    "INPUT.PIXEL_MEAN": "(0.485, 0.456, 0.406)",
-    "INPUT.PIXEL_STD": "(0.229, 0.224, 0.225)",
-    "DATASETS.NAMES": "synthetic",
-    "DATASETS.SYNTHETIC.TRAIN_IDENTITIES": "8",
-    "DATASETS.SYNTHETIC.TRAIN_IMAGES": "4",
-    "DATASETS.SYNTHETIC.TEST_IDENTITIES": "4",
-    "DATASETS.SYNTHETIC.TEST_IMAGES": "6",
-    "DATALOADER.NUM_WORKERS": "0",
-    "DATALOADER.NUM_INSTANCE": "4",
-    "SOLVER.PRECISION": "fp32",
-    "SOLVER.STAGE1.IMS_PER_BATCH": "16",
-    "SOLVER.STAGE1.MAX_EPOCHS": "2",
-    "SOLVER.STAGE1.WARMUP_EPOCHS": "0",
-    "SOLVER.STAGE1.LOG_PERIOD": "1",
-    "CLUSTER.K1": "3",
-    "CLUSTER.K2": "2",
-    "CLUSTER.EPS": "0.6",
-    "CLUSTER.MIN_SAMPLES": "2",
-    "MEMORY.SWAP_START": "1",
-    "SOLVER.CLUSTER.IMS_PER_BATCH": "8",
-    "SOLVER.CLUSTER.MAX_EPOCHS": "1",
-    "SOLVER.CLUSTER.STEPS": "(1,)",
-    "SOLVER.CLUSTER.WARMUP_ITERS": "0",
-    "SOLVER.CLUSTER.LOG_PERIOD": "1",
-    "SOLVER.STAGE2.IMS_PER_BATCH": "16",
-    "SOLVER.STAGE2.MAX_EPOCHS": "1",
-    "SOLVER.STAGE2.STEPS": "(1,)",
-    "SOLVER.STAGE2.WARMUP_ITERS": "0",
-    "SOLVER.STAGE2.LOG_PERIOD": "1",
-    "PROCESSOR.UNTRAINED_PROMPTS": "True",  # so that each stage runs by itself
-}
+SETTINGS = f"""
+MODEL: {{DEVICE: cpu, NAME: {TINY}, PRETRAIN: rendered, STRIDE_SIZE: [8, 8], SSL_HIDDEN: 8, SSL_OUT: 8}}
+INPUT: {{SIZE_TRAIN: [32, 16], SIZE_TEST: [32, 16], PADDING: 2, PIXEL_MEAN: [0.485, 0.456, 0.406],
+  PIXEL_STD: [0.229, 0.224, 0.225]}}
+DATASETS: {{NAMES: synthetic}}
+DATASETS.SYNTHETIC: {{TRAIN_IDENTITIES: 8, TRAIN_IMAGES: 4, TEST_IDENTITIES: 4, TEST_IMAGES: 6}}
+DATALOADER: {{NUM_WORKERS: 0, NUM_INSTANCE: 4}}
+SOLVER: {{PRECISION: fp32}}
+SOLVER.STAGE1: {{IMS_PER_BATCH: 16, MAX_EPOCHS: 2, WARMUP_EPOCHS: 0, LOG_PERIOD: 1}}
+SOLVER.STAGE2: {{IMS_PER_BATCH: 16, MAX_EPOCHS: 1, STEPS: [1], WARMUP_ITERS: 0, LOG_PERIOD: 1}}
+SOLVER.CLUSTER: {{IMS_PER_BATCH: 8, MAX_EPOCHS: 1, STEPS: [1], WARMUP_ITERS: 0, LOG_PERIOD: 1}}
+CLUSTER: {{K1: 3, K2: 2, EPS: 0.6, MIN_SAMPLES: 2}}
+MEMORY: {{SWAP_START: 1}}
+PROCESSOR: {{UNTRAINED_PROMPTS: True}}  # so that each stage runs by itself
+"""
+BASE = {key: str(value) for key, value in flatten(yaml.safe_load(SETTINGS))}
 # Files that the tests make, as values of keys.
 NOISY, OTHER, WORDLESS = "<noisy.pth>", "<other.pth>", "<wordless.pth>"
 
@@ -592,10 +569,6 @@ class Run(NamedTuple):
     cfg: CfgNode
     folder: Path
 
-    @property
-    def files(self) -> set[str]:
-        return {path.name for path in self.folder.glob("*.pth")}
-
     def lines(self, kind: str, stage: str) -> list[int]:
         """The steps of such lines in metrics.jsonl."""
         found = metrics(self.folder)
@@ -633,21 +606,28 @@ def pictures_are_there(place: Place, before: Run, after: Run) -> None:
         assert [all(Path(s.path).is_relative_to(root) for s in side) for side in samples] == [False, True]
 
 
-def another_process_reads(place: Place, before: Run, after: Run) -> None:
+def processes(run: Run) -> list[int]:
+    """How many read images, for training and for a test."""
+    counts = []
     for train in (True, False):
-        assert [processes(run.cfg, train=train) for run in (before, after)] == [0, 1]
+        before = set(multiprocessing.active_children())
+        reading = iter(make_loader(run.cfg, rendered_benchmark(run.cfg).train, train=train))
+        next(reading)
+        counts.append(len(set(multiprocessing.active_children()) - before))
+        del reading
+    return counts
 
 
-def processes(cfg: CfgNode, *, train: bool) -> int:
-    """How many processes read images."""
-    before = set(multiprocessing.active_children())
-    reading = iter(make_loader(cfg, rendered_benchmark(cfg).train, train=train))
-    next(reading)
-    return len(set(multiprocessing.active_children()) - before)
+def batches_of_a_test(run: Run) -> int:
+    return len(make_loader(run.cfg, rendered_benchmark(run.cfg).train, train=False))
 
 
-def nothing_is_kept(place: Place, before: Run, after: Run) -> None:
-    assert [run.logged("DATALOADER.CACHE auto, ram") for run in (before, after)] == [1, 0]
+def has(checkpoint: str) -> Callable[[Run], bool]:
+    return lambda run: (run.folder / checkpoint).is_file()
+
+
+def last_state(run: Run) -> int:
+    return max(int(file.name[:5]) for file in run.folder.glob("resume/*.pth"))
 
 
 def pictures_are_kept_there(place: Place, before: Run, after: Run) -> None:
@@ -658,67 +638,24 @@ def pictures_are_kept_there(place: Place, before: Run, after: Run) -> None:
     assert len(list(Path(cfg.DATALOADER.CACHE_DIR).glob("*.images"))) == 1
 
 
-def every_prompt_epoch_is_saved(place: Place, before: Run, after: Run) -> None:
-    assert after.files - before.files == {f"{TINY}_stage1_1.pth"} and before.files < after.files
+def steps(stage: str) -> Callable[[Run], tuple]:
+    """Those that are logged, and how many lines that makes on the screen."""
+    return lambda run: (run.lines("train", stage), run.logged(f"{STAGES[stage].title}  epoch"))
 
 
-def every_image_epoch_is_saved(place: Place, before: Run, after: Run) -> None:
-    assert after.files - before.files == {f"{TINY}_1.pth"} and before.files < after.files
+def look(at: Callable[[Run], object], usual: object, changed: object) -> Callable[[Place, Run, Run], None]:
+    """A claim about what is seen at a run with the usual value, and at one with the other."""
 
+    def claim(place: Place, before: Run, after: Run) -> None:
+        assert (at(before), at(after)) == (usual, changed)
 
-def fewer_prompt_steps_are_logged(place: Place, before: Run, after: Run) -> None:
-    steps_are_logged(before, after, "prompt", "image")
-
-
-def fewer_image_steps_are_logged(place: Place, before: Run, after: Run) -> None:
-    steps_are_logged(before, after, "image", "prompt")
-
-
-def steps_are_logged(before: Run, after: Run, stage: str, other: str) -> None:
-    assert [run.lines("train", stage) for run in (before, after)] == [[1, 2, 3, 4], [2, 4]]
-    assert [run.logged(f"{STAGES[stage].title}  epoch") for run in (before, after)] == [4, 2]
-    assert before.lines("train", other) == after.lines("train", other)
-
-
-def an_epoch_is_evaluated(place: Place, before: Run, after: Run) -> None:
-    assert [run.lines("evaluation", "image") for run in (before, after)] == [[], [1]]
-    assert [run.logged("stage 2 (fine-tuning)  epoch 1/2\n  mAP") for run in (before, after)] == [0, 1]
-
-
-def features_come_in_more_batches(place: Place, before: Run, after: Run) -> None:
-    samples = rendered_benchmark(before.cfg).train
-    assert [len(make_loader(run.cfg, samples, train=False)) for run in (before, after)] == [1, 7]
-
-
-def the_run_has_a_folder_of_its_own(place: Place, before: Run, after: Run) -> None:
-    assert after.folder.resolve() == Path("runs/synthetic_defaults_seed1234").resolve()
-    assert before.folder == Path(before.cfg.OUTPUT_DIR)
-    names = [{path.name for path in run.folder.iterdir()} for run in (before, after)]
-    assert names[0] == names[1]
+    return claim
 
 
 def an_earlier_run_is_refused(place: Place, before: Run, after: Run) -> None:
     with pytest.raises(UserError, match="holds a run already"):
         train_svllreid.train(after.cfg, after.folder)
     train_svllreid.train(before.cfg, before.folder)  # which has ended
-
-
-def every_step_has_a_state(place: Place, before: Run, after: Run) -> None:
-    numbers = [max(int(file.name[:5]) for file in run.folder.glob("resume/*.pth")) for run in (before, after)]
-    assert numbers == [2, 8]  # ends of stages; all steps and ends of stages
-
-
-def the_tower_is_in_chunks(place: Place, before: Run, after: Run) -> None:
-    text = "6 images at a time go through the image tower"
-    assert [run.logged(text) for run in (before, after)] == [0, 1]
-
-
-def blocks_are_checkpointed(place: Place, before: Run, after: Run) -> None:
-    assert [run.logged("gradient checkpointing") for run in (before, after)] == [0, 1]
-
-
-def nothing_to_do(place: Place, before: Run, after: Run) -> None:
-    assert before.logged("batch norm") == after.logged("batch norm") == 0
 
 
 def training_may_round(place: Place, before: Run, after: Run) -> None:
@@ -747,36 +684,35 @@ def cuda_is_told(place: Place, before: Run, after: Run) -> None:
 
 
 class Elsewhere(NamedTuple):
-    """Another value, why nothing that is computed depends on it, and a test of what it does instead."""
+    """Another value, a test of what it does, and why nothing that is computed depends on it."""
 
     value: str
-    reason: str
     claim: Callable[[Place, Run, Run], None]
     rounding: float = 0.0  # how far the numbers of a tensor may be off, on average
 
 
 ELSEWHERE = {
-    "MODEL.DEVICE": Elsewhere("auto", "where it is computed", another_device_is_asked_for),
-    "DATASETS.ROOT_DIR": Elsewhere("<another root>", "where pictures are", pictures_are_there),
-    "DATALOADER.NUM_WORKERS": Elsewhere("1", "who reads pictures: speed", another_process_reads),
-    "DATALOADER.CACHE": Elsewhere("off", "how often pictures are decoded: speed", nothing_is_kept),
-    "DATALOADER.CACHE_DIR": Elsewhere("<another root>", "where pictures are kept", pictures_are_kept_there),
-    "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_prompt_epoch_is_saved),
-    "SOLVER.STAGE1.LOG_PERIOD": Elsewhere("2", "over how many steps the log has means", fewer_prompt_steps_are_logged),
-    "SOLVER.STAGE2.CHECKPOINT_PERIOD": Elsewhere("1", "which files there are", every_image_epoch_is_saved),
-    "SOLVER.STAGE2.LOG_PERIOD": Elsewhere("2", "over how many steps the log has means", fewer_image_steps_are_logged),
-    "SOLVER.STAGE2.EVAL_PERIOD": Elsewhere("1", "lines in the log", an_epoch_is_evaluated),
+    "MODEL.DEVICE": Elsewhere("auto", another_device_is_asked_for),
+    "DATASETS.ROOT_DIR": Elsewhere("<another root>", pictures_are_there),
+    "DATALOADER.NUM_WORKERS": Elsewhere("1", look(processes, [0, 0], [1, 1])),
+    "DATALOADER.CACHE": Elsewhere("off", look(lambda run: run.logged("DATALOADER.CACHE auto, ram"), 1, 0)),
+    "DATALOADER.CACHE_DIR": Elsewhere("<another root>", pictures_are_kept_there),
+    "SOLVER.STAGE1.CHECKPOINT_PERIOD": Elsewhere("1", look(has(f"{TINY}_stage1_1.pth"), False, True)),
+    "SOLVER.STAGE1.LOG_PERIOD": Elsewhere("2", look(steps("prompt"), ([1, 2, 3, 4], 4), ([2, 4], 2))),
+    "SOLVER.STAGE2.CHECKPOINT_PERIOD": Elsewhere("1", look(has(f"{TINY}_1.pth"), False, True)),
+    "SOLVER.STAGE2.LOG_PERIOD": Elsewhere("2", look(steps("image"), ([1, 2, 3, 4], 4), ([2, 4], 2))),
+    "SOLVER.STAGE2.EVAL_PERIOD": Elsewhere("1", look(lambda run: run.lines("evaluation", "image"), [], [1])),
     # Matrices of another shape are multiplied in another order. A step of training moves a number by up to 3e-4.
-    "TEST.IMS_PER_BATCH": Elsewhere("5", "speed and memory", features_come_in_more_batches, rounding=1e-5),
-    "SOLVER.STAGE2.MINI_BATCH": Elsewhere("6", "memory", the_tower_is_in_chunks, rounding=1e-5),
-    "SOLVER.STAGE2.GRAD_CHECKPOINTING": Elsewhere("True", "memory", blocks_are_checkpointed),
-    "OUTPUT_DIR": Elsewhere("", "where files are written", the_run_has_a_folder_of_its_own),
-    "RESUME": Elsewhere("False", "whether an earlier run is gone on with", an_earlier_run_is_refused),
-    "SOLVER.CHECKPOINT_MINUTES": Elsewhere("1e-9", "how much is lost when it breaks off", every_step_has_a_state),
-    "SOLVER.SYNC_BN": Elsewhere("True", "several processes with a ResNet on GPUs only", nothing_to_do),
-    "SOLVER.TF32": Elsewhere("True", "how CUDA rounds", training_may_round),
-    "SOLVER.COMPILE": Elsewhere("True", "speed", towers_are_compiled),
-    "SOLVER.DETERMINISTIC": Elsewhere("True", "which algorithms CUDA takes", cuda_is_told),
+    "TEST.IMS_PER_BATCH": Elsewhere("5", look(batches_of_a_test, 1, 7), rounding=1e-5),
+    "SOLVER.STAGE2.MINI_BATCH": Elsewhere("6", look(lambda run: run.logged("6 images at a time"), 0, 1), rounding=1e-5),
+    "SOLVER.STAGE2.GRAD_CHECKPOINTING": Elsewhere("True", look(lambda run: run.logged("gradient checkpointing"), 0, 1)),
+    "OUTPUT_DIR": Elsewhere("", look(lambda run: str(run.folder) == "runs/synthetic_defaults_seed1234", False, True)),
+    "RESUME": Elsewhere("False", an_earlier_run_is_refused),
+    "SOLVER.CHECKPOINT_MINUTES": Elsewhere("1e-9", look(last_state, 2, 8)),  # ends of stages; all steps, too
+    "SOLVER.SYNC_BN": Elsewhere("True", look(lambda run: run.logged("batch norm"), 0, 0)),  # of ResNets on GPUs
+    "SOLVER.TF32": Elsewhere("True", training_may_round),
+    "SOLVER.COMPILE": Elsewhere("True", towers_are_compiled),
+    "SOLVER.DETERMINISTIC": Elsewhere("True", cuda_is_told),
 }
 
 
@@ -800,7 +736,7 @@ def test_keys_of_speed_log_and_places_do_what_they_say_and_change_no_number(plac
     monkeypatch.chdir(tmp_path)  # where a run without OUTPUT_DIR goes
     place.files["<another root>"] = str(tmp_path / "elsewhere")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which needs no C++ compiler
-    value, _, claim, rounding = ELSEWHERE[key]
+    value, claim, rounding = ELSEWHERE[key]
     run = whole_run(place, {key: value})
     claim(place, usual, run)
     if key == "MODEL.DEVICE" and (torch.cuda.is_available() or torch.backends.mps.is_available()):

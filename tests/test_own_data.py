@@ -6,27 +6,24 @@ import shlex
 import shutil
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from datasets.check import quick_check
 from datasets.folder import folder, read_splits
-from datasets.images import Images, Loader
+from datasets.identity_folders import read_identities
 from datasets.labels import camera_of, natural
 from datasets.market1501 import market1501
-from datasets.sampler import IdentitySampler
 from datasets.several import combine
-from datasets.transforms import TrainTransform
 from tools import split_dataset
 from tools.check_dataset.report import text
 from utils.errors import DataError, UserError
-from utils.metrics import ignore_nothing, rank, same_camera
-from utils.records import Benchmark, Labels
+from utils.metrics import ignore_nothing, same_camera
+from utils.records import Benchmark
 
 HEADER = "path,pid,camid,viewid,split\n"
 FORMS = ("folders", "csv")
@@ -128,18 +125,15 @@ def test_a_folder_per_identity(people):
     assert folder(people).seen == ("2", "anna") and folder(people, train=False).seen == ()
 
 
-def test_without_cameras_the_protocol_is_chosen_explicitly(tmp_path):
-    root = write(tmp_path, "train/a/1.jpg", "query/b/1.jpg", "gallery/b/10.jpg", "gallery/b/2.jpg")
-    refuses(root, f"{root}: 4 of 4 images", f"{root}/gallery/b/2.jpg", "c3_0001.jpg", "TEST.PROTOCOL all")
+def test_unknown_cameras(tmp_path):
+    """The protocol is chosen explicitly; an unknown camera is -1 beside known ones, and comes first; what is not asked
+    for need not have one."""
+    root = write(tmp_path / "none", "train/a/1.jpg", "query/b/1.jpg", "gallery/b/10.jpg", "gallery/b/2.jpg")
+    refuses(root, f"{root}: 4 of 4 images", f"{root}/gallery/b/2.jpg", "TEST.PROTOCOL all")
     benchmark = folder(root, protocol="all")
     assert labels(benchmark) == [[(0, 0, 0)], [(0, 0, 0)], [(0, 0, 0)] * 2]
     assert (benchmark.num_cams, benchmark.ignored) == (1, ignore_nothing)
-    assert [name for name, *_ in seen(benchmark.trials[0].gallery)] == ["2.jpg", "10.jpg"]
-
-
-def test_some_cameras_unknown(tmp_path):
-    """An unknown camera is -1 and comes first; what is not asked for need not have one."""
-    root = write(tmp_path, "train/a/x.jpg", "train/a/c7_1.jpg", "query/b/c5_1.jpg", "gallery/b/c6_1.jpg")
+    root = write(tmp_path / "some", "train/a/x.jpg", "train/a/c7_1.jpg", "query/b/c5_1.jpg", "gallery/b/c6_1.jpg")
     refuses(root, "1 of 4 images", f"{root}/train/a/x.jpg")
     assert labels(folder(root, protocol="all")) == [[(0, -1, 0), (0, 2, 0)], [(0, 0, 0)], [(0, 1, 0)]]
     assert labels(folder(root, train=False)) == [[], [(0, 0, 0)], [(0, 1, 0)]]
@@ -192,15 +186,10 @@ def test_roots_that_are_neither_folder_nor_table(tmp_path):
 
 
 def test_blanks_around_labels_are_no_part_of_them(tmp_path):
-    """As in a CSV file; so the forms are the same, whatever the folders are called."""
+    """As in a CSV file."""
     root = write(tmp_path / "a", "train/ anna/c1_1.jpg", "train/bob/c1_1.jpg", "query/x /c1_1.jpg", "gallery/x/c2.jpg")
     write(root, "train/anna/c2_1.jpg")
     assert labels(folder(root)) == [[(0, 0, 0), (0, 1, 0), (1, 0, 0)], [(0, 0, 0)], [(0, 1, 0)]]
-    people = crowd(tmp_path / "people")
-    (people / "anna").rename(people / " anna ")
-    write(people, "anna/c7_99.jpg")
-    forms = [folder(split(people, tmp_path / form, "--form", form)) for form in FORMS]
-    assert len({str(labels(form)) for form in forms}) == 1
     root = write(tmp_path / "b", "train/ 1 _c1_1.jpg", "query/2_c1_1.jpg", "gallery/2 _c2_1.jpg")
     assert [p.identity for rows in read_splits(root).splits.values() for p in rows] == ["1", "2", "2"]
 
@@ -232,36 +221,28 @@ def test_names_of_any_language(tmp_path):
 
 def test_links(people, tmp_path):
     """To images, to identities and to the whole; a link to nothing is named, never skipped."""
-    expected = labels(folder(people))
     linked = tmp_path / "linked"
-    (linked / "train").mkdir(parents=True)
-    for split in ("query", "gallery"):
-        (linked / split).symlink_to(people / split)
-    for identity in ("2", "anna"):
-        (linked / "train" / identity).symlink_to(people / "train" / identity)
-    (linked / "train" / "10").mkdir()
-    (linked / "train" / "10" / "c1_1.jpg").symlink_to(people / "train" / "10" / "c1_1.jpg")
+    for place in ("query", "gallery", "train/2", "train/anna", "train/10/c1_1.jpg"):
+        (linked / place).parent.mkdir(parents=True, exist_ok=True)
+        (linked / place).symlink_to(people / place)
     (tmp_path / "again").symlink_to(linked)
-    assert labels(folder(tmp_path / "again")) == expected
+    assert labels(folder(tmp_path / "again")) == labels(folder(people))
     (people / "train" / "10" / "c1_1.jpg").unlink()
     refuses(linked, f"{linked}/train/10/c1_1.jpg: is a link to nothing")
 
 
 def test_what_may_not_be_read(people, tmp_path, monkeypatch):
-    scandir, root = os.scandir, table(tmp_path / "csv", rows())
-
-    def refuse(path):
-        if Path(path).name == "gallery":
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    def refuse_all(self):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    monkeypatch.setattr(Path, "read_bytes", refuse_all)
+    root = table(tmp_path / "csv", rows())
+    folder(root)
+    scandir, denied = os.scandir, PermissionError(13, "Permission denied")
+    monkeypatch.setattr(os, "scandir", lambda path: raising(denied) if path.name == "gallery" else scandir(path))
+    monkeypatch.setattr(Path, "read_bytes", lambda self: raising(denied))
     refuses(people, f"{people}/gallery: ", "Permission denied")
     refuses(root, f"{root}/pictures.csv: ", "Permission denied")
+
+
+def raising(error: Exception, *_, **__):
+    raise error
 
 
 # -------------------------------------------------------------------------------------------------- Market-1501's names
@@ -330,11 +311,11 @@ def test_names_that_are_read_as_they_stand(tmp_path, one, other):
 def test_folders_of_cameras_are_no_identities(tmp_path, one, other):
     """Unless the names in them say the camera."""
     names = [f"{folder}/{number:04}.jpg" for folder in (one, other, "c3") for number in range(4)]
-    source = write(tmp_path / "source", *names)
-    assert "folders of cameras" in refused(source, tmp_path / "x") and not (tmp_path / "x").exists()
     for side in ("train", "query", "gallery"):
-        shutil.copytree(source, tmp_path / "own" / side)
+        write(tmp_path / "own" / side, *names)
     refuses(tmp_path / "own", f"{tmp_path}/own/train: ", protocol="all")
+    source = write(tmp_path / "source", *names)
+    assert str(source) in refused(source, tmp_path / "x")
     for number, name in enumerate(names):
         (source / name).rename((source / name).with_name(f"c{number % 2}_{number}.jpg"))
     split(source, tmp_path / "x")
@@ -398,13 +379,10 @@ def test_csv_and_folders(tmp_path):
 def test_csv_with_absolute_paths_and_paths_above(tmp_path):
     elsewhere = write(tmp_path / "elsewhere", "x.jpg", "y.jpg")
     root = table(tmp_path / "root", rows(f"{elsewhere}/x.jpg,1,1,,train", "../elsewhere/y.jpg,1,1,,train"))
-    assert [Path(s.path).resolve() for s in folder(root).train] == [
-        *(root / "a.jpg", elsewhere / "x.jpg", elsewhere / "y.jpg")
-    ]
+    found = [Path(s.path).resolve() for s in folder(root).train]
+    assert found == [root / "a.jpg", elsewhere / "x.jpg", elsewhere / "y.jpg"]
     table(root, rows(f"{elsewhere}/x.jpg,1,1,,train", "../elsewhere/x.jpg,1,1,,train"))
     refuses(root, f"{root}/pictures.csv line 6: ../elsewhere/x.jpg is in line 5")
-    table(root, rows("/nowhere/x.jpg,1,1,,train"))
-    refuses(root, f"{root}/pictures.csv line 5: there is no file /nowhere/x.jpg")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +391,7 @@ def test_csv_with_absolute_paths_and_paths_above(tmp_path):
         *(("d.jpg,2,1,,test", "split 'test'"), ("d.jpg,2,1,,", "split ''"), ("d.jpg,,1,,query", "pid")),
         *((",2,1,,query", "path"), ("a.jpg,2,1,,query", "line 2"), ("./b.jpg,2,1,,query", "line 3")),
         *(("x\\z.jpg,2,1,,query", "{root}/x\\z.jpg"), (".,2,1,,query", "{root}/.")),
+        ("/no/x.jpg,2,1,,query", "/no/x.jpg"),
         *(("d.jpg,2,1,query", "4 fields"), ("d.jpg,2,1,,query,", "6 fields"), ('"d.jpg,2,1,,query', "CSV")),
     ],
 )
@@ -424,10 +403,8 @@ def test_csv_line_that_is_wrong(tmp_path, line, word):
 def test_csv_lines_are_counted_as_an_editor_does(tmp_path):
     root = write(table(tmp_path, rows("", '"new\nline.jpg",2,1,,query', "d.jpg,2,1,,tset")), "new\nline.jpg")
     refuses(root, "pictures.csv line 8: ", "'tset'")
-    write(table(root, rows('"two\r\nlines.jpg",2,1,,query')), "two\r\nlines.jpg")
+    table(root, rows('"new\nline.jpg",2,1,,query'))
     assert len(folder(root).trials[0].query) == 2  # a name is what it is
-    table(root, rows('"new\nline.jpg",2,1,,tset'))
-    refuses(root, "pictures.csv line 5: ", "'tset'")  # where it begins
 
 
 @pytest.mark.parametrize(
@@ -444,17 +421,14 @@ def test_csv_header_that_is_wrong(tmp_path, header, word):
     refuses(root, f"{root}/pictures.csv line 1: ", word)
 
 
-@pytest.mark.parametrize("columns", ["cam_label,camid", "patch,video_id", "timestamp,pose", "camera,camid", "id,label"])
+@pytest.mark.parametrize(
+    "columns", ["cam_label,camid", "patch,video_id", "timestamp,pose", "camera,camid", "id,label", ","]
+)
 def test_csv_columns_of_ones_own(tmp_path, columns):
+    """A spreadsheet writes those without a name, too, that were ever touched."""
     lines = (f"{name}.jpg,1,{split},x,y" for name, split in zip("abc", ("train", "query", "gallery"), strict=True))
     root = table(tmp_path, f"path,pid,split,{columns}\n" + "\n".join(lines))
     assert len(folder(root, protocol="all").train) == 1
-
-
-def test_csv_columns_without_a_name(tmp_path):
-    """A spreadsheet writes those that were ever touched."""
-    root = table(tmp_path, "".join(f",{line},,\n" for line in rows().splitlines()))
-    assert folder(root) == folder(table(root, rows()))
 
 
 @pytest.mark.parametrize("split", ["train", "query", "gallery"])
@@ -509,15 +483,11 @@ def test_csv_two_spellings_of_one_label(tmp_path, what, one, other):
 def test_csv_words_before_a_number(tmp_path, what, one, other, alike):
     """c8 is 8 where it can mean nothing else; nothing is refused that may be right."""
     root = table(tmp_path, rows(LABEL[what].format(one, other)))
-    if alike:
+    if alike:  # but beside a8, c8 is not 8
         refuses(root, repr(one), repr(other))
-    else:
-        assert len(folder(root).train) == 3
-
-
-def test_csv_a_camera_of_a_row_of_letters_is_none_with_a_word(tmp_path):
-    root = table(tmp_path, rows("d.jpg,1,a8,,train", "e.jpg,1,c8,,train", "f.jpg,1,8,,train"))
-    assert folder(root).num_cams == 5
+        third = LABEL[what].partition("\n")[0].format("a8").replace("d.jpg", "f.jpg")
+        table(root, rows(LABEL[what].format(one, other), third))
+    assert len(folder(root).train) == 3 + alike
 
 
 @pytest.mark.parametrize("word", ["NaN", "None", "NULL", "N/A", "-1", "-1.0", "?", "-", "unknown"])
@@ -536,14 +506,6 @@ def test_csv_words_for_no_label(tmp_path, word):
         refuses(root, f"{root}/pictures.csv line 5: ", repr(word))
 
 
-def test_csv_images_of_one_name_come_in_the_order_of_their_folders(tmp_path):
-    lines = [f"{place}/1.jpg,7,1,,train" for place in ("p10", "p9")]
-    root = write(table(tmp_path, rows(*lines)), "p9/1.jpg", "p10/1.jpg")
-    one = folder(root).train
-    table(root, rows(*reversed(lines)))
-    assert folder(root).train == one
-
-
 # --------------------------------------------------------------------------------------------- labels in the data check
 
 
@@ -556,20 +518,15 @@ def halls(root: Path, query: tuple[str, str], gallery: tuple[str, str]) -> Path:
     return table(root, HEADER + "\n".join(lines) + "\n")
 
 
-def test_the_check_shows_labels_as_they_were_read(tmp_path):
-    """Cameras of all splits together, and identities with an image of each."""
-    benchmark = folder(halls(tmp_path, ("hall", "N"), ("yard", "hall")))
-    shown = text(benchmark, quick_check(benchmark, **BATCH))
-    assert "3 (N, hall, yard)" in shown and "anna (a.jpg), bob (b.jpg), q0 (c.jpg)" in shown
-
-
-def test_findings_name_labels_as_they_were_written(tmp_path):
+def test_labels_are_shown_as_they_were_written(tmp_path):
     """Not by the numbers that stand for them; of one's own images trained on with others, too."""
     root = halls(tmp_path / "own", ("hall", "yard"), ("hall", "hall"))
-    expected = f"{root}/c.jpg (identity q0, camera hall)"
     for benchmark in (folder(root), combine([folder(root), replace(folder(root), name="other")])):
         report = quick_check(benchmark, **BATCH)
-        assert expected in [example for finding in report.warnings for example in finding.examples]
+        examples = [example for finding in report.warnings for example in finding.examples]
+        assert f"{root}/c.jpg (identity q0, camera hall)" in examples
+        shown = text(benchmark, report)
+        assert "2 (hall, yard)" in shown and "anna (a.jpg), bob (b.jpg), q0 (c.jpg)" in shown
 
 
 @pytest.mark.parametrize(
@@ -595,18 +552,15 @@ def test_queries_and_gallery_without_a_common_camera(tmp_path, query, gallery, p
 CROWD = ("2", "10", "001", "anna", "Jürgen M", "李明", "x_c2", "bob 3", "b-4", "z")
 
 
-def crowd(root: Path, *, cameras: bool = True, backwards: bool = False) -> Path:
+def crowd(root: Path, *, cameras: bool = True) -> Path:
     """Ten people of four to six images, each its own colour, in two or three cameras."""
     rng = np.random.default_rng(0)
-    files = []
     for number, identity in enumerate(CROWD):
+        (root / identity).mkdir(parents=True)
         for image in range(4 + number % 3):
-            camera = f"c{(number + image) % 3 + 9}_" if cameras and (number % 2 or image % 3) else ""
-            camera = camera or ("c1s2_" if cameras else "")
-            files.append((f"{identity}/{camera}{image + 8} ü.png", rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)))
-    for name, pixels in reversed(files) if backwards else files:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / name)
+            camera = f"c{(number + image) % 3 + 9}_" if number % 2 or image % 3 else "c1s2_"
+            pixels = rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / identity / f"{camera * cameras}{image + 8} ü.png")
     return root
 
 
@@ -628,31 +582,18 @@ def refused(*words) -> str:
 @pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
 @pytest.mark.parametrize("link", [False, True], ids=["copies", "links"])
 def test_both_forms_are_one(tmp_path, cameras, link):
-    """The same samples in the same order, hence the same batches, pixel by pixel; views, too."""
+    """The same images with the same labels in the same order, hence the same batches."""
     source = crowd(tmp_path / "source", cameras=cameras)
     before = contents(source)
-    protocol = "cross-camera" if cameras else "all"
-    benchmarks, batches = {}, {}
+    found = []
     for form in FORMS:
         words = ("--seed", "3", "--form", form, *(["--link"] if link and form != "csv" else []))
-        benchmark = benchmarks[form] = folder(split(source, tmp_path / form, *words), protocol=protocol)
-        transform = TrainTransform((16, 8), mean=(0.5,) * 3, std=(0.5,) * 3, flip=0.5, padding=2, erase=0.5)
-        images = Images(benchmark.train, transform, views=True, seed=5)
-        sampler = IdentitySampler([sample.pid for sample in benchmark.train], 2, 2, seed=5)
-        assert len(sampler) > 2
-        batches[form] = list(Loader(images, None, batch_sampler=sampler))
-    assert labels(benchmarks["csv"]) == labels(benchmarks["folders"])
-    assert len(batches["csv"]) == len(batches["folders"])
-    for one, other in zip(batches["csv"], batches["folders"], strict=True):
-        for name in ("images", "pids", "indices", "views"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
-        assert torch.equal(one.side.camids, other.side.camids)
-    for one, other in zip(*(benchmarks[form].trials[0] for form in FORMS), strict=True):
-        pairs = list(zip(one, other, strict=True))
-        assert all(Path(a.path).read_bytes() == Path(b.path).read_bytes() for a, b in pairs)
-    assert contents(source) == before
-    assert benchmarks["folders"].num_cams == (4 if cameras else 1)
-    assert all(os.path.islink(sample.path) == link for sample in benchmarks["folders"].train)
+        benchmark = folder(split(source, tmp_path / form, *words), protocol="cross-camera" if cameras else "all")
+        assert benchmark.num_cams == (4 if cameras else 1)
+        assert form == "csv" or all(os.path.islink(sample.path) == link for sample in benchmark.train)
+        every = (benchmark.train, *benchmark.trials[0])
+        found.append([(Path(s.path).read_bytes(), *s[1:]) for samples in every for s in samples])
+    assert found[0] == found[1] and contents(source) == before
 
 
 @pytest.mark.parametrize(("seed", "queries"), [(0, 1), (1, 2)])
@@ -675,59 +616,31 @@ def test_no_image_is_lost_or_in_two_splits(tmp_path, seed, cameras, queries):
         total = asked[place] + kept[place]
         assert asked[place] in (min(queries, total - 1), total)
         assert asked[place] < total or total == 1
+    for identity, camera in asked if cameras else ():  # every query has a match in another camera
+        assert any(one == identity and other != camera for one, other in kept)
     assert "lone" in owners["train"]  # neither can be tested, whatever is drawn
     assert not cameras or "still" in owners["train"]
-
-
-def test_every_query_has_a_match_in_another_camera(tmp_path):
-    source = crowd(tmp_path / "source")
-    write(source, *(f"pair{number}/c{camera}_1.jpg" for number in range(6) for camera in (1, 2)))
-    write(source, *(f"alone{number}/c1_{image}.jpg" for number in range(6) for image in range(3)))
-    (trial,) = folder(split(source, tmp_path / "target")).trials
-    distances = torch.rand(len(trial.query), len(trial.gallery))
-    ranking = rank(distances, Labels.of(trial.query), Labels.of(trial.gallery), ignored=same_camera)
-    assert ranking.num_valid == ranking.num_queries > 5
-    assert any("/pair" in sample.path for sample in trial.query)
-    assert not any("/alone" in sample.path for sample in trial.query)
 
 
 def where(root: Path) -> dict[str, str]:
     return {"/".join(p.path.split("/")[-2:]): name for name, rows in read_splits(root).splits.items() for p in rows}
 
 
-def test_the_split_depends_on_the_seed_alone(tmp_path, monkeypatch):
+def test_the_split_depends_on_the_seed_alone(tmp_path):
     """And on what is there, not on the order in which it is listed."""
     source = crowd(tmp_path / "one")
-    expected = where(split(source, tmp_path / "a"))
+    expected, other = where(split(source, tmp_path / "a")), where(split(source, tmp_path / "b", "--seed", "1"))
+    trained, others = ({name.split("/")[0] for name in split if split[name] == "train"} for split in (expected, other))
+    assert other.keys() == expected.keys() and trained != others  # other people, not only other images of them
     assert where(split(source, tmp_path / "csv", "--form", "csv")) == expected
-    other = where(split(source, tmp_path / "b", "--seed", "1"))
-    assert other.keys() == expected.keys()
-    trained, others = (
-        {name.split("/")[0] for name in places if places[name] == "train"} for places in (expected, other)
-    )
-    assert trained != others  # other people, not only other images of them
-    again = crowd(tmp_path / "two", backwards=True)
-    scandir = os.scandir
-
-    class Reversed:
-        def __init__(self, path):
-            self.path = path
-
-        def __enter__(self):
-            with scandir(self.path) as entries:
-                return reversed(sorted(entries, key=lambda entry: entry.name))
-
-        def __exit__(self, *_):
-            pass
-
-    for lister in (Reversed, scandir):
-        monkeypatch.setattr(split_dataset.read_identities.__globals__["os"], "scandir", lister)
-        assert where(split(again, tmp_path / f"c{lister is scandir}")) == expected
+    images, _ = read_identities(source)
+    settings = {"share": 0.5, "queries": 1, "seed": 0}
+    assert split_dataset.split(images[::-1], **settings) == split_dataset.split(images, **settings)
 
 
 def test_the_share_of_training_identities(tmp_path):
     source = crowd(tmp_path / "source")
-    for share, count in (("0.2", 2), ("0.5", 5), ("0.75", 8), ("0.9", 9)):
+    for share, count in (("0.2", 2), ("0.75", 8)):
         benchmark = folder(split(source, tmp_path / share, "--train", share))
         assert benchmark.num_pids == count
         assert len({sample.pid for sample in benchmark.trials[0].gallery}) == 10 - count
@@ -779,20 +692,12 @@ def test_csv_form(tmp_path):
     (tmp_path / "b" / "c").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "b" / "c")
     expected = labels(folder(split(source, tmp_path / "folders")))
-    for target in (
-        tmp_path / "b" / "x.csv",
-        tmp_path / "new" / "folders" / "x.csv",
-        tmp_path / "b" / "x",
-        tmp_path / "new" / "folder" / "x",
-        tmp_path / "link" / "y.csv",
-        tmp_path / "link" / "y",
-    ):
+    for name in ("b/x.csv", "new/folders/x.csv", "new/folder/x", "link/y.csv", "link/y"):
+        target = tmp_path / name
         assert labels(folder(split(source, target, "--form", "csv"))) == expected
         file = target if target.suffix else target / "pictures.csv"
         with file.open(encoding="utf-8", newline="") as opened:
             assert all(not os.path.isabs(row["path"]) for row in csv.DictReader(opened))
-    shutil.move(tmp_path / "a" / "source", tmp_path / "moved")
-    refuses(tmp_path / "b" / "x.csv", "there is no file")
 
 
 def test_links_lead_to_the_images(tmp_path, monkeypatch):
@@ -800,7 +705,6 @@ def test_links_lead_to_the_images(tmp_path, monkeypatch):
     source = crowd(tmp_path / "source")
     for path in source.rglob("*.png"):
         path.chmod(0o444)
-    before = contents(source)
     (tmp_path / "of links").mkdir()
     for identity in source.iterdir():
         (tmp_path / "of links" / identity.name).symlink_to(identity)
@@ -811,11 +715,9 @@ def test_links_lead_to_the_images(tmp_path, monkeypatch):
     assert labels(folder(tmp_path / "elsewhere")) == labels(folder(tmp_path / "copied"))
     sample = folder(tmp_path / "elsewhere").train[0]
     assert Path(sample.path).is_symlink() and Path(sample.path).resolve().is_relative_to(source)
-    shutil.rmtree(source)
     copies = list((tmp_path / "copied").rglob("*.png"))
     assert all(path.stat().st_mode & 0o200 and not path.is_symlink() for path in copies)
-    assert sorted(contents(tmp_path / "copied").values()) == sorted(before.values())
-    refuses(tmp_path / "elsewhere", "is a link to nothing")
+    assert sorted(path.read_bytes() for path in copies) == sorted(contents(source).values())
 
 
 def test_refuses(tmp_path):
@@ -862,11 +764,8 @@ def test_a_command_line_that_is_wrong(tmp_path, capsys, words):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, monkeypatch, form):
     source, target = crowd(tmp_path / "source"), tmp_path / ("x.csv" if form == "csv" else "x")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
+    full = partial(raising, OSError(28, "No space left on device"))
     monkeypatch.setattr(split_dataset.shutil, "copyfile", full)
-    monkeypatch.setattr(split_dataset.csv, "writer", lambda *_, **__: SimpleNamespace(writerow=full, writerows=full))
+    monkeypatch.setattr(split_dataset.csv, "writer", full)
     assert refused(source, target, "--form", form).startswith(f"TARGET {target}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

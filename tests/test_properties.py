@@ -5,12 +5,8 @@ The same few are tried every time. To explore, let it try many times as many, an
     PROPERTIES=100 python -m pytest tests/test_properties.py
 """
 
-import csv
-import io
 import math
 import os
-import re
-import unicodedata
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -24,7 +20,7 @@ from reference import rerank_dense
 
 from configs import ConfigError, from_dict, load, to_dict
 from configs.published import DROPPED, FLAT, ONE_VALUE, OTHER_PROGRAMS, SWITCHES
-from datasets.folder import folder, read_splits
+from datasets.folder import folder
 from datasets.sampler import IdentitySampler, OrderedSampler
 from utils import metrics
 from utils.errors import DataError
@@ -164,16 +160,6 @@ def test_the_order_of_different_keys_does_not_matter(data):
 
 IMAGES = 8
 SPLITS = ("train", "query", "gallery")
-LABELS = st.one_of(
-    st.integers(0, 30).map(str),
-    st.sampled_from(
-        [
-            *("anna", "Anna", "ü", "u\u0308", "007", "7", "7.0", "７", "1.0.0", "1.0", "a10", "a9", "a 9", "1 2", "12"),
-            *("a,b", 'a"b', "日本", "-2", "٣", "🙂"),
-        ]
-    ),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
-)
 
 
 @pytest.fixture(scope="module")
@@ -182,107 +168,6 @@ def images(tmp_path_factory) -> Path:
     for number in range(IMAGES):
         (root / f"{number}.jpg").write_bytes(b"never decoded")
     return root
-
-
-def meant(label: str) -> str:
-    """A label as it is compared; empty where it is a word for none."""
-    label = unicodedata.normalize("NFC", label.strip())
-    none = ("nan", "none", "null", "na", "n/a", "#n/a", "<na>", "unknown", "?", "-", "-1")
-    return "" if label.lower() in none else label
-
-
-def by_number(label: str) -> list:
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", label))]
-
-
-def spelled(label: str) -> str:
-    """Equal for two spellings of one label."""
-    label = unicodedata.normalize("NFKC", label).lower()
-    whole, point, rest = label.rpartition(".")
-    if point and rest and set(rest) == {"0"} and re.search(r"(^|[^0-9.])[0-9]+$", whole):
-        label = whole
-    return str([part if place % 2 else "".join(part.split()) for place, part in enumerate(by_number(label))])
-
-
-@st.composite
-def tables(draw):
-    """(Text of a table, labels of each image by split): an image a row; rows in any order."""
-    columns = draw(
-        st.permutations(["path", "pid", "split", *draw(st.sets(st.sampled_from(["camid", "viewid", "note"])))])
-    )
-    numbers = draw(st.permutations(range(IMAGES)))
-    splits = [*SPLITS, *(draw(st.sampled_from(SPLITS)) for _ in range(IMAGES - len(SPLITS)))]
-    rows, expected = [], {split: [] for split in SPLITS}
-    for number, split in zip(numbers, splits, strict=True):
-        identity = draw(LABELS.filter(meant))
-        row = {
-            **{"path": f"{number}.jpg", "pid": identity, "split": draw(st.sampled_from([split, f" {split.upper()}"]))},
-            **{name: draw(LABELS | st.just("")) for name in ("camid", "viewid", "note")},
-        }
-        rows.append([row[name] for name in columns])
-        labels = (meant(row[name]) if name in columns else "" for name in ("pid", "camid", "viewid"))
-        expected[split].append((f"{number}.jpg", *labels))
-    buffer = io.StringIO(newline="")
-    # Python's writer does not quote a lone carriage return, which ends a row.
-    everything = draw(st.booleans()) or any("\r" in field or "\n" in field for row in rows for field in row)
-    writer = csv.writer(
-        buffer,
-        quoting=csv.QUOTE_ALL if everything else csv.QUOTE_MINIMAL,
-        lineterminator=draw(st.sampled_from(["\n", "\r\n"])),
-    )
-    for row in ([draw(st.sampled_from([name, f" {name.upper()} "])) for name in columns], *rows):
-        writer.writerow(row)
-        for _ in range(draw(st.integers(0, 1))):
-            buffer.write(draw(st.sampled_from(["\n", "\r\n", " \n", ",,\n"])))
-    return draw(st.sampled_from(["", "\ufeff"])) + buffer.getvalue(), expected
-
-
-@bounded(80)
-@given(table=tables())
-def test_a_table_is_read_as_it_was_written(images, table):
-    text, expected = table
-    file = images / "table.csv"
-    file.write_bytes(text.encode())
-    found = read_splits(file).splits
-    assert {
-        split: [(os.path.relpath(p.path, images), p.identity, p.camera, p.view) for p in found[split]]
-        for split in found
-    } == expected
-    kinds = {
-        "identities": {row[1] for rows in expected.values() for row in rows},
-        "cameras": {row[2] for rows in expected.values() for row in rows} - {""},
-        "viewpoints": {row[3] for rows in expected.values() for row in rows} - {""},
-    }
-    alike = [kind for kind, labels in kinds.items() if len({spelled(label) for label in labels}) < len(labels)]
-    try:
-        benchmark = folder(file, protocol="all")
-    except DataError as error:
-        event("refused")
-        assert alike and "expected one spelling" in str(error) and any(kind in str(error) for kind in alike)
-        return
-    event("read")
-    assert not alike
-    cameras, views = (sorted(kinds[kind], key=by_number) for kind in ("cameras", "viewpoints"))
-
-    def number(labels: list[str], label: str) -> int:
-        return labels.index(label) if label else -1 if labels else 0
-
-    parts = (("train",), ("query", "gallery"))
-    orders = {
-        split: sorted({row[1] for other in part for row in expected[other]}, key=by_number)
-        for part in parts
-        for split in part
-    }
-    for split, samples in zip(SPLITS, (benchmark.train, *benchmark.trials[0]), strict=True):
-        assert [(os.path.relpath(s.path, images), s.pid, s.camid, s.viewid) for s in samples] == sorted(
-            (
-                (path, orders[split].index(identity), number(cameras, camera), number(views, view))
-                for path, identity, camera, view in expected[split]
-            ),
-            key=lambda sample: (sample[1], sample[2], sample[0]),
-        )
-    both = set(orders["train"]) & set(orders["query"])
-    assert benchmark.seen == tuple(label for label in orders["query"] if label in both)
 
 
 FRAGMENTS = st.sampled_from(

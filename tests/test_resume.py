@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from processor import loop, stage_run
 from processor import run as run_module
 from processor.build import evaluation as build_evaluation
 from processor.build import stage as build_stage
+from utils import files as files_module
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.errors import DataError, UserError, WeightsError
 from utils.report import table
@@ -162,7 +164,7 @@ def cards(folder: Path) -> dict[str, str]:
 
 def everything(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """All files of the run."""
-    files = [file for file in (folder / "run").rglob("*") if file.is_file()]
+    files = (file for file in (folder / "run").rglob("*") if file.is_file())
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
@@ -222,7 +224,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_the_same(straight, data,
 
 
 def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, data, tmp_path, monkeypatch):
-    card, real = LAST.replace(".pth", ".md"), folder_module.replace_text
+    card, real = LAST.replace(".pth", ".md"), files_module.replace_text
 
     def full(path, text):
         if path.name == card:
@@ -230,7 +232,7 @@ def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, dat
         real(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder_module, "replace_text", full)
+        patched.setattr(files_module, "replace_text", full)
         with pytest.raises(UserError, match=rf"{card}: cannot be written \(No space"):
             train(tmp_path, data)
     assert not cards(tmp_path) and evaluated(tmp_path) == ["start"]
@@ -250,33 +252,6 @@ def test_a_stage_may_occur_twice(data, tmp_path):
     assert train(tmp_path, data, **stages) == 3
     names = {"ViT-Tiny-8_stage1_1.pth", "ViT-Tiny-8_1.pth", "again1_ViT-Tiny-8_stage1_1.pth"}
     assert {file.name for file in (tmp_path / "run").glob("*.pth")} == names
-    assert_same(tmp_path, tmp_path / "straight")
-
-
-def test_what_an_epoch_begins_with_is_saved_and_handed_back(data, tmp_path, monkeypatch):
-    """As clusters, which decide on the stage's parameters: the optimiser is restored after them."""
-    seen, real = [], build_stage.MAKE_STAGE["image"]
-
-    def parts_of(*arguments):
-        parts = real(*arguments)
-
-        def before_epoch(epoch, epoch_state, optimizer):
-            classifier = parts.module.model.heads[0].classifier
-            fresh = torch.nn.Parameter(classifier.weight.detach() * (0.5 if epoch_state is None else 1.0))
-            for group in optimizer.param_groups:
-                group["params"] = [fresh if one is classifier.weight else one for one in group["params"]]
-            optimizer.state.pop(classifier.weight, None)
-            classifier.weight = fresh
-            seen.append((epoch, epoch_state and epoch_state["drawn"].tolist()))
-            return {"drawn": torch.full((2,), float(epoch))}
-
-        return parts._replace(before_epoch=before_epoch)
-
-    monkeypatch.setitem(build_stage.MAKE_STAGE, "image", parts_of)
-    train(tmp_path / "straight", data, **ONLY_IMAGE)
-    train(tmp_path, data, crash=3, **ONLY_IMAGE)
-    train(tmp_path, data, **ONLY_IMAGE)
-    assert seen == [(1, None), (2, None), (1, None), (1, [1.0, 1.0]), (2, None)]
     assert_same(tmp_path, tmp_path / "straight")
 
 
@@ -373,11 +348,6 @@ def test_the_evaluations_of_several_data_sets_are_there_once(data, tmp_path, mon
     path.write_text(json.dumps({"evaluations": results(tmp_path / "run")[:-1]}))
     with refused(tmp_path, UserError, str(tmp_path / "run")):
         train(tmp_path, data, **changes)
-    shutil.rmtree(tmp_path / "run" / "resume")
-    for file in (tmp_path / "run").glob("*.pth"):
-        file.unlink()
-    with refused(tmp_path, UserError, "no state to resume from"):
-        train(tmp_path, data, **changes)
 
 
 def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
@@ -393,7 +363,7 @@ def test_the_best_evaluation_on_the_way_is_kept(data, tmp_path, monkeypatch):
     assert read_tensors(states(tmp_path)[-1])["run"]["best"] == {"synthetic": {"epoch": 1, "mAP": made}}
     monkeypatch.setattr(build_evaluation, "evaluate_model", worst)
     train(tmp_path, data, **changes)
-    assert f"best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
+    assert f"stage 2 (fine-tuning)  best before the end: synthetic mAP {100 * made:.1f} in epoch 1\n" in log(tmp_path)
 
 
 def test_running_statistics_are_averaged_before_anything_is_saved(data, tmp_path, monkeypatch):
@@ -446,11 +416,9 @@ def test_tensorboard_shows_every_step_once(straight, data, interrupted, monkeypa
     assert events() == expected
     assert {name for name, _, _ in expected} >= {"prompt/language_ssl", "image/vision_ssl", "end/mAP"}
     (interrupted / "run" / "metrics.jsonl").unlink()  # what it would be shown again from
-    train(interrupted, data, **MORE)
-    assert set(expected) < set(events())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed any more
-    train(interrupted, data, crash=1, SOLVER__STAGE2__MAX_EPOCHS="4")
-    assert set(expected) < set(events())
+    train(interrupted, data, **MORE)
+    assert set(expected) <= set(events())
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
@@ -468,11 +436,9 @@ def test_a_signal_ends_the_step_and_saves(straight, data, interrupted, monkeypat
     monkeypatch.setattr(loop, "_update", update)
     with pytest.raises(Interrupted) as caught:
         train_svllreid.main(words(interrupted, data, SOLVER__CHECKPOINT_MINUTES=EVERY_EPOCH))
-    newest = states(interrupted)[-1]
+    newest, said = states(interrupted)[-1], str(caught.value)
     assert newest.name.endswith("_image_epoch2_step2.pth")
-    assert (
-        caught.value.number == signal.SIGTERM and str(newest) in str(caught.value) and IMAGE.title in str(caught.value)
-    )
+    assert caught.value.number == signal.SIGTERM and str(newest) in said and IMAGE.title in said
     assert train(interrupted, data) == 3
     assert_same(interrupted, straight)
 
@@ -535,19 +501,13 @@ def test_a_signal_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkey
     """It is raised within torch's writer, which says that something was wrong with the file."""
     real = torch.save
 
-    class Signalled:
-        def __init__(self, file):
-            self.file = file
-
+    class Signalled(io.BytesIO):
         def write(self, data):
-            if self.file.tell() > 1000:
+            if self.tell() > 1000:
                 raise Interrupted(signal.SIGTERM)
-            return self.file.write(data)
+            return super().write(data)
 
-        def flush(self):
-            self.file.flush()
-
-    monkeypatch.setattr(torch, "save", lambda contents, file: real(contents, Signalled(file)))
+    monkeypatch.setattr(torch, "save", lambda contents, file: real(contents, Signalled()))
     folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
     with pytest.raises(Interrupted) as caught:
         folder.save("x.pth", {"model": {"a": torch.zeros(10000)}})
@@ -827,7 +787,13 @@ def test_without_a_state_images_may_be_mended_and_the_configuration_is_needed(st
 # -------------------------------------------------------------------------------------------------------- the folder
 
 
-@pytest.mark.parametrize(("name", "text"), [(LAST, "precious"), ("results.json", "{}"), ("config.yaml", "- a list")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((LAST, "precious"), ("results.json", "{}"), ("config.yaml", "- a list")),
+        *((name, "old") for name in ("metrics.jsonl", "train_log.txt", "versions.json")),
+    ],
+)
 def test_a_folder_with_something_else_is_refused(data, tmp_path, name, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text(text)

@@ -22,43 +22,30 @@ from processor.build import evaluation as build_evaluation
 from processor.build import stage as build_stage
 from processor.result import result_entry
 from tools.demo.render import rendered_benchmark
-from utils.errors import UserError, WeightsError
+from utils.errors import WeightsError
 from utils.metrics import ignore_nothing
 from utils.records import Omitted, Refinement
 from utils.report import figures, table
-from utils.run.folder import RunFolder, check_unused
+from utils.run.folder import RunFolder
 from utils.schema import Entry, fault
 from utils.stopping import Interrupted
 
 CPU = torch.device("cpu")
 
 
+WORDS = """
+DATASETS.SYNTHETIC.TRAIN_IDENTITIES 8  DATASETS.SYNTHETIC.TRAIN_IMAGES 8
+DATASETS.SYNTHETIC.TEST_IDENTITIES 2  DATASETS.SYNTHETIC.TEST_IMAGES 6
+SOLVER.STAGE1.MAX_EPOCHS 5  SOLVER.STAGE1.CHECKPOINT_PERIOD 2
+SOLVER.STAGE2.MAX_EPOCHS 5  SOLVER.STAGE2.CHECKPOINT_PERIOD 2
+SOLVER.STAGE2.IMS_PER_BATCH 16  SOLVER.STAGE2.EVAL_PERIOD 9
+"""
+
+
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
-    words = [
-        "DATASETS.SYNTHETIC.TRAIN_IDENTITIES",
-        "8",
-        "DATASETS.SYNTHETIC.TRAIN_IMAGES",
-        "8",
-        "DATASETS.SYNTHETIC.TEST_IDENTITIES",
-        "2",
-        "DATASETS.SYNTHETIC.TEST_IMAGES",
-        "6",
-        "SOLVER.STAGE1.MAX_EPOCHS",
-        "5",
-        "SOLVER.STAGE1.CHECKPOINT_PERIOD",
-        "2",
-        "SOLVER.STAGE2.MAX_EPOCHS",
-        "5",
-        "SOLVER.STAGE2.CHECKPOINT_PERIOD",
-        "2",
-        "SOLVER.STAGE2.IMS_PER_BATCH",
-        "16",
-        "SOLVER.STAGE2.EVAL_PERIOD",
-        "9",
-    ]
     root = str(tmp_path_factory.mktemp("data"))
-    return load("configs/demo/vit_svllreid.yml", ["DATASETS.ROOT_DIR", root, *words])
+    return load("configs/demo/vit_svllreid.yml", ["DATASETS.ROOT_DIR", root, *WORDS.split()])
 
 
 def changed(cfg, *words: str):
@@ -158,63 +145,28 @@ def test_checkpoints_come_by_their_period_and_always_at_the_end(parts, fitted, s
     assert contents["config"] == to_dict(run.cfg)
 
 
-def test_weights_and_switches_reach_the_image_stage(cfg, parts, fitted, tmp_path):
-    run, *rest = parts
-    words = [
-        "MODEL.ID_LOSS_WEIGHT",
-        "0.5",
-        "MODEL.TRIPLET_LOSS_WEIGHT",
-        "0.75",
-        "MODEL.I2T_LOSS_WEIGHT",
-        "0.125",
-        "SOLVER.STAGE2.SSL_LOSS_WEIGHT",
-        "0.25",
-        "MODEL.NO_MARGIN",
-        "True",
-        "MODEL.IF_LABELSMOOTH",
-        "off",
-    ]
-    train_stage("image", new_run(changed(cfg, *words), tmp_path / "changed"), *rest)
-    stage = fitted["stage"]
-    on = {"identity": 0.5, "triplet": 0.75, "image_text": 0.125, "vision_ssl": 0.25}
-    assert stage.weights == {**on, "prototype": 0.0, "camera_proxy": 0.0}
-    assert stage.triplet.margin is None and stage.identity.smoothing == stage.image_text.smoothing == 0.0
-    train_stage("image", run, *rest)
-    stage = fitted["stage"]
-    assert stage.triplet.margin == 0.3 and stage.identity.smoothing == stage.image_text.smoothing == 0.1
+# Words of a command line, what they are in an entry, in a line of the log, and in a column of the table.
+DONE = [
+    ("TEST.FLIP True", {"flip": True}, "flip", ("flip", "yes")),
+    (
+        "TEST.AQE True TEST.AQE_K 2 TEST.AQE_ALPHA 1.5",
+        *({"query_expansion": {"k": 2, "alpha": 1.5}}, "query expansion (k 2, alpha 1.5)"),
+        ("query expansion", "k 2, alpha 1.5"),
+    ),
+    (
+        "TEST.RE_RANKING True TEST.RE_RANKING_K1 6 TEST.RE_RANKING_K2 3 TEST.RE_RANKING_LAMBDA 0.2",
+        *({"re_ranking": {"k1": 6, "k2": 3, "lambda_value": 0.2}}, "re-ranked (k1 6, k2 3, lambda 0.2)"),
+        ("re-ranking", "k1 6, k2 3, lambda 0.2"),
+    ),
+    ("TEST.PRECISION bf16", {"precision": "bf16"}, "in bf16", ("precision", "bf16")),
+]
 
 
-EXPANDED = {"k": 2, "alpha": 1.5}
-RERANKED = {"k1": 6, "k2": 3, "lambda_value": 0.2}
-
-
-@pytest.mark.parametrize(
-    ("words", "entry", "said", "columns"),
-    [
-        (["TEST.FLIP", "True"], {"flip": True}, "flip", {"flip": "yes"}),
-        (
-            ["TEST.AQE", "True", "TEST.AQE_K", "2", "TEST.AQE_ALPHA", "1.5"],
-            {"query_expansion": EXPANDED},
-            "query expansion (k 2, alpha 1.5)",
-            {"query expansion": "k 2, alpha 1.5"},
-        ),
-        (
-            [
-                *("TEST.RE_RANKING", "True", "TEST.RE_RANKING_K1", "6", "TEST.RE_RANKING_K2", "3"),
-                *("TEST.RE_RANKING_LAMBDA", "0.2"),
-            ],
-            {"re_ranking": RERANKED},
-            "re-ranked (k1 6, k2 3, lambda 0.2)",
-            {"re-ranking": "k1 6, k2 3, lambda 0.2"},
-        ),
-        (["TEST.PRECISION", "bf16"], {"precision": "bf16"}, "in bf16", {"precision": "bf16"}),
-    ],
-    ids=["flip", "query expansion", "re-ranking", "precision"],
-)
-def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, cfg, parts, fitted, caplog, tmp_path):
+@pytest.mark.parametrize(("words", "entry", "said", "column"), DONE)
+def test_what_was_done_at_test_is_said_everywhere(words, entry, said, column, cfg, parts, fitted, caplog, tmp_path):
     _, model, data = parts
     benchmark = data.benchmark
-    refined = changed(cfg, *words, "SOLVER.STAGE2.EVAL_PERIOD", "3")
+    refined = changed(cfg, *words.split(), "SOLVER.STAGE2.EVAL_PERIOD", "3")
     plain, evaluation = (build_evaluation.evaluate_model(one, model, benchmark, CPU) for one in (cfg, refined))
     nothing = {"flip": False, "query_expansion": None, "re_ranking": None, "precision": "fp32"}
     assert evaluation.refinement.entry() == {**nothing, **entry} and plain.refinement.entry() == nothing
@@ -226,13 +178,10 @@ def test_what_was_done_at_test_is_said_everywhere(words, entry, said, columns, c
     assert [Refinement.of(json.loads(json.dumps(one))) for one in entries] == [plain.refinement, evaluation.refinement]
     assert Refinement.of({}) == plain.refinement  # earlier versions' entries
     header, _, first, second = table(entries).splitlines()
-    ((column, cell),) = columns.items()
-    assert header.endswith(f"{column}") and header.partition("valid queries")[2].strip() == column
-    assert (
-        first.endswith("fp32" if column == "precision" else "none")
-        and second.endswith(cell)
-        and column not in table(entries[:1])
-    )
+    name, cell = column
+    assert header.endswith(name) and header.partition("valid queries")[2].strip() == name
+    assert first.endswith("fp32" if name == "precision" else "none") and second.endswith(cell)
+    assert name not in table(entries[:1])
 
     with caplog.at_level("INFO"):
         train_stage("image", new_run(refined, tmp_path / "refined"), model, data)
@@ -404,18 +353,10 @@ def test_more_cameras_than_the_table_has_are_refused(cfg, parts):
         build_evaluation.evaluate_model(cfg, model, elsewhere, CPU)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "results.json", "metrics.jsonl", "train_log.txt", "versions.json"])
-def test_a_folder_with_any_file_of_a_run_is_refused(tmp_path, name):
-    check_unused(tmp_path)
-    (tmp_path / name).write_text("old")
-    with pytest.raises(UserError, match="holds a run already"):
-        check_unused(tmp_path)
-
-
 @pytest.mark.parametrize("kinds", [("evaluation",), ("evaluation", "train")])
 def test_a_run_that_logged_a_step_keeps_its_folder(tmp_path, kinds):
     folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
     for kind in kinds:
-        folder.record(kind, step=1, mAP=0.5)
+        folder.metrics.record(kind, step=1, mAP=0.5)
     assert folder.discard() == ("train" not in kinds)
     assert (tmp_path / "run" / "config.yaml").exists() == ("train" in kinds)

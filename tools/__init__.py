@@ -1,3 +1,1 @@
 """What a user runs beside training and testing, as `python -m tools.NAME` from the checkout."""
-
-import utils.threads  # noqa: F401

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-import utils.threads  # noqa: F401
-from configs import ConfigError, load, to_dict
+from configs import load, to_dict
 from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
@@ -29,7 +28,7 @@ def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from model.build import SETTLED, rebuild, settle_architecture
 from model.pretrained import QUICK_GELU
@@ -83,4 +82,4 @@ def _to_published(weights: Weights, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

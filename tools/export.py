@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-import utils.threads  # noqa: F401
-from configs import ConfigError
-from tools.inference import open_embedder, parse
+from tools.inference import network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError, check_installed, writing
 from utils.paths import expanded
@@ -23,7 +21,11 @@ from utils.paths import expanded
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, skips=False)
+    parser = network_parser(__doc__, skips=False)
+    parser.add_argument("--output", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument("--layout", choices=("onnx", "published"), default="onnx", help="default: onnx")
+    parser.add_argument("--fp16", action="store_true", help="onnx: weights and activations are float16")
+    arguments = parse(parser, argv)
     if expanded(arguments.output).exists():
         raise UserError(f"--output {arguments.output}: exists already and is not overwritten")
     if arguments.layout == "onnx":
@@ -31,14 +33,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", required=True, help="the file to write")
-    parser.add_argument("--layout", choices=("onnx", "published"), default="onnx", help="default: onnx")
-    parser.add_argument("--fp16", action="store_true", help="onnx: weights and activations are float16")
-
-
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.find_images import find_images
 from model.published import to_published
@@ -70,4 +66,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))

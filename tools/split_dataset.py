@@ -23,7 +23,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,13 +57,12 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import numpy as np
 
-from datasets.identity_folders import read_identities
+from datasets.identity_folders import read_identities, usual_protocol
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
 from utils.errors import UserError, some, writing
 from utils.files import replace_text, replacing_folder
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
-from utils.records import Omitted
 
 TABLE = "pictures.csv"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
@@ -76,7 +75,6 @@ class Splits(NamedTuple):
     images: Images
     protocol: str
     moved: list[str]  # identities that were drawn for testing and cannot be tested
-    unknown: int  # images without a camera
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,9 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = split(images, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
     with writing(f"TARGET {target}"):
         write(splits.images, source, target, form=arguments.form, link=arguments.link)
-    if (source / JUNK).is_dir():
-        sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
-    sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")
+    lines = [f"{source / JUNK}: is junk by its name, and left out"] if (source / JUNK).is_dir() else []
+    if omitted.files:
+        lines.append(f"{len(omitted.files)} files are not named as images, and left out: {some(omitted.files)}")
+    if omitted.identities:
+        lines.append(f"{len(omitted.identities)} folders hold no image, and are left out: {some(omitted.identities)}")
+    sys.stdout.write("\n".join([*lines, *_report(splits, target)]) + "\n")
 
 
 def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: int) -> Splits:
@@ -111,8 +112,7 @@ def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: 
     for image in sorted(images, key=lambda image: natural(image.path)):
         cameras[image.identity][image.camera].append(image)
     identities = list(numbering("identities", {image.identity: image.path for image in images}))
-    unknown = sum(not image.camera for image in images)
-    protocol = CROSS_CAMERA if not unknown and any(len(seen) > 1 for seen in cameras.values()) else ALL
+    protocol = usual_protocol(images)
     rng = np.random.default_rng(seed)
     count = round(share * len(identities))
     order = rng.permutation(len(identities)).tolist()
@@ -134,7 +134,7 @@ def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: 
         if not splits[side]:
             why = "; the others have too few images for a query and a gallery" if side == QUERY and moved else ""
             raise UserError(f"--train {share:g} of {len(identities)} identities leaves none for {what}{why}")
-    return Splits(splits, protocol, moved, unknown)
+    return Splits(splits, protocol, moved)
 
 
 def write(splits: Images, source: Path, target: Path, *, form: str, link: bool = False) -> None:
@@ -202,15 +202,6 @@ def _write_csv(splits: Images, source: Path, file: Path) -> None:
     replace_text(file, text.getvalue())
 
 
-def _left_out(omitted: Omitted) -> Iterator[str]:
-    for paths, what in (
-        (omitted.files, "files are not named as images, and left out"),
-        (omitted.identities, "folders hold no image, and are left out"),
-    ):
-        if paths:
-            yield f"{len(paths)} {what}: {some(paths)}"
-
-
 def _report(splits: Splits, target: Path) -> list[str]:
     lines = []
     for name, images in splits.images.items():
@@ -223,7 +214,8 @@ def _report(splits: Splits, target: Path) -> list[str]:
         moved = some([*map(repr, splits.moved)], 5)
         lines.append(f"{len(splits.moved)} of the identities drawn for testing are trained on, {why}: {moved}")
     if splits.protocol == ALL:
-        why = f"{splits.unknown} images have none in their names" if splits.unknown else "no identity was seen by two"
+        unknown = sum(not image.camera for images in splits.images.values() for image in images)
+        why = f"{unknown} images have none in their names" if unknown else "no identity was seen by two"
         lines.append(f"cameras are not looked at, as {why}")
     protocol = "" if splits.protocol == CROSS_CAMERA else f" TEST.PROTOCOL {ALL}"
     root = shlex.quote(str(target))

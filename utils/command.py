@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from configs.help import help_keys, resolved
+import utils.runtime  # noqa: F401
+from configs.help import ConfigError, help_keys, resolved
 from utils.errors import UserError, one_line
 from utils.hub import on_hub, repository_of
 from utils.logs import drop, screen, tell
@@ -153,10 +154,10 @@ def _local_rank(text: str) -> str:
     return text
 
 
-def answer_early(read: Callable[[], object], *mendable: type[Exception]) -> None:
-    """Exit if the command line asks for help or is wrong; `main` reads it again. `mendable` as in `run_script`."""
+def answer_early(read: Callable[[], object]) -> None:
+    """Exit if the command line asks for help or is wrong; `main` reads it again."""
     logging.disable()  # `main` logs it
-    code = run_script(read, *mendable)
+    code = run_script(read)
     logging.disable(logging.NOTSET)
     if code:
         sys.exit(code)
@@ -176,11 +177,11 @@ def check_weight(weight: str, what: str) -> None:
         check_there(weight, what)
 
 
-def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
+def run_script(main: Callable[[], object]) -> int:
     """Run a script and return its exit code: what `main` returns if that is an integer, else 0.
 
-    Errors that a user can fix become one line on stderr and in the log file, of one process only: UserError, `mendable`
-    (of the command line and the configuration), and what the operating system refuses.
+    Errors that a user can fix become one line on stderr and in the log file, of one process only: UserError,
+    ConfigError, and what the operating system refuses.
     """
     with screen():
         try:
@@ -194,7 +195,7 @@ def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
             if isinstance(error, BrokenPipeError) and _unread():
                 drop(sys.stdout)
                 return SIGNALLED + getattr(signal, "SIGPIPE", 0)
-            message = _in_one_line(error, mendable)
+            message = _in_one_line(error)
             if message is None:
                 tell("".join(traceback.format_exception(error)), shown=False)
                 raise
@@ -204,9 +205,9 @@ def run_script(main: Callable[[], object], *mendable: type[Exception]) -> int:
         return code
 
 
-def _in_one_line(error: Exception, mendable: Sequence[type[Exception]]) -> str | None:
+def _in_one_line(error: Exception) -> str | None:
     """The message of an error that a user can fix; None for a bug."""
-    expected = isinstance(error, (UserError, ProcessFailed, *mendable))
+    expected = isinstance(error, (UserError, ConfigError, ProcessFailed))
     refused = (isinstance(error, OSError) and error.errno in REFUSED) or "shared memory" in str(error)  # torch's words
     if refused and not expected:
         return f"refused by the operating system ({one_line(error)}): out of disk space or memory? {REMEDY}"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from utils.errors import writing
 
 THREADS = 8  # network file systems answer slowly, but many requests at a time
 T = TypeVar("T")
@@ -68,6 +72,17 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same, but UserError if the file cannot be written."""
+    with writing(path):
+        replace_text(path, text)
+
+
+def write_json(path: Path, contents: Any) -> None:
+    """Plain types as JSON; errors as above."""
+    write_text(path, json.dumps(contents, indent=2) + "\n")
+
+
 def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
     """The result of `look`, which must not raise, for every path, in order."""
     found: list[Any] = [None] * len(paths)
@@ -76,6 +91,13 @@ def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:
         for part, some in zip(parts, threads.map(lambda part: list(map(look, paths[part])), parts), strict=True):
             found[part] = some
     return found
+
+
+def instead_of_file(mode: int) -> str:
+    """What there is in place of a plain file, by `os.stat(path).st_mode`; empty if it is one."""
+    if stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def state_of(path: str) -> tuple[int, int] | None:

@@ -8,8 +8,8 @@ happens what a user does anyway: put the image back, make room on the disk, repe
     lost        it did not end, hung, or repeated steps although an intact state had them
     wrong       it ended with other numbers, or ignored the fault silently
 
-    kill            SIGKILL in the middle of a write, between two changes of files or between two steps, up to four
-                    times in a row, of all processes, of the main one alone, or of the one that reads images
+    kill            SIGKILL in the middle of a write, between two changes of files or in a step, up to four times in a
+                    row, of all processes, of the main one alone, or of the one that reads images
     truncation      a kill, then the newest state, or every one, is cut off somewhere
     corruption      a kill, then 1 to 16 bytes of the newest state, or of every one, are others
     full-disk       some write fails halfway (ENOSPC), and those after it for a while
@@ -17,13 +17,14 @@ happens what a user does anyway: put the image back, make room on the disk, repe
     nan             a loss or a gradient is not finite, once
 
 Faults are made from outside: the program is the one that users start, in a process of its own, forked from this one so
-that nothing is imported twice. What is drawn follows from seed, kind and number; where a kill falls between two writes
-or steps depends on the machine's speed, too. Needs Linux: it forks, and looks into /proc.
+that nothing is imported twice. What is drawn follows from seed, kind and number. Needs Linux: it forks, and looks into
+/proc.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import json
@@ -43,14 +44,12 @@ import torch
 from builders import write_synthetic
 
 import train_svllreid
-from configs import ConfigError
 from datasets.market1501 import FOLDERS, GALLERY, QUERY, TRAIN
 from processor.image_stage import ImageStage
 from processor.prompt_stage import PromptStage
 from utils.command import FAILED, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("kill", "truncation", "corruption", "full-disk", "vanished-image", "nan")
 TIMEOUT = 120.0  # seconds after which a process hangs
 DATA = {"train_identities": 12, "train_images": 4, "test_identities": 4, "test_images": 6, "seed": 1}
 EPOCHS, STEPS, LOG_PERIOD = 2, 3, 2  # of each stage, of an epoch, between two lines of the log
@@ -68,32 +67,38 @@ FULL = os.strerror(errno.ENOSPC)
 TOTAL = 2 * EPOCHS * STEPS
 STAGES = {"prompt": PromptStage, "image": ImageStage}
 SURVIVED, LOST, WRONG = "survived", "lost", "wrong"
-VERBS = ("open", "write", "sync", "replace", "mkdir", "remove", "truncate")
-NEED_ROOM = ("open", "write", "sync", "replace", "mkdir")
+NEED_ROOM = ("open", "write", "fsync", "replace", "mkdir")  # the other verbs: unlink, truncate, and step of a training
+STEP = "step"
 
 
-class Lost(Exception):
+class Bad(Exception):
+    """A verdict: its word, and why."""
+
+
+def lost(reason: str) -> Bad:
     """The run did not come to its end, or work that was kept was done again."""
+    return Bad(LOST, reason)
 
 
-class Wrong(Exception):
+def wrong(reason: str) -> Bad:
     """The run ended otherwise than it should, or said nothing of the fault."""
+    return Bad(WRONG, reason)
 
 
 # ------------------------------------------------------------------------------------------------- in a run's process
 
 
 class Operation(NamedTuple):
-    """A change of a file in the run's folder."""
+    """A change of a file in the run's folder, or a training step."""
 
-    verb: str  # of VERBS
-    what: str  # state, checkpoint, or the file's name
+    verb: str
+    what: str  # state, checkpoint, or the file's name; of a step, its stage
 
 
 class Plan(NamedTuple):
     """What is to happen in a process."""
 
-    at: int | None = None  # which operation on the disk, from 0, something happens at
+    at: int | None = None  # which operation, from 0, something happens at
     strike: Callable[[], object] | None = None  # what; None: it fails halfway because the disk is full
     lasting: int = 0  # for how many operations the disk then stays full
     share: float = 0.5  # of a write that is made before it fails, or before `strike`; if the process lives on, 0
@@ -102,11 +107,11 @@ class Plan(NamedTuple):
     broken: Callable[[], object] | None = None  # what a test breaks in the program, to see whether it is noticed
 
 
-UNTOUCHED = Plan()
+NOTHING = Plan()
 
 
 class Disk:
-    """Sees every change that this process makes in a run's folder, and fails as planned.
+    """Sees every operation of this process, and fails as planned.
 
     `seen` takes every operation, `failed` those that fail.
     """
@@ -118,14 +123,8 @@ class Disk:
     def install(self) -> None:
         """For the rest of this process."""
         builtins.open = io.open = self._opener(io.open)
-        for name, verb, which in (
-            ("replace", "replace", 1),
-            ("unlink", "remove", 0),
-            ("mkdir", "mkdir", 0),
-            ("fsync", "sync", 0),
-            ("truncate", "truncate", 0),
-        ):
-            setattr(os, name, self._watched(getattr(os, name), verb, which))
+        for verb in ("replace", "unlink", "mkdir", "fsync", "truncate"):
+            setattr(os, verb, self._watched(getattr(os, verb), verb))
 
     def _inside(self, path: object) -> bool:
         if not isinstance(path, (str, os.PathLike)) or os.getpid() != self.main:
@@ -133,15 +132,14 @@ class Disk:
         path = os.fspath(path)
         return isinstance(path, str) and path.startswith(self.folder) and not path.endswith(LOCK)
 
-    def _watched(self, real: Callable, verb: str, which: int) -> Callable:
+    def _watched(self, real: Callable, verb: str) -> Callable:
         def watched(*arguments, **named):
-            path = arguments[which]
-            if verb == "sync":
+            path = arguments[verb == "replace"]
+            if verb == "fsync":
                 path = os.readlink(f"/proc/self/fd/{path}")
-            if self._inside(path):
-                full = self.happens(verb, path)
-                if full and verb in NEED_ROOM and not (verb == "mkdir" and os.path.isdir(path)):
-                    self.fail(verb, path)
+            there = verb == "mkdir" and os.path.isdir(path)
+            if self._inside(path) and self.happens(verb, path) and not there:
+                self.fail(verb, path)
             return real(*arguments, **named)
 
         return watched
@@ -172,14 +170,14 @@ class Disk:
     def happens(self, verb: str, path: object, part: Callable[[], object] = lambda: None) -> bool:
         """Count an operation -> whether it fails because the disk is full."""
         number, self.count = self.count, self.count + 1
-        self.seen(Operation(verb, label(Path(os.fspath(path)))))
+        self.seen(Operation(verb, path if verb == STEP else label(Path(os.fspath(path)))))
         at, strike = self.plan.at, self.plan.strike
         if at is None or not at <= number <= at + (0 if strike else self.plan.lasting):
             return False
         part()
         if strike:
             strike()
-        return not strike
+        return not strike and verb in NEED_ROOM
 
     def fail(self, verb: str, path: object) -> None:
         """As the operating system does where there is no room."""
@@ -197,7 +195,7 @@ def label(path: Path) -> str:
     return "state" if path.parent.name == STATES else "checkpoint"
 
 
-FOLDERS_SYNCED = (Operation("sync", "run"), Operation("sync", STATES))
+FOLDERS_SYNCED = (Operation("fsync", "run"), Operation("fsync", STATES))
 
 
 def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
@@ -211,15 +209,11 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         torch.set_num_threads(1)
         if plan.broken is not None:
             plan.broken()
-        seen, failed, steps = (note(journal / name) for name in ("operations", "failed", "steps"))
-        Disk(
-            folder,
-            plan,
-            seen=lambda operation: seen(f"{' '.join(operation)}\n"),
-            failed=lambda operation: failed(f"{' '.join(operation)}\n"),
-        ).install()
-        watch_steps(steps, plan)
-        code = run_script(lambda: train_svllreid.main(list(words)), ConfigError)
+        seen, failed = (note(journal / name) for name in ("operations", "failed"))
+        disk = Disk(folder, plan, seen=seen, failed=failed)
+        disk.install()
+        watch_steps(disk, plan)
+        code = run_script(lambda: train_svllreid.main(list(words)))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -228,13 +222,13 @@ def live(words: Sequence[str], folder: Path, journal: Path, plan: Plan) -> None:
         os._exit(code)
 
 
-def note(file: Path) -> Callable[[str], object]:
+def note(file: Path) -> Callable[[Operation], object]:
     """What appends to a file at once, so that a kill loses nothing."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    return lambda line: os.write(descriptor, line.encode())
+    return lambda operation: os.write(descriptor, f"{' '.join(operation)}\n".encode())
 
 
-def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
+def watch_steps(disk: Disk, plan: Plan) -> None:
     """Note every training step of this process, and spoil the one that was drawn."""
     made = 0
     for name, stage in STAGES.items():
@@ -242,7 +236,7 @@ def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
         def forward(self, batch, *, real=stage.forward, name=name):
             nonlocal made
             made += 1
-            noted(name[:1])
+            disk.happens(STEP, name)
             losses = real(self, batch)
             if made != plan.spoilt:
                 return losses
@@ -254,14 +248,22 @@ def watch_steps(noted: Callable[[str], object], plan: Plan) -> None:
         stage.forward = forward
 
 
-def worker_of(process: int) -> int | None:
-    """A process that reads images for `process`."""
-    children = Path(f"/proc/{process}/task/{process}/children")
-    try:
-        found = [int(word) for word in children.read_text().split()]
-        return next((child for child in found if "python" in Path(f"/proc/{child}/exe").resolve().name), None)
-    except OSError:
-        return None
+def kill_all() -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def kill_main() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_worker() -> None:
+    """The process that reads images."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    worker = next(each for each in children if "python" in Path(f"/proc/{each}/exe").resolve().name)
+    os.kill(int(worker), signal.SIGKILL)
+
+
+VICTIMS = {"all": kill_all, "main": kill_main, "worker": kill_worker}
 
 
 # --------------------------------------------------------------------------------------------------------- one fault
@@ -273,9 +275,12 @@ class Outcome(NamedTuple):
     code: int  # negative: the signal
     out: str
     err: str
-    steps: int  # that it made
-    struck: bool  # whether what was planned happened
-    failed: tuple[Operation, ...] = ()  # what it could not do because the disk was full
+    operations: list[Operation]  # that it made
+    failed: list[Operation]  # what it could not do because the disk was full
+
+    @property
+    def steps(self) -> int:
+        return sum(operation.verb == STEP for operation in self.operations)
 
     @property
     def last(self) -> str:
@@ -312,17 +317,11 @@ class Trial:
 
     # ---- processes
 
-    def start(
-        self, plan: Plan = UNTOUCHED, *, kill_after: tuple[int, float] | None = None, victim: str = "all"
-    ) -> Outcome:
+    def start(self, plan: Plan = NOTHING) -> Outcome:
         """The same command, until its process ends.
 
-        Args:
-            kill_after: (steps, seconds): so long after so many steps, `victim` is killed from outside.
-            victim: all, main or worker.
-
         Raises:
-            Lost: it hangs.
+            Bad: it hangs.
         """
         journal = self.folder / f"start{self.starts}"
         journal.mkdir(parents=True)
@@ -336,34 +335,24 @@ class Trial:
         sys.stderr.flush()
         process = os.fork()
         if process == 0:
-            live(words, self.run, journal, plan._replace(broken=plan.broken or self.broken))
+            live(words, self.run, journal, plan._replace(broken=self.broken))
         self.groups.append(process)
-        struck, since, due = False, time.monotonic(), None
-        while True:
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                break
-            now = time.monotonic()
-            if now - since > self.timeout:
+        since = time.monotonic()
+        while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+            if time.monotonic() - since > self.timeout:
                 self.end_all()
                 os.waitpid(process, 0)
-                raise Lost(f"hangs: no end after {self.timeout:.0f} s")
-            if kill_after is not None and not struck:
-                if due is None and size(journal / "steps") >= kill_after[0]:
-                    due = now + kill_after[1]
-                if due is not None and now >= due:
-                    struck = kill(process, victim)
+                raise lost(f"hangs: no end after {self.timeout:.0f} s")
             time.sleep(0.003)
-        code = os.waitstatus_to_exitcode(status)
         out, err = (text(journal / name) for name in ("out", "err"))
-        struck = struck or (plan.at is not None and len(operations_in(journal / "operations")) > plan.at)
-        failed = operations_in(journal / "failed")
-        return Outcome(code, out, err, size(journal / "steps"), struck, tuple(failed))
+        operations, failed = (operations_in(journal / name) for name in ("operations", "failed"))
+        return Outcome(os.waitstatus_to_exitcode(ended[1]), out, err, operations, failed)
 
     def end_all(self) -> None:
         """Kill what is left of all processes, those that read images among them."""
         for group in self.groups:
-            kill(group, "all")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     # ---- what is there
 
@@ -378,56 +367,40 @@ class Trial:
             return 0
         contents = whole(files[0])
         if contents is None:
-            raise Wrong(f"{files[0].name} is not whole, though nobody damaged it")
+            raise wrong(f"{files[0].name} is not whole, though nobody damaged it")
         return steps_of(contents)
 
     # ---- the end
 
     def finish(self) -> None:
-        """Resume, to the end.
-
-        Raises:
-            Lost, Wrong: as the verdicts say.
-        """
+        """Resume, to the end."""
         kept = self.kept()
         outcome = self.start()
         if outcome.code != 0:
-            raise Lost(f"does not resume: {outcome.last}")
-        if outcome.steps > TOTAL - kept:
-            raise Lost(f"{outcome.steps} steps were made, though an intact state left only {TOTAL - kept}")
-        if outcome.steps < TOTAL - kept:
-            raise Wrong(f"{outcome.steps} steps were made, though {TOTAL - kept} were left to make")
+            raise lost(f"does not resume: {outcome.last}")
+        if outcome.steps != TOTAL - kept:
+            word = LOST if outcome.steps > TOTAL - kept else WRONG
+            raise Bad(word, f"{outcome.steps} steps were made, though an intact state left {TOTAL - kept}")
 
     def compare(self, reference: Reference) -> None:
-        """Raise Wrong if the run's end is not the reference's."""
+        """Raise Bad if the run's end is not the reference's."""
         ours, theirs = (sorted(path.name for path in each.glob("*.pth")) for each in (self.run, reference.folder))
         if ours != theirs:
-            raise Wrong(f"checkpoints {ours} instead of {theirs}")
+            raise wrong(f"checkpoints {ours} instead of {theirs}")
         for name in theirs:
             one, other = (whole(each / name) for each in (self.run, reference.folder))
             if one is None:
-                raise Wrong(f"{name} is damaged")
+                raise wrong(f"{name} is damaged")
             for tensor in one["model"].keys() | other["model"].keys():
                 if not same(one["model"].get(tensor), other["model"].get(tensor)):
-                    raise Wrong(f"{name}: {tensor} is another")
+                    raise wrong(f"{name}: {tensor} is another")
         if results(self.run) != results(reference.folder):
-            raise Wrong(f"{RESULTS} is another")
+            raise wrong(f"{RESULTS} is another")
         if (self.run / METRICS).read_bytes() != (reference.folder / METRICS).read_bytes():
-            raise Wrong(f"{METRICS} is another")
+            raise wrong(f"{METRICS} is another")
         left = [path.name for path in self.run.rglob(".*") if path.name.endswith(".tmp")]
         if left:
             self.notes.append(f"left behind: {', '.join(sorted({label(Path(name)) for name in left}))}")
-
-
-def kill(process: int, victim: str) -> bool:
-    """SIGKILL -> whether there was somebody to kill."""
-    process = worker_of(process) if victim == "worker" else process
-    try:
-        if process is not None:
-            (os.killpg if victim == "all" else os.kill)(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return process is not None
 
 
 def operations_in(file: Path) -> list[Operation]:
@@ -439,19 +412,18 @@ def text(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def whole(file: Path) -> dict | None:
     """The contents of a file of tensors; None if any byte of them is another than was written."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:
-                return None
+    with contextlib.suppress(Exception), zipfile.ZipFile(file) as archive:
+        return read(file) if archive.testzip() is None else None
+    return None
+
+
+def read(file: Path) -> dict | None:
+    """What can be read of a file of tensors, if anything."""
+    with contextlib.suppress(Exception):
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:
-        return None
+    return None
 
 
 def same(one: object, other: object) -> bool:
@@ -478,10 +450,10 @@ def results(folder: Path) -> list[dict]:
 
 
 def an_operation(
-    draw: random.Random, operations: Sequence[Operation], first: int = 0, verbs: Sequence[str] = VERBS
+    draw: random.Random, operations: Sequence[Operation], suits: Callable[[Operation], bool] = lambda operation: True
 ) -> int:
-    """The number of one: any of them, or, so that rare ones have their turn, any of a kind."""
-    numbers = [number for number in range(first, len(operations)) if operations[number].verb in verbs]
+    """The number of one that suits: any of them, or, so that rare ones have their turn, any of a kind."""
+    numbers = [number for number, operation in enumerate(operations) if suits(operation)]
     if draw.random() < 0.5:
         return draw.choice(numbers)
     kind = draw.choice(sorted({operations[number] for number in numbers}))
@@ -489,10 +461,16 @@ def an_operation(
 
 
 def described(operations: Sequence[Operation], number: int) -> str:
-    return f"{number}: {operations[number].verb} {operations[number].what}"
+    return f"{number}: {' '.join(operations[number])}"
 
 
 # ------------------------------------------------------------------------------------------------------- the six kinds
+
+
+def refused(what: str, outcome: Outcome, *named: str) -> None:
+    """Raise Bad unless the run has ended with one line that names all of these."""
+    if outcome.code != FAILED or not outcome.last.startswith("error: ") or any(n not in outcome.last for n in named):
+        raise wrong(f"{what}; exit code {outcome.code}, and the message is: {outcome.last}")
 
 
 def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> None:
@@ -502,39 +480,23 @@ def killed(trial: Trial, reference: Reference, *, with_state: bool = False) -> N
         with_state: only after it has kept a state.
     """
     draw, operations = trial.draw, reference.operations
-    victim = draw.choice(["all", "main", "worker"]) if trial.workers else "all"
-    if victim != "worker" and (with_state or draw.random() < 0.6):
-        first = 1 + operations.index(Operation("replace", "state")) if with_state else 0
-        at, share = an_operation(draw, operations, first), draw.random()
-        strike = kill_all if victim == "all" else kill_main
-        while (outcome := trial.start(Plan(at=at, strike=strike, share=share))).code == 0 and not outcome.struck:
-            shutil.rmtree(trial.run)  # with fewer states there are fewer operations
-            at //= 2
-        done = operations_in(trial.folder / f"start{trial.starts - 1}" / "operations")
-        trial.notes.append(f"{victim} killed at operation {described(done, at)}")
-    else:
-        # Only in the image stage is there certainly a process that reads images.
-        steps = draw.randint(EPOCHS * STEPS + 1 if victim == "worker" else 0, TOTAL - 1)
-        seconds = draw.uniform(0.0, 0.25)
-        while (outcome := trial.start(kill_after=(steps, seconds), victim=victim)).code == 0 and not outcome.struck:
-            shutil.rmtree(trial.run)  # the run was faster
-            seconds /= 2
-        trial.notes.append(f"{victim} killed {seconds:.3f} s after step {steps}")
-    if victim == "worker" and outcome.code == 0:
-        trial.notes.append("it was not needed any more")
-    elif victim == "worker":
-        if outcome.code != FAILED or not outcome.last.startswith("error: "):
-            raise Wrong(f"a process that reads images was killed, and the message is: {outcome.last}")
-    elif outcome.code != -signal.SIGKILL:
-        raise Wrong(f"was killed, and ended with {outcome.last}")
-
-
-def kill_all() -> None:
-    os.killpg(0, signal.SIGKILL)
-
-
-def kill_main() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    victim = draw.choice([*VICTIMS]) if trial.workers else "all"
+    first = operations.index(Operation("replace", "state")) + 1 if with_state else 0
+    rest = operations[first:]
+    # Only in the image stage is there certainly a process that reads images.
+    at = first + an_operation(draw, rest, lambda each: victim != "worker" or each == Operation(STEP, "image"))
+    share = draw.random()
+    while True:
+        outcome = trial.start(Plan(at=at, strike=VICTIMS[victim], share=share))
+        if len(outcome.operations) > at and (victim != "worker" or outcome.operations[at].verb == STEP):
+            break
+        shutil.rmtree(trial.run)  # with fewer states there are fewer operations, and others
+        at = at // 2 if victim != "worker" else outcome.operations.index(Operation(STEP, "image"))
+    trial.notes.append(f"{victim} killed at operation {described(outcome.operations, at)}")
+    if victim != "worker" and outcome.code != -signal.SIGKILL:
+        raise wrong(f"was killed, and ended with {outcome.last}")
+    if victim == "worker" and outcome.code != 0:  # 0: it was not needed any more
+        refused("a process that reads images was killed", outcome)
 
 
 def a_kill(trial: Trial, reference: Reference) -> None:
@@ -548,63 +510,47 @@ def a_kill(trial: Trial, reference: Reference) -> None:
         trial.workers = 0
         at, share = draw.randrange(len(reference.operations) // 2), draw.random()
         outcome = trial.start(Plan(at=at, strike=kill_all, share=share))
-        trial.notes.append(f"again at its operation {at}" + ("" if outcome.struck else ", which it did not come to"))
-        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or outcome.struck):
-            raise Lost(f"does not resume: {outcome.last}")
+        struck = len(outcome.operations) > at
+        trial.notes.append(f"again at its operation {at}" + ("" if struck else ", which it did not come to"))
+        if outcome.code != -signal.SIGKILL and (outcome.code != 0 or struck):
+            raise lost(f"does not resume: {outcome.last}")
         if trial.kept() < before:
-            raise Lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
+            raise lost(f"states are gone: {trial.kept()} steps are kept, {before} were")
     trial.finish()
 
 
 def damage(trial: Trial, reference: Reference, harm: Callable[[bytes], bytes]) -> None:
     """Kill the run, harm the newest state or all of them, and resume."""
-    draw = trial.draw
     killed(trial, reference, with_state=True)
     files = trial.states()
     if len(files) == 1 and not files[0].name.startswith("00001_"):
-        raise Lost(f"{files[0].name} is the only state: damaged, it leaves nothing to resume from")
+        raise lost(f"{files[0].name} is the only state: damaged, it leaves nothing to resume from")
     finished = (trial.run / RESULTS).exists() and results(trial.run) == results(reference.folder)
-    held = {file: steps_of(whole(file) or {}) for file in files}
-    damaged = files[: len(files) if draw.random() < 0.2 else 1]
-    harmless = [file for file in damaged if harmed_in_vain(file, harm)]
-    trial.notes.append(f"{len(damaged)} of {len(files)} states damaged" + (", harmlessly" if harmless else ""))
-    again = trial.start()
-    resumed = [line for line in again.out.splitlines() if "resum" in line]
-    taken = next((file for file in files if any(f"from {file}" in line for line in resumed)), None)
-    if taken in damaged and taken not in harmless:
-        raise Wrong(f"{taken.name} is damaged, and was resumed from")
+    damaged = files[: len(files) if trial.draw.random() < 0.2 else 1]
+    trial.notes.append(f"{len(damaged)} of {len(files)} states damaged")
     for file in damaged:
-        if file == taken or (finished and file in harmless):  # older ones were not looked at
-            break
+        contents, intact = whole(file), file.read_bytes()
+        while same(read(file), contents):  # what was hit may be a filling or a date
+            file.write_bytes(harm(intact))
+    kept = [steps_of(whole(file)) for file in files[len(damaged) :]]
+    again = trial.start()
+    for file in damaged:
         if str(file) not in again.out + again.err:
-            raise Wrong(f"{file.name} is damaged, and no message names it")
+            raise wrong(f"{file.name} is damaged, and no message names it")
     if finished:
         if again.steps or again.code:
-            raise Wrong(f"{again.steps} steps of a run that is finished, exit code {again.code}")
-    elif again.code == 0:
-        if taken is None:
-            raise Wrong("a state is damaged, and no message says where the run was resumed from")
-        if again.steps != TOTAL - held[taken]:
-            raise Lost(f"{again.steps} steps were made, though an intact state left only {TOTAL - held[taken]}")
-    elif len(damaged) < len(files) or taken:
-        raise Lost(f"does not resume, though a state is intact: {again.last}")
+            raise wrong(f"{again.steps} steps of a run that is finished, exit code {again.code}")
+    elif kept:
+        if again.code != 0:
+            raise lost(f"does not resume, though a state is intact: {again.last}")
+        if again.steps != TOTAL - kept[0]:
+            raise lost(f"{again.steps} steps were made, though an intact state left {TOTAL - kept[0]}")
     else:
-        if again.code != FAILED or str(trial.run) not in again.last:
-            raise Wrong(f"no state is intact, and the message is: {again.last}")
-        if [file for file in damaged if not file.exists()]:
-            raise Wrong("what was refused was touched")
+        refused("no state is intact", again, str(trial.run))
+        if trial.states() != files:
+            raise wrong("what was refused was touched")
         shutil.rmtree(trial.run)  # all that there is to do
         trial.finish()
-
-
-def harmed_in_vain(file: Path, harm: Callable[[bytes], bytes]) -> bool:
-    """Damage a file -> whether its contents can still be read as they were: what was hit are fillings, dates, ..."""
-    contents = whole(file)
-    file.write_bytes(harm(file.read_bytes()))
-    try:
-        return contents is not None and same(torch.load(file, map_location="cpu", weights_only=True), contents)
-    except Exception:
-        return False
 
 
 def a_truncation(trial: Trial, reference: Reference) -> None:
@@ -624,15 +570,10 @@ def a_corruption(trial: Trial, reference: Reference) -> None:
 
     def harm(data: bytes) -> bytes:
         harmed = bytearray(data)
-        first = draw.choice([0, 0, 0, len(data) - 4096])
-        count = draw.randint(1, 16)
-        start = draw.randrange(first, len(data) - count)
-        neighbours = draw.random() < 0.3
+        first, count = draw.choice([0, 0, 0, len(data) - 4096]), draw.randint(1, 16)
+        start, neighbours = draw.randrange(first, len(data) - count), draw.random() < 0.3
         for number in range(count):
-            place = start + number if neighbours else draw.randrange(first, len(data))
-            harmed[place] ^= draw.randint(1, 255)
-        if harmed == data:  # two may undo each other
-            harmed[start] ^= 1
+            harmed[start + number if neighbours else draw.randrange(first, len(data))] ^= draw.randint(1, 255)
         return bytes(harmed)
 
     damage(trial, reference, harm)
@@ -642,7 +583,8 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
     """For one operation, some, or until there is room; a start while it is full must leave everything as it is."""
     draw, operations = trial.draw, reference.operations
     trial.workers = int(draw.random() < 0.15)
-    at = an_operation(draw, operations, verbs=("write", "sync", "replace"))  # others fail only where a file is new
+    # The others fail only where a file is new.
+    at = an_operation(draw, operations, lambda each: each.verb in ("write", "fsync", "replace"))
     lasting = draw.choice([0, 2, 50, 10**9])
     trial.notes.append(
         f"full from operation {described(operations, at)}, {'on' if lasting > 50 else f'for {lasting + 1}'}"
@@ -656,26 +598,24 @@ def a_full_disk(trial: Trial, reference: Reference) -> None:
         before = trial.kept()
         said(trial, trial.start(Plan(at=0, lasting=10**9, share=0.0)))
         if trial.kept() != before:
-            raise Lost(f"started on a full disk: {trial.kept()} steps are kept, {before} were")
+            raise lost(f"started on a full disk: {trial.kept()} steps are kept, {before} were")
     trial.finish()
 
 
 def said(trial: Trial, outcome: Outcome) -> None:
-    """Raise Wrong if a run on a full disk does not say so as it should.
+    """Raise Bad if a run on a full disk does not say so as it should.
 
     It may continue where only a line of the log, or the order to write a folder's names at once, was lost; the former
     is said on the screen.
     """
     if not outcome.failed:
-        raise Wrong(f"the disk was not full: {outcome.last}")
+        raise wrong(f"the disk was not full: {outcome.last}")
     if outcome.code == 0:
         lost = {operation for operation in outcome.failed if operation not in FOLDERS_SYNCED}
         if lost and FULL not in outcome.out + outcome.err:
-            raise Wrong(f"nothing is said of what could not be written: {'; '.join(map(' '.join, sorted(lost)))}")
+            raise wrong(f"nothing is said of what could not be written: {'; '.join(map(' '.join, sorted(lost)))}")
         return
-    where = str(trial.run) in outcome.last and (FULL in outcome.last or "disk" in outcome.last)
-    if outcome.code != FAILED or not where or not outcome.last.startswith("error: "):
-        raise Wrong(f"the disk was full; exit code {outcome.code}, and the message is: {outcome.last}")
+    refused("the disk was full", outcome, str(trial.run), FULL if FULL in outcome.last else "disk")
 
 
 def a_vanished_image(trial: Trial, reference: Reference) -> None:
@@ -689,56 +629,45 @@ def a_vanished_image(trial: Trial, reference: Reference) -> None:
     trial.notes.append(f"{image.name} gone at operation {described(operations, at)}")
     outcome = trial.start(Plan(at=at, strike=lambda: os.rename(image, aside), share=0.0))
     if not aside.exists():
-        raise Wrong(f"the image was not moved: {outcome.last}")
+        raise wrong(f"the image was not moved: {outcome.last}")
     if outcome.code == 0:
         trial.notes.append("was not needed any more")
         aside.rename(image)
         return
-    if outcome.code != FAILED or not outcome.last.startswith("error: ") or str(image) not in outcome.last:
-        raise Wrong(f"{image.name} is gone, and the message is: {outcome.last}")
+    refused(f"{image.name} is gone", outcome, str(image))
     if (trial.run / CONFIG).exists() and draw.random() < 0.5:
-        without = trial.start()
-        if without.code != FAILED or not without.last.startswith("error: ") or str(trial.run) not in without.last:
-            raise Wrong(f"started without {image.name}, and the message is: {without.last}")
+        refused(f"started without {image.name}", trial.start(), str(trial.run))
         trial.notes.append("refused without it")
     aside.rename(image)
     trial.finish()
 
 
 def a_nan(trial: Trial, reference: Reference) -> None:
-    """It must stop the run at the next line of the log, name the step, and leave the weights as they were."""
+    """It must stop the run at the next line of the log and name the step."""
     draw = trial.draw
     trial.minutes = draw.choice([EVERY_STEP, EVERY_EPOCH])
     number, gradient = draw.randint(1, TOTAL), draw.random() < 0.5
     what = "gradient" if gradient else "loss"
     trial.notes.append(f"{what} of step {number}, a state every {'step' if trial.minutes == EVERY_STEP else 'epoch'}")
     outcome = trial.start(Plan(spoilt=number, spoilt_gradient=gradient))
-    rest = (number - 1) % (EPOCHS * STEPS)
-    step = rest % STEPS + 1
-    where = f"epoch {rest // STEPS + 1}, step {step}: "
-    if outcome.code != FAILED or where not in outcome.last or "not finite" not in outcome.last:
-        raise Wrong(f"a {what} was not finite, and the message is: {outcome.last}")
+    epoch, step = (each + 1 for each in divmod((number - 1) % (EPOCHS * STEPS), STEPS))
+    refused(f"a {what} was not finite", outcome, f"epoch {epoch}, step {step}: ", "not finite")
+    if whole(trial.run / NON_FINITE) is None:
+        raise wrong(f"{NON_FINITE} cannot be read")
     line = step if trial.minutes == EVERY_STEP else min(-(-step // LOG_PERIOD) * LOG_PERIOD, STEPS)
     if outcome.steps != number - step + line:
-        raise Wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
-    failure = whole(trial.run / NON_FINITE)
-    if failure is None:
-        raise Wrong(f"{NON_FINITE} cannot be read")
-    spoilt = [each for each, value in failure["model"].items() if not torch.isfinite(value).all()]
-    if spoilt:
-        raise Wrong(f"weights were touched: {spoilt[0]}")
-    if trial.minutes == EVERY_STEP and trial.states():
-        before = whole(trial.states()[0])
-        for each, value in failure["model"].items():
-            statistic = each.endswith(("_mean", "_var", "_tracked"))
-            if step > 1 and not statistic and not torch.equal(before["model"][each], value):
-                raise Wrong(f"weights were touched: {each}")
+        raise wrong(f"stopped after {outcome.steps} steps, not at the line of the log after step {number}")
     trial.finish()
 
 
-FAULTS: dict[str, Callable[[Trial, Reference], None]] = dict(
-    zip(KINDS, (a_kill, a_truncation, a_corruption, a_full_disk, a_vanished_image, a_nan), strict=True)
-)
+FAULTS: dict[str, Callable[[Trial, Reference], None]] = {
+    "kill": a_kill,
+    "truncation": a_truncation,
+    "corruption": a_corruption,
+    "full-disk": a_full_disk,
+    "vanished-image": a_vanished_image,
+    "nan": a_nan,
+}
 
 
 # -------------------------------------------------------------------------------------------------------- the campaign
@@ -747,36 +676,24 @@ FAULTS: dict[str, Callable[[Trial, Reference], None]] = dict(
 class Verdict(NamedTuple):
     """What became of one fault."""
 
-    number: int
-    kind: str
     word: str  # survived, lost, wrong
     reason: str
     notes: tuple[str, ...]
 
 
-def render(folder: Path) -> Path:
-    """A data set in Market-1501's form, so that images that are gone are not rendered anew."""
-    data = folder / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    write_synthetic(data, progress=False, **DATA).rename(data / FOLDERS[0])
-    return data
-
-
 def make_reference(folder: Path) -> Reference:
-    """Render images and train on them, without any fault."""
-    data = render(folder)
-    shutil.rmtree(folder / "reference", ignore_errors=True)
+    """Render images in Market-1501's form, so that those that are gone are not rendered anew, and train on them."""
+    data = folder / "data"
+    data.mkdir()
+    write_synthetic(data, progress=False, **DATA).rename(data / FOLDERS[0])
     trial = Trial(folder / "reference", random.Random(0), timeout=TIMEOUT)
     trial.data = data
     try:
         outcome = trial.start()
     finally:
         trial.end_all()
-    if outcome.code != 0 or outcome.steps != TOTAL:
-        raise AssertionError(f"the run without faults failed after {outcome.steps} of {TOTAL} steps: {outcome.last}")
-    operations = operations_in(trial.folder / "start0" / "operations")
-    return Reference(trial.run, data, operations)
+    assert outcome.code == 0 and outcome.steps == TOTAL, outcome.last
+    return Reference(trial.run, data, outcome.operations)
 
 
 def judge(
@@ -798,14 +715,12 @@ def judge(
     try:
         FAULTS[kind](trial, reference)
         trial.compare(reference)
-    except Lost as error:
-        word, reason = LOST, str(error)
-    except Wrong as error:
-        word, reason = WRONG, str(error)
+    except Bad as error:
+        word, reason = error.args
     except Exception as error:  # e.g. a file that should be there is not
         word, reason = WRONG, f"{type(error).__name__}: {error}"
     finally:
         trial.end_all()
     if word == SURVIVED:
         shutil.rmtree(folder)
-    return Verdict(number, kind, word, reason, tuple(trial.notes))
+    return Verdict(word, reason, tuple(trial.notes))

@@ -9,11 +9,12 @@ import os
 import random
 import sys
 import time
+from functools import partial
 
 import campaign
 import pytest
 import torch
-from campaign import FAILED, KINDS, LOST, SURVIVED, TIMEOUT, WRONG, Operation, Plan, Reference, Trial
+from campaign import FAILED, FAULTS, LOST, SURVIVED, TIMEOUT, WRONG, Operation, Plan, Reference, Trial
 from PIL import Image
 
 import train_svllreid
@@ -32,7 +33,8 @@ pytestmark = [
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`make faults FAULTS=120`: kinds take turns. A fault is drawn from --fault-seed, its kind and its number."""
     if "fault" in metafunc.fixturenames:
-        faults = [(number, KINDS[(number - 1) % len(KINDS)]) for number in range(1, metafunc.config.option.faults + 1)]
+        kinds = [*FAULTS]
+        faults = [(number, kinds[(number - 1) % len(kinds)]) for number in range(1, metafunc.config.option.faults + 1)]
         metafunc.parametrize("fault", faults, ids=[f"{number}-{kind}" for number, kind in faults])
 
 
@@ -55,7 +57,7 @@ def test_a_disk_that_is_full_at_the_last_evaluation(reference, tmp_path, name):
     trial = Trial(tmp_path, random.Random(0), timeout=TIMEOUT)
     trial.data = reference.data
     outcome = trial.start(Plan(at=len(reference.operations) - 1 - reference.operations[::-1].index(operation)))
-    assert outcome.code == FAILED and outcome.failed == (operation,)
+    assert outcome.code == FAILED and outcome.failed == [operation]
     campaign.said(trial, outcome)
     trial.finish()
     trial.compare(reference)
@@ -64,89 +66,45 @@ def test_a_disk_that_is_full_at_the_last_evaluation(reference, tmp_path, name):
 # ------------------------------------------------------------------------------- each breaks the program in its process
 
 
-def begins_anew() -> None:
-    run_folder.newest_state = lambda path: None
-
-
-def forgets_the_optimiser() -> None:
-    torch.optim.Optimizer.load_state_dict = lambda self, state: None
-
-
-def forgets_what_was_recorded() -> None:
-    metrics.Metrics._take_back = lambda *_: True
-
-
-def forgets_the_second_state() -> None:
-    run_folder.KEPT = 1
-
-
-def never_looks_at_checksums() -> None:
-    checkpoint.check_archive = lambda path: None
-
-
-def paints_what_is_missing() -> None:
-    real = images.read_image
-    images.read_image = lambda path: real(path) if os.path.exists(path) else Image.new("RGB", (64, 128))
-
-
-def trains_on_nan() -> None:
-    def update(optimizer, trained, loss, scaler, clip_norm):
-        optimizer.step()
-        return torch.ones((), dtype=torch.bool)
-
-    loop._update = update
-
-
-def steps_before_it_looks() -> None:
-    real = loop._update
-
-    def update(optimizer, trained, loss, *rest):
-        if not torch.isfinite(loss):
-            optimizer.step()
-        return real(optimizer, trained, loss, *rest)
-
-    loop._update = update
-
-
-def writes_what_it_can() -> None:
-    real = checkpoint.write_tensors
-
-    def write(path, contents):
+def unless_it_fails(write):
+    def written(*arguments):
         with contextlib.suppress(OSError, RuntimeError):
-            real(path, contents)
+            write(*arguments)
 
-    checkpoint.write_tensors = write
-
-
-def writes_in_place() -> None:
-    def write(path, contents):
-        with open(path, "wb") as file:
-            torch.save(contents, file)
-
-    checkpoint.write_tensors = write
+    return written
 
 
-def never_ends() -> None:
-    train_svllreid.main = lambda words: time.sleep(60)
+def in_place(path, contents) -> None:
+    with open(path, "wb") as file:
+        torch.save(contents, file)
 
 
-@pytest.mark.parametrize(
-    ("kind", "broken", "words"),
-    [
-        ("kill", begins_anew, {LOST}),
-        ("truncation", forgets_the_optimiser, {WRONG}),
-        ("kill", forgets_what_was_recorded, {WRONG}),
-        ("kill", writes_in_place, {WRONG}),
-        ("truncation", forgets_the_second_state, {LOST, WRONG}),
-        ("corruption", never_looks_at_checksums, {LOST, WRONG}),
-        ("full-disk", writes_what_it_can, {WRONG}),
-        ("vanished-image", paints_what_is_missing, {WRONG}),
-        ("nan", trains_on_nan, {WRONG}),
-        ("nan", steps_before_it_looks, {WRONG}),
-    ],
-)
-def test_the_judge_sees_it(reference, tmp_path, kind, broken, words):
-    seen = []
+def painted(read):
+    return lambda path: read(path) if os.path.exists(path) else Image.new("RGB", (64, 128))
+
+
+def on_nan(optimizer, *_):
+    optimizer.step()
+    return torch.ones((), dtype=torch.bool)
+
+
+# Kind of fault, what of the program is replaced by what, and how that is judged.
+BROKEN = [
+    ("kill", run_folder, "newest_state", lambda path: None, {LOST}),
+    ("truncation", torch.optim.Optimizer, "load_state_dict", lambda self, state: None, {WRONG}),
+    ("kill", metrics.Metrics, "_take_back", lambda *_: True, {WRONG}),
+    ("kill", checkpoint, "write_tensors", in_place, {WRONG}),
+    ("truncation", run_folder, "KEPT", 1, {LOST, WRONG}),
+    ("corruption", checkpoint, "check_archive", lambda path: None, {LOST, WRONG}),
+    ("full-disk", checkpoint, "write_tensors", unless_it_fails(checkpoint.write_tensors), {WRONG}),
+    ("vanished-image", images, "read_image", painted(images.read_image), {WRONG}),
+    ("nan", loop, "_update", on_nan, {WRONG}),
+]
+
+
+@pytest.mark.parametrize(("kind", "owner", "name", "replacement", "words"), BROKEN)
+def test_the_judge_sees_it(reference, tmp_path, kind, owner, name, replacement, words):
+    seen, broken = [], partial(setattr, owner, name, replacement)
     for number in range(1, 9):  # not every fault hits what is broken
         verdict = campaign.judge(number, kind, reference, tmp_path / "fault", seed=0, broken=broken)
         if verdict.word != SURVIVED:
@@ -158,15 +116,15 @@ def test_the_judge_sees_it(reference, tmp_path, kind, broken, words):
 
 
 def test_a_run_that_hangs_is_lost(reference, tmp_path):
-    verdict = campaign.judge(1, "nan", reference, tmp_path / "fault", seed=0, timeout=0.5, broken=never_ends)
+    slow = partial(setattr, train_svllreid, "main", lambda words: time.sleep(60))
+    verdict = campaign.judge(1, "nan", reference, tmp_path / "fault", seed=0, timeout=0.5, broken=slow)
     assert (verdict.word, verdict.reason) == (LOST, "hangs: no end after 0 s")
 
 
 def test_a_full_disk_fails_halfway_and_only_for_a_while(tmp_path, monkeypatch):
-    for module, name in ((builtins, "open"), (io, "open"), *((os, each) for each in ("replace", "unlink", "mkdir"))):
+    in_os = ("replace", "unlink", "mkdir", "fsync", "truncate")
+    for module, name in ((builtins, "open"), (io, "open"), *((os, each) for each in in_os)):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
-    for name in ("fsync", "truncate"):
-        monkeypatch.setattr(os, name, getattr(os, name))
     folder, failed = tmp_path / "run", []
     disk = campaign.Disk(folder, Plan(at=2), failed=failed.append)
     disk.install()

@@ -42,7 +42,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         return model.embed(batch.images)
 
     for title, work in {"a step with": step, "features of": test}.items():
-        yield Case(f"{title} the image tower of {setting.name}, {count} images", ways(stage, work))
+        yield Case(f"{title} the image tower of {setting.name}, {count} images", ways(stage, work), steady=True)
 
 
 def ways(stage: ImageStage, work: Callable[[], Tensor]) -> tuple[Way, ...]:

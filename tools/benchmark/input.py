@@ -38,7 +38,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         transform, cache = TrainTransform(SIZE, **SETTINGS), PixelCache(Path(folder, "cache"), len(samples), (3, *SIZE))
         ours = Images(samples, transform, views=True, cache=cache)
         title = f"{len(samples)} images of {SIZE[0]} × {SIZE[1]} and two views of each"
-        yield Case(title, ways(Textbook(samples), ours, setting))
+        yield Case(title, ways(Textbook(samples), ours, setting), steady=True)
 
 
 def ways(book: Textbook, ours: Images, setting: Setting) -> tuple[Way, ...]:

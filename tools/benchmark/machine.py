@@ -48,14 +48,16 @@ class Clock:
 
     Args:
         device: waited for at both ends; on CUDA, memory is that of the device.
+        fresh: whether what is free is given back to the system before; if not, memory that is used again does not show.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, *, fresh: bool = True):
+        self.device, self.fresh = device, fresh
 
     def __enter__(self) -> Clock:
         _wait(self.device)
-        _give_back()
+        if self.fresh:
+            _give_back()
         self.before = _forget_peak(self.device)
         self.cpu, self.wall = _cpu_seconds(), time.perf_counter()
         return self

@@ -42,6 +42,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield Case(
         f"a step with the text tower of {setting.name}, {len(pids)} images of {setting.identities} identities",
         (way("textbook", textbook_loss), way("ours", lambda stage, batch: stage(batch).total)),
+        steady=True,
     )
 
 

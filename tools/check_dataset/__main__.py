@@ -15,8 +15,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-import utils.threads  # noqa: F401
-from configs import STAGES, ConfigError, load
+from configs import STAGES, load
 from utils.command import answer_early, parse, run_script
 
 OPTIONS = {
@@ -40,7 +39,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argpa
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
-    answer_early(read_command_line, ConfigError)
+    answer_early(read_command_line)
 
 from datasets.check import quick_check
 from tools.check_dataset.full import full_check
@@ -83,4 +82,4 @@ def _place(sheet: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, ConfigError))
+    sys.exit(run_script(main))
