@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from yacs.config import CfgNode
 
-from configs import ConfigError, from_dict
+from configs import ConfigError, from_dict, load
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
 from datasets.several import TWO_WAYS, names_of, shifted
 from model.weights import Weights
@@ -39,8 +39,14 @@ class Prepared(NamedTuple):
     notes: list[str]  # what is not as it was in training, for the report, too
 
 
-def settings_of(weights: Weights, overrides: Sequence[str]) -> CfgNode:
-    """The settings that a checkpoint was trained with, with `overrides` on top; WeightsError for a published file."""
+def settings_of(weights: Weights, overrides: Sequence[str], config_file: str | None = None) -> CfgNode:
+    """The settings of a file or those that a checkpoint was trained with, with `overrides` on top.
+
+    Raises:
+        WeightsError: a published file, which has none.
+    """
+    if config_file:
+        return load(config_file, overrides)
     if weights.config is None:
         raise WeightsError(f"{weights.source}: is a published file, which holds no settings; give its --config_file")
     return from_dict({**weights.config, "OUTPUT_DIR": ""}, overrides, where=weights.source)

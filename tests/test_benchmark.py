@@ -117,12 +117,12 @@ def test_what_does_not_fit_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (7, 1), (5, 9)])
-def test_the_textbook_re_ranks_as_the_program_does(k1, k2):
+def test_both_dense_ways_re_rank_as_the_program_does(k1, k2):
     features = labelled_features(300, 16, 20, 1, CPU)[0].double()
     query, gallery = features.split((60, 240))
     expected = rerank(query, gallery, k1, k2, 0.3)
-    for neighbours in (reranking.in_full, reranking.nearest_images):
-        found = reranking.textbook(query.numpy(), gallery.numpy(), k1, k2, 0.3, neighbours)
+    for weigh in (reranking.published_weights, reranking.textbook_weights):
+        found = reranking.dense(query.numpy(), gallery.numpy(), k1, k2, 0.3, weigh)
         torch.testing.assert_close(torch.from_numpy(found).float(), expected, rtol=0, atol=1e-6)
 
 

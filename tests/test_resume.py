@@ -30,6 +30,7 @@ from processor import loop, stage_run
 from processor import run as run_module
 from processor.build import evaluation as build_evaluation
 from processor.build import stage as build_stage
+from utils import files as files_module
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.errors import DataError, UserError, WeightsError
 from utils.report import table
@@ -224,7 +225,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_the_same(straight, data,
 
 
 def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, data, tmp_path, monkeypatch):
-    card, real = LAST.replace(".pth", ".md"), folder_module.replace_text
+    card, real = LAST.replace(".pth", ".md"), files_module.replace_text
 
     def full(path, text):
         if path.name == card:
@@ -232,7 +233,7 @@ def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, dat
         real(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder_module, "replace_text", full)
+        patched.setattr(files_module, "replace_text", full)
         with pytest.raises(UserError, match=rf"{card}: cannot be written \(No space"):
             train(tmp_path, data)
     assert not cards(tmp_path) and evaluated(tmp_path) == ["start"]

@@ -15,13 +15,15 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tools.inference import (
-    KINDS,
+    PICTURES,
     add_beside,
     add_output,
     check_unlike,
     for_each_network,
+    network_parser,
     open_embedder,
     parse,
     short_names,
@@ -35,24 +37,38 @@ PAIR = "pair"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, example="a.jpg b.jpg")
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="attention.png")
+    add_output(parser, "--output", *PICTURES, default="attention.png")
     add("--method", choices=("class", "rollout", "share", PAIR), help="default: rollout, else share")
     add_beside(parser)
+    return parse(parser, argv, example="a.jpg b.jpg")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
+from torch import Tensor
+
 from datasets.find_images import find_images
 from processor.attention import ROLLOUT, SHARE, attention_map, has_class_token, pair_shares
 from processor.inference import Embedder
-from tools.heat import Heat, Row
 from utils.progress import progress
+
+
+class Heat(NamedTuple):
+    """A map over an image."""
+
+    grid: Tensor  # [h, w]; what is below 0 is shown as 0
+    words: str  # below it
+
+
+class Row(NamedTuple):
+    """An image and its maps."""
+
+    image: str
+    name: str
+    heats: Sequence[Heat]  # of each network
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = rows_of(progress(groups, "maps"), list(zip(embedders, methods, strict=True)), unreadable)
     names = short_names([one.weight for one in networks])
     columns = [f"{name}\n{method}" for name, method in zip(names, methods, strict=True)]
-    files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].size))
+    files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].transform.size))
     if not files or len(unreadable) == len(groups):
         raise UserError(f"none of the {len(paths)} images can be read")
     sys.stdout.write(f"{', '.join(map(str, files))}\n")

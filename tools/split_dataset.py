@@ -23,7 +23,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +63,6 @@ from utils.errors import UserError, some, writing
 from utils.files import replace_text, replacing_folder
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
-from utils.records import Omitted
 
 TABLE = "pictures.csv"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
@@ -89,9 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = split(images, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
     with writing(f"TARGET {target}"):
         write(splits.images, source, target, form=arguments.form, link=arguments.link)
-    if (source / JUNK).is_dir():
-        sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
-    sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")
+    lines = [f"{source / JUNK}: is junk by its name, and left out"] if (source / JUNK).is_dir() else []
+    if omitted.files:
+        lines.append(f"{len(omitted.files)} files are not named as images, and left out: {some(omitted.files)}")
+    if omitted.identities:
+        lines.append(f"{len(omitted.identities)} folders hold no image, and are left out: {some(omitted.identities)}")
+    sys.stdout.write("\n".join([*lines, *_report(splits, target)]) + "\n")
 
 
 def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: int) -> Splits:
@@ -198,15 +200,6 @@ def _write_csv(splits: Images, source: Path, file: Path) -> None:
         for image in images
     )
     replace_text(file, text.getvalue())
-
-
-def _left_out(omitted: Omitted) -> Iterator[str]:
-    for paths, what in (
-        (omitted.files, "files are not named as images, and left out"),
-        (omitted.identities, "folders hold no image, and are left out"),
-    ):
-        if paths:
-            yield f"{len(paths)} {what}: {some(paths)}"
 
 
 def _report(splits: Splits, target: Path) -> list[str]:

@@ -117,9 +117,7 @@ def weights_file(path: str | Path) -> Path:
     path = expanded(path)
     if os.path.isdir(path):  # os.path's, because Path's raises for a name that is too long
         weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
-        raise WeightsError(
-            f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'it has no weights'})"
-        )
+        raise WeightsError(f"{path}: is a folder; name the file in it ({some(weights) or 'it has no weights'})")
     if not os.path.exists(path):
         raise WeightsError(f"{path}: there is no such file")
     if instead := instead_of_file(os.stat(path).st_mode):
@@ -188,14 +186,6 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read as TorchScript ({type(error).__name__}: {error})") from error
 
 
-def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
-def _first(value, *_):
-    return value
-
-
 class _Scripted:
     """An object of a TorchScript class, without its methods."""
 
@@ -234,13 +224,13 @@ class _TorchScript(pickle.Unpickler):
         if module == "__torch__" or module.startswith("__torch__."):
             return type(f"{module}.{name}", (_Scripted,), {})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _view
+            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "torch.jit._pickle":
-            return _first  # lists of one type, which are pickled with a word on it
+            return lambda value, *_: value  # lists of one type, which are pickled with a word on it
         raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")
 
     def persistent_load(self, pid) -> Tensor:
