@@ -84,19 +84,17 @@ WHAT = ("data_set", "variant", "data_fingerprint", "protocol", "network", "neck_
 
 def model_card(facts: Facts) -> str:
     """The card, Markdown with the Hub's YAML before it."""
-    sections = [
-        f"# {facts.name}\n\n{_summary(facts)}",
-        f"## Use\n\n{_use(facts)}",
-        f"## Network\n\n{_network(facts)}",
-        f"## Preprocessing\n\n{_preprocessing(facts)}",
-    ]
-    if facts.trained:
-        sections.append(f"## Training\n\n{_training(facts)}")
-    if facts.results:
-        sections.append(f"## Results\n\n{_results(facts)}")
-    sections.append(f"## Terms\n\n{_terms(facts)}")
+    sections = {
+        f"# {facts.name}": _summary(facts),
+        "## Use": _use(facts),
+        "## Network": _network(facts),
+        "## Preprocessing": _preprocessing(facts),
+        "## Training": _training(facts) if facts.trained else "",
+        "## Results": _results(facts) if facts.results else "",
+        "## Terms": _terms(facts),
+    }
     head = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{head}---\n" + "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text) + "\n"
 
 
 def without_front_matter(card: str) -> str:
@@ -186,12 +184,11 @@ def _is_ours(facts: Facts) -> bool:
 
 def _summary(facts: Facts) -> str:
     height, width = facts.architecture["test_size"]
-    tower = f"image tower {facts.architecture['name']}"
-    kind = f"A network for image re-identification: {method_of(facts.settings)}, " if facts.trained else ""
-    kind = f"{kind}{tower}." if kind else f"A network for image re-identification, {tower}."
+    method = f": {method_of(facts.settings)}" if facts.trained else ""
     return (
-        f"{kind} It turns an image, resized to {height} × {width} pixels, into a vector of {facts.width} numbers; "
-        "vectors are compared by their cosine."
+        f"A network for image re-identification{method}, image tower {facts.architecture['name']}. "
+        f"It turns an image, resized to {height} × {width} pixels, into a vector of {facts.width} numbers; vectors are "
+        "compared by their cosine."
     )
 
 

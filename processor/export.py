@@ -84,7 +84,7 @@ def export_onnx(embedder: Embedder, path: Path, examples: Sequence, *, half: boo
 
     embedder.check_fp32("features are exported")
     network = Retrieval(embedder, half=half).eval()
-    shape = (2, 3, *embedder.size)
+    shape = (2, 3, *embedder.transform.size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -136,6 +136,6 @@ def _batches(embedder: Embedder, examples: Sequence) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     prepared = [embedder.prepare(image) for image in examples[: max(BATCHES)]]
     for count in BATCHES:
-        yield torch.randn(count, 3, *embedder.size, generator=generator)
+        yield torch.randn(count, 3, *embedder.transform.size, generator=generator)
         if prepared:
             yield torch.stack([prepared[place % len(prepared)] for place in range(count)])

@@ -81,7 +81,6 @@ class Embedder:
     ):
         self.device, self.batch_size = device, batch_size
         self.model = model.to(device).eval()
-        self.size, self.mean, self.std = transform.size, transform.mean, transform.std
         self.transform, self.precision = transform, precision
         self.neck, self.flip, self.side, self.modality = neck, flip, side, modality
         with computing_in(precision, device):  # which says now if the device cannot
@@ -137,7 +136,8 @@ class Embedder:
     def digest(self) -> str:
         """Of the weights and of all settings that features depend on: features of another digest are no match."""
         new = () if self.precision == FP32 else (self.precision,)  # which earlier versions did not know
-        settings = (self.size, self.mean, self.std, self.neck, self.flip, self.side, *new)
+        seen = self.transform
+        settings = (seen.size, seen.mean, seen.std, self.neck, self.flip, self.side, *new)
         state = hashlib.sha256(repr(settings).encode())
         for name, value in self.model.state_dict().items():
             state.update(name.encode())
@@ -147,11 +147,11 @@ class Embedder:
     def described(self) -> dict[str, Any]:
         """How images are prepared for it, what is done to features, and whose they are, as plain types."""
         return {
-            "size": self.size,
+            "size": self.transform.size,
             "resize": "bilinear, antialiased, aspect ratio not kept",
             "colours": "RGB, 0 to 1, minus mean, divided by std",
-            "mean": self.mean,
-            "std": self.std,
+            "mean": self.transform.mean,
+            "std": self.transform.std,
             "features": f"{'after' if self.neck else 'before'} the necks",
             "flip": self.flip,
             "side_information": "mean" if self.side else "none",

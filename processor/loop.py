@@ -67,13 +67,13 @@ def fit(
                 at = progress.settle(at) if line or save else at
                 if line:
                     progress.log(at)
+                if stop:
+                    break
                 if save:
                     run.save(at._replace(sums=progress.sums))
-                if stop:
-                    run.stop()
-        if run.stop_requested():  # after the last step
-            run.save(at._replace(sums=progress.sums))
-            run.stop()
+            if run.stop_requested():  # maybe after the last step only
+                run.save(at._replace(sums=progress.sums))
+                run.stop()
         run.after_epoch(epoch)
         at = Position(epoch + 1, steps=at.steps, skipped=at.skipped)
 

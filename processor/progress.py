@@ -14,11 +14,10 @@ from torch import Tensor
 from processor.stage_run import Position, StageRun
 from utils.clock import duration
 from utils.distributed import collective, gather_objects
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.records import Batch, FeatureBatch, Losses
 
 logger = logging.getLogger(__name__)
-EXAMPLES = 4  # image paths in a message; metrics.jsonl has them all
 ACCURACY = "_accuracy"  # suffix of a term's name, for its accuracy in records
 SMALLEST_SCALE = 1.0  # of the fp16 scaler, which starts at 65536 and is halved whenever an update overflows
 
@@ -118,12 +117,10 @@ class Progress:
         self.run.record("non_finite", step=step.at.steps, **facts)
         self.run.failed(step.at, facts)
         values = ", ".join(f"{term} {value:g}" for term, value in terms.items())
-        more = f" and {len(images) - EXAMPLES} more" if len(images) > EXAMPLES else ""
         with collective():
             raise NonFiniteLoss(
                 f"{self.run.title}, epoch {step.at.epoch}, step {step.at.step}: the {what} is not finite ({values}; "
-                f"learning rate {self.lr:.3g}); that update was not made; images: "
-                f"{', '.join(images[:EXAMPLES]) or 'unknown'}{more}"
+                f"learning rate {self.lr:.3g}); that update was not made; images: {some(images) or 'unknown'}"
             )
 
 

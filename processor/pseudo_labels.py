@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.files import replacing
 from utils.records import Sample
 
@@ -75,7 +75,7 @@ def read_labels(path: Path, samples: Sequence[Sample], *, epoch: int, settings: 
     wanted = [(name, sample.modality) for name, sample in zip(_names(samples), samples, strict=True)]
     if len(rows) != len(paths) or rows.keys() != set(wanted):
         strange = sorted({name for name, _ in rows.keys() ^ set(wanted)})
-        raise DataError(f"{path}: has the pseudo-labels of other images ({', '.join(strange[:3]) or 'some twice'})")
+        raise DataError(f"{path}: has the pseudo-labels of other images ({some(strange) or 'some twice'})")
     return found._replace(labels=[rows[key] for key in wanted])
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from yacs.config import CfgNode
 
-from configs import STAGES, to_dict
+from configs import to_dict
+from configs.stages import STAGES
 from model.build import settle_pixels
 from model.svllreid import SvllReid
 from processor.card import facts_of, model_card
@@ -20,6 +21,7 @@ from processor.resume import check_fingerprint, check_resume, has_ended, stage_n
 from utils.clock import Clock
 from utils.devices import make_deterministic, pick_device
 from utils.distributed import collective, is_main, join_processes, leave_processes, main_first, on_main
+from utils.files import write_text
 from utils.logs import log_to_file
 from utils.run import LOG, RESULTS
 from utils.run.folder import EarlierRun, RunFolder, check_unused, check_writable, earlier_run
@@ -105,6 +107,10 @@ class Run:
         self.fingerprint: dict = {}
         self.entries: list[dict] = []  # of results.json, for the table at the end
 
+    def resumes(self, number: int) -> bool:
+        """Whether the stage at this place of PROCESSOR.STAGES goes on where it was saved, with the network of then."""
+        return self.state is not None and number == self.first_stage
+
     # ------------------------------------------------------------------------------------------------------- the start
 
     def set_fingerprint(self, fingerprint: dict) -> None:
@@ -147,19 +153,19 @@ class Run:
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
         """Append numbers to metrics.jsonl; `step` counts over the whole stage."""
-        self._write(lambda folder: folder.record(kind, step=step, **values))
+        self._write(lambda folder: folder.metrics.record(kind, step=step, **values))
 
     def save(self, name: str, contents: dict) -> Path:
         """Write a checkpoint, with the configuration and the run's fingerprint -> its path."""
-        return self._write(lambda folder: folder.save(name, {**contents, "config": to_dict(self.cfg)}))
+        return self._write(lambda folder: folder.save(name, contents))
 
     def save_state(self, name: str, contents: dict, run: dict) -> None:
         """Write a state to resume from; `run` is what training needs besides a checkpoint's contents."""
-        self._write(lambda folder: folder.save_state(name, {**contents, "config": to_dict(self.cfg)}, run))
+        self._write(lambda folder: folder.save_state(name, contents, run))
 
     def save_failure(self, contents: dict) -> None:
         """Write what there is to look into after a loss that was not finite."""
-        self._write(lambda folder: folder.save_failure({**contents, "config": to_dict(self.cfg)}))
+        self._write(lambda folder: folder.save_failure(contents))
 
     def write_card(self, checkpoint: Path, model: SvllReid, results: Sequence[dict]) -> None:
         """Write the model card of the last checkpoint beside it.
@@ -177,7 +183,7 @@ class Run:
             epoch=stage.epochs(self.cfg),
             results=results,
         )
-        self._write(lambda folder: folder.write_card(checkpoint.with_suffix(".md"), model_card(facts)))
+        self._write(lambda _: write_text(checkpoint.with_suffix(".md"), model_card(facts)))
 
     def add_result(self, entry: dict) -> None:
         """Add an evaluation to results.json."""

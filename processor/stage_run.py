@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from processor.turn import Turn
 from solver.average import WeightAverage
 from solver.build import load_optimizer
 from utils.distributed import any_rank, average_statistics, collective
@@ -68,7 +69,7 @@ class StageRun:
         stopping: Stopping | None = None,
     ):
         self.device, self.name, self.title, self.log_period = device, name, title or name, log_period
-        self.position, self.shares, self.stopping = position or Position(), shares, stopping
+        self.position, self.shares, self.stopping = position or Position(), shares, stopping or Stopping()
 
     def before_epoch(self, epoch: int, epoch_state: dict | None) -> dict | None:
         """Called first in an epoch, before learning rates and batches are taken.
@@ -101,23 +102,17 @@ class StageRun:
     def failed(self, position: Position, facts: dict) -> None:
         """Keep what there is to look into, before NonFiniteLoss is raised."""
 
-    @contextmanager
-    def finishing_steps(self) -> Iterator[None]:
+    def finishing_steps(self) -> AbstractContextManager[None]:
         """Within it, a request to stop waits for `stop_requested`."""
-        if self.stopping is None:
-            yield
-        else:
-            with self.stopping.waiting():
-                yield
+        return self.stopping.waiting()
 
     def stop_requested(self) -> bool:
         """Whether somebody wants to stop, on any process; a collective."""
-        return any_rank(self.stopping is not None and self.stopping.requested is not None)
+        return any_rank(self.stopping.requested is not None)
 
     def stop(self) -> None:
         """Raise Interrupted."""
-        requested = self.stopping.requested if self.stopping else None
-        raise Interrupted(requested or signal.SIGTERM)  # another process was asked
+        raise Interrupted(self.stopping.requested or signal.SIGTERM)  # another process was asked
 
 
 class Periods(NamedTuple):
@@ -141,9 +136,7 @@ class Periods(NamedTuple):
 class StageParts(NamedTuple):
     """What one kind of stage is made of."""
 
-    model: nn.Module
-    module: nn.Module  # Batch or FeatureBatch -> Losses; holds the model
-    weights: Mapping[str, float]  # of its losses
+    module: Any  # Batch or FeatureBatch -> Losses; holds the `model`, and the `weights` of its losses
     batches: Callable[[int, int], Batches]  # as in `fit`
     image_paths: Callable[[Tensor], Sequence[str]]
     summed: Mapping[str, str] = {}  # of how many parts a loss is the sum, in words
@@ -171,8 +164,6 @@ class SavedStageRun(StageRun):
     """A stage that records and saves in its run's folder, and resumes from there.
 
     Args:
-        number: its place in PROCESSOR.STAGES, from 0.
-        again: how often the stage has occurred before.
         file: what its checkpoints are called, with {epoch}.
         facts: what a checkpoint holds besides weights and epoch.
     """
@@ -180,31 +171,26 @@ class SavedStageRun(StageRun):
     def __init__(
         self,
         run: Run,
-        number: int,
+        turn: Turn,
         parts: StageParts,
         training: Training,
         periods: Periods,
         *,
-        name: str,
-        title: str,
-        again: int,
         file: str,
         facts: dict,
     ):
-        saved = run.state.run if run.state and number == run.first_stage else None
+        saved = run.state.run if run.state and run.resumes(turn.number) else None
         super().__init__(
             run.device,
-            name=name,
-            title=title,
+            name=turn.stage.name,
+            title=turn.title,
             log_period=periods.log,
             position=Position._make(map(saved["position"].get, Position._fields)) if saved else None,
             shares=parts.shares,
             stopping=run.stopping,
         )
-        self.run, self.number, self.parts, self.training, self.periods = run, number, parts, training, periods
-        self.model = parts.model
-        self.file, self.facts = file, facts
-        self.again = {"again": again} if again else {}  # in records
+        self.run, self.turn, self.parts, self.training, self.periods = run, turn, parts, training, periods
+        self.model, self.file, self.facts = parts.module.model, file, facts
         self.saved, self.saved_at = saved, time.monotonic()
         self.best: dict[str, Best] = saved["best"] if saved else {}
         self.checkpoint: Path | None = None  # the last one
@@ -236,7 +222,7 @@ class SavedStageRun(StageRun):
                 ) from error
 
     def record(self, kind: str, *, step: int, **values: Any) -> None:
-        self.run.record(kind, step=step, **values, **self.again)
+        self.run.record(kind, step=step, **values, **self.turn.mark)
 
     def image_paths(self, ids: Tensor) -> Sequence[str]:
         return self.parts.image_paths(ids)
@@ -279,7 +265,7 @@ class SavedStageRun(StageRun):
     def _resumable(self, position: Position) -> dict:
         optimizer, precision, scaler, average = self.training
         return {
-            "stage_number": self.number,
+            "stage_number": self.turn.number,
             "position": position._asdict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,

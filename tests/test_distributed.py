@@ -36,6 +36,7 @@ from processor.evaluate import NOTHING_MORE, embed_all, evaluate
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import fit
 from processor.prompt_stage import FeatureBatches, PromptStage, cache_features
+from processor.turn import Turn
 from utils.command import run_script
 from utils.errors import DataError, UserError
 from utils.records import Batch, FeatureBatch, Labels, QueryExpansion, Refinement, Reranking, Sample, Trial
@@ -175,7 +176,7 @@ def clustering(folder: Path) -> dict:
 
 
 def _cluster_epochs(run, model, people) -> dict:
-    parts = build_cluster.cluster_parts(run, 0, model, data_of(people), seed=1)
+    parts = build_cluster.cluster_parts(run, Turn(run.cfg.PROCESSOR.STAGES, 0), model, data_of(people), seed=1)
     stage, shown, query = parts.module, [], parts.module.query
     stage.query = lambda batch: shown.append(len(batch.pids)) or query(doubled(batch))
     optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=1e-4)

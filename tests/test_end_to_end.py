@@ -17,7 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from builders import write_synthetic
 
@@ -110,7 +109,7 @@ def test_training_writes_a_whole_run(trained):
     assert {"identity", "triplet", "image_text", "vision_ssl"} <= by_stage["image"].keys()
     assert [line["stage"] for line in lines if line["kind"] == "evaluation"] == ["start", "image", "end"]
     log = (run_folder / "train_log.txt").read_text()
-    assert "vision_ssl" in log and "language_ssl" in log and "rank-1" in log
+    assert f"{IMAGE.title}  best before the end: synthetic mAP" in log
 
 
 def test_the_log_adds_up(trained):
@@ -129,17 +128,6 @@ def test_the_log_adds_up(trained):
             values = [float(weight or 1) * float(re.search(rf"{term} ([\d.]+)", terms)[1]) for weight, term in weights]
             assert sum(values) == pytest.approx(float(loss), abs=0.005)
     assert re.search(r" s left\n", log) and re.search(r"image_text [\d.]+ \(\d+ %\)", log)
-
-
-def test_results_file_has_fractions_and_what_changes_them(trained):
-    start, end = results(trained / "run")[:2]
-    assert (start["when"], end["when"]) == ("start", "end")
-    for entry in (start, end):
-        assert all(0 <= entry[name] <= 1 for name in ("mAP", "mINP", "rank1", "rank5", "rank10"))
-        assert entry["valid_queries"] == entry["queries"] == 24  # 6 identities in 4 cameras each
-        for name in ("feat_norm", "neck_feat", "network", "notes", "data_set", "data_fingerprint", "seed", "versions"):
-            assert entry[name] is not None
-    assert start["mAP"] != end["mAP"]
 
 
 def test_a_new_process_gets_the_same_numbers_from_the_checkpoint(trained):
@@ -172,23 +160,6 @@ def test_what_the_command_line_asks_for_is_resized(trained, tmp_path, capsys):
     assert (entry["network"]["stride"], entry["network"]["test_size"]) == ([8, 8], [80, 32])
     assert entry["notes"][0] == note
     assert entry["mAP"] > 0.2 and entry["mAP"] != end_of(trained)["mAP"]
-
-
-def test_feature_norm_and_neck_change_the_ranking(trained, tmp_path):
-    checkpoint = read_checkpoint(trained / "run" / "ViT-Tiny-8_2.pth")
-    generator = torch.Generator().manual_seed(0)
-    for name, value in checkpoint["model"].items():
-        if name.endswith(("neck.weight", "neck.bias")):  # necks that cannot be overlooked
-            value.copy_(3 * torch.randn(value.shape, generator=generator))
-    torch.save(checkpoint, tmp_path / "necks.pth")
-    scores = {}
-    for norm in ("True", "False"):
-        for neck in ("before", "after"):
-            words = ["TEST.WEIGHT", str(tmp_path / "necks.pth"), "TEST.FEAT_NORM", norm, "TEST.NECK_FEAT", neck]
-            entry = new_entry(trained, tmp_path / norm / neck, *words)
-            assert (entry["feat_norm"], entry["neck_feat"]) == (norm == "True", neck)
-            scores[norm, neck] = entry["mAP"], entry["mINP"]
-    assert scores["True", "before"] != scores["True", "after"] != scores["False", "after"] != scores["False", "before"]
 
 
 def test_checkpoints_hold_plain_things_only(trained):

@@ -24,7 +24,7 @@ def test_onnxruntime_gives_the_embedders_features_for_any_number_of_images(train
     embedder = Embedder.from_checkpoint(path, device="cpu", overrides=[word for word in words if word != "--fp16"])
     session = onnxruntime.InferenceSession(file, export.session_options(), providers=["CPUExecutionProvider"])
     (facts,) = session.get_modelmeta().custom_metadata_map.values()
-    assert json.loads(facts)["digest"] == embedder.digest and json.loads(facts)["mean"] == list(embedder.mean)
+    assert json.loads(facts)["digest"] == embedder.digest and json.loads(facts)["mean"] == list(embedder.transform.mean)
     for count in (1, 3):
         batch = torch.stack([embedder.prepare(image) for image in images[:count]]).numpy()
         (found,) = session.run(None, {"images": batch})

@@ -24,7 +24,7 @@ from model.towers import make_tower
 from model.weights import read_weights
 from processor.inference import Embedder
 from tools import convert_checkpoint, release
-from utils.checkpoint import read_checkpoint, read_tensors
+from utils.checkpoint import read_checkpoint, read_tensors, save_checkpoint
 from utils.errors import WeightsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,7 +157,10 @@ def test_overlapping_patches(tmp_path):
         make_tower("transreid_ssl_small_ics", SIZE, (15, 15))
 
 
-@pytest.mark.parametrize(("name", "expected"), [("personvit_base", (16, 240)), ("solider_swin_tiny", (4, 248))])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("personvit_base", (16, 240)), ("transreid_ssl_base_ics", (16, 240)), ("solider_swin_tiny", (4, 248))],
+)
 def test_a_size_that_it_does_not_take_is_answered_with_multiples_of_the_patch(name, expected):
     says = rf"INPUT.SIZE_TEST \(250, 128\): {name} .*multiples of {expected[0]}, e.g. \({expected[1]}, 128\)"
     with pytest.raises(WeightsError, match=says):
@@ -387,8 +390,11 @@ def test_what_is_at_the_wrong_door_is_sent_to_the_right_one(tmp_path):
     with pytest.raises(WeightsError, match=r"tower\.pth.*MODEL\.PRETRAIN"):
         read_weights(tmp_path / "tower.pth", name)
     tower = make_tower(name, SIZE, (16, 16))
-    with pytest.raises(WeightsError, match=r"whole\.pth.*MODEL\.INIT_FROM"):
-        fill(tower, name, str(tmp_path / "whole.pth"))
+    save_checkpoint(tmp_path / "ours.pth", {"model": state, "config": {}, "architecture": {}})
+    torch.save({"image_encoder.proj": torch.ones(2, 2)}, tmp_path / "published.pth")
+    for file in ("whole", "ours", "published"):
+        with pytest.raises(WeightsError, match=rf"{file}\.pth.* is a .*which MODEL\.INIT_FROM"):
+            fill(tower, name, str(tmp_path / f"{file}.pth"))
     with pytest.raises(WeightsError, match=r"openai.*huggingface\.co/lakeAGI/PersonViT"):
         fill(tower, name, "openai")
 

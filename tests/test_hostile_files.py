@@ -35,7 +35,7 @@ from datasets.transforms import TestTransform
 from model.build import load_model, make_model, rebuild, settle_architecture
 from model.pretrained import load_clip
 from model.weights import Weights, read_weights, weights_in
-from test_svllreid import homes_of
+from processor.transfer import homes_of
 from tools.check_dataset.full import full_check
 from tools.check_dataset.report import text
 from utils.checkpoint import FORMAT, read_tensors, read_torchscript, write_tensors

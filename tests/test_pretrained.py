@@ -1,7 +1,9 @@
 """CLIP's weights: every form of file, every way of going wrong."""
 
+import argparse
 import io
 import re
+import shlex
 import socket
 import threading
 import time
@@ -125,10 +127,12 @@ def test_positions_are_resized_from_those_in_the_file(tmp_path):
 
 
 def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
-    write(tmp_path / "weights", weights(), "safetensors").rename(tmp_path / "weights.bin")
-    write(tmp_path / "other", weights(), "state dict").rename(tmp_path / "other.safetensors")
+    state = weights() | {"logit_scale": torch.tensor([2.0])}  # a vector in some
+    write(tmp_path / "weights", state, "safetensors").rename(tmp_path / "weights.bin")
+    write(tmp_path / "other", state, "state dict").rename(tmp_path / "other.safetensors")
     for name in ("weights.bin", "other.safetensors"):
-        assert torch.equal(load_clip(SMALL, str(tmp_path / name), "gelu")[0].visual.proj, weights()["visual.proj"])
+        clip, _ = load_clip(SMALL, str(tmp_path / name), "gelu")
+        assert torch.equal(clip.visual.proj, state["visual.proj"]) and clip.logit_scale == 2
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit in
@@ -179,6 +183,17 @@ def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, con
     for door in (lambda path: load_clip(SMALL, str(path)), read_weights):
         with pytest.raises(WeightsError, match=rf"thing\.pth.*{re.escape(word)}"):
             door(tmp_path / "thing.pth")
+
+
+def test_of_several_dictionaries_the_command_saves_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"student": {"x": ONE, "y": ONE}, "teacher": TIMM, "args": argparse.Namespace()}, "x.pth")
+    with pytest.raises(WeightsError) as refused:
+        load_clip(SMALL, "x.pth")
+    _, code = shlex.split(str(refused.value).partition("python ")[2])
+    with torch.serialization.safe_globals([]):
+        exec(code)
+    assert torch.load("right.pth").keys() == TIMM.keys()
 
 
 @pytest.mark.parametrize(

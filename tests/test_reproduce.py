@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from builders import write_synthetic
 
 from configs import ConfigError, load, to_dict
 from datasets.market1501 import FOLDERS
-from tools import compare, reproduce
+from tools import reproduce
 from tools.reproduce import ROWS, Plan, Row
 from utils.command import parse
 from utils.errors import UserError
@@ -34,7 +33,7 @@ SMALL = (
 def entry(name: str, plan: Plan, **changes) -> dict:
     """An end that is worth what was published, in per cent, or what `changes` say."""
     row = ROWS[name]
-    figures = {"mAP": 50.0, "mINP": 30.0, "rank1": 60.0, "rank5": 70.0, "rank10": 80.0, **(row.published or {})}
+    figures = {"mAP": 50.0, "mINP": 30.0, "rank1": 60.0, "rank5": 70.0, "rank10": 80.0, **row.published}
     figures.update({key: changes.pop(key) for key in list(changes) if key in figures})
     return {
         "when": "end",
@@ -88,9 +87,9 @@ def test_names_figures_and_folders(plan):
     assert len({plan.folder(row) for row in ROWS.values()}) == len(ROWS) == 38
     for name, row in ROWS.items():
         assert name.startswith(f"{row.data_set}-")
-        assert (row.published is None) == ("svllreid" in name or name == "msmt17-personvit_small")
+        assert (not row.published) == ("svllreid" in name or name == "msmt17-personvit_small")
         figures = ["rank1", "rank5"] if row.data_set == "VehicleID" else ["mAP", "rank1"]
-        assert row.published is None or list(row.published) == (["rank1"] if "isr" in name else figures)
+        assert list(row.published) in ([], ["rank1"] if "isr" in name else figures)
     unverified = {name for name, row in ROWS.items() if row.unverified}
     others = {name for name in ROWS if re.search("solider|isr|pcl|cclnet", name)}
     assert unverified == {"VehicleID-vit_clipreid-olp", *others}
@@ -134,10 +133,10 @@ def test_every_command_of_the_markdown_table_parses(plan, capsys):
     assert lines[0] == "| data set | method | published | ours | command |"
     assert len(lines) == 2 + len(ROWS) and all(line.count("|") == 6 for line in lines)
     of_row = dict(zip(ROWS, lines[2:], strict=True))
-    row = "| Market-1501 | CLIP-ReID, ViT-B/16 | 89.6 / 95.5 | not yet run | `python train_svllreid.py"
+    row = "| Market-1501 | CLIP-ReID, ViT-B/16 | mAP 89.6, rank-1 95.5 | not yet run | `python train_svllreid.py"
     assert of_row["market1501-vit_clipreid"].startswith(row)
     assert "| not at hand | not yet run |" in of_row["market1501-vit_svllreid"]
-    unverified = "| 85.5 / 97.2 (rank-1 / rank-5, unverified) | not yet run |"
+    unverified = "| rank-1 85.5, rank-5 97.2 (unverified) | not yet run |"
     assert unverified in of_row["VehicleID-vit_clipreid-olp"]
     found = commands("\n".join(lines))
     assert len(found) == len(ROWS) + 2
@@ -154,18 +153,11 @@ def test_every_command_of_the_markdown_table_parses(plan, capsys):
             assert cfg.TEST.RE_RANKING and cfg.TEST.WEIGHT.endswith(f"{MSMT17}_seed7/ViT-B-16_60.pth")
 
 
-def test_a_script_without_a_configuration_takes_the_reranked_row(plan):
-    training, testing = plan.commands(ROWS[RE_RANKED])
-    assert training == plan.training(ROWS[MSMT17])  # one network for both rows
-    assert testing[0] == "test_svllreid.py" and "--config_file" not in testing
-
-
 def test_overrides_come_last_in_every_command(plan):
     plan = Plan(plan.root, plan.output, overrides=("INPUT.PADDING", "4", "MODEL.STRIDE_SIZE", "[14, 14]"))
     for row in ROWS.values():
         assert all(command[-4:] == plan.overrides for command in plan.commands(row))
         assert plan.config(row).MODEL.STRIDE_SIZE == (14, 14)
-        assert plan.departures(row) == ["MODEL.STRIDE_SIZE", "INPUT.PADDING"]
 
 
 @pytest.mark.parametrize("key", reproduce.OWNED)
@@ -182,39 +174,7 @@ def test_a_row_that_there_is_not_is_named(capsys, words):
     assert error.value.code == 2 and f"{words[-2:][0]!r}" in said and PLAIN in said
 
 
-def test_a_folder_of_runs_that_there_is_not_is_named():
-    with pytest.raises(UserError, match="/nowhere/runs"):
-        reproduce.main(["--output", "/nowhere/runs"])
-
-
 # ----------------------------------------------------------------------------------------------------- what is needed
-
-
-def test_missing_files_are_listed_with_their_places(plan, capsys, monkeypatch):
-    plan.output.mkdir()
-    assert call(plan) == 0  # nothing was asked for
-    text = capsys.readouterr().out
-    market = paragraph(text, PLAIN)
-    assert f"{plan.root}/{FOLDERS[0]}/{{bounding_box_train, query, bounding_box_test}}: missing" in market
-    assert "not yet run" in market
-    assert f"{plan.root}/VeRi/{{image_train, image_query, image_test}}: missing" in paragraph(text, "veri-vit_clipreid")
-
-
-def test_viewpoints_are_looked_for_beside_the_images_or_where_they_are_said_to_be(plan, capsys):
-    """VeRi's are in files that do not come with it."""
-    row = ROWS["veri-vit_svllreid"]
-    for split in ("image_train", "image_query", "image_test"):
-        (Path(plan.root) / "VeRi" / split).mkdir(parents=True)
-        (Path(plan.root) / "VeRi" / split / "0001_c001_1_0.jpg").touch()
-    said = reproduce.images(plan.config(row))
-    assert f": missing ({plan.root}/VeRi/keypoint_train.txt: there is no such file" in said
-    for split in ("train", "test"):
-        line = f"0001_c001_1_0.jpg {' '.join(['-1'] * 40)} 3\n"
-        (Path(plan.root) / f"keypoint_{split}.txt").write_text(line)
-    places = [f"{plan.root}/keypoint_{split}.txt" for split in ("train", "test")]
-    mine = replace(plan, overrides=("DATASETS.VIEWPOINTS_TRAIN", places[0], "DATASETS.VIEWPOINTS_TEST", places[1]))
-    assert ": there: " in reproduce.images(mine.config(row))
-    assert "VIEWPOINTS" not in str(plan.training(ROWS["veri-vit_clipreid"]))
 
 
 def test_a_row_without_its_files_leaves_nothing_behind(plan, capsys):
@@ -224,10 +184,10 @@ def test_a_row_without_its_files_leaves_nothing_behind(plan, capsys):
 
 
 def test_weights_are_looked_for_where_they_would_be_read(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.pretrained, "cached", lambda tag: None)
+    monkeypatch.setattr(reproduce, "cached", lambda tag: None)
     said = reproduce.weights(plan.config(ROWS[PLAIN]))
-    assert said.startswith("https://") and "not here yet" in said
-    monkeypatch.setattr(reproduce.pretrained, "cached", lambda tag: tmp_path / "openai.safetensors")
+    assert said == "openai: training fetches what is not on this machine"
+    monkeypatch.setattr(reproduce, "cached", lambda tag: tmp_path / "openai.safetensors")
     assert reproduce.weights(plan.config(ROWS[PLAIN])) == f"{tmp_path / 'openai.safetensors'}: there"
 
     file = tmp_path / "ViT-B-16.pt"
@@ -235,24 +195,8 @@ def test_weights_are_looked_for_where_they_would_be_read(plan, tmp_path, monkeyp
     assert reproduce.weights(mine) == f"{file}: missing"
     file.touch()
     assert reproduce.weights(mine) == f"{file}: there"
-    for overrides in (("MODEL.PRETRAIN", "none"), SMALL):
-        assert "missing" not in reproduce.weights(Plan(overrides=overrides).config(ROWS[PLAIN]))
-
-
-@pytest.mark.parametrize(
-    ("folders", "version"),
-    [
-        (["MSMT17_V1/test"], "V1"),
-        (["MSMT17/mask_test_v2"], "V2"),
-        (["MSMT17/test"], "unknown version"),
-        (["MSMT17_V1/test", "MSMT17_V2/mask_test_v2"], "unknown version"),
-        ([], "unknown version"),
-    ],
-)
-def test_the_version_of_msmt17_is_that_of_its_folders_if_they_are_still_there(tmp_path, folders, version):
-    for folder in folders:
-        (tmp_path / folder).mkdir(parents=True)
-    assert reproduce.version_of_msmt17(tmp_path) == version
+    for config in (Plan(overrides=SMALL).config(ROWS[PLAIN]), plan.config(ROWS["msmt17-dinov3_base"])):
+        assert "missing" not in reproduce.weights(config)
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts
@@ -269,42 +213,20 @@ def test_the_version_of_msmt17_is_that_of_its_folders_if_they_are_still_there(tm
         ({"mAP": 95.0, "rank1": 90.0}, "below"),
     ],
 )
-def test_verdicts(plan, capsys, scores, word):
+def test_verdicts(plan, capsys, monkeypatch, scores, word):
+    """Of what has ended, which is not run again: neither data set nor weights are there."""
+    monkeypatch.setattr(reproduce, "_start", lambda command: pytest.fail(f"started {command}"))
     pretend(PLAIN, plan, **scores)
-    assert call(plan) == (0 if word == "reproduced" else 1)
+    pretend("market1501-vit_svllreid", plan)  # which is not judged
+    assert call(plan, "--run", PLAIN, "market1501-vit_svllreid") == (0 if word == "reproduced" else 1)
     text = paragraph(capsys.readouterr().out, PLAIN)
     assert f"{word}: mAP {round(scores.get('mAP', 89.6), 1) - 89.6:+.1f}, rank-1 " in text
 
 
-def test_networks_of_a_data_set_come_with_the_command_that_compares_them(plan, capsys):
-    names = (PLAIN, "market1501-vit_svllreid", "veri-vit_clipreid")
-    pretend(names[0], plan)
-    pretend(names[2], plan)
-    call(plan)
-    assert "tools.compare" not in capsys.readouterr().out
-    pretend(names[1], plan)
-    call(plan)
-    (command,) = re.findall(r"python -m tools\.compare (.*)", capsys.readouterr().out)
-    words = compare.read_command_line(shlex.split(command))
-    assert words.weight == [str(plan.checkpoint(ROWS[name])) for name in names[:2]]
-    assert words.data == ["market1501"] and words.overrides == ["DATASETS.ROOT_DIR", plan.root]
-
-
-def test_vehicleid_is_judged_by_rank_1_and_rank_5():
-    row = ROWS["VehicleID-vit_clipreid"]
-    for mAP, rank5, verdict in ((1.0, 97.6, "reproduced"), (99.0, 96.5, "below")):
-        result = reproduce.Result({"mAP": mAP, "rank1": 85.3, "rank5": rank5})
-        assert reproduce.judge(row, result)[0] == verdict
-
-
-def test_what_was_never_published_is_shown_and_not_judged(plan, capsys):
-    pretend("market1501-vit_svllreid", plan)
-    assert call(plan) == 0
-    text = paragraph(capsys.readouterr().out, "market1501-vit_svllreid")
-    assert "mAP 50.0, rank-1 60.0, rank-5 70.0" in text
-
-
-@pytest.mark.parametrize(("folder", "version"), [("MSMT17_V2/mask_test_v2", "V2"), ("MSMT17/test", "unknown version")])
+@pytest.mark.parametrize(
+    ("folder", "version"),
+    [("MSMT17_V2/mask_test_v2", "V2"), ("MSMT17/test", "unknown version"), ("gone", "unknown version")],
+)
 def test_a_result_on_msmt17_says_its_version(plan, capsys, folder, version):
     (Path(plan.root) / folder).mkdir(parents=True)
     pretend(MSMT17, plan, mAP=72.8)
@@ -326,15 +248,13 @@ def test_a_reranked_test_is_compared_with_its_settings(plan, capsys):
     "changes",
     [
         *({"re_ranking": None}, {"re_ranking": {"k1": 20, "k2": 6, "lambda_value": 0.3}}, {"flip": True}),
-        {"data_fingerprint": {"train": None, "test": "c" * 16}},
         {"checkpoint": "elsewhere/ViT-B-16_60.pth"},
     ],
 )
 def test_another_test_is_not_the_reranked_row(plan, changes):
     pretend(MSMT17, plan)
     pretend_reranked(plan, **changes)
-    with pytest.raises(UserError, match=RE_RANKED):
-        reproduce.find_result(ROWS[RE_RANKED], plan)
+    assert reproduce.find_result(ROWS[RE_RANKED], plan) is None
 
 
 SYSU, INDOOR = "sysu_mm01-cclnet-all", "sysu_mm01-cclnet-indoor"
@@ -346,10 +266,8 @@ def test_the_indoor_search_is_a_test_of_the_same_network(plan):
     pretend(SYSU, plan, variant="all-search")
     assert reproduce.find_result(ROWS[INDOOR], plan) is None
     pretend(INDOOR, plan, config=False, when="test", variant="all-search")
-    with pytest.raises(UserError, match=INDOOR):
-        reproduce.find_result(ROWS[INDOOR], plan)
-    other = {"train": None, "test": "c" * 16}
-    pretend(INDOOR, plan, config=False, when="test", variant="indoor-search", data_fingerprint=other, mAP=64.8)
+    assert reproduce.find_result(ROWS[INDOOR], plan) is None
+    pretend(INDOOR, plan, config=False, when="test", variant="indoor-search", mAP=64.8)
     assert reproduce.find_result(ROWS[INDOOR], plan).figures["mAP"] == pytest.approx(64.8)
 
 
@@ -363,8 +281,8 @@ def test_both_directions_are_means_over_ten_trainings(plan, capsys, monkeypatch)
     def start(command) -> None:
         started.append(command)
         split = 1 + commands.index(command)
-        file = pretend(FORTH, plan, split=split, data_set=ROWS[FORTH].part, mAP=60.0 + split)
-        back = entry(BACK, plan, data_set=ROWS[BACK].part, mAP=66.7)
+        file = pretend(FORTH, plan, split=split, **ROWS[FORTH].entry, mAP=60.0 + split)
+        back = entry(BACK, plan, **ROWS[BACK].entry, mAP=66.7)
         file.write_text(json.dumps({"evaluations": [*json.loads(file.read_text())["evaluations"], back]}))
 
     monkeypatch.setattr(reproduce, "_start", start)
@@ -378,32 +296,15 @@ def test_both_directions_are_means_over_ten_trainings(plan, capsys, monkeypatch)
     assert reproduce.find_result(ROWS[BACK], plan).figures["mAP"] == pytest.approx(66.7)
 
 
-def test_a_reranked_test_without_its_network_is_refused(plan):
-    pretend_reranked(plan)
-    with pytest.raises(UserError, match=RE_RANKED):
-        reproduce.find_result(ROWS[RE_RANKED], plan)
-
-
-def test_what_is_not_this_rows_result_is_refused(plan, capsys):
-    file = pretend(PLAIN, plan, mAP=8960.0)
-    before = file.read_bytes()
+def test_a_broken_results_file_is_named(plan, capsys):
+    file = pretend(PLAIN, plan)
+    file.write_text('{"evaluations": [{}]}')
     assert call(plan, "--run", PLAIN) == 2
     captured = capsys.readouterr()
-    assert "mAP" in captured.err and str(file.parent) in captured.err
-    assert f"error: {PLAIN}: " in captured.err and "ours          error: " in paragraph(captured.out, PLAIN)
-    assert file.read_bytes() == before
+    assert f"error: {PLAIN}: {file}" in captured.err and "ours        error: " in captured.out
 
 
-@pytest.mark.parametrize("text", ["{", '{"evaluations": [{}]}'])
-def test_a_broken_results_file_is_named(plan, text):
-    file = pretend(PLAIN, plan)
-    file.write_text(text)
-    with pytest.raises(UserError, match=re.escape(str(file))):
-        reproduce.find_result(ROWS[PLAIN], plan)
-    assert call(plan, "--markdown") == 2
-
-
-@pytest.mark.parametrize("text", [None, "{", "[1, 2]", "MODEL: {NAM: 3}"])
+@pytest.mark.parametrize("text", [None, "{"])
 def test_results_without_the_runs_settings_are_refused(plan, text):
     config = pretend(PLAIN, plan).with_name("config.yaml")
     config.unlink() if text is None else config.write_text(text)
@@ -419,14 +320,7 @@ def test_a_run_with_other_settings_is_refused_and_the_settings_named(plan):
     harmless = ("DATALOADER.NUM_WORKERS", "1", "SOLVER.STAGE2.LOG_PERIOD", "7", "MODEL.DEVICE", "cpu")
     elsewhere = Plan("/elsewhere", plan.output, overrides=harmless)
     assert reproduce.find_result(ROWS[PLAIN], elsewhere).figures["mAP"] == pytest.approx(89.6)
-    assert elsewhere.departures(ROWS[PLAIN]) == []
-
-
-def test_a_finished_row_is_compared_and_not_run_again(plan, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "_start", lambda command: pytest.fail(f"started {command}"))
-    pretend(PLAIN, plan)  # neither data set nor weights are there
-    assert call(plan, "--run", PLAIN) == 0
-    assert "reproduced: mAP +0.0, rank-1 +0.0" in capsys.readouterr().out
+    assert "recipe" not in str(reproduce.find_result(ROWS[PLAIN], elsewhere))
 
 
 def test_rows_that_can_be_run_are_run_although_others_cannot(plan, monkeypatch):
@@ -481,7 +375,7 @@ def test_a_row_is_trained_tested_with_reranking_and_compared(tmp_path, capsys, m
     }
     end, (test,) = results[1], json.loads((tested / "results.json").read_text())["evaluations"]
     assert test["re_ranking"] == {"k1": 6, "k2": 2, "lambda_value": 0.3} and test["mAP"] != end["mAP"]
-    assert f"ours          mAP {100 * end['mAP']:.1f}" in paragraph(text, OVERLAPPING)
+    assert f"ours        mAP {100 * end['mAP']:.1f}" in paragraph(text, OVERLAPPING)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["MODEL"]["SIE_CAMERA"] and config["SOLVER"]["SEED"] == 3
 

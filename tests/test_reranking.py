@@ -77,6 +77,13 @@ def test_a_common_offset_costs_no_digits():
     assert largest_error(rerank(query, gallery, 8, 3, 1.0), dense(query, gallery, 8, 3, 1.0)) < EXACT
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_no_unit_is_too_small_or_too_large(unit: float):
+    """Squared distances of these are beyond float32."""
+    query, gallery = split(unit * clustered())
+    assert largest_error(rerank(query, gallery, 8, 3, 0.3), dense(query, gallery, 8, 3, 0.3)) < EXACT
+
+
 def test_no_distance_is_negative():
     """|a|² + |b|² - 2ab is, for images that are far from the others and all but the same: here by about 1."""
     features = 1e8 * clustered().double()
@@ -145,6 +152,8 @@ def test_a_cpu_adds_as_other_devices_do(dtype: torch.dtype, monkeypatch: pytest.
     for one, other in zip(means, k_reciprocal._means_on_cpu(weights, neighbours), strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
     monkeypatch.setattr(k_reciprocal, "SUMMANDS_AT_ONCE", 500)
+    means, sums = k_reciprocal.in_units(means)
+    assert (sums * k_reciprocal.UNIT - 1).abs().max() < 1e-6
     holders = k_reciprocal._transposed(means, 20)
     for rows in (slice(0, 20), slice(7, 8), slice(20, 60)):
         expected = k_reciprocal._minima(means, holders, rows, 40)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from processor import loop, stage_run
 from processor import run as run_module
 from processor.build import evaluation as build_evaluation
 from processor.build import stage as build_stage
+from utils import files as files_module
 from utils.checkpoint import read_checkpoint, read_tensors, write_tensors
 from utils.errors import DataError, UserError, WeightsError
 from utils.report import table
@@ -223,7 +225,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_the_same(straight, data,
 
 
 def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, data, tmp_path, monkeypatch):
-    card, real = LAST.replace(".pth", ".md"), folder_module.replace_text
+    card, real = LAST.replace(".pth", ".md"), files_module.replace_text
 
     def full(path, text):
         if path.name == card:
@@ -231,7 +233,7 @@ def test_a_run_that_stops_at_its_card_writes_it_when_it_is_resumed(straight, dat
         real(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder_module, "replace_text", full)
+        patched.setattr(files_module, "replace_text", full)
         with pytest.raises(UserError, match=rf"{card}: cannot be written \(No space"):
             train(tmp_path, data)
     assert not cards(tmp_path) and evaluated(tmp_path) == ["start"]
@@ -277,6 +279,20 @@ def test_the_scaler_of_fp16_is_resumed(data, tmp_path):
     train(tmp_path, data, **half)
     ours, theirs = (read_tensors(states(each)[-1])["run"]["scaler"] for each in (tmp_path, tmp_path / "straight"))
     assert ours == theirs and ours["_growth_tracker"] > 0
+    assert_same(tmp_path, tmp_path / "straight")
+
+
+def test_compiled_towers_are_resumed(data, tmp_path, monkeypatch):
+    """Every part compiles anew, as a new process does, for the shapes that it sees first."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which needs no C++ compiler
+    train(tmp_path / "straight", data, SOLVER__COMPILE="True")
+    kept = 0
+    for step in (3, 2 * STEPS + 3, None):  # within an epoch of either stage
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        train(tmp_path, data, crash=step and step - kept, SOLVER__COMPILE="True")
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        kept = (step or 0) - 1
     assert_same(tmp_path, tmp_path / "straight")
 
 

@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -139,50 +138,20 @@ def test_a_missing_library_is_named(kind, module, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_features_are_found_fast_and_almost_all(tmp_path):
+def test_of_a_hundred_thousand_features_almost_all_are_found(tmp_path):
     generator = torch.Generator().manual_seed(5)
     people = torch.randn(10_000, 512, generator=generator)  # ten images each; queries are of the same people
 
     def images(pids):
         return torch.nn.functional.normalize(people[pids] + torch.randn(len(pids), 512, generator=generator), dim=1)
 
-    pids = torch.arange(10_000).repeat(10)
-    gallery, names, queries = images(pids), names_of(100_000), images(torch.randint(10_000, (100,)))
-    exact = ExactIndex()
-    exact.add(names, gallery)
-    taken = []
-    for query in queries.split(1):
-        start = time.perf_counter()
-        exact.search(query, 10)
-        taken.append(time.perf_counter() - start)
-    _, truth = found_by(exact, queries, 10)
-    print(f"\nexact: {1000 * sorted(taken)[50]:.1f} ms a query")
-    assert truth[:10] == brute(queries[:10], gallery, names, 10)[1]
-
-    def recall(kind, count):
-        index = {"faiss": lambda: FaissIndex(tmp_path / "f", "d", 512)}.get(
-            kind, lambda: QdrantIndex(str(tmp_path / "q"), "d", 512, create=True)
-        )()
-        start = time.perf_counter()
-        index.add(names[:count], gallery[:count])
-        index.save()
-        filled, start = time.perf_counter() - start, time.perf_counter()
-        small = ExactIndex()
-        small.add(names[:count], gallery[:count])
-        _, known = found_by(small, queries, 10)
-        start = time.perf_counter()
-        _, found = found_by(index, queries, 10)
-        searched = time.perf_counter() - start
-        index.close()
-        shares = {
-            k: sum(len({*a[:k]} & {*b[:k]}) for a, b in zip(found, known, strict=True)) / k / 100 for k in (1, 5, 10)
-        }
-        said = ", ".join(f"recall@{k} {share:.3f}" for k, share in shares.items())
-        print(f"{kind} of {count}: {said}; filled in {filled:.1f} s, {10 * searched:.2f} ms a query")
-        return shares[10]
-
-    assert recall("faiss", 100_000) > 0.9
-    assert recall("qdrant", 3_000) == 1
+    gallery, names = images(torch.arange(10_000).repeat(10)), names_of(100_000)
+    queries, found = images(torch.randint(10_000, (100,))), []
+    for index in (ExactIndex(), FaissIndex(tmp_path / "f", "d", 512)):
+        index.add(names, gallery)
+        found.append(found_by(index, queries, 10)[1])
+    assert found[0][:10] == brute(queries[:10], gallery, names, 10)[1]
+    assert sum(len({*a} & {*b}) for a, b in zip(*found, strict=True)) > 900
 
 
 def test_features_are_remembered_by_network_and_content(tmp_path):
@@ -194,6 +163,8 @@ def test_features_are_remembered_by_network_and_content(tmp_path):
     assert found.keys() == set(contents[:3]) and torch.equal(found[contents[1]], features[1])
     assert FeatureCache(tmp_path / "c", "other").find(contents) == {}
     (tmp_path / "c").write_bytes(b"no database" * 100)
+    known, unreadable = contents_of([str(tmp_path / "c"), str(tmp_path / "none")])
+    assert len(known) == 32 and unreadable is None
     for path in (tmp_path / "c", tmp_path / "none" / "c"):
         with pytest.raises(UserError, match=rf"{path}: cannot be used"):
             FeatureCache(path, "d")
@@ -217,12 +188,6 @@ def test_a_server_that_does_not_answer_is_said(tmp_path, capsys):
     index.client.count = index.client.upsert = lambda *_, **__: (_ for _ in ()).throw(ConnectionError("reset\nby peer"))
     for fail in (index.count, lambda: index.add(names_of(2), unit(2, 16))):
         assert run_script(fail) == 2 and "reset by peer" in capsys.readouterr().err
-
-
-def test_what_cannot_be_read_has_no_content(tmp_path):
-    (tmp_path / "a").write_bytes(b"x")
-    first, second = contents_of([str(tmp_path / "a"), str(tmp_path / "none")])
-    assert len(first) == 32 and second is None
 
 
 @pytest.mark.parametrize(

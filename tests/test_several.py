@@ -149,9 +149,6 @@ def test_training_on_two_and_testing_on_each(settings, tmp_path, capsys):
         assert list(used) == names.split("+")
         assert used.pop("dukemtmc", ("mean",))[0] == "mean"
         assert used == {name: expected[name] for name in used}
-    words = ["DATASETS.NAMES", "synthetic", "DATASETS.SYNTHETIC.SEED", "6", "TEST.WEIGHT", str(weight)]
-    test_svllreid.main([*words, "OUTPUT_DIR", str(tmp_path / "another of the name")])
-    assert results(tmp_path / "another of the name")[0]["side_information"] == "mean"
 
 
 def test_a_file_of_before_does_not_say_whose_cameras_are_whose(tmp_path, settings, trained_on_two):

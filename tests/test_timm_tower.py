@@ -27,6 +27,7 @@ SMALL = {
     "vit_tiny_patch16_224": (256, 128),
     "vit_small_patch14_reg4_dinov2": (252, 126),
     "vit_small_patch16_dinov3": (256, 128),
+    "vit_small_patch16_rope_mixed_224": (256, 128),
     "eva02_tiny_patch14_224": (224, 112),
     "swin_tiny_patch4_window7_224": (256, 128),
     "test_convnext": (256, 128),
@@ -129,13 +130,28 @@ def test_layers_are_counted_from_the_patches_to_the_last_block():
 
 def test_gradient_checkpointing_changes_no_gradient():
     tower = make_timm("test_vit", (160, 160), (16, 16)).train()
-    images, gradients = torch.randn(2, 3, 160, 160), []
+    images, gradients, passes = torch.randn(2, 3, 160, 160), [], []
+    tower.net.blocks[0].register_forward_pre_hook(lambda block, inputs: passes.append(on))
     for on in (False, True):
         tower.set_grad_checkpointing(on)
         tower.zero_grad()
         tower(images).last.square().sum().backward()
         gradients.append([p.grad.clone() for p in tower.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)
+    assert passes == [False, True, True]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+def test_blocks_are_dropped_at_rates_that_grow_to_the_last(name, rate):
+    """Also where timm's own rate is not 0."""
+    with torch.device("meta"):
+        tower = make_timm(name, (160, 160), stride_of(name), drop_path=rate)
+    blocks = [module for module in tower.modules() if hasattr(module, "drop_path1")]
+    for number, block in enumerate(blocks):
+        wanted = pytest.approx(rate * number / (len(blocks) - 1))
+        assert [getattr(part, "drop_prob", 0.0) for part in (block.drop_path1, block.drop_path2)] == [wanted, wanted]
+    assert len(blocks) >= 6
 
 
 def test_normalisation_follows_the_weights_unless_it_is_set(tmp_path):

@@ -6,11 +6,11 @@ import importlib.util
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from configs import differences, load, to_dict
@@ -26,6 +26,17 @@ from tools.demo import compare_methods, figures, pretrain_tiny_clip
 from tools.demo.render import render_missing
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.run.results import append_result
+
+
+def write_results(folder: Path, checkpoint: Path, start: float, end: float) -> None:
+    """What a run leaves: the evaluations of its start and its end."""
+    folder.mkdir(exist_ok=True)
+    facts = {"data_set": "synthetic", "queries": 9, "valid_queries": 9, "checkpoint": str(checkpoint)}
+    for when, score in (("start", start), ("end", end)):
+        append_result(
+            folder, {"when": when, **dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), score), **facts}
+        )
 
 
 def test_pretraining_writes_a_file_that_loads(tmp_path, monkeypatch):
@@ -55,8 +66,7 @@ def test_the_demo_draws_what_it_trained_on_and_what_it_finds(tmp_path, monkeypat
         model = make_model(cfg, make_benchmark(cfg))
         facts = {"config": to_dict(cfg), "architecture": model.architecture}
         save_checkpoint(checkpoint, {"model": model.state_dict(), **facts})
-        entries = [{"when": "start", "mAP": 0.1}, {"when": "end", "mAP": 0.9, "checkpoint": str(checkpoint)}]
-        (folder / "results.json").write_text(json.dumps({"evaluations": entries}))
+        write_results(folder, checkpoint, 0.1, 0.9)
 
     monkeypatch.setattr(demo, "train", train)
     assert demo.main([*words, "OUTPUT_DIR", str(tmp_path), "INPUT.SIZE_TRAIN", "[80, 40]"]) == 0
@@ -91,22 +101,19 @@ def test_the_comparison_prints_means_spreads_and_the_sign_of_the_gain():
 
 
 def test_the_methods_of_a_seed_are_compared_query_by_query(trained, tmp_path, capsys, monkeypatch):
-    ends = {}
-    for name in ("vit_base", "vit_clipreid", "vit_svllreid"):
-        ends[f"{name}_3"] = str(shutil.copy(trained[0], tmp_path / f"{name}.pth"))
-    score = {"mAP": 0.5, "rank1": 0.5}
-    monkeypatch.setattr(compare_methods, "finished", lambda folder, cfg: True)
-    monkeypatch.setattr(compare_methods, "score_pixels", lambda cfg: score)
-    monkeypatch.setattr(
-        compare_methods,
-        "_entries",
-        lambda folder: [{"when": when, "checkpoint": ends[folder.name], **score} for when in ("start", "end")],
-    )
+    def train(cfg, folder):
+        write_results(folder, shutil.copy(trained[0], tmp_path / f"{folder.name}.pth"), 0.1, 0.5)
+
+    monkeypatch.setattr(compare_methods, "train", train)
+    monkeypatch.setattr(compare_methods, "score_pixels", lambda cfg: {"mAP": 0.5, "rank1": 0.5})
     compare_methods.main(["--seeds", "3", "--folder", str(tmp_path), "MODEL.DEVICE", "cpu"])
     networks = json.loads((tmp_path / "compare_3.json").read_text())["networks"]
-    assert [one["checkpoint"] for one in networks] == list(ends.values())
+    ends = [str(tmp_path / f"{name}_3.pth") for name in ("vit_base", "vit_clipreid", "vit_svllreid")]
+    assert [one["checkpoint"] for one in networks] == ends
     assert [one["difference"] is None for one in networks] == [True, False, False]
-    assert capsys.readouterr().out.count("| synthetic |") == 3
+    out = capsys.readouterr().out
+    assert "| SVLL-ReID | 50.0 |" in out and "| tiny CLIP before training | 10.0 |" in out
+    assert out.count("| synthetic |") == 3
 
 
 def test_every_tool_is_listed_with_a_sentence(capsys):
@@ -117,27 +124,12 @@ def test_every_tool_is_listed_with_a_sentence(capsys):
         assert importlib.util.find_spec(name) is not None
 
 
-def test_the_comparison_reads_only_whole_runs_with_the_same_settings(tmp_path):
-    cfg = load("configs/demo/vit_base.yml")
-    assert not compare_methods.finished(tmp_path, cfg)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    assert not compare_methods.finished(tmp_path, cfg)  # it was interrupted, and is resumed
-    (tmp_path / "results.json").write_text('{"evaluations": [{"when": "end"}]}')
-    assert compare_methods.finished(tmp_path, cfg)
-    with pytest.raises(UserError, match="other settings"):
-        compare_methods.finished(tmp_path, load("configs/demo/vit_base.yml", ["SOLVER.SEED", "1"]))
-
-
 OUTPUTS = [
     *((attention, "--output", ".png"), (calibrate, "--figure", ".svg"), (calibrate, "--output", ".json")),
     *((compare, "--output", ".json"), (embed, "--csv", ".csv"), (embed, "--output", ".npz")),
     *((one_in_many, "--output", ".json"), (rank_lists, "--output", ".pdf"), (search, "--csv", ".csv")),
-    *(
-        (search, "--cache", ".sqlite"),
-        (search, "--output", ".json"),
-        (search, "--picture", ".png"),
-        (tsne, "--output", ".png"),
-    ),
+    *((search, "--cache", ".sqlite"), (search, "--output", ".json"), (search, "--picture", ".png")),
+    (tsne, "--output", ".png"),
 ]
 
 

@@ -357,6 +357,6 @@ def test_more_cameras_than_the_table_has_are_refused(cfg, parts):
 def test_a_run_that_logged_a_step_keeps_its_folder(tmp_path, kinds):
     folder = RunFolder(tmp_path / "run", config={}, fingerprint={})
     for kind in kinds:
-        folder.record(kind, step=1, mAP=0.5)
+        folder.metrics.record(kind, step=1, mAP=0.5)
     assert folder.discard() == ("train" not in kinds)
     assert (tmp_path / "run" / "config.yaml").exists() == ("train" in kinds)

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tools.inference import (
-    KINDS,
+    PICTURES,
     add_beside,
     add_output,
     check_unlike,
     for_each_network,
+    network_parser,
     open_embedder,
     parse,
     short_names,
@@ -35,14 +36,12 @@ PAIR = "pair"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, example="a.jpg b.jpg")
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="attention.png")
+    add_output(parser, "--output", *PICTURES, default="attention.png")
     add("--method", choices=("class", "rollout", "share", PAIR), help="default: rollout, else share")
     add_beside(parser)
+    return parse(parser, argv, example="a.jpg b.jpg")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = rows_of(progress(groups, "maps"), list(zip(embedders, methods, strict=True)), unreadable)
     names = short_names([one.weight for one in networks])
     columns = [f"{name}\n{method}" for name, method in zip(names, methods, strict=True)]
-    files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].size))
+    files = write_pages(expanded(arguments.output), figures(rows, columns, size=embedders[0].transform.size))
     if not files or len(unreadable) == len(groups):
         raise UserError(f"none of the {len(paths)} images can be read")
     sys.stdout.write(f"{', '.join(map(str, files))}\n")

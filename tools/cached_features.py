@@ -78,7 +78,7 @@ class CachedFeatures:
 
         def skip(number: int, error: DataError) -> None:
             failed.add(new[number])
-            self._say(str(error))
+            sys.stderr.write(f"{error}\n")
 
         rows = self.embedder([paths[place] for place in new], skip=skip)
         done = dict(zip([place for place in new if place not in failed], rows, strict=True))
@@ -90,6 +90,3 @@ class CachedFeatures:
         kept = [place for place in range(len(paths)) if place not in failed]
         features = [done[place] if place in done else known[contents[place]] for place in kept]
         return [paths[place] for place in kept], torch.stack(features) if features else rows
-
-    def _say(self, words: str) -> None:
-        sys.stderr.write(f"{words}\n")

@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from configs import ConfigError, load_for_test
+from configs import ConfigError, load_for_test, replaced
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
@@ -30,7 +30,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--weight", metavar="FILE", action="append", required=True, help="a network; the first is the reference")
     add("--data", metavar="NAME", action="append", default=[], help="a data set; default: those of the first network")
-    add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which published files need")
+    add("--config_file", metavar="FILE", help="a YAML file, which published files need")
     add_output(parser, "--output", ".json", default="compare.json")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add("--batch", metavar="N", type=at_least(1), default=8, help="images at a time when time is measured; default: 8")
@@ -46,7 +46,6 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
-import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -55,13 +54,14 @@ import torch
 from datasets.several import SEVERAL, names_of
 from model.towers import stem_only
 from processor.build.evaluation import evaluate_model
+from processor.build.testing import NetworkTest, data_sets, entry_of, open_network
 from processor.evaluate import embed_images
-from test_svllreid import Test, data_sets, entry_of, open_network
 from tools.benchmark.measure import fastest
+from tools.demo.render import render_missing
 from utils.bootstrap import REPLICATES, paired_difference
 from utils.devices import computing_in, describe, pick_device
-from utils.errors import one_line, writing
-from utils.files import replace_text
+from utils.errors import one_line
+from utils.files import write_json
 from utils.records import VISIBLE, Evaluation, SideInfo
 from utils.report import conditions, markdown, percent
 from utils.verification import LEVEL, Estimate
@@ -122,13 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "failed": failed,
         "networks": [as_json(one, found) for one, found in zip(measured, differences, strict=True)],
     }
-    with writing(target):
-        replace_text(target, json.dumps(facts, indent=2) + "\n")
+    write_json(target, facts)
     sys.stdout.write(f"{table(measured, differences)}\n\n{caption(facts)}\n{target}\n")
     return int(bool(failed) or OTHER in differences)
 
 
-def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -> Test:
+def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -> NetworkTest:
     """The network of a file, with the settings that it is tested with."""
     overrides = ["TEST.WEIGHT", weight, *arguments.overrides]
     if names:
@@ -136,15 +135,11 @@ def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -
     return open_network(load_for_test(arguments.config_file, overrides), overrides, configured=None)
 
 
-def measure(test: Test, name: str, device: torch.device, weight: str, seconds: float) -> list[Measured]:
-    """Test a network on one data set, in each of the variants that it is tested in."""
-    cfg = test.cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.NAMES = name
-    cfg.freeze()
-    test = test._replace(cfg=cfg)
+def measure(test: NetworkTest, name: str, device: torch.device, weight: str, seconds: float) -> list[Measured]:
+    """NetworkTest a network on one data set, in each of the variants that it is tested in."""
+    test = test._replace(cfg=replaced(test.cfg, {"DATASETS.NAMES": name}))
     parameters, measured = sum(parameter.numel() for parameter in test.model.image.parameters()), []
-    for one in data_sets(test, device):
+    for one in data_sets(test, device, render_missing):
         prepared = one.prepared
         evaluation = evaluate_model(prepared.cfg, test.model, prepared.benchmark, device, at_home=prepared.at_home)
         measured.append(Measured(weight, entry_of(test, one, evaluation), evaluation, parameters, seconds))
@@ -152,7 +147,7 @@ def measure(test: Test, name: str, device: torch.device, weight: str, seconds: f
 
 
 @torch.no_grad()
-def seconds_per_image(test: Test, device: torch.device, batch: int, repeats: int) -> float:
+def seconds_per_image(test: NetworkTest, device: torch.device, batch: int, repeats: int) -> float:
     """How long the features of an image take, with flip and in the precision of the test."""
     model, cfg = test.model.to(device).eval(), test.cfg
     generator = torch.Generator().manual_seed(SEED)

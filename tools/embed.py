@@ -11,19 +11,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import add_output, embed_files, open_embedder, parse
+from tools.inference import add_output, embed_files, network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, example="gallery/ or 'gallery/*.jpg'")
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__)
     add_output(parser, "--output", ".npz", default="features.npz")
     add_output(parser, "--csv", ".csv", meaning="a table to write as well")
+    return parse(parser, argv, example="gallery/ or 'gallery/*.jpg'")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import open_embedder, parse
+from tools.inference import network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError, check_installed, writing
 from utils.paths import expanded
@@ -21,18 +21,16 @@ from utils.paths import expanded
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse(__doc__, argv, options=_options, skips=False)
+    parser = network_parser(__doc__, skips=False)
+    parser.add_argument("--output", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument("--layout", choices=("onnx", "published"), default="onnx", help="default: onnx")
+    parser.add_argument("--fp16", action="store_true", help="onnx: weights and activations are float16")
+    arguments = parse(parser, argv)
     if expanded(arguments.output).exists():
         raise UserError(f"--output {arguments.output}: exists already and is not overwritten")
     if arguments.layout == "onnx":
         check_installed("an ONNX file", "onnx", "onnxruntime", "onnxscript")
     return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", required=True, help="the file to write")
-    parser.add_argument("--layout", choices=("onnx", "published"), default="onnx", help="default: onnx")
-    parser.add_argument("--fp16", action="store_true", help="onnx: weights and activations are float16")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

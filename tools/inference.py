@@ -6,7 +6,7 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,60 +17,62 @@ from utils.errors import UserError, check_installed
 from utils.files import instead_of_file
 from utils.paths import expanded
 
-KINDS = (".png", ".svg", ".pdf")  # of pictures
+PICTURES = (".png", ".svg", ".pdf")  # of pictures
 
 if TYPE_CHECKING:
     from processor.inference import Embedder
     from utils.feature_file import FeatureFile
 
 
-def parse(
-    description: str,
-    argv: Sequence[str] | None = None,
-    *,
-    options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
-    words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
-    example: str | None = None,
-    skips: bool = True,
-    crosses: bool = False,
-) -> argparse.Namespace:
-    """Read the command line of such a tool.
+def network_parser(description: str, *, skips: bool = True, crosses: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options that all such tools have; a tool adds its own.
 
     Args:
-        options: adds the tool's own.
-        words: what stands before the first setting: its name, and what it means; None: nothing does.
-        example: of images, for the message when there are none; None: there need not be any.
         skips: there is --skip-unreadable.
         crosses: --modality may also name two, of the first and of the second image of a pair.
-
-    Returns:
-        `weight`, `config_file`, `device`, `modality`, `batch_size` and `skip_unreadable`, the words before the first
-        setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
-
-    Raises:
-        UserError: no images, or some where nothing is expected; a file or folder that is not there; no place for
-            --cache.
     """
     parser = new_parser(description)
     add = parser.add_argument
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
-    add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
+    add("--config_file", metavar="FILE", help="a YAML file, which a published file needs")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add(
         "--modality",
         choices=("visible", "infrared", *(("visible,infrared", "infrared,visible") if crosses else ())),
         help=f"of all images{', or of the first and second' if crosses else ''}, for a network with a stem for each",
     )
-    add("--batch_size", "--batch-size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
+    add("--batch_size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
     if skips:
         add(
-            *("--skip-unreadable", "--skip_unreadable"),
+            "--skip-unreadable",
             action="store_true",
             help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
         )
-    options(parser)
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    words: tuple[str, str] | None = ("IMAGE", "images, folders of images, or patterns"),
+    example: str | None = None,
+) -> argparse.Namespace:
+    """Read the command line of such a tool.
+
+    Args:
+        parser: of `network_parser`, with the tool's own options.
+        words: what stands before the first setting: its name, and what it means; None: nothing does.
+        example: of images, for the message when there are none; None: there need not be any.
+
+    Returns:
+        The options by name, the words before the first setting as `images`, and `overrides` (KEY VALUE KEY VALUE ...).
+
+    Raises:
+        UserError: no images, or some where nothing is expected; a file or folder that is not there.
+    """
     name, meaning = words or ("", "")
-    add("images", nargs="*", metavar=name, help=meaning)
+    parser.add_argument("images", nargs="*", metavar=name, help=meaning)
     arguments = parser.parse_intermixed_args(argv)
     given = arguments.images
     first = next((place for place, word in enumerate(given) if _is_setting(word)), len(given))
@@ -80,7 +82,7 @@ def parse(
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
     if example and not arguments.images:
-        raise UserError(f"{name}: which images? e.g. {example}")
+        raise UserError(f"{name}: expected images, e.g. {example}")
     return arguments
 
 
@@ -104,16 +106,14 @@ def _is_setting(word: str) -> bool:
     return key in KEYS or (key.rpartition(".")[0] in BLOCKS and not os.path.exists(word))
 
 
-def parse_labelled(
-    description: str, argv: Sequence[str] | None, options: Callable[[argparse.ArgumentParser], object]
-) -> argparse.Namespace:
+def parse_labelled(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The same for a tool that takes labelled images: those of a data set, or of one folder, the only one of `images`.
 
     Raises:
         UserError: several folders, or what `parse` raises.
     """
     words = ("FOLDER", "your own images, in a folder per identity, instead of DATASETS.NAMES")
-    arguments = parse(description, argv, options=options, words=words)
+    arguments = parse(parser, argv, words=words)
     if len(arguments.images) > 1:
         raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
     return arguments
@@ -151,21 +151,15 @@ def for_each_network(arguments: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def short_names(weights: Sequence[str]) -> list[str]:
-    """Checkpoints by their file names or, where these are the same, with as many folders as tell them apart."""
-    parts = [Path(weight).parts for weight in weights]
-    names = list(weights)
-    for count in range(max(map(len, parts)), 0, -1):
-        shorter = [str(Path(*one[-count:])) for one in parts]
-        if len(set(shorter)) < len(set(weights)):
-            break
-        names = shorter
-    return names
+    """Checkpoints by their file names or, where these are the same, by their paths."""
+    names = [Path(weight).name for weight in weights]
+    return names if len(set(names)) == len(set(weights)) else list(weights)
 
 
 def add_cache_options(parser: argparse.ArgumentParser, *, where: str = "beside the output") -> None:
     """Let a command line say where features are remembered; `where` they are by default."""
     add_output(parser, "--cache", ".sqlite", meaning=f"of features, else features.sqlite {where}")
-    parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
+    parser.add_argument("--no-cache", action="store_true", help="remember no features")
 
 
 def add_output(
@@ -179,7 +173,7 @@ def add_output(
 
     def checked(path: str) -> str:
         check_output(path, option, *endings)
-        if endings == KINDS:
+        if endings == PICTURES:
             check_installed(f"{option} {path}", "matplotlib")
         return path
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from configs import load
 from datasets.several import names_of
 from datasets.unsplit import unsplit
 from processor.inference import Embedder
@@ -37,7 +36,7 @@ def labelled_images(arguments: argparse.Namespace, embedder: Embedder) -> tuple[
     weights = embedder.origin.weights
     # Single images have no camera, whatever the data set knows of them.
     words = [*arguments.overrides, *(("TEST.SIE", "mean") if embedder.side else ())]
-    cfg = load(arguments.config_file, words) if arguments.config_file else settings_of(weights, words)
+    cfg = settings_of(weights, words, arguments.config_file)
     names = names_of(cfg.DATASETS.NAMES)
     if len(names) > 1:
         raise UserError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: expected one data set to measure on, e.g. {names[0]}")
@@ -66,16 +65,11 @@ def first_trial(benchmark: Benchmark) -> Trial:
     return benchmark.trials[0]
 
 
-def readable(trial: Trial, features: FeatureFile) -> Trial:
-    """The samples that have features."""
-    names = set(features.names)
-    return Trial(*(tuple(sample for sample in side if sample.path in names) for side in trial))
-
-
 def images_of(samples: Sequence[Sample], features: FeatureFile) -> Images:
-    """Rows of the samples' features, and their labels."""
+    """Of the samples that have features, their rows and their labels."""
     rows = {name: row for row, name in enumerate(features.names)}
-    return Images(torch.tensor([rows[sample.path] for sample in samples]), Labels.of(tuple(samples)))
+    kept = tuple(sample for sample in samples if sample.path in rows)
+    return Images(torch.tensor([rows[sample.path] for sample in kept]), Labels.of(kept))
 
 
 def plain(identity: str) -> str:

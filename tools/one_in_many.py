@@ -11,24 +11,17 @@ per identity; or the pairs of a CSV file of two columns, and a gallery (images, 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from tools.inference import add_output, embed_files, open_embedder, parse_labelled
+from tools.inference import add_output, embed_files, network_parser, open_embedder, parse_labelled
 from utils.command import Once, answer_early, at_least, run_script
-from utils.errors import UserError, writing
+from utils.errors import UserError
 from utils.paths import expanded
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse_labelled(__doc__, argv, _options)
-    if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
-        raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
-    return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__)
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
     add(
@@ -41,6 +34,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--distractors", metavar="N", type=at_least(1), default=2000, help="images of others; default: 2000")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of the draws; default: 0")
     add_output(parser, "--output", ".json", meaning="written to as well")
+    arguments = parse_labelled(parser, argv)
+    if bool(arguments.pairs) != bool(arguments.gallery) or (arguments.pairs and arguments.images):
+        raise UserError("--pairs, --gallery: expected both and no FOLDER, or neither")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -50,10 +47,10 @@ import torch
 
 from datasets.find_images import find_images
 from processor.inference import Embedder
-from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images
 from tools.verify import read_pairs
 from utils.feature_file import FeatureFile, read_features
-from utils.files import replace_text
+from utils.files import write_json
 from utils.metrics import check_finite
 from utils.one_in_many import ImagePairs, histogram, pairs_that_count, ranks_of_matches
 from utils.records import Labels
@@ -85,8 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         "ranks": histogram(ranks),
     }
     if arguments.output:
-        with writing(arguments.output):
-            replace_text(expanded(arguments.output), json.dumps(facts, indent=2) + "\n")
+        write_json(expanded(arguments.output), facts)
     sys.stdout.write(
         f"{facts['draws']} draws of {facts['pairs']} pairs of {facts['identities']} identities, 1:(1+{distractors})\n"
         f"hit@10 {100 * facts['hit@10']:.1f} %, hit@1 {100 * facts['hit@1']:.1f} %, rank of the match: "
@@ -101,7 +97,7 @@ def labelled_pairs(arguments: argparse.Namespace, embedder: Embedder) -> tuple[t
     benchmark, _, _ = labelled_images(arguments, embedder)
     trial = first_trial(benchmark)
     contents, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
-    query, gallery = (images_of(side, contents) for side in readable(trial, contents))
+    query, gallery = (images_of(side, contents) for side in trial)
     return contents.features, pairs_that_count(query, gallery, benchmark.ignored), gallery, failed
 
 

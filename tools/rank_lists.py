@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.inference import KINDS, add_output, open_embedder, parse_labelled
+from tools.inference import PICTURES, add_output, network_parser, open_embedder, parse_labelled
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -25,17 +25,15 @@ WORST, BEST, RANDOM = "worst", "best", "random"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse_labelled(__doc__, argv, _options)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="ranks.png")
+    add_output(parser, "--output", *PICTURES, default="ranks.png")
     add("--count", metavar="N", type=at_least(1), default=10, help="queries to show, 10 on a page; default: 10")
     add("--top", metavar="N", type=at_least(1), default=10, help="images of each list; default: 10")
     add("--order", choices=(WORST, BEST, RANDOM), default=WORST, help="which queries come first; default: worst")
     add("--pids", metavar="ID,ID", help="only queries of these identities, as the data set names them")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of --order random; default: 0")
+    return parse_labelled(parser, argv)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -43,7 +41,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 import torch
 
-from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, plain, readable, written
+from tools.labelled_images import embed_samples, first_trial, images_of, labelled_images, plain, written
 from utils.metrics import protocol_of
 from utils.rank_lists import Outcomes, RankLists
 from utils.records import RankList, Refinement
@@ -58,20 +56,20 @@ def main(argv: list[str] | None = None) -> int:
     benchmark, _, _ = labelled_images(arguments, embedder)
     trial = first_trial(benchmark)
     features, failed = embed_samples(arguments, embedder, (sample for side in trial for sample in side))
-    trial = readable(trial, features)
     lists = RankLists(features, *(images_of(side, features) for side in trial), benchmark.ignored)
     outcomes = lists.outcomes()
 
-    cameras = {sample.path: written(benchmark, sample)[1] for side in trial for sample in side}
+    labels = {sample.path: written(benchmark, sample) for side in trial for sample in side}
+    queries = [features.names[row] for row in lists.query.rows.tolist()]
     shown = []
-    for number in choose(outcomes, [written(benchmark, sample)[0] for sample in trial.query], arguments):
+    for number in choose(outcomes, [labels[query][0] for query in queries], arguments):
         place, precision, first = (field[number].item() for field in outcomes)
-        query = trial.query[place].path
+        query = queries[place]
         fared = f"AP {100 * precision:.1f} %, first match at rank {first}"
-        found = [hit._replace(camera=cameras[hit.name]) for hit in lists.best(place, arguments.top)]
-        shown.append(RankList(query, found, cameras[query], f"{Path(query).name}: {fared}"))
+        found = [hit._replace(camera=labels[hit.name][1]) for hit in lists.best(place, arguments.top)]
+        shown.append(RankList(query, found, labels[query][1], f"{Path(query).name}: {fared}"))
         sys.stdout.write(f"{query}  {fared}\n")
-    paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.size)
+    paths, _ = draw_rank_lists(expanded(arguments.output), shown, size=embedder.transform.size)
     refinement = str(Refinement(embedder.flip, precision=embedder.precision))
     how = ", ".join(filter(None, [f"protocol {protocol_of(benchmark.ignored)}", refinement]))
     sys.stdout.write(

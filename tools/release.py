@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import open_embedder, parse
+from tools.inference import network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.hub import PREFIX
 from utils.paths import expanded
@@ -21,14 +21,12 @@ from utils.paths import expanded
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, words=None, skips=False)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__, skips=False)
     add = parser.add_argument
     add("--output", metavar="FOLDER", required=True, help="the folder to write")
     add("--push", metavar="USER/NAME", help="upload it to this repository of the Hub; a new one is private")
     add("--license", metavar="ID", help="of the network, by the Hub's names; default: mit if all is this repository's")
+    return parse(parser, argv, words=None)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

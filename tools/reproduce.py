@@ -8,8 +8,8 @@
 The rows are in tools/reproduce.yml. Each trains into a folder of its own below --output, named after row and seed; one
 that has ended is compared, not run again; one that was interrupted is resumed; one with other settings is named and
 left alone. The verdict rests on every published figure of the row, at the one decimal that is published: "reproduced"
-if none is further away than the tolerance, else "below" if one is too low, else "above". Being above is no success
-either: it may be an easier protocol.
+if none is further away than the tolerance (0.5 of mAP, 1.0 of rank-k), else "below" if one is too low, else "above".
+Being above is no success either: it may be an easier protocol.
 
 Exit code 0 if all is well, 1 if a row that was compared is not reproduced, 2 if one could not be run or compared.
 """
@@ -24,6 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import yaml
@@ -31,11 +32,10 @@ import yaml
 from utils.command import FAILED, add_settings, answer_early, new_parser, run_script
 
 OUTPUT, ALL = Path("runs/reproduce"), "all"
-Figures = dict[str, float]  # in per cent, under the names of results.json
+Figures = Mapping[str, float]  # in per cent
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A published line, and how this program gets there; see tools/reproduce.yml."""
 
     name: str  # what --run takes, and the start of the folder's name
@@ -43,32 +43,20 @@ class Row:
     method: str
     config: str
     source: str
-    settings: Mapping[str, str] | None = None
-    files: Mapping[str, str] | None = None
-    published: Figures | None = None
+    settings: Mapping[str, str] = {}
+    files: Mapping[str, str] = {}
+    published: Mapping[str, float] = {}  # in per cent, under the names of results.json; none: not at hand
     unverified: bool = False
     trained: Row | None = None
-    test: Mapping[str, str] | None = None  # of a network of another row
-    variant: str = ""  # of the data set that is tested on, in results.json
-    part: str = ""  # of the data set, that the figures are of, in results.json
+    test: Mapping[str, str] = {}  # of a network of another row
+    entry: Mapping[str, str] = {}  # of results.json: fields of the one that the figures are of
     splits: int = 0  # of the data set: a training each, and the figures are means
     note: str = ""
 
 
-def read_table(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Row]]:
-    """The data sets (title; place, below DATASETS.ROOT_DIR) and rows of a table, by name."""
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows: dict[str, Row] = {}
-    for name, fields in table["rows"].items():
-        rows[name] = Row(name, **{**fields, "trained": rows.get(fields.get("trained"))})
-    return table["data_sets"], rows
-
-
-DATA_SETS, ROWS = read_table(Path(__file__).with_suffix(".yml"))
-
-
-# How many points a figure may be off; rank-k moves more from seed to seed, as a query counts all or nothing.
-TOLERANCE = {"mAP": 0.5, "rank1": 1.0, "rank5": 1.0}
+ROWS: dict[str, Row] = {}
+for _name, _fields in yaml.safe_load(Path(__file__).with_suffix(".yml").read_text(encoding="utf-8")).items():
+    ROWS[_name] = Row(_name, **{**_fields, "trained": ROWS.get(_fields.get("trained"))})
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,15 +82,16 @@ from yacs.config import CfgNode
 import test_svllreid
 import train_svllreid
 from configs import ConfigError, differences, from_dict, load
-from configs.stages import STAGES
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
-from model import pretrained, tiny_clip
-from processor.build.place import checkpoint_name
+from model.pretrained import cached
+from processor.build.evaluation import refinement_of
+from processor.card import DATA_SETS
+from processor.turn import Turn
 from utils import report
 from utils.errors import UserError, one_line
 from utils.logs import log_to_screen
-from utils.records import Refinement, Reranking
+from utils.records import Refinement
 from utils.report import COLUMNS
 from utils.run import CONFIG, RESULTS
 from utils.run.folder import read_config
@@ -113,8 +102,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_svllreid.py": train_svllreid.main, "test_svllreid.py": test_svllreid.main}
 REPRODUCED, BELOW, ABOVE = "reproduced", "below", "above"
 NOT_REPRODUCED = 1  # exit code
-NOT_AT_HAND, NOT_YET = "not at hand", "not yet run"
-SHOWN = ("mAP", "rank1", "rank5")
+# How many points a figure may be off; rank-k moves more from seed to seed, as a query counts all or nothing.
+TOLERANCE = {"mAP": 0.5, "rank1": 1.0, "rank5": 1.0}
 # Keys that a row or an option decides on; the published figures are of the test split.
 OWNED = (
     *("OUTPUT_DIR", "DATASETS.ROOT_DIR", "SOLVER.SEED", "DATASETS.NAMES", "DATASETS.HOLD_OUT"),
@@ -129,16 +118,13 @@ NO_DEPARTURE = (
 
 
 class Result(NamedTuple):
-    """A row that has been run."""
+    """What a row that has been run scored."""
 
     figures: Figures
-    refinement: Refinement = Refinement()
-    version: str | None = None  # of MSMT17; None for other data sets
-    runs: int = 1  # that the figures are means of
-    checkpoint: str | None = None
+    remarks: list[str]  # what a reader must know to compare it
 
 
-Outcomes = Mapping[str, Result | str | None]  # by row: what it scored, why it cannot be said, or that it was not run
+Outcomes = Sequence[tuple[Row, Result | str | None]]  # what it scored, why it cannot be said, or that it was not run
 
 
 @dataclass(frozen=True)
@@ -159,21 +145,23 @@ class Plan:
         """What trains the row's network, or that of one split."""
         row = row.trained or row
         settings = {
-            **(row.settings or {}),
+            **row.settings,
             **({"DATASETS.REGDB_SPLIT": str(split)} if split else {}),
             **{"DATASETS.NAMES": row.data_set, "DATASETS.ROOT_DIR": self.root},
             "OUTPUT_DIR": str(self.folder(row, split)),
             **({} if self.seed is None else {"SOLVER.SEED": str(self.seed)}),
-            **{key: f"{self.root}/{file}" for key, file in (row.files or {}).items()},
+            **{key: f"{self.root}/{file}" for key, file in row.files.items()},
         }
-        words = (word for pair in settings.items() for word in pair)
-        return ("train_svllreid.py", "--config_file", row.config, *words, *self.overrides)
+        return ("train_svllreid.py", "--config_file", row.config, *_words(settings), *self.overrides)
 
     def testing(self, row: Row) -> tuple[str, ...]:
         """What tests the network of another row."""
-        places = ("DATASETS.ROOT_DIR", self.root, "OUTPUT_DIR", str(self.folder(row)))
-        settings = (word for pair in row.test.items() for word in pair)
-        return ("test_svllreid.py", "TEST.WEIGHT", str(self.checkpoint(row)), *settings, *places, *self.overrides)
+        settings = {
+            "TEST.WEIGHT": str(self.checkpoint(row)),
+            **row.test,
+            **{"DATASETS.ROOT_DIR": self.root, "OUTPUT_DIR": str(self.folder(row))},
+        }
+        return ("test_svllreid.py", *_words(settings), *self.overrides)
 
     def commands(self, row: Row) -> list[tuple[str, ...]]:
         """All that the row takes, in order: a training, or one of each split, and a test where it has one."""
@@ -187,13 +175,12 @@ class Plan:
     def checkpoint(self, row: Row) -> Path:
         """The trained network, under the name that the last stage gives it."""
         cfg = self.config(row)
-        stage = STAGES[cfg.PROCESSOR.STAGES[-1]]
-        name = checkpoint_name(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1, cfg.MODEL.NAME)
-        return self.folder(row.trained or row) / name.format(epoch=stage.epochs(cfg))
+        last = Turn(cfg.PROCESSOR.STAGES, len(cfg.PROCESSOR.STAGES) - 1)
+        return self.folder(row.trained or row) / last.file(cfg.MODEL.NAME).format(epoch=last.stage.epochs(cfg))
 
-    def departures(self, row: Row) -> list[str]:
-        """What the overrides change of the published recipe."""
-        return list(differences(self.config(row), replace(self, overrides=()).config(row), besides=NO_DEPARTURE))
+
+def _words(settings: Mapping[str, str]) -> list[str]:
+    return [word for pair in settings.items() for word in pair]
 
 
 def splits_of(row: Row) -> range:
@@ -222,31 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = list(ROWS.values()) if arguments.markdown or not asked else asked
     # First what is run: a network may be that of two rows.
     order = sorted(shown, key=lambda row: row not in asked)
-    outcomes = {row.name: find_outcome(row, plan, run=row in asked) for row in order}
-    write = markdown if arguments.markdown else listing
-    sys.stdout.write(write(shown, plan, outcomes) + "\n")
-    if not arguments.markdown:
-        sys.stdout.write(comparisons(shown, plan, outcomes))
-    if any(isinstance(outcome, str) for outcome in outcomes.values()):
+    found = {row.name: find_outcome(row, plan, run=row in asked) for row in order}
+    outcomes = [(row, found[row.name]) for row in shown]
+    sys.stdout.write((markdown if arguments.markdown else listing)(outcomes, plan) + "\n")
+    if any(isinstance(outcome, str) for outcome in found.values()):
         return FAILED
-    verdicts = {judge(row, outcomes[row.name])[0] for row in shown if row.published and outcomes[row.name]}
+    verdicts = {judge(row, one)[0] for row, one in outcomes if row.published and isinstance(one, Result)}
     return 0 if verdicts <= {REPRODUCED} else NOT_REPRODUCED
-
-
-def comparisons(rows: Sequence[Row], plan: Plan, outcomes: Outcomes) -> str:
-    """Of the networks that were trained on a data set, the command that compares them query by query."""
-    networks: dict[str, dict[str, None]] = {}
-    for row in rows:
-        outcome = outcomes[row.name]
-        if isinstance(outcome, Result) and outcome.checkpoint and outcome.runs == 1:
-            networks.setdefault(row.data_set, {})[outcome.checkpoint] = None
-    lines = []
-    for data_set, weights in networks.items():
-        if len(weights) > 1:
-            words = [word for weight in weights for word in ("--weight", weight)]
-            places = ["--data", data_set, "DATASETS.ROOT_DIR", plan.root]
-            lines.append(f"how sure the differences are: python -m tools.compare {shlex.join([*words, *places])}\n")
-    return "".join(lines)
 
 
 def find_outcome(row: Row, plan: Plan, *, run: bool) -> Result | str | None:
@@ -254,28 +223,15 @@ def find_outcome(row: Row, plan: Plan, *, run: bool) -> Result | str | None:
     run or compared."""
     try:
         if run:
-            reproduce(row, plan)
+            for split in splits_of(row):
+                if _end_of(row, plan, split) is None:
+                    _start(plan.training(row, split))
+            if row.test and _test_of(row, plan) is None:
+                _start(plan.testing(row))
         return find_result(row, plan)
     except (UserError, ConfigError) as error:  # the other rows may do
         sys.stderr.write(f"error: {row.name}: {one_line(error)}\n")
         return one_line(error)
-
-
-def reproduce(row: Row, plan: Plan) -> None:
-    """Run what is missing of a row.
-
-    Raises:
-        UserError: a folder that holds something else than this row's finished run, and all that training and testing
-            raise.
-    """
-    if find_result(row, plan) is not None:
-        logger.info("%s: has been run", row.name)
-        return
-    for split in splits_of(row):
-        if _find_training(row, plan, split) is None:
-            _start(plan.training(row, split))
-    if row.test:
-        _start(plan.testing(row))
 
 
 def _start(command: Sequence[str]) -> None:
@@ -286,53 +242,31 @@ def _start(command: Sequence[str]) -> None:
     SCRIPTS[script](words)
 
 
-def images(cfg: CfgNode) -> str:
-    """Where the images are looked for, and what the reader says."""
-    name, root = cfg.DATASETS.NAMES, Path(cfg.DATASETS.ROOT_DIR).expanduser()
-    try:
-        said = f"there: {make_benchmark(cfg).counts()}"
-    except UserError as error:
-        said = f"missing ({one_line(error)})"
-    else:
-        said += f", MSMT17 {version_of_msmt17(root)}" if name == "msmt17" else ""
-    return f"{root}/{DATA_SETS[name]['place']}: {said}"
-
-
-def weights(cfg: CfgNode) -> str:
-    """Where CLIP's weights are looked for, and whether they are there."""
-    name, source = cfg.MODEL.NAME, cfg.MODEL.INIT_FROM or cfg.MODEL.PRETRAIN
-    if tag := hub.get_pretrained_cfg(name, source):
-        file = pretrained.cached(tag)
-        return f"{file}: there" if file else f"{pretrained.address(tag)}: not here yet, downloaded by training"
-    if source in (pretrained.NONE, tiny_clip.TAG):
-        return f"{source}: nothing is downloaded"
-    return f"{source}: {'there' if Path(source).expanduser().is_file() else 'missing'}"
-
-
-def version_of_msmt17(root: Path) -> str:
-    """V1, V2 or that it is unknown, also where the images are gone."""
-    try:
-        return msmt17_version(root)
-    except UserError:
-        return UNKNOWN
-
-
 def find_result(row: Row, plan: Plan) -> Result | None:
-    """What a finished row scored; None if it was never started, or was interrupted.
+    """What a finished row scored; None if some of it is still to be run.
 
     Raises:
-        UserError: its folder holds something else: other settings, another network's test, or a damaged file.
+        UserError: a folder holds a run with other settings, or a damaged file.
     """
-    if row.test:
-        return _find_test(row, plan)
-    found = [_find_training(row, plan, split) for split in splits_of(row)]
-    if None in found:
+    found = [_end_of(row, plan, split) for split in splits_of(row)]
+    if row.test and None not in found:
+        found = [_test_of(row, plan)]
+    entries = [entry for entry in found if entry is not None]
+    if len(entries) < len(found):
         return None
-    means = {name: sum(one.figures[name] for one in found) / len(found) for name in SHOWN}
-    return found[0]._replace(figures=means, runs=len(found))
+    remarks = [f"mean of {len(entries)} splits"] if row.splits else []
+    remarks.append(str(Refinement.of(entries[0])) or "not re-ranked")
+    if row.data_set == "msmt17":  # by the folder that it was trained from, wherever --root is now
+        root = read_config(plan.folder(row.trained or row))["DATASETS"]["ROOT_DIR"]
+        remarks.append(f"MSMT17 {version_of_msmt17(Path(root).expanduser())}")
+    published = replace(plan, overrides=()).config(row)
+    if departures := differences(plan.config(row), published, besides=NO_DEPARTURE):
+        remarks.append(f"not the published recipe: {', '.join(departures)}")
+    return Result({name: 100 * fmean(entry[name] for entry in entries) for name in TOLERANCE}, remarks)
 
 
-def _find_training(row: Row, plan: Plan, split: int = 0) -> Result | None:
+def _end_of(row: Row, plan: Plan, split: int = 0) -> dict | None:
+    """The evaluation after the training, or after that of one split; None if it has not ended."""
     folder, wanted = plan.folder(row.trained or row, split), plan.config(row, split)
     if not any((folder / name).exists() for name in (CONFIG, RESULTS)):
         return None
@@ -341,44 +275,23 @@ def _find_training(row: Row, plan: Plan, split: int = 0) -> Result | None:
         raise UserError(
             f"{folder}: holds a run with other settings ({', '.join(others)}); move it away, or give another --output"
         )
-    entry = _last(folder, END, row.part)
-    if entry is None:
-        return None
-    # By the folder that it was trained from, wherever --root is now.
-    root = Path(trained.DATASETS.ROOT_DIR).expanduser()
-    version = version_of_msmt17(root) if row.data_set == "msmt17" else None
-    return Result(_figures(entry), Refinement.of(entry), version, checkpoint=entry.get("checkpoint"))
+    return next((entry for entry in _entries(folder, END) if row.test or row.entry.items() <= entry.items()), None)
 
 
-def _find_test(row: Row, plan: Plan) -> Result | None:
-    folder, trained, cfg = plan.folder(row), plan.folder(row.trained), plan.config(row)
-    training, test = find_result(row.trained, plan), _last(folder, "test")
-    if test is None:
-        return None
-    end = _last(trained, END) or {}
-    images = ((entry.get("data_fingerprint") or {}).get("test") for entry in (test, end))
-    network = Path(str(test.get("checkpoint"))).parts[-2:] == plan.checkpoint(row).parts[-2:]
-    same = (test.get("variant") or "") == row.variant if row.variant else len(set(images)) == 1
-    if training is None or not network or not same:
-        raise UserError(f"{folder}: holds a test of another network or of other images than {trained}; move it away")
-    reranking = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
-    wanted = Refinement(re_ranking=reranking if "TEST.RE_RANKING" in row.test else None)
-    done = Refinement.of(test)
-    if done != wanted:
-        was, right = str(done) or "not re-ranked", str(wanted) or "nothing of that"
-        raise UserError(f"{folder / RESULTS}: the test was {was}; expected {right}")
-    return Result(_figures(test), done, training.version)
+def _test_of(row: Row, plan: Plan) -> dict | None:
+    """The latest test of the trained network with the row's settings; None if there is none."""
+    overrides = (*plan.training(row)[3:], *_words(row.test))
+    wanted, network = refinement_of(_settings(ROOT / row.config, overrides)), plan.checkpoint(row).parts[-2:]
+    for entry in _entries(plan.folder(row), "test"):
+        tested = Path(str(entry.get("checkpoint"))).parts[-2:]
+        if tested == network and Refinement.of(entry) == wanted and row.entry.items() <= entry.items():
+            return entry
+    return None
 
 
-def _last(folder: Path, when: str, part: str = "") -> dict | None:
-    """The latest evaluation of this kind, on this part of the data set, in a folder's results file."""
-    evaluations = read_results(folder / RESULTS)["evaluations"]
-    fitting = (entry for entry in reversed(evaluations) if entry["when"] == when)
-    return next((entry for entry in fitting if not part or entry["data_set"] == part), None)
-
-
-def _figures(entry: Mapping) -> Figures:
-    return {name: 100 * entry[name] for name in SHOWN}
+def _entries(folder: Path, when: str) -> list[dict]:
+    """The evaluations of this kind in a folder's results file, the latest first."""
+    return [entry for entry in reversed(read_results(folder / RESULTS)["evaluations"]) if entry["when"] == when]
 
 
 def judge(row: Row, result: Result) -> tuple[str, Figures]:
@@ -389,53 +302,49 @@ def judge(row: Row, result: Result) -> tuple[str, Figures]:
     return ABOVE if any(difference > TOLERANCE[name] for name, difference in off.items()) else REPRODUCED, off
 
 
-def listing(shown: Sequence[Row], plan: Plan, outcomes: Outcomes) -> str:
-    """A paragraph for every row."""
-    data: dict[tuple, str] = {}  # a data set is read once, not once a row
+# ------------------------------------------------------------------------------------------------------ what is shown
+
+
+def listing(outcomes: Outcomes, plan: Plan) -> str:
+    """A paragraph for every row, with what it needs."""
+    read: dict[tuple, str] = {}  # a data set is read once, not once a row
     paragraphs = []
-    for row in shown:
-        cfg = plan.config(row)
-        files = row.data_set, *(row.files or ())
-        data[files] = data.get(files) or images(cfg)
-        published = f"{figures(row.published)}{' (unverified)' * row.unverified}" if row.published else NOT_AT_HAND
+    for row, outcome in outcomes:
+        cfg, files = plan.config(row), (row.data_set, *row.files)
+        read[files] = read.get(files) or images(cfg)
         lines = [
-            ("data set", DATA_SETS[row.data_set]["title"]),
-            ("method", row.method),
-            ("published", published),
-            *(("command", command) for command in shown_commands(row, plan)),
-            ("source", row.source),
-            ("images", data[files]),
-            ("CLIP weights", weights(cfg)),
+            *facts(row, outcome).items(),
+            *(("command", command) for command in commands(row, plan)),
+            *(("source", row.source), ("images", read[files]), ("weights", weights(cfg))),
             *([("note", row.note)] if row.note else []),
-            ("ours", ours(row, outcomes[row.name], plan)),
         ]
-        paragraphs.append("\n".join([row.name, *(f"  {title:12}  {text}" for title, text in lines)]))
+        paragraphs.append("\n".join([row.name, *(f"  {title:10}  {text}" for title, text in lines)]))
     return "\n\n".join(paragraphs)
 
 
-def markdown(shown: Sequence[Row], plan: Plan, outcomes: Outcomes) -> str:
+def markdown(outcomes: Outcomes, plan: Plan) -> str:
     """The table of docs/results.md."""
-    rows = [["data set", "method", "published", "ours", "command"]]
-    for row in shown:
-        published, remarks = row.published or {}, ["unverified"] * row.unverified
-        if published and "mAP" not in published:
-            remarks.insert(0, " / ".join(COLUMNS[name] for name in published))
-        cells = [
-            DATA_SETS[row.data_set]["title"],
-            row.method,
-            (" / ".join(map(str, published.values())) or NOT_AT_HAND) + (f" ({', '.join(remarks)})" if remarks else ""),
-            ours(row, outcomes[row.name], plan),
-            ", then ".join(shown_commands(row, plan, mark="`")),
-        ]
-        rows.append(cells)
-    return report.markdown(rows)
+    rows = [
+        {**facts(row, outcome), "command": ", then ".join(commands(row, plan, mark="`"))} for row, outcome in outcomes
+    ]
+    return report.markdown([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def shown_commands(row: Row, plan: Plan, mark: str = "") -> list[str]:
-    """The commands as one types them; of those that differ in the split, the first."""
+def facts(row: Row, outcome: Result | str | None) -> dict[str, str]:
+    """What is said of a row, by its title."""
+    published = (figures(row.published) or "not at hand") + " (unverified)" * row.unverified
+    ours = f"error: {outcome}" if outcome else "not yet run"
+    if isinstance(outcome, Result):
+        verdict, off = judge(row, outcome)
+        compared = [f"{verdict}: {figures(off, '+')}"] if off else []
+        ours = "; ".join([figures(outcome.figures), *compared, *outcome.remarks])
+    return {"data set": DATA_SETS[row.data_set][0], "method": row.method, "published": published, "ours": ours}
+
+
+def commands(row: Row, plan: Plan, mark: str = "") -> list[str]:
+    """The commands as one types them, between marks; of those that differ in the split, the first."""
     more = f", and so for each split up to {row.splits}" if row.splits else ""
-    commands = [plan.training(row, splits_of(row)[0]), *plan.commands(row)[len(splits_of(row)) :]]
-    return [f"{mark}{spelled(command)}{mark}{more}" for command in commands]
+    return [f"{mark}{spelled(command)}{mark}{more}" for command in plan.commands(row)[:: row.splits or 1]]
 
 
 def spelled(command: Sequence[str]) -> str:
@@ -448,26 +357,32 @@ def figures(values: Figures, sign: str = "") -> str:
     return ", ".join(f"{COLUMNS[name]} {value:{sign}.1f}" for name, value in values.items())
 
 
-def ours(row: Row, outcome: Result | str | None, plan: Plan) -> str:
-    """What this program scored, with all that a reader must know to compare it."""
-    if not isinstance(outcome, Result):
-        return f"error: {outcome}" if outcome else NOT_YET
-    words = [figures(outcome.figures)]
-    if row.published is None:
-        words.append("nothing to compare it with")
-    else:
-        verdict, off = judge(row, outcome)
-        limits = f"tolerance {TOLERANCE['mAP']:g} of mAP, {TOLERANCE['rank1']:g} of rank-k"
-        unverified = ", and the published figures are unverified" if row.unverified else ""
-        words.append(f"{verdict}: {figures(off, '+')} ({limits}{unverified})")
-    if outcome.runs > 1:
-        words.append(f"mean of {outcome.runs} splits")
-    words.append(str(outcome.refinement) or "not re-ranked")
-    if outcome.version:
-        words.append(f"MSMT17 {outcome.version}")
-    if departures := plan.departures(row):
-        words.append(f"not the published recipe: {', '.join(departures)}")
-    return "; ".join(words)
+def images(cfg: CfgNode) -> str:
+    """Whether the images are there, by what the reader says."""
+    try:
+        said = f"there: {make_benchmark(cfg).counts()}"
+    except UserError as error:
+        return f"missing ({one_line(error)})"
+    root = Path(cfg.DATASETS.ROOT_DIR).expanduser()
+    return said + (f", MSMT17 {version_of_msmt17(root)}" if cfg.DATASETS.NAMES == "msmt17" else "")
+
+
+def weights(cfg: CfgNode) -> str:
+    """Where the weights that training starts from are looked for, and whether they are there."""
+    name, source = cfg.MODEL.NAME, cfg.MODEL.INIT_FROM or cfg.MODEL.PRETRAIN
+    if "/" in source:
+        return f"{source}: {'there' if Path(source).expanduser().is_file() else 'missing'}"
+    tag = hub.get_pretrained_cfg(name, source)
+    there = cached(tag) if tag else None
+    return f"{there}: there" if there else f"{source}: training fetches what is not on this machine"
+
+
+def version_of_msmt17(root: Path) -> str:
+    """V1, V2 or that it is unknown, also where the images are gone."""
+    try:
+        return msmt17_version(root)
+    except UserError:
+        return UNKNOWN
 
 
 if __name__ == "__main__":

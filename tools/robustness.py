@@ -47,7 +47,8 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 from datasets.changes import CHANGES, Change, Corruption
 from processor.build.evaluation import evaluate_changes
-from test_svllreid import data_sets, entry_of, open_test
+from processor.build.testing import data_sets, entry_of, open_test
+from tools.demo.render import render_missing
 from utils.devices import pick_device
 from utils.distributed import join_processes, leave_processes, on_main
 from utils.logs import log_to_screen
@@ -66,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     arguments, cfg, runs = read_command_line(argv)
     corruptions: dict[str, Change] = {f"corruptions, run {run + 1}": Corruption(run) for run in range(runs)}
     changes = {CLEAN: None, **(corruptions or CHANGES)}
-    test = open_test(arguments, cfg, FILE)
+    test = open_test(cfg, arguments.overrides, configured=bool(arguments.config_file), results=FILE)
     device = join_processes(pick_device(test.cfg.MODEL.DEVICE))
     try:
         model = test.model.to(device)
-        for one in data_sets(test, device):
+        for one in data_sets(test, device, render_missing):
             prepared, entries = one.prepared, []
             facts = (prepared.cfg, model, prepared.benchmark, device, changes)
             try:

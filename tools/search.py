@@ -19,12 +19,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.inference import KINDS, add_cache_options, add_output, check_unlike, open_embedder, parse
+from tools.inference import PICTURES, add_cache_options, add_output, check_unlike, network_parser, open_embedder, parse
 from utils.command import Once, answer_early, at_least, run_script
-from utils.errors import UserError, writing
+from utils.errors import UserError
 from utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -36,31 +37,29 @@ EXACT, FAISS, QDRANT = "exact", "faiss", "qdrant"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
+    parser = network_parser(__doc__)
+    add = parser.add_argument
+    add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
+    add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
+    add_output(parser, "--output", ".json", default="search.json")
+    add_output(parser, "--picture", *PICTURES, meaning="of what was found")
+    add_output(parser, "--csv", ".csv", meaning="a table to write as well")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--keep-own", action="store_true", help="leave queries in their own lists")
+    add("--identities", choices=("names", "folders", "none"), help="where identities stand (0002_c1.jpg, anna/1.jpg)")
+    add("--index", choices=(EXACT, FAISS, QDRANT), default=EXACT, help="what searches; default: exact")
+    add("--index_path", metavar="WHERE", help="a folder or, for qdrant, the URL of a server")
+    add_cache_options(parser)
     words = ("QUERY", "images, folders of images, or patterns")
-    arguments = parse(__doc__, argv, options=_options, words=words, example="query.jpg")
+    arguments = parse(parser, argv, words=words, example="query.jpg")
     if arguments.index == EXACT and not arguments.gallery:
-        raise UserError("--gallery: which? e.g. --gallery gallery/ or --gallery features.npz")
+        raise UserError("--gallery: expected what to search in, e.g. --gallery gallery/ or --gallery features.npz")
     if arguments.gallery and not arguments.gallery.endswith(".npz") and expanded(arguments.gallery).is_file():
         expected = "a folder, an .npz file of tools.embed's, or a pattern in quotes: 'gallery/*.jpg'"
         raise UserError(f"--gallery {arguments.gallery}: is a file; expected {expected}")
     if (arguments.index == EXACT) != (arguments.index_path is None):
         raise UserError(f"--index {arguments.index}: expected --index_path with faiss and qdrant, and only with them")
     return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--gallery", metavar="WHERE", action=Once, help="a folder, a pattern, or a file of tools.embed's")
-    add("--top", metavar="N", type=at_least(1), default=10, help="images to find; default: 10")
-    add_output(parser, "--output", ".json", default="search.json")
-    add_output(parser, "--picture", *KINDS, meaning="of what was found")
-    add_output(parser, "--csv", ".csv", meaning="a table to write as well")
-    add("--json", action="store_true", help="print JSON instead of tables")
-    add("--keep-own", "--keep_own", action="store_true", help="leave queries in their own lists")
-    add("--identities", choices=("names", "folders", "none"), help="where identities stand (0002_c1.jpg, anna/1.jpg)")
-    add("--index", choices=(EXACT, FAISS, QDRANT), default=EXACT, help="what searches; default: exact")
-    add("--index_path", "--index-path", metavar="WHERE", help="a folder or, for qdrant, the URL of a server")
-    add_cache_options(parser)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -75,7 +74,7 @@ from datasets.path_labels import FOLDERS, NAMES, path_label, same_identity
 from tools.cached_features import CachedFeatures
 from utils.faiss_index import FaissIndex
 from utils.feature_file import read_features
-from utils.files import replace_text
+from utils.files import write_text
 from utils.gallery_index import ExactIndex
 from utils.metrics import check_finite
 from utils.qdrant_index import QdrantIndex
@@ -93,22 +92,20 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.picture:
         check_unlike(arguments.picture, "--picture", queries + (gallery or []))
     embedder = open_embedder(arguments)
-    features = CachedFeatures.of(embedder, arguments, output)
-    index = open_index(arguments, embedder.digest, features.width)
-    try:
+    with (
+        closing(CachedFeatures.of(embedder, arguments, output)) as features,
+        closing(open_index(arguments, embedder.digest, features.width)) as index,
+    ):
         names = fill(index, gallery, features, arguments) if arguments.gallery else []
         paths, vectors = features.all(queries, "queries")
         check_finite(vectors, vectors[:0])
         rank_lists = search(index, paths, vectors, arguments.top, keep_own=arguments.keep_own)
         count = index.count()
-    finally:
-        features.close()
-        index.close()
     answers = labelled(rank_lists, names, arguments.identities)
     counts = {"gallery": count, "embedded": features.computed, "from_cache": features.remembered}
     write(answers, {"digest": embedder.digest, "index": arguments.index, **counts}, arguments)
     if arguments.picture:
-        draw(answers, expanded(arguments.picture), embedder.size)
+        draw(answers, expanded(arguments.picture), embedder.transform.size)
     return int(features.unreadable > 0 and not arguments.skip_unreadable)
 
 
@@ -216,15 +213,13 @@ def write(answers: Sequence[RankList], facts: dict, arguments: argparse.Namespac
         for query, found, camera, _, own in answers
     ]
     text = json.dumps({**facts, "queries": queries}, indent=2) + "\n"
-    with writing(arguments.output):
-        replace_text(expanded(arguments.output), text)
+    write_text(expanded(arguments.output), text)
     if arguments.csv:
         table = io.StringIO(newline="")
         lines = csv.writer(table)
         lines.writerow(["query", *Hit._fields])
         lines.writerows([one.query, *hit] for one in answers for hit in one.found)
-        with writing(arguments.csv):
-            replace_text(expanded(arguments.csv), table.getvalue())
+        write_text(expanded(arguments.csv), table.getvalue())
     sys.stdout.write(text if arguments.json else "".join(map(in_words, answers)))
     if not arguments.json:
         sys.stdout.write(

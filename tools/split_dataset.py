@@ -23,7 +23,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("target", metavar="TARGET", help="new folder; for --form csv a new folder or *.csv")
     add("--train", type=float, default=0.5, metavar="FRACTION", help="of the identities, for training (default 0.5)")
     per_camera = "queries of every test identity and camera; without cameras, of every test identity (default 1)"
-    add("--query-per-camera", "--query_per_camera", type=at_least(1), default=1, metavar="N", help=per_camera)
+    add("--query-per-camera", type=at_least(1), default=1, metavar="N", help=per_camera)
     add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the random draws (default 0)")
     add("--form", choices=FORMS, default=FORMS[0], help="form of the output (default folders)")
     add("--link", action="store_true", help="link to the images instead of copying them")
@@ -63,7 +63,6 @@ from utils.errors import UserError, some, writing
 from utils.files import replace_text, replacing_folder
 from utils.metrics import ALL, CROSS_CAMERA
 from utils.paths import expanded
-from utils.records import Omitted
 
 TABLE = "pictures.csv"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
@@ -89,9 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = split(images, share=arguments.train, queries=arguments.query_per_camera, seed=arguments.seed)
     with writing(f"TARGET {target}"):
         write(splits.images, source, target, form=arguments.form, link=arguments.link)
-    if (source / JUNK).is_dir():
-        sys.stdout.write(f"{source / JUNK}: is junk by its name, and left out\n")
-    sys.stdout.write("\n".join([*_left_out(omitted), *_report(splits, target)]) + "\n")
+    lines = [f"{source / JUNK}: is junk by its name, and left out"] if (source / JUNK).is_dir() else []
+    if omitted.files:
+        lines.append(f"{len(omitted.files)} files are not named as images, and left out: {some(omitted.files)}")
+    if omitted.identities:
+        lines.append(f"{len(omitted.identities)} folders hold no image, and are left out: {some(omitted.identities)}")
+    sys.stdout.write("\n".join([*lines, *_report(splits, target)]) + "\n")
 
 
 def split(images: Sequence[LabelledImage], *, share: float, queries: int, seed: int) -> Splits:
@@ -198,15 +200,6 @@ def _write_csv(splits: Images, source: Path, file: Path) -> None:
         for image in images
     )
     replace_text(file, text.getvalue())
-
-
-def _left_out(omitted: Omitted) -> Iterator[str]:
-    for paths, what in (
-        (omitted.files, "files are not named as images, and left out"),
-        (omitted.identities, "folders hold no image, and are left out"),
-    ):
-        if paths:
-            yield f"{len(paths)} {what}: {some(paths)}"
 
 
 def _report(splits: Splits, target: Path) -> list[str]:

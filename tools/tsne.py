@@ -14,7 +14,16 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-from tools.inference import KINDS, add_beside, add_output, for_each_network, open_embedder, parse_labelled, short_names
+from tools.inference import (
+    PICTURES,
+    add_beside,
+    add_output,
+    for_each_network,
+    network_parser,
+    open_embedder,
+    parse_labelled,
+    short_names,
+)
 from utils.command import answer_early, at_least, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -24,12 +33,9 @@ IMAGE, TEXT = "image", "text"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse_labelled(__doc__, argv, _options)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__)
     add = parser.add_argument
-    add_output(parser, "--output", *KINDS, default="tsne.png")
+    add_output(parser, "--output", *PICTURES, default="tsne.png")
     add_beside(parser)
     add("--kind", choices=(IMAGE, TEXT), default=IMAGE, help="of features; default: image")
     add("--identities", metavar="N", type=at_least(2), default=10, help="the first so many; default: 10")
@@ -40,6 +46,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add("--copies", metavar="N", type=at_least(1), default=20, help="augmented copies of a prompt; default: 20")
     add("--seed", metavar="N", type=at_least(0), default=0, help="of t-SNE and the copies; default: 0")
+    return parse_labelled(parser, argv)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -49,7 +56,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs import load
 from model.build import rebuild, settle_architecture
 from model.prompts import AUGMENTATIONS, words_only
 from model.weights import read_weights
@@ -98,11 +104,7 @@ def text_features(arguments: argparse.Namespace) -> tuple[Tensor, list[int], dic
         UserError: the network has no trained prompts.
     """
     weights = read_weights(arguments.weight)
-    cfg = (
-        load(arguments.config_file, arguments.overrides)
-        if arguments.config_file
-        else settings_of(weights, arguments.overrides)
-    )
+    cfg = settings_of(weights, arguments.overrides, arguments.config_file)
     _, architecture, _ = settle_architecture(cfg, weights, requested=arguments.overrides[::2])
     model = rebuild(weights, architecture)[0].eval()
     if model.prompts is None or model.text is None or not model.prompts.trained:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.inference import add_threshold_options, embed_files, open_embedder, parse
+from tools.inference import add_threshold_options, embed_files, network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError
 from utils.paths import expanded
@@ -37,17 +37,15 @@ class Verdict(NamedTuple):
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line, with the `pairs` of paths to compare."""
-    arguments = parse(__doc__, argv, options=_options, words=("IMAGE", "two images"), crosses=True)
-    if len(arguments.images) != 2 and (arguments.images or not arguments.pairs):
-        raise UserError(f"IMAGE: expected two images, or --pairs FILE; got {len(arguments.images)}")
-    return arguments
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__, crosses=True)
     add = parser.add_argument
     add("--pairs", metavar="FILE", help="a CSV file of two columns: paths, relative to it; no header")
     add_threshold_options(parser)
     add("--json", action="store_true", help="print JSON")
+    arguments = parse(parser, argv, words=("IMAGE", "two images"))
+    if len(arguments.images) != 2 and (arguments.images or not arguments.pairs):
+        raise UserError(f"IMAGE: expected two images, or --pairs FILE; got {len(arguments.images)}")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -90,9 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             "threshold": known.threshold,
         }
         sys.stdout.write(json.dumps({**facts, "pairs": [verdict._asdict() for verdict in verdicts]}, indent=2) + "\n")
-    else:
-        if lines := "".join(map(in_words, verdicts)):
-            sys.stdout.write(lines + explain(known))
+    elif lines := "".join(map(in_words, verdicts)):
+        sys.stdout.write(lines + explain(known))
     return int(failed > 0 and not arguments.skip_unreadable)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from utils.errors import DataError, UserError, writing
-from utils.files import replace_text
+from utils.errors import DataError, UserError
+from utils.files import write_json
 from utils.release_folder import CALIBRATION, is_release, locate
 from utils.schema import Count, Fraction, Optional, Rule, fault, number
 from utils.verification import LEVEL, REPLICATES, Estimate, Point, Verification
@@ -74,8 +74,7 @@ def write_calibration(path: Path, found: Verification, facts: Mapping[str, Any])
         EQUAL: _entry(found.eer, EQUAL),
         "at_fpr": {f"{target:g}": point and _entry(point, "tpr") for target, point in found.at_fpr.items()},
     }
-    with writing(path):
-        replace_text(path, json.dumps(contents, indent=2) + "\n")
+    write_json(path, contents)
 
 
 def read_calibration(path: Path, digest: str) -> Calibration:

@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -117,9 +117,7 @@ def weights_file(path: str | Path) -> Path:
     path = expanded(path)
     if os.path.isdir(path):  # os.path's, because Path's raises for a name that is too long
         weights = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES)
-        raise WeightsError(
-            f"{path}: is a folder; name the file in it ({', '.join(weights[:3]) or 'it has no weights'})"
-        )
+        raise WeightsError(f"{path}: is a folder; name the file in it ({some(weights) or 'it has no weights'})")
     if not os.path.exists(path):
         raise WeightsError(f"{path}: there is no such file")
     if instead := instead_of_file(os.stat(path).st_mode):
@@ -188,14 +186,6 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read as TorchScript ({type(error).__name__}: {error})") from error
 
 
-def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
-def _first(value, *_):
-    return value
-
-
 class _Scripted:
     """An object of a TorchScript class, without its methods."""
 
@@ -234,13 +224,13 @@ class _TorchScript(pickle.Unpickler):
         if module == "__torch__" or module.startswith("__torch__."):
             return type(f"{module}.{name}", (_Scripted,), {})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _view
+            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "torch.jit._pickle":
-            return _first  # lists of one type, which are pickled with a word on it
+            return lambda value, *_: value  # lists of one type, which are pickled with a word on it
         raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")
 
     def persistent_load(self, pid) -> Tensor:
@@ -252,32 +242,35 @@ class _TorchScript(pickle.Unpickler):
 
 
 def load_strictly(
-    module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str, shown: Callable[[str], str] = str
+    module: nn.Module, state: dict[str, Tensor], *, source: str, name: str, shown: Callable[[str], str] = str
 ) -> None:
     """Copy `state` into `module`, which must have exactly these tensors in exactly these shapes, and kinds of numbers.
 
     Args:
+        name: MODEL.NAME, for the message.
         shown: what a tensor is called in the file.
 
     Raises:
-        WeightsError: naming the first missing, unexpected and mis-shaped tensors, with `source` and `hint`.
+        WeightsError: naming the first missing, unexpected and mis-shaped tensors, with `source` and `name`.
     """
-    wanted = module.state_dict()
-    faults = []
-    for word, names in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
-        if names:
-            faults.append(f"{len(names)} {word} ({some([shown(name) for name in sorted(names)])})")
-    shapes = [
-        f"{shown(name)} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    kinds = [
-        f"{shown(name)} is of {state[name].dtype}, not {wanted[name].dtype}"
-        for name in wanted.keys() & state.keys()
-        if state[name].is_floating_point() != wanted[name].is_floating_point()
-    ]
-    faults += ["; ".join(sorted(unlike)[:3]) for unlike in (shapes, kinds) if unlike]
-    if faults:
-        raise WeightsError(f"{source}: the tensors do not fit the network: {'; '.join(faults)}; {hint}")
+    if faults := misfits(state, module.state_dict(), shown):
+        what = some(faults, separator="; ")
+        raise WeightsError(f"{source}: the tensors do not fit the network: {what}; is it a {name} (MODEL.NAME)?")
     module.load_state_dict(state)
+
+
+def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shown: Callable[[str], str] = str) -> list[str]:
+    """How a file's tensors differ from a network's: those missing, those unexpected, and each of another shape or kind
+    of number; with names as `shown` has them."""
+    faults = [
+        f"{len(keys)} {word} ({some([shown(key) for key in sorted(keys)])})"
+        for word, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys()))
+        if keys
+    ]
+    for key in sorted(wanted.keys() & state.keys()):
+        value, place = state[key], wanted[key]
+        if value.shape != place.shape:
+            faults.append(f"{shown(key)} is {list(value.shape)}, not {list(place.shape)}")
+        elif value.is_floating_point() != place.is_floating_point():
+            faults.append(f"{shown(key)} is of {value.dtype}, not {place.dtype}")
+    return faults

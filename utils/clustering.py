@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.k_reciprocal import Distances, expanded_weights, jaccard, mean_of_rows, nearest_of_all, sums_of_minima
+from utils.k_reciprocal import (
+    UNIT,
+    Distances,
+    expanded_weights,
+    flat_places,
+    in_units,
+    jaccard,
+    mean_of_rows,
+    nearest_of_all,
+    sums_of_minima,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -57,16 +67,17 @@ def near_pairs(features: Tensor, eps: float, k1: int = 30, k2: int = 6) -> csr_m
     weights = expanded_weights(features, torch.ones_like(features[:, 0]), neighbours[:, :k1], k1)
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])
+    whole, sums = in_units(weights)
     counts, columns, values = [], [], []
     least = max(0.0, 2 * (1 - eps) / (2 - eps) - 1e-5)  # that images within eps have in common, less what rounding does
-    for _, minima in sums_of_minima(weights, len(features), 0):
-        places = (minima.view(-1) > least).nonzero()[:, 0]
-        distances = jaccard(minima.view(-1)[places])
+    for rows, minima in sums_of_minima(whole, len(features), 0):
+        places = flat_places(minima > least / UNIT)
+        one, other = places // len(features), places % len(features)
+        distances = jaccard(minima.view(-1)[places], sums[rows][one], sums[other])
         near = distances <= eps
-        places = places[near]
-        counts.append((places // len(features)).bincount(minlength=len(minima)))
-        columns.append((places % len(features)).int())
-        values.append(distances[near].clamp(min=NEARLY_0))
+        counts.append(one[near].bincount(minlength=len(minima)))
+        columns.append(other[near].int())
+        values.append(distances[near].clamp(min=NEARLY_0).to(features.dtype))
     ends = torch.cat(counts).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends])
     entries = (part.cpu().numpy() for part in (torch.cat(values), torch.cat(columns), starts.int()))

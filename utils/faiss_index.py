@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.errors import DataError, check_installed, writing
 from utils.files import replace_text, replacing
-from utils.gallery_index import hits
+from utils.gallery_index import GalleryIndex, hits
 from utils.records import Hit
 
 CONTENTS = "index.json"  # which files belong together; replaced last
@@ -24,7 +24,7 @@ GROWTH = 4  # clusters are learnt anew when there are so many times more feature
 SEED = 1234
 
 
-class FaissIndex:
+class FaissIndex(GalleryIndex):
     """A folder with an inverted file (faiss.IndexIVFFlat, inner product) and the names of its features.
 
     Features are kept as they are, so that scores are exact; only who is compared is approximate. A search that finds
@@ -53,7 +53,6 @@ class FaissIndex:
             self._read()
 
     def add(self, names: Sequence[str], features: Tensor) -> None:
-        """See `GalleryIndex`; written by `save`."""
         rows = {name: row for row, name in enumerate(names)}  # of a name that is there twice, the last
         places = {name: place for place, name in enumerate(self.names)}
         known = [name for name in rows if name in places]
@@ -72,7 +71,6 @@ class FaissIndex:
         self.index.add_with_ids(vectors, ids)
 
     def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
-        """See `GalleryIndex`."""
         k = min(k, len(self.names))
         if not k or not len(queries):
             return [[] for _ in queries]
@@ -83,10 +81,6 @@ class FaissIndex:
             scores[few], ids[few] = self._compare(vectors[few], k, self.index.nlist)
         rows = zip(ids.tolist(), scores.tolist(), strict=True)
         return [hits((self.names[place] for place in places), cosines) for places, cosines in rows]
-
-    def count(self) -> int:
-        """See `GalleryIndex`."""
-        return len(self.names)
 
     def save(self) -> None:
         """Write it, atomically: whoever opens it finds all of it, or what was there before.
@@ -106,9 +100,6 @@ class FaissIndex:
             for old in self.path.glob("vectors-*.faiss"):
                 if old.name != vectors:
                     old.unlink()
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     def _read(self) -> None:
         try:

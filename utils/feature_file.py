@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError, writing
-from utils.files import replace_text, replacing
+from utils.files import replacing, write_text
 from utils.paths import expanded
 
 
@@ -42,8 +42,7 @@ def write_csv(path: Path, contents: FeatureFile) -> None:
     lines.writerow(["name", *(f"f{place}" for place in range(contents.features.shape[1]))])
     for name, row in zip(contents.names, contents.features.tolist(), strict=True):
         lines.writerow([name, *(f"{value:.9g}" for value in row)])
-    with writing(path):
-        replace_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_features(path: str | Path, digest: str | None = None) -> FeatureFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from utils.errors import writing
 
 THREADS = 8  # network file systems answer slowly, but many requests at a time
 T = TypeVar("T")
@@ -67,6 +70,17 @@ def replace_text(path: Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same, but UserError if the file cannot be written."""
+    with writing(path):
+        replace_text(path, text)
+
+
+def write_json(path: Path, contents: Any) -> None:
+    """Plain types as JSON; errors as above."""
+    write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
 def look_at_all(paths: Sequence[str], look: Callable[[str], T]) -> list[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,17 +14,22 @@ ROWS_AT_ONCE = 2**13  # features in float64
 MARGIN = 1e-5  # that products in float32 may be wrong by, at the very most
 
 
-class GalleryIndex(Protocol):
+class GalleryIndex:
     """Features of a gallery by name."""
+
+    names: list[str]
 
     def add(self, names: Sequence[str], features: Tensor) -> None:
         """Add features, float32 [N, D] of length 1; one whose name is there already replaces it."""
+        raise NotImplementedError
 
     def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
         """The `k` most similar, or all there are, to each of the queries, float32 [Q, D] of length 1."""
+        raise NotImplementedError
 
     def count(self) -> int:
         """How many there are."""
+        return len(self.names)
 
     def save(self) -> None:
         """Keep what was added, where it is kept at all."""
@@ -39,7 +43,7 @@ def hits(names: Iterable[str], scores: Iterable[float]) -> list[Hit]:
     return [Hit(rank, name, score) for rank, (name, score) in enumerate(zip(names, scores, strict=True), 1)]
 
 
-class ExactIndex:
+class ExactIndex(GalleryIndex):
     """A gallery in memory, compared with all of it; equal cosines keep the gallery's order.
 
     Products in float32, whose last digits depend on the place in a matrix, only choose who may be among the first `k`.
@@ -52,7 +56,6 @@ class ExactIndex:
         self._parts: list[Tensor] = []
 
     def add(self, names: Sequence[str], features: Tensor) -> None:
-        """See `GalleryIndex`."""
         rows = {name: row for row, name in enumerate(names)}  # of a name that is there twice, the last
         known = [name for name in rows if name in self.places]
         new = [name for name in rows if name not in self.places]
@@ -72,7 +75,6 @@ class ExactIndex:
         return self._parts[0]
 
     def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
-        """See `GalleryIndex`."""
         k = min(k, len(self.names))
         if not k:
             return [[] for _ in queries]
@@ -88,13 +90,3 @@ class ExactIndex:
         scores = torch.cat([(self.features[part].double() * query.double()).sum(dim=1) for part in parts])
         scores, order = scores.sort(descending=True, stable=True)
         return hits([self.names[place] for place in near[order[:k]].tolist()], scores[:k].float().tolist())
-
-    def count(self) -> int:
-        """See `GalleryIndex`."""
-        return len(self.names)
-
-    def save(self) -> None:
-        """It is kept in memory only."""
-
-    def close(self) -> None:
-        """Nothing is open."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 PAIRS_AT_ONCE = 2**24  # elements of the largest temporary tensor (float64: 128 MB); about five exist at a time
+UNIT = 2.0**-29  # of weights as whole numbers
+CACHED = 128  # PAIRS_AT_ONCE divided by this stay in a core's cache: 1 MB in float64
 SUMMANDS_AT_ONCE = 2**20  # that a thread adds up: 30 MB
 
 
@@ -69,18 +72,27 @@ class Distances:
         self.copy_of = _first_copies(features)
         self.copied = bool((self.copy_of != self.images).any())
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Chunks of images and their distances to all, [R, N]."""
-        for rows in chunks(len(self.features), len(self.features)):
-            block = torch.addmm(self.lengths, self.features[rows], self.features.T, alpha=-2)
-            yield rows, self._finished(block.add_(self.lengths[rows, None]), self.copy_of[rows])
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Images, others and their distances [R, C]: an image meets the others in ascending order, all of them once.
 
-    def halves(self) -> Iterator[tuple[slice, Tensor]]:
-        """Chunks of images and their distances to those from the chunk's first on, [R, N - start]; without copies."""
-        for rows in chunks(len(self.features), len(self.features)):
-            others = slice(rows.start, None)
-            block = torch.addmm(self.lengths[others], self.features[rows], self.features[others].T, alpha=-2)
-            yield rows, block.add_(self.lengths[rows, None]).clamp_(min=0)
+        Where multiplying is what takes time, on a CPU, each pair is multiplied once, in tiles; copies need whole rows.
+        """
+        total, others = len(self.features), slice(0, len(self.features))
+        if self.copied or self.features.device.type != "cpu":
+            for rows in chunks(total, total):
+                yield rows, others, self._alike(self._product(rows, others), rows)
+            return
+        tiles = list(chunks(total, 2 * isqrt(PAIRS_AT_ONCE)))
+        for number, rows in enumerate(tiles):
+            for columns in tiles[number:]:
+                block = self._product(rows, columns)
+                yield rows, columns, block
+                if columns != rows:
+                    yield columns, rows, block.T.contiguous()
+
+    def _product(self, rows: slice, columns: slice) -> Tensor:
+        block = torch.addmm(self.lengths[columns], self.features[rows], self.features[columns].T, alpha=-2)
+        return block.add_(self.lengths[rows, None]).clamp_(min=0)
 
     def in_double(self, rows: Tensor) -> Tensor:
         """The same of some images, computed in float64. -> [R, N]"""
@@ -89,16 +101,17 @@ class Distances:
         for columns in chunks(len(self.features), self.features.shape[1]):
             others = self.given[columns].double() - self.centre
             torch.addmm(others.square().sum(dim=1), own, others.T, alpha=-2, out=block[:, columns])
-        return self._finished(block.add_(own.square().sum(dim=1, keepdim=True)), self.copy_of[rows])
+        return self._alike(block.add_(own.square().sum(dim=1, keepdim=True)).clamp_(min=0), rows)
+
+    def _alike(self, block: Tensor, rows: Tensor | slice) -> Tensor:
+        """Distances of images to all [R, N], those to copies made the same."""
+        block[self.images[: len(block)], self.copy_of[rows]] = 0
+        return block[:, self.copy_of] if self.copied else block
 
     def of_candidates(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Distances of the images `rows` [R] to those in `columns` [R, C], computed in float64. -> [R, C]"""
         pairs = rows.repeat_interleave(columns.shape[1]), columns.flatten()
         return _pair_distances(self.given, *pairs, torch.float64).view_as(columns)
-
-    def _finished(self, block: Tensor, copies: Tensor) -> Tensor:
-        block.clamp_(min=0)[self.images[: len(block)], copies] = 0
-        return block[:, self.copy_of] if self.copied else block
 
     def error(self) -> Tensor:
         """What rounding adds to or takes from a distance at the most, for each image. -> [N]
@@ -109,25 +122,56 @@ class Distances:
         return (6 * self.features.shape[1] ** 0.5 + 4) * unit * (self.lengths + self.lengths.max())
 
 
-def nearest_of_all(known: Distances, count: int) -> Tensor:
-    """The `count` nearest of all images to each, itself first. -> int64 [N, count]
+class NearestSoFar:
+    """The nearest of the images that each has met, itself first; of equally near ones the first.
 
-    Where multiplying is what takes time, on a CPU, each pair is multiplied once.
+    Args:
+        known: the distances.
+        count: how many, of all images at the most.
     """
-    total = len(known.features)
-    if known.copied or known.features.device.type != "cpu":
-        return torch.cat([nearest_images(block, known.images[rows], count) for rows, block in known.chunks()])
-    values, columns = known.features.new_full((total, count), torch.inf), known.images.new_zeros(total, count)
-    for rows, block in known.halves():
-        block.diagonal().fill_(-torch.inf)
-        later = slice(rows.stop, total)
-        for mine, distances in ((rows, block), (later, block[:, rows.stop - rows.start :].T.contiguous())):
-            found = nearest(distances, min(count, distances.shape[1]))
-            # Images that were found before are earlier ones: equally near, they stay in front.
-            candidates = torch.cat([values[mine], distances.gather(1, found)], dim=1)
-            values[mine], order = (part[:, :count] for part in candidates.sort(dim=1, stable=True))
-            columns[mine] = torch.cat([columns[mine], found + rows.start], dim=1).gather(1, order)
-    return columns
+
+    def __init__(self, known: Distances, count: int):
+        total = len(known.features)
+        self.count, self.images = min(count, total), known.images
+        self.values = known.features.new_full((total, self.count), torch.inf)  # ascending
+        self.columns = known.images.new_zeros(total, self.count)
+
+    def meet(self, rows: slice, columns: slice, block: Tensor) -> None:
+        """Add a block of `Distances.blocks`; distances of images to themselves are overwritten."""
+        if columns.start <= rows.start < columns.stop:
+            block[self.images[: len(block)], self.images[rows] - columns.start] = -torch.inf
+        if columns.start == 0:  # the first
+            found = nearest(block, min(self.count, block.shape[1]))
+            self.values[rows, : found.shape[1]] = block.gather(1, found)
+            self.columns[rows, : found.shape[1]] = found
+            return
+        places = torch.from_numpy(np.flatnonzero(block.numpy() < self.values[rows, -1:].numpy()))
+        row = places // block.shape[1]
+        counts = row.bincount(minlength=len(block))
+        nth = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        values = block.new_full((len(block), int(counts.max())), torch.inf)
+        found = places.new_zeros(values.shape)
+        values[row, nth] = block.view(-1)[places]
+        found[row, nth] = places % block.shape[1] + columns.start
+        # Equally near images that were met before are earlier ones: they stay in front.
+        values, order = torch.cat([self.values[rows], values], dim=1).sort(dim=1, stable=True)
+        self.values[rows] = values[:, : self.count]
+        self.columns[rows] = torch.cat([self.columns[rows], found], dim=1).gather(1, order[:, : self.count])
+
+
+def nearest_of_all(known: Distances, count: int) -> Tensor:
+    """The `count` nearest of all images to each, itself first. -> int64 [N, count]"""
+    found = NearestSoFar(known, count)
+    for rows, columns, block in known.blocks():
+        found.meet(rows, columns, block)
+    return found.columns
+
+
+def flat_places(chosen: Tensor) -> Tensor:
+    """Where a matrix is true, as if its rows were one. -> int64"""
+    if chosen.device.type != "cpu":
+        return chosen.view(-1).nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(chosen.numpy()))  # several times faster
 
 
 def nearest_images(block: Tensor, images: Tensor, count: int) -> Tensor:
@@ -166,7 +210,7 @@ def expanded_weights(features: Tensor, scale: Tensor, nearest: Tensor, k1: int) 
     half = round(k1 / 2) + 1  # halves go to the even number, as in the published form
     sets = nearest[:, :half]
     reciprocal, in_set = _reciprocal(nearest), _reciprocal(sets)
-    counts, columns, values = [], [], []
+    places = []
     for rows in chunks(total, max(total, nearest.shape[1] * sets.shape[1])):
         candidates, is_candidate = nearest[rows], reciprocal[rows]
         chosen = is_candidate.new_zeros(len(candidates), total).scatter_(1, candidates, is_candidate)
@@ -176,15 +220,24 @@ def expanded_weights(features: Tensor, scale: Tensor, nearest: Tensor, k1: int) 
         joins = is_candidate & (3 * shared.sum(dim=2) > 2 * is_theirs.sum(dim=2))
         place = torch.arange(len(candidates), device=theirs.device)[:, None, None] * total + theirs
         chosen.view(-1)[place[is_theirs & joins[:, :, None]]] = True
+        places.append(flat_places(chosen) + rows.start * total)
+    return _softened(features, scale, torch.cat(places))
 
-        position, column = chosen.nonzero(as_tuple=True)
-        image = position + rows.start
-        value = torch.exp(-_pair_distances(features, image, column) / scale[image])
-        counts.append(position.bincount(minlength=len(candidates)))
-        sums = torch.segment_reduce(value, "sum", lengths=counts[-1])
-        columns.append(column)
-        values.append(value / sums[position])
-    return _compressed(counts, columns, values)
+
+def _softened(features: Tensor, scale: Tensor, pairs: Tensor) -> SparseRows:
+    """Weights exp(-distance), of sum 1 in a row, of pairs of images: number · N + number, ascending. -> [N, N]"""
+    total = len(features)
+    row, column = pairs // total, pairs % total
+    # Two images are equally far both ways, to the bit: most pairs are there the other way round, too.
+    place, known = _lookup(pairs, column * total + row)
+    known &= column < row
+    distances = features.new_empty(len(pairs))
+    distances[~known] = _pair_distances(features, row[~known], column[~known])
+    distances[known] = distances[place[known]]
+    values = torch.exp(-distances / scale[row])
+    counts = row.bincount(minlength=total)
+    sums = torch.segment_reduce(values, "sum", lengths=counts)
+    return _compressed([counts], [column], [values.div_(sums[row])])
 
 
 def mean_of_rows(weights: SparseRows, neighbours: Tensor) -> SparseRows:
@@ -214,22 +267,25 @@ def _means(weights: SparseRows, neighbours: Tensor) -> SparseRows:
     return _compressed(counts, columns, values)
 
 
-def jaccard_distances(weights: SparseRows, num_queries: int, gallery: int) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of the first `num_queries` images, and Jaccard distances to those from `gallery` on (eq. 10), [R, G]."""
-    for rows, minima in sums_of_minima(weights, num_queries, gallery):
-        yield rows, jaccard(minima)
+def in_units(weights: SparseRows) -> tuple[SparseRows, Tensor]:
+    """Weights as whole numbers of UNITs, which add up exactly in any order, and the sums of rows, int32 [N]."""
+    whole = weights._replace(values=(weights.values / UNIT).round().int())
+    ends = torch.cat([whole.starts.new_zeros(1), whole.values.cumsum(0)])[whole.starts]
+    return whole, ends.diff().int()
 
 
-def jaccard(minima: Tensor) -> Tensor:
-    """Sums of minima of rows of sum 1 -> Jaccard distances, in place: the sum of maxima is 2 less that of minima."""
-    return minima.div_(2 - minima).neg_().add_(1)
+def jaccard(minima: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Jaccard distances (eq. 10), float64, of two rows' sum of minima and own sums, in UNITs."""
+    return 1 - minima.double() / (one + other - minima)
 
 
 def sums_of_minima(weights: SparseRows, num_queries: int, gallery: int) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of the first `num_queries` images and their sums of minima with those from `gallery` on, [R, G].
+    """Chunks of the first `num_queries` images and their sums of minima with those from `gallery` on, int32 [R, G].
 
-    For each image in a query's row, only those of the gallery are visited that have it in theirs. Summands are added by
-    ascending image, so that two images are as far from each other one way as the other, to the last bit.
+    For each image in a query's row, only those of the gallery are visited that have it in theirs.
+
+    Args:
+        weights: [N, N], in UNITs.
     """
     num_gallery = len(weights.starts) - 1 - gallery
     holders = _transposed(weights, gallery)
@@ -256,20 +312,23 @@ def _minima(weights: SparseRows, holders: SparseRows, rows: slice, num_gallery: 
 
 def _minima_on_cpu(weights: SparseRows, holders: SparseRows, rows: slice, num_gallery: int) -> Tensor:
     """The same, some images at a time in each thread, and of these all entries at once, by ascending column."""
+    from scipy.sparse import csr_matrix
+
     matrix = holders.matrix(num_gallery)
     work = holders.starts.diff()[weights.columns[weights.starts[rows.start] : weights.starts[rows.stop]].long()]
     size = max(1, SUMMANDS_AT_ONCE * (rows.stop - rows.start) // max(1, int(work.sum())))
-    minima = weights.values.new_zeros(rows.stop - rows.start, num_gallery)
+    minima = weights.values.new_empty(rows.stop - rows.start, num_gallery)
 
     def some(start: int) -> None:
         stop = min(start + size, rows.stop)
-        first, last = int(weights.starts[start]), int(weights.starts[stop])
-        held = matrix[weights.columns[first:last].numpy()]
+        starts = weights.starts[start : stop + 1]
+        own = slice(int(starts[0]), int(starts[-1]))
+        held = matrix[weights.columns[own].numpy()]
         counts = held.indptr[1:] - held.indptr[:-1]
-        owner = np.repeat(np.arange(stop - start), weights.starts[start : stop + 1].diff().numpy())
-        summands = np.minimum(held.data, np.repeat(weights.values[first:last].numpy(), counts))
-        places = torch.from_numpy(np.repeat(owner * num_gallery, counts) + held.indices)
-        minima[start - rows.start : stop - rows.start].view(-1).index_add_(0, places, torch.from_numpy(summands))
+        summands = np.minimum(held.data, np.repeat(weights.values[own].numpy(), counts))
+        sums = minima[start - rows.start : stop - rows.start].numpy()
+        entries = summands, held.indices, held.indptr[(starts - starts[0]).numpy()]
+        csr_matrix(entries, shape=sums.shape).toarray(out=sums)  # adds those of the same column
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(some, range(rows.start, rows.stop, size)))
@@ -285,12 +344,15 @@ def _first_copies(features: Tensor) -> Tensor:
 
 def _reciprocal(neighbours: Tensor) -> Tensor:
     """Which of an image's neighbours [N, K] have it among theirs. -> bool [N, K]"""
-    total, count = neighbours.shape
-    images = torch.arange(total, device=neighbours.device)
-    parts = [
-        (neighbours[neighbours[rows]] == images[rows, None, None]).any(dim=2) for rows in chunks(total, count * count)
-    ]
-    return torch.cat(parts)
+    total = len(neighbours)
+    images = torch.arange(total, device=neighbours.device)[:, None]
+    return _lookup((images * total + neighbours).flatten().sort().values, neighbours * total + images)[1]
+
+
+def _lookup(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `wanted` are among `keys`, which ascend, and whether they are."""
+    place = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+    return place, keys[place] == wanted
 
 
 def _pair_distances(features: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -300,7 +362,7 @@ def _pair_distances(features: Tensor, left: Tensor, right: Tensor, dtype: torch.
         dtype: to compute in; None for that of the features.
     """
     distances = features.new_empty(len(left), dtype=dtype)
-    for pairs in chunks(len(left), 128 * features.shape[1]):  # pieces of 1 MB in float64 stay in a core's cache
+    for pairs in chunks(len(left), CACHED * features.shape[1]):
         one, other = (features.index_select(0, images[pairs]).to(distances.dtype) for images in (left, right))
         difference = one.sub_(other)
         distances[pairs] = difference.square_().sum(dim=1)

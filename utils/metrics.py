@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.match_ranks import Identities, retrieve, row_blocks
 from utils.records import Labels, Ranking, to_device
 
@@ -76,7 +76,7 @@ def rank_features(
 
 def distances_to(query: Tensor, gallery: Tensor) -> Callable[[slice | Tensor], Tensor]:
     """A function: some rows of the queries -> their squared Euclidean distances [Q, G]."""
-    lengths = torch.cat([gallery[some].square().sum(dim=1) for some in row_blocks(gallery)])
+    lengths = torch.cat([gallery[block].square().sum(dim=1) for block in row_blocks(gallery)])
 
     @torch.no_grad()
     def distances(rows: slice | Tensor) -> Tensor:
@@ -84,8 +84,8 @@ def distances_to(query: Tensor, gallery: Tensor) -> Callable[[slice | Tensor], T
         chunk = query[rows]
         own = chunk.square().sum(dim=1, keepdim=True)
         found = 2 * chunk @ gallery.T
-        for some in row_blocks(found):
-            torch.sub(own[some] + lengths, found[some], out=found[some])
+        for block in row_blocks(found):
+            torch.sub(own[block] + lengths, found[block], out=found[block])
         return found
 
     return distances
@@ -169,6 +169,6 @@ def _why_none(query: Labels, gallery: Labels) -> str:
         )
     if absent:
         reasons.append(
-            f"{int((~present).sum())} have an identity that the gallery lacks (e.g. {', '.join(map(str, absent[:3]))})"
+            f"{int((~present).sum())} have an identity that the gallery lacks (e.g. {some(list(map(str, absent)))})"
         )
     return f"none of {len(query.pids)} queries has a valid match: {'; '.join(reasons)}"

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from utils.errors import DataError, UserError, check_installed, one_line
-from utils.gallery_index import hits
+from utils.gallery_index import GalleryIndex, hits
 from utils.records import Hit
 
 PREFIX = "reid-"  # of collections: a network's digest follows
 AT_ONCE = 256  # points or queries in a request
 
 
-class QdrantIndex:
+class QdrantIndex(GalleryIndex):
     """A collection of Qdrant's, one for each network; whatever is added is kept at once.
 
     Args:
@@ -61,7 +61,6 @@ class QdrantIndex:
         self._ask("create_collection", vectors_config=settings)
 
     def add(self, names: Sequence[str], features: Tensor) -> None:
-        """See `GalleryIndex`."""
         models = self.qdrant.models
         rows = {name: row for row, name in enumerate(names)}  # of a name that is there twice, the last
         points = [
@@ -74,7 +73,6 @@ class QdrantIndex:
                 self._ask("upsert", points[start : start + AT_ONCE], wait=True)
 
     def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
-        """See `GalleryIndex`."""
         k = min(k, self.count())
         if not k or not len(queries):
             return [[] for _ in queries]
@@ -86,14 +84,9 @@ class QdrantIndex:
         return [hits((point.payload["name"] for point in page), (point.score for point in page)) for page in pages]
 
     def count(self) -> int:
-        """See `GalleryIndex`."""
         return self._ask("count", exact=True).count
 
-    def save(self) -> None:
-        """Nothing is left to write."""
-
     def close(self) -> None:
-        """Let others open the folder."""
         self.client.close()
 
     def _ask(self, what: str, *words: Any, **options: Any) -> Any:

@@ -17,19 +17,25 @@ from torch import Tensor
 
 from utils.errors import DataError
 from utils.k_reciprocal import (
+    CACHED,
     PAIRS_AT_ONCE,
     Distances,
+    NearestSoFar,
+    chunks,
     expanded_weights,
-    jaccard_distances,
+    in_units,
+    jaccard,
     mean_of_rows,
     nearest,
     nearest_images,
+    sums_of_minima,
 )
 from utils.metrics import check_finite
 
 SPARE = 16  # images that are found beyond the nearest, in case rounding has put some in the wrong order
 SAMPLE = 64  # images, the product of which with all tells how fast the device is
 TIMES = 2.5  # what all takes, in such products of all images
+MIDDLE = 1000  # images, the median of which is about that of all
 ENTRIES = 250  # weights of an image, about
 
 
@@ -86,15 +92,19 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
     num_queries = len(query)
     features = torch.cat([query, gallery])
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    features = features.ldexp(-features.abs().max().frexp().exponent)  # no unit is too small or too large
     result = query.new_empty(num_queries, len(gallery), dtype=torch.float32)
     neighbours, farthest = _neighbours(features, (k2, round(k1 / 2) + 1, k1 + 1), result)
-    result *= lambda_value
+    result *= (lambda_value / farthest[:num_queries, None]).float()
     weights = expanded_weights(features, farthest, neighbours[:, : k1 + 1], k1)
     del features
     if k2 > 1:
         weights = mean_of_rows(weights, neighbours[:, :k2])
-    for rows, jaccard in jaccard_distances(weights, num_queries, num_queries):
-        result[rows] += jaccard.mul_(1 - lambda_value)
+    whole, sums = in_units(weights)
+    for rows, minima in sums_of_minima(whole, num_queries, num_queries):
+        for some in chunks(len(minima), CACHED * len(gallery)):
+            distances = jaccard(minima[some], sums[rows][some, None], sums[num_queries:])
+            result[rows][some].add_(distances, alpha=1 - lambda_value)
     return result
 
 
@@ -104,37 +114,44 @@ def _neighbours(features: Tensor, sizes: tuple[int, ...], distances: Tensor) -> 
     Args:
         features: [N, D].
         sizes: how many of the nearest are ever looked at together: those sets are exact, not the order within.
-        distances: [Q, G], receives the queries' normalised distances to the gallery.
+        distances: [Q, G], receives the queries' squared distances to the gallery.
     """
     total, num_queries = len(features), len(distances)
-    count = min(max(sizes), total)
-    edges = torch.tensor([size for size in sizes if size < total], dtype=torch.int64, device=features.device)
-    neighbours = torch.empty(total, count, dtype=torch.int64, device=features.device)
-    farthest = features.new_empty(total, dtype=torch.float64)
     # Distances do not feel a shift. The median is one of the values, so the subtraction is exact wherever the features
-    # lie on a grid, and equal distances stay equal.
-    known = Distances(features, features.median(dim=0).values)
-    error, open_ = known.error(), []
-    for rows, block in known.chunks():
-        images = known.images[rows]
-        last = block.argmax(dim=1)
-        largest = (features[rows].double() - features[last].double()).square().sum(dim=1)
-        farthest[rows] = torch.where(largest > 0, largest, 1)  # 0: all images are the same
-        if rows.start < num_queries:
-            queries = slice(rows.start, min(rows.stop, num_queries))
-            ours = slice(0, queries.stop - queries.start)
-            distances[queries] = (block[ours, num_queries:] / farthest[queries, None]).float()
-        found = nearest_images(block, images, min(count + SPARE, total))
-        neighbours[rows] = found[:, :count]
-        values, doubt = block.gather(1, found), 2 * error[rows, None]
-        close = (values[:, edges] - values[:, edges - 1] <= doubt).any(dim=1)
-        # No image but those found can be among the nearest, unless the last of them, too, is close.
-        among = close & (values[:, -1:] - values[:, count - 1 : count] > doubt).squeeze(1)
-        open_.append(images[close & ~among])
-        candidates = found[among].sort(dim=1).values
-        exact = known.of_candidates(images[among], candidates)
-        exact[candidates == images[among, None]] = -torch.inf
-        neighbours[images[among]] = candidates.gather(1, nearest(exact, count))
-    for some in torch.cat(open_).split(max(1, PAIRS_AT_ONCE // total)):
+    # lie on a grid, and equal distances stay equal. That of some images will do.
+    known = Distances(features, features[:: max(1, total // MIDDLE)].median(dim=0).values)
+    met = NearestSoFar(known, max(sizes) + SPARE)
+    largest, farthest = features.new_full((total,), -1), known.images.clone()
+    for rows, columns, block in known.blocks():
+        if rows.start < num_queries < columns.stop:
+            images = slice(max(columns.start, num_queries), columns.stop)
+            ours = block[: num_queries - rows.start, images.start - columns.start :]
+            distances[rows, images.start - num_queries : images.stop - num_queries] = ours
+        longest = block.amax(dim=1)
+        more = (longest > largest[rows]).nonzero()[:, 0]
+        largest[more + rows.start] = longest[more]
+        farthest[more + rows.start] = block[more].argmax(dim=1) + columns.start
+        met.meet(rows, columns, block)
+    scale = known.of_candidates(known.images, farthest[:, None])[:, 0]
+    scale[scale == 0] = 1  # all images are the same
+    return _settled(known, met, sizes), scale
+
+
+def _settled(known: Distances, met: NearestSoFar, sizes: tuple[int, ...]) -> Tensor:
+    """The nearest images of each, among those that were met where rounding cannot have changed the sets."""
+    total = len(met.columns)
+    count = min(max(sizes), total)
+    edges = torch.tensor([size for size in sizes if size < total], dtype=torch.int64, device=met.columns.device)
+    neighbours = met.columns[:, :count].clone()
+    doubt = 2 * known.error()[:, None]
+    close = (met.values[:, edges] - met.values[:, edges - 1] <= doubt).any(dim=1)
+    # No image but those found can be among the nearest, unless the last of them, too, is close.
+    among = close & (met.values[:, -1:] - met.values[:, count - 1 : count] > doubt).squeeze(1)
+    candidates = met.columns[among].sort(dim=1).values
+    exact = known.of_candidates(known.images[among], candidates)
+    exact[candidates == known.images[among, None]] = -torch.inf
+    neighbours[among] = candidates.gather(1, nearest(exact, count))
+    rest = known.images[close & ~among]
+    for some in rest.split(max(1, PAIRS_AT_ONCE // total)) if len(rest) else ():
         neighbours[some] = nearest_images(known.in_double(some), some, count)
-    return neighbours, farthest
+    return neighbours

@@ -72,6 +72,10 @@ class Verification(NamedTuple):
     eer: Point
     at_fpr: dict[float, Point | None]  # by the target; None: too few pairs to measure it
 
+    def points(self) -> dict[str, Point | None]:
+        """All of them, by what they are called."""
+        return {"EER": self.eer, **{f"FPR {target:g}": point for target, point in self.at_fpr.items()}}
+
 
 def curve_of(values: Tensor, same: Tensor, different: Tensor) -> Curve:
     """The curve of pairs with these scores.

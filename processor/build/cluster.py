@@ -15,10 +15,9 @@ from datasets.images import Loader
 from datasets.sampler import ClusterSampler
 from loss.memory import Memory
 from model.svllreid import SvllReid
-from processor.build.data import Data, ordered_loader
+from processor.build.data import Data, draw, ordered_loader
 from processor.build.evaluation import evaluate_epoch
 from processor.build.handover import cluster_settings, hand_over, pseudo_labels
-from processor.build.place import prefix, resumed, times_before, title
 from processor.cluster_stage import ClusterStage, Texts
 from processor.clusters import Clustering, Swap, describe, find_clusters, shown
 from processor.features import compute_features
@@ -26,18 +25,19 @@ from processor.image_stage import all_text_features
 from processor.pseudo_labels import PseudoLabels, write_labels
 from processor.run import Run
 from processor.stage_run import StageParts
+from processor.turn import Turn, prefix
 from utils.distributed import on_main, rank, sync_batch_norm, world_size
 from utils.run import PSEUDO_LABELS
 
 logger = logging.getLogger(__name__)
 
 
-def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
+def cluster_parts(run: Run, turn: Turn, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, train = run.cfg, run.device, data.benchmark.train
-    block, again = CLUSTER.settings(cfg), times_before(run, number, CLUSTER)
-    if not resumed(run, number):
-        hand_over(run, number, model, data)
-    texts = _texts(run, number, model, data)
+    block = CLUSTER.settings(cfg)
+    if not run.resumes(turn.number):
+        hand_over(run, turn, model, data)
+    texts = _texts(run, turn, model, data)
     modalities = torch.tensor([sample.modality for sample in train])
     stage = ClusterStage(
         model,
@@ -57,46 +57,36 @@ def cluster_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int)
 
     def before_epoch(epoch: int, state: dict | None, optimizer: torch.optim.Optimizer) -> dict:
         if state is None:
-            labels = _find_clusters(run, again, stage, ordered, data, epoch)
+            labels = _find_clusters(run, turn, stage, ordered, data, epoch)
         else:
             labels = state["labels"]
             stage.resume_epoch(epoch, labels, state["memories"])
         if epoch == block.MAX_EPOCHS:
             found = PseudoLabels.of(labels, modalities, len(stage.memories), epoch, cluster_settings(run))
-            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(again)), found, train))
+            on_main(lambda: write_labels(run.path / PSEUDO_LABELS.format(prefix(turn.again)), found, train))
         sampler.set_labels(stage.labels.tolist())
         if not sampler.rows:
-            logger.warning(
-                "%s  epoch %d/%d: nothing to train on, it is skipped", title(CLUSTER, again), epoch, block.MAX_EPOCHS
-            )
+            logger.warning("%s  epoch %d/%d: nothing to train on, it is skipped", turn.title, epoch, block.MAX_EPOCHS)
         # Memories change in place: a state within the epoch has them as they are then.
         return {"labels": labels, "memories": [memory.state_dict() for memory in stage.memories]}
 
-    def batches(epoch: int, done: int) -> Loader:
-        loader.dataset.set_epoch(epoch)
-        sampler.set_epoch(epoch, done)
-        return loader
-
     return StageParts(
-        model,
         stage,
-        stage.weights,
-        batches,
+        partial(draw, loader),
         summed=dict.fromkeys(stage.weights, "2 modalities") if data.benchmark.templates else {},
-        image_paths=lambda indices: [train[index].path for index in indices.tolist()],
+        image_paths=data.paths,
         shares=world_size(),
         before_epoch=before_epoch,
         after_step=stage.update,
-        evaluate=partial(evaluate_epoch, run, model, data.benchmark, CLUSTER),
+        evaluate=partial(evaluate_epoch, run, model, data.benchmark, turn),
         epoch_ended=data.train_watch.look,
     )
 
 
-def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, data: Data, epoch: int) -> Tensor:
+def _find_clusters(run: Run, turn: Turn, stage: ClusterStage, ordered: Loader, data: Data, epoch: int) -> Tensor:
     """Cluster the features that the images have now, with lines for the log and a record -> labels [N].
 
     Args:
-        again: how often the stage has occurred before.
         ordered: reads all training images.
     """
     cfg, train = run.cfg, data.benchmark.train
@@ -108,9 +98,8 @@ def _find_clusters(run: Run, again: int, stage: ClusterStage, ordered: Loader, d
     pairs = stage.begin_epoch(epoch, labels, features)
     facts = describe(labels, stage.modalities, pairs, torch.tensor([sample.pid for sample in train]))
     epochs = CLUSTER.epochs(cfg)
-    logger.info("%s  epoch %d/%d\n  %s", title(CLUSTER, again), epoch, epochs, "\n  ".join(shown(facts)))
-    repeated = {"again": again} if again else {}
-    run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **repeated)
+    logger.info("%s  epoch %d/%d\n  %s", turn.title, epoch, epochs, "\n  ".join(shown(facts)))
+    run.record("clusters", step=epoch, stage=CLUSTER.name, epoch=epoch, **facts, **turn.mark)
     return labels
 
 
@@ -121,13 +110,12 @@ def _cluster_sampler(cfg: CfgNode, modalities: Tensor, seed: int) -> ClusterSamp
     return ClusterSampler(nothing, modalities.tolist(), clusters, instances, seed=seed, **share)
 
 
-def _texts(run: Run, number: int, model: SvllReid, data: Data) -> Texts | None:
+def _texts(run: Run, turn: Turn, model: SvllReid, data: Data) -> Texts | None:
     """The texts that the clustering compares images with: of the prompts before it; None without these."""
-    stages = run.cfg.PROCESSOR.STAGES[:number]
-    if PROMPT.name not in stages or not run.cfg.MODEL.I2T_LOSS_WEIGHT:
+    if PROMPT.name not in turn.before or not run.cfg.MODEL.I2T_LOSS_WEIGHT:
         return None
-    last = len(stages) - 1 - stages[::-1].index(PROMPT.name)
-    found = pseudo_labels(run, last, data)
+    last = turn.number - 1 - turn.before[::-1].index(PROMPT.name)
+    found = pseudo_labels(run, turn._replace(number=last), data)
     if found is None:
         return None
     features = all_text_features(model, run.device).split(found.counts)

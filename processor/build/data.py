@@ -8,6 +8,7 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+from torch import Tensor
 from yacs.config import CfgNode
 
 from configs.stages import CLUSTER, IMAGE, STAGES
@@ -30,6 +31,10 @@ class Data(NamedTuple):
     warnings: list[str]  # of the check before training, for results.json
     train_watch: Watch  # of images that are replaced meanwhile
     test_watch: Watch
+
+    def paths(self, indices: Tensor) -> list[str]:
+        """The training images with these numbers [B]."""
+        return [self.benchmark.train[index].path for index in indices.tolist()]
 
 
 def read_data(run: Run, render: Callable[[CfgNode, str], object] | None = None) -> Data:
@@ -66,6 +71,13 @@ def check_cameras(cfg: CfgNode, benchmark: Benchmark) -> None:
             f"MODEL.CAMERA_PROXY_LOSS_WEIGHT {weight}: no training identity of {benchmark.name} has images from two "
             "cameras; expected 0.0"
         )
+
+
+def draw(loader: Loader, epoch: int, done: int) -> Loader:
+    """What is left of an epoch of which `done` batches were trained on earlier: the same loader, set to it."""
+    loader.dataset.set_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch, done)
+    return loader
 
 
 def ordered_loader(run: Run, samples: Sequence[Sample], *, again: bool = False) -> Loader:

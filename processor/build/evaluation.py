@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from configs.stages import Stage
 from datasets.build import make_loader
 from datasets.changes import Change
 from model.svllreid import SvllReid
@@ -19,6 +18,7 @@ from processor.build.data import Data
 from processor.evaluate import evaluate, evaluate_changed
 from processor.result import result_entry
 from processor.run import Run
+from processor.turn import Turn
 from utils.errors import WeightsError
 from utils.records import Benchmark, Evaluation, QueryExpansion, Refinement, Reranking
 from utils.report import figures
@@ -142,15 +142,14 @@ def evaluate_run(run: Run, model: SvllReid, data: Data, when: str, checkpoint: P
         run.add_result(entry)  # last: a run whose last entry is there is finished
 
 
-def evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, stage: Stage, epoch: int) -> dict[str, float]:
+def evaluate_epoch(run: Run, model: SvllReid, benchmark: Benchmark, turn: Turn, epoch: int) -> dict[str, float]:
     """Evaluate on every data set, for the log -> mAP by data set."""
-    found = {}
+    found, epochs = {}, turn.stage.epochs(run.cfg)
     for one in benchmark.evaluated():
         evaluation = evaluate_model(run.cfg, model, one, run.device)
         name = f"{one.name}  " if benchmark.parts else ""
-        epochs = stage.epochs(run.cfg)
-        logger.info("%s  epoch %d/%d\n  %s%s", stage.title, epoch, epochs, name, figures(evaluation))
-        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean}
-        run.record("evaluation", step=epoch, stage=stage.name, epoch=epoch, **facts)
+        logger.info("%s  epoch %d/%d\n  %s%s", turn.title, epoch, epochs, name, figures(evaluation))
+        facts = {"data_set": one.name, **evaluation.refinement.entry(), **evaluation.mean, **turn.mark}
+        run.record("evaluation", step=epoch, stage=turn.stage.name, epoch=epoch, **facts)
         found[one.name] = evaluation.mean["mAP"]
     return found

@@ -9,18 +9,18 @@ from model.build import RESIZING
 from model.svllreid import SvllReid
 from processor.build.data import Data
 from processor.build.network import new_network
-from processor.build.place import prefix, times_before
 from processor.pseudo_labels import PseudoLabels, read_labels
 from processor.run import Run
+from processor.turn import Turn, prefix
 from utils.distributed import copy_from_main, on_main
 from utils.run import PSEUDO_LABELS
 
 logger = logging.getLogger(__name__)
 
 
-def hand_over(run: Run, number: int, model: SvllReid, data: Data) -> None:
+def hand_over(run: Run, turn: Turn, model: SvllReid, data: Data) -> None:
     """Behind a clustering, a stage begins as published: clusters alone are handed over, the tower starts again."""
-    if CLUSTER.name not in run.cfg.PROCESSOR.STAGES[max(0, number - 1) : number]:
+    if CLUSTER.name not in turn.before[-1:]:
         return
     restart = CLUSTER.settings(run.cfg).RESTART
     what = "starts again from the weights that the run began with" if restart else f"goes on from {CLUSTER.title}"
@@ -39,9 +39,9 @@ def cluster_settings(run: Run) -> str:
     return f"{run.cfg.MODEL.NAME}, seed {run.cfg.SOLVER.SEED}, {facts}, images {images}"
 
 
-def pseudo_labels(run: Run, number: int, data: Data) -> PseudoLabels | None:
-    """What the last clustering before the place `number` of PROCESSOR.STAGES found; None without one."""
-    again = times_before(run, number, CLUSTER) - 1
+def pseudo_labels(run: Run, turn: Turn, data: Data) -> PseudoLabels | None:
+    """What the last clustering before this place found; None without one."""
+    again = turn.before.count(CLUSTER.name) - 1
     if again < 0:
         return None
     path, epoch = run.path / PSEUDO_LABELS.format(prefix(again)), CLUSTER.epochs(run.cfg)

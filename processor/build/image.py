@@ -10,22 +10,22 @@ from yacs.config import CfgNode
 
 from configs.stages import IMAGE, PROMPT
 from datasets.build import make_loader
-from datasets.images import Loader
 from model.svllreid import SvllReid
 from model.towers import has_batch_norm
-from processor.build.data import Data
+from processor.build.data import Data, draw
 from processor.build.evaluation import evaluate_epoch
 from processor.build.prototypes import keep_prototypes
 from processor.image_stage import TERMS, ImageStage, all_text_features
 from processor.run import Run
 from processor.stage_run import StageParts
+from processor.turn import Turn
 from utils.distributed import collective, sync_batch_norm, world_size
 from utils.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
 
-def image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
+def image_parts(run: Run, turn: Turn, model: SvllReid, data: Data, seed: int) -> StageParts:
     cfg, device, benchmark = run.cfg, run.device, data.benchmark
     block = IMAGE.settings(cfg)
     weights = {name: attrgetter(term.weight)(cfg) for name, term in TERMS.items()}
@@ -52,25 +52,18 @@ def image_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -
     if block.EMA:
         notes.append(f"checkpoints and evaluations have the moving average of the weights, of decay {block.EMA:g}")
 
-    def batches(epoch: int, done: int) -> Loader:
-        loader.dataset.set_epoch(epoch)
-        loader.batch_sampler.set_epoch(epoch, done)
-        return loader
-
     depths = sum(map(bool, model.image.dims)) if cfg.MODEL.TRIPLET_FEATURES == "all" else 1
     summed = {"identity": (len(model.heads), "heads"), "triplet": (depths, "depths")}
     return StageParts(
-        model,
         stage,
-        stage.weights,
-        batches,
+        partial(draw, loader),
         summed={term: f"{count} {parts}" for term, (count, parts) in summed.items() if count > 1},
         notes=notes,
-        image_paths=lambda indices: [benchmark.train[index].path for index in indices.tolist()],
+        image_paths=data.paths,
         shares=world_size(),
         before_epoch=before_epoch,
         after_step=stage.update if stage.memories else None,
-        evaluate=partial(evaluate_epoch, run, model, benchmark, IMAGE),
+        evaluate=partial(evaluate_epoch, run, model, benchmark, turn),
         epoch_ended=data.train_watch.look,
     )
 

@@ -14,11 +14,11 @@ from model.svllreid import SvllReid
 from processor.build.data import Data, ordered_loader
 from processor.build.handover import hand_over, pseudo_labels
 from processor.build.network import NETWORK_STREAM
-from processor.build.place import resumed
 from processor.image_stage import all_text_features
 from processor.prompt_stage import BalancedBatches, FeatureBatches, PromptStage, cache_features, matching_accuracy
 from processor.run import Run
 from processor.stage_run import StageParts
+from processor.turn import Turn
 from utils.errors import DataError
 from utils.records import Sample
 from utils.seeds import derive
@@ -26,9 +26,9 @@ from utils.seeds import derive
 logger = logging.getLogger(__name__)
 
 
-def prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> StageParts:
+def prompt_parts(run: Run, turn: Turn, model: SvllReid, data: Data, seed: int) -> StageParts:
     block, device = PROMPT.settings(run.cfg), run.device
-    train = _prompted(run, number, model, data, seed)
+    train = _prompted(run, turn, model, data, seed)
     cache = cache_features(model, ordered_loader(run, train), device, precision=run.cfg.TEST.PRECISION)
     data.train_watch.look()
     generator = torch.Generator(device).manual_seed(seed)
@@ -56,15 +56,13 @@ def prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
             "%s  on its own training features (this is no test):\n"
             "  %.1f %% of the images are nearest to their identity's text,\n"
             "  %.1f %% of the texts to an image of their identity",
-            *(PROMPT.title, 100 * accuracy["image_to_text"], 100 * accuracy["text_to_image"]),
+            *(turn.title, 100 * accuracy["image_to_text"], 100 * accuracy["text_to_image"]),
         )
         epochs = block.MAX_EPOCHS
-        run.record("training_features", step=epochs, stage=PROMPT.name, epoch=epochs, **accuracy)
+        run.record("training_features", step=epochs, stage=PROMPT.name, epoch=epochs, **accuracy, **turn.mark)
 
     return StageParts(
-        model,
         stage,
-        stage.weights,
         batches,
         image_paths=lambda pids: [examples[pid] for pid in pids.unique().tolist()],
         generators={"prompts": generator},
@@ -72,14 +70,14 @@ def prompt_parts(run: Run, number: int, model: SvllReid, data: Data, seed: int) 
     )
 
 
-def _prompted(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> Sequence[Sample]:
+def _prompted(run: Run, turn: Turn, model: SvllReid, data: Data, seed: int) -> Sequence[Sample]:
     """The images that prompts are learned of: all with their identities or, behind a clustering, those in a cluster
     with that as their identity, of which the network gets a prompt each.
 
     Raises:
         DataError: no pseudo-labels, or those of another run; no cluster at all.
     """
-    found = pseudo_labels(run, number, data)
+    found = pseudo_labels(run, turn, data)
     if found is None:
         return data.benchmark.train
     if not sum(found.counts):
@@ -87,8 +85,8 @@ def _prompted(run: Run, number: int, model: SvllReid, data: Data, seed: int) -> 
             f"{CLUSTER.title} found no cluster in its last epoch, and there is nothing to learn prompts of; see "
             "CLUSTER.EPS and CLUSTER.MIN_SAMPLES"
         )
-    if not resumed(run, number):
-        hand_over(run, number, model, data)
+    if not run.resumes(turn.number):
+        hand_over(run, turn, model, data)
         model.prompts.resize(found.counts, torch.Generator().manual_seed(derive(seed, NETWORK_STREAM)))
         model.architecture["prompt_counts"] = list(found.counts)
     return found.relabelled(data.benchmark.train)

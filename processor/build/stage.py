@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES, Stage
+from configs.stages import CLUSTER, IMAGE, PROMPT
 from model.svllreid import SvllReid
 from processor.build.cluster import cluster_parts
 from processor.build.data import Data
 from processor.build.evaluation import refinement_of
 from processor.build.image import image_parts
-from processor.build.place import checkpoint_name, times_before, title
 from processor.build.prompt import prompt_parts
 from processor.compiled import compile_tower
 from processor.loop import fit
 from processor.run import Run
 from processor.stage_run import Periods, SavedStageRun, StageParts, Training
+from processor.turn import Turn
 from solver.average import WeightAverage
 from solver.build import make_optimizer, make_schedule
 from utils.devices import pick_precision, tf32
@@ -32,28 +32,25 @@ MAKE_STAGE = {CLUSTER.name: cluster_parts, PROMPT.name: prompt_parts, IMAGE.name
 
 def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     """Train the stage at place `number` of PROCESSOR.STAGES -> its last checkpoint."""
-    cfg, stage = run.cfg, STAGES[run.cfg.PROCESSOR.STAGES[number]]
-    block, again = stage.settings(cfg), times_before(run, number, stage)
-    with run.clock(title(stage, again)):
+    cfg, turn = run.cfg, Turn(run.cfg.PROCESSOR.STAGES, number)
+    block = turn.stage.settings(cfg)
+    with run.clock(turn.title):
         # A repetition draws other batches than the first time.
-        seed = derive(cfg.SOLVER.SEED, again) if again else cfg.SOLVER.SEED
-        parts = MAKE_STAGE[stage.name](run, number, model, data, seed)
+        seed = derive(cfg.SOLVER.SEED, turn.again) if turn.again else cfg.SOLVER.SEED
+        parts = MAKE_STAGE[turn.stage.name](run, turn, model, data, seed)
         optimizer = make_optimizer(block, parts.module, getattr(parts.module, "layer_of", None))
         precision = pick_precision(cfg.SOLVER.PRECISION, run.device)
         scaler = torch.amp.GradScaler(run.device.type) if precision is torch.float16 else None
         average = WeightAverage(parts.module, block.EMA, optimizer) if block.get("EMA") else None
-        logger.info("%s: %s", title(stage, again), "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
+        logger.info("%s: %s", turn.title, "\n  ".join(_what_trains(parts, precision, cfg.SOLVER.COMPILE)))
         prompts = model.prompts
         stage_run = SavedStageRun(
             run,
-            number,
+            turn,
             parts,
             Training(optimizer, precision, scaler, average),
-            _periods(cfg, stage),
-            name=stage.name,
-            title=title(stage, again),
-            again=again,
-            file=checkpoint_name(cfg.PROCESSOR.STAGES, number, cfg.MODEL.NAME),
+            _periods(cfg, block),
+            file=turn.file(cfg.MODEL.NAME),
             facts={
                 "architecture": model.architecture,
                 "prompts_trained": prompts is not None and (prompts.trained or prompts.context.requires_grad),
@@ -79,14 +76,13 @@ def run_stage(run: Run, number: int, model: SvllReid, data: Data) -> Path:
     how = f" ({refinement})" if (refinement := str(refinement_of(cfg))) else ""
     for name, best in stage_run.best.items():
         figure = f"{name} mAP {100 * best['mAP']:.1f}{how} in epoch {best['epoch']}"
-        logger.info("%s  best before the end: %s", title(stage, again), figure)
+        logger.info("%s  best before the end: %s", turn.title, figure)
     return stage_run.checkpoint
 
 
 def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dtype) -> None:
     """The setting is the same as when the run was begun; the device may be another."""
-    begun_in = stage_run.saved.get("precision") if stage_run.saved else None
-    begun_in = begun_in or str(precision)
+    begun_in = (stage_run.saved.get("precision") if stage_run.saved else None) or str(precision)
     if begun_in != str(precision):
         logger.warning(
             "SOLVER.PRECISION %s is %s on this device; the run was begun in %s",
@@ -94,8 +90,7 @@ def _warn_of_precision(stage_run: SavedStageRun, asked: str, precision: torch.dt
         )
 
 
-def _periods(cfg: CfgNode, stage: Stage) -> Periods:
-    block = stage.settings(cfg)
+def _periods(cfg: CfgNode, block: CfgNode) -> Periods:
     return Periods(
         block.MAX_EPOCHS,
         log=block.LOG_PERIOD,
@@ -107,7 +102,7 @@ def _periods(cfg: CfgNode, stage: Stage) -> Periods:
 
 def _what_trains(stage: StageParts, precision: torch.dtype, compiled: bool) -> list[str]:
     """Lines for the log: what trains, what is frozen, and the loss with its weights."""
-    model, weights = stage.model, stage.weights
+    model, weights = stage.module.model, stage.module.weights
     parts = {name.replace("_", " "): list(part.parameters()) for name, part in model.named_children()}
     training = {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in parts.items()}
     total = sum(p.numel() for p in model.parameters())

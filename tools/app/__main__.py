@@ -17,9 +17,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-from tools.inference import add_cache_options, add_threshold_options, open_embedder, parse
+from tools.inference import add_cache_options, add_threshold_options, network_parser, open_embedder, parse
 from utils.command import Once, answer_early, run_script
 from utils.errors import UserError, check_installed
 
@@ -28,16 +29,14 @@ HOST = "127.0.0.1"
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    return parse(__doc__, argv, options=_options, words=None, skips=False)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = network_parser(__doc__, skips=False)
     add = parser.add_argument
     add("--gallery", metavar="WHERE", action=Once, help="a folder or a pattern of images, in which the page searches")
     add_cache_options(parser, where="here")
     add_threshold_options(parser)
     add("--host", default=HOST, help=f"the address to listen on; default: {HOST}, this machine alone; all: 0.0.0.0")
     add("--port", type=int, default=7860, help="default: 7860")
+    return parse(parser, argv, words=None)
 
 
 def read_and_check(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,11 +94,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def embed_gallery(embedder: Embedder, paths: Sequence[str], arguments: argparse.Namespace) -> FeatureFile:
     """Features of the gallery's pictures, from the cache where it has them."""
-    features = CachedFeatures.of(embedder, arguments, Path("features.sqlite"))
-    try:
+    with closing(CachedFeatures.of(embedder, arguments, Path("features.sqlite"))) as features:
         return FeatureFile(*features.all(paths, "gallery"), embedder.digest)
-    finally:
-        features.close()
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Answers:
 
     def _shown(self, image: Image.Image) -> Image.Image:
         """In the shape in which the network sees it, which overlays fit."""
-        height, width = self.embedder.size
+        height, width = self.embedder.transform.size
         return image.resize((round(HEIGHT * width / height), HEIGHT), Image.Resampling.BICUBIC)
 
 
@@ -116,11 +116,8 @@ def overlay(picture: Image.Image, grid: Tensor) -> Image.Image:
     high = grid.clamp(min=0)
     high = high / high.max().clamp(min=torch.finfo(high.dtype).tiny)
     alpha = Image.fromarray((high.numpy() * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
-    return Image.composite(Image.new("RGB", picture.size, COLOUR), picture.convert("L").convert("RGB"), _half(alpha))
-
-
-def _half(alpha: Image.Image) -> Image.Image:
-    return alpha.point(lambda value: round(0.75 * value))  # what is below stays visible
+    alpha = alpha.point(lambda value: round(0.75 * value))  # what is below stays visible
+    return Image.composite(Image.new("RGB", picture.size, COLOUR), picture.convert("L").convert("RGB"), alpha)
 
 
 def named(error: UserError, paths: Sequence[str]) -> str:

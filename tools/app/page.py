@@ -60,7 +60,9 @@ def _verify_tab(answers: Answers, answered: Callable[..., str]) -> None:
     places = gr.Checkbox(label="Show where they agree", value=True)
     with gr.Row():
         button = gr.Button("Compare", variant="primary")
-        example = gr.Button("Try two pictures of the gallery", visible=_can_try(answers))
+        example = gr.Button(
+            "Try two pictures of the gallery", visible=answers.gallery is not None and len(answers.gallery.names) > 1
+        )
     result = gr.HTML()
 
     def compare(a: str | None, b: str | None, shown: bool) -> tuple:
@@ -88,15 +90,8 @@ def _search_tab(answers: Answers, answered: Callable[..., str]) -> None:
             button = gr.Button("Search", variant="primary")
     pictures = {name: picture for name in names[:EXAMPLES] if (picture := _thumbnail(name))}
     gr.Markdown("Or choose one of the gallery:")
-    examples = gr.Gallery(
-        pictures,
-        show_label=False,
-        columns=EXAMPLES,
-        height="auto",
-        object_fit="contain",
-        allow_preview=False,
-        buttons=[],
-    )
+    style = {"columns": EXAMPLES, "height": "auto", "object_fit": "contain"}
+    examples = gr.Gallery(pictures, show_label=False, allow_preview=False, buttons=[], **style)
     result = gr.HTML()
 
     def search(path: str | None, count: float, shown: bool) -> tuple:
@@ -116,10 +111,6 @@ def _upload(label: str, name: str) -> gr.Image:
     # Gradio would open it itself, without the guards of our reader. (It writes a file beside a class of its own.)
     picture.preprocess = lambda payload: payload.path if payload else None
     return picture
-
-
-def _can_try(answers: Answers) -> bool:
-    return answers.gallery is not None and len(answers.gallery.names) > 1
 
 
 def _thumbnail(name: str) -> Image.Image | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tools.benchmark.data import labelled_features
 from tools.benchmark.measure import Case, Setting, Way
-from tools.benchmark.reranking import dense_jaccard, dense_weights, nearest_images, squared_distances
+from tools.benchmark.reranking import dense_jaccard, dense_weights, means, nearest_images, squared_distances
 from utils.clustering import cluster, near_pairs
 
 IMAGES, WIDTH, IDENTITIES = 12936, 768, 751  # Market-1501's training images
@@ -40,6 +40,6 @@ def textbook(features: np.ndarray, eps: float, core: int, k1: int, k2: int) -> n
     """Features [N, D] of length 1 -> the cluster of each image [N]; no two images are equally far from a third."""
     distances = squared_distances(features)
     nearest = nearest_images(distances, max(k1, k2))
-    weights = dense_weights(distances, nearest[:, :k1], nearest[:, :k2], k1)
+    weights = means(dense_weights(distances, nearest[:, :k1], k1), nearest[:, :k2])
     jaccard = dense_jaccard(weights, len(features)).clip(min=0)
     return DBSCAN(eps=eps, min_samples=core, metric="precomputed").fit(jaccard).labels_

@@ -1,7 +1,7 @@
 """Re-ranking with k-reciprocal neighbours, from features to distances.
 
-The textbook way is the published one: dense matrices of all images, in numpy, and loops over the images. It sorts all
-images for each; a second one is kinder, and only looks for as many as there are neighbours. Both find the sets of an
+The published way works on dense matrices of all images, in numpy: it sorts all images for each, and goes from image to
+image. The textbook way is kinder: it only looks for as many images as there are neighbours, and finds the sets of an
 image once, not for each that has it among its neighbours.
 """
 
@@ -31,27 +31,53 @@ def ways(query: Tensor, gallery: Tensor) -> tuple[Way, ...]:
     """All of them."""
     arrays = query.cpu().numpy(), gallery.cpu().numpy()
     return (
-        Way("textbook, dense", lambda: textbook(*arrays, K1, K2, LAMBDA, in_full)),
-        Way("textbook, dense, no sort", lambda: textbook(*arrays, K1, K2, LAMBDA, nearest_images)),
+        Way("published, dense", lambda: dense(*arrays, K1, K2, LAMBDA, published_weights)),
+        Way("textbook, dense", lambda: dense(*arrays, K1, K2, LAMBDA, textbook_weights)),
         Way("ours", lambda: rerank(query, gallery, K1, K2, LAMBDA)),
     )
 
 
-def textbook(
+def dense(
     query: np.ndarray,
     gallery: np.ndarray,
     k1: int,
     k2: int,
     lambda_value: float,
-    neighbours: Callable[[np.ndarray, int], np.ndarray],
+    weigh: Callable[[np.ndarray, int, int], np.ndarray],
 ) -> np.ndarray:
     """Features [Q, D] and [G, D] -> distances [Q, G]; no two images are equally far from a third."""
     distances = squared_distances(np.concatenate([query, gallery]))
     distances /= distances.max(1, keepdims=True)
-    nearest = neighbours(distances, max(k1 + 1, k2))
-    weights = dense_weights(distances, nearest[:, : k1 + 1], nearest[:, :k2], k1)
+    weights = weigh(distances, k1, k2)
     jaccard = dense_jaccard(weights, len(query))[:, len(query) :]
     return (1 - lambda_value) * jaccard + lambda_value * distances[: len(query), len(query) :]
+
+
+def published_weights(distances: np.ndarray, k1: int, k2: int) -> np.ndarray:
+    """Weights on expanded k-reciprocal sets, averaged over the k2 nearest images. -> [N, N]"""
+    order = distances.argsort(1).astype(np.int32)
+
+    def reciprocal(image: int, count: int) -> np.ndarray:
+        near = order[image, :count]
+        return near[(order[near, :count] == image).any(1)]
+
+    weights = np.zeros_like(distances)
+    for image in range(len(distances)):
+        core = members = reciprocal(image, k1 + 1)
+        for other in core:
+            some = reciprocal(other, round(k1 / 2) + 1)
+            if len(np.intersect1d(some, core)) > 2 / 3 * len(some):
+                members = np.append(members, some)
+        members = np.unique(members)
+        own = np.exp(-distances[image, members])
+        weights[image, members] = own / own.sum()
+    return means(weights, order[:, :k2])
+
+
+def textbook_weights(distances: np.ndarray, k1: int, k2: int) -> np.ndarray:
+    """The same. -> [N, N]"""
+    nearest = nearest_images(distances, max(k1 + 1, k2))
+    return means(dense_weights(distances, nearest[:, : k1 + 1], k1), nearest[:, :k2])
 
 
 def squared_distances(features: np.ndarray) -> np.ndarray:
@@ -65,11 +91,6 @@ def squared_distances(features: np.ndarray) -> np.ndarray:
     return distances
 
 
-def in_full(distances: np.ndarray, count: int) -> np.ndarray:
-    """The same as `nearest_images`, by a sort of all."""
-    return distances.argsort(1)[:, :count]
-
-
 def nearest_images(distances: np.ndarray, count: int) -> np.ndarray:
     """The `count` nearest of each image [N, N], nearest first."""
     count = min(count, len(distances))
@@ -78,8 +99,8 @@ def nearest_images(distances: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(found, order, 1)
 
 
-def dense_weights(distances: np.ndarray, nearest: np.ndarray, averaged: np.ndarray, k1: int) -> np.ndarray:
-    """Weights on expanded k-reciprocal sets, averaged over the images `averaged` [N, k2] of each. -> [N, N]
+def dense_weights(distances: np.ndarray, nearest: np.ndarray, k1: int) -> np.ndarray:
+    """Weights on expanded k-reciprocal sets. -> [N, N]
 
     Args:
         nearest: [N, K], the image itself first.
@@ -94,7 +115,15 @@ def dense_weights(distances: np.ndarray, nearest: np.ndarray, averaged: np.ndarr
         members = np.unique(np.concatenate([core, *joining]))
         own = np.exp(-distances[image, members])
         weights[image, members] = own / own.sum()
-    return np.stack([weights[some].mean(0) for some in averaged]) if averaged.shape[1] > 1 else weights
+    return weights
+
+
+def means(weights: np.ndarray, averaged: np.ndarray) -> np.ndarray:
+    """For each image the mean of the rows `averaged` [N, k2]. -> [N, N]"""
+    found = np.empty_like(weights)
+    for own, some in zip(found, averaged, strict=True):
+        own[:] = weights[some].mean(0)
+    return found
 
 
 def dense_jaccard(weights: np.ndarray, rows: int) -> np.ndarray:

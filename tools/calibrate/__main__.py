@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.inference import (
-    KINDS,
+    PICTURES,
     add_beside,
     check_output,
     for_each_network,
+    network_parser,
     open_embedder,
     parse_labelled,
     short_names,
@@ -42,7 +42,13 @@ SEED = 0  # of the bootstrap
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
-    arguments = parse_labelled(__doc__, argv, _options)
+    parser = network_parser(__doc__)
+    add = parser.add_argument
+    add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
+    add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
+    add("--no-figure", action="store_true", help="no picture")
+    add_beside(parser)
+    arguments = parse_labelled(parser, argv)
     if arguments.beside and arguments.no_figure:
         raise UserError("--beside: is for the picture; expected no --no-figure")
     if not arguments.no_figure:
@@ -50,24 +56,15 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
-    add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
-    add("--no-figure", "--no_figure", action="store_true", help="no picture")
-    add_beside(parser)
-
-
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
 import torch
 
-from tools.labelled_images import embed_samples, images_of, labelled_images, readable
+from tools.labelled_images import embed_samples, images_of, labelled_images
 from utils.calibration_file import beside, write_calibration
-from utils.feature_file import FeatureFile
 from utils.metrics import protocol_of
-from utils.records import MODALITIES, Benchmark, Sample
+from utils.records import MODALITIES
 from utils.report import aligned
 from utils.verification import PairScores, measure
 
@@ -79,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     figure = None if arguments.no_figure else expanded(arguments.figure or target.with_suffix(".png"))
     check_output(str(target), "--output", ".json")
     if figure is not None:
-        check_output(str(figure), "--figure", *KINDS)
+        check_output(str(figure), "--figure", *PICTURES)
     networks = for_each_network(arguments)
     measured = [measure_network(one) for one in networks]
     found, facts, _ = measured[0]
@@ -108,7 +105,8 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
     benchmark, fingerprint, notes = labelled_images(arguments, embedder)
     samples = [sample for trial in benchmark.trials for side in trial for sample in side]
     features, failed = embed_samples(arguments, embedder, samples)
-    scores = pair_scores(benchmark, features)
+    trials = [tuple(images_of(side, features) for side in trial) for trial in benchmark.trials]
+    scores = PairScores(features.features, trials, benchmark.ignored)
     found = measure(scores, TARGETS, generator=torch.Generator().manual_seed(SEED))
     facts = {
         "digest": embedder.digest,
@@ -124,36 +122,25 @@ def measure_network(arguments: argparse.Namespace) -> tuple[Verification, dict, 
         "notes": notes,
     }
     if len(getattr(embedder.model.image, "stems", ())):
-        facts["modality"] = arguments.modality if arguments.images else modalities_in(samples)
+        present = sorted({sample.modality for sample in samples})
+        facts["modality"] = arguments.modality if arguments.images else ",".join(MODALITIES[one] for one in present)
     return found, facts, failed
-
-
-def pair_scores(benchmark: Benchmark, features: FeatureFile) -> PairScores:
-    """Scores of all pairs that count, of the images that could be read."""
-    kept = (readable(trial, features) for trial in benchmark.trials)
-    trials = [(images_of(trial.query, features), images_of(trial.gallery, features)) for trial in kept]
-    return PairScores(features.features, trials, benchmark.ignored)
-
-
-def modalities_in(samples: Sequence[Sample]) -> str:
-    """One, or two with a comma."""
-    return ",".join(MODALITIES[number] for number in sorted({sample.modality for sample in samples}))
 
 
 def report(found: Verification) -> str:
     """A table of the thresholds and their rates, in per cent."""
     rows = [["", "threshold", "false accepts (FPR)", "false rejects (FNR)", "EER or TPR"]]
-    for name, point in (("EER", found.eer), *((f"FPR {fpr:g}", point) for fpr, point in found.at_fpr.items())):
-        cells = (point.fpr, point.fnr, point.reached) if point else ()
-        rows.append(
-            [name, f"{point.threshold:.4f}" if point else "too few pairs", *map(_percent, cells), *[""] * 3][:5]
-        )
+    rates: list[Estimate] = []
+    for name, point in found.points().items():
+        own = [point.fpr, point.fnr, point.reached] if point else []
+        rates += own
+        cells = [f"{point.threshold:.4f}", *map(_percent, own)] if point else ["too few pairs", "", "", ""]
+        rows.append([name, *cells])
     counts = " and ".join(
         f"{int(pairs.sum()):,} pairs of {what}".replace(",", " ")
         for pairs, what in ((found.same, "one identity"), (found.different, "two"))
     )
-    points = (found.eer, *filter(None, found.at_fpr.values()))
-    without = any(isnan(rate.low) for point in points for rate in (point.fpr, point.fnr, point.reached))
+    without = any(isnan(rate.low) for rate in rates)
     said = "; none where replicates agree: too few identities, or no error seen" if without else ""
     return f"{aligned(rows)}\nper cent of {counts}, with 95 % intervals{said}"
 

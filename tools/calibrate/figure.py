@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tools.pages import BLACK, BLUE, VERMILION, write_pages
-from utils.verification import BINS, SCALE, Point, Verification
+from utils.verification import BINS, SCALE, Verification
 
 SAME, DIFFERENT = BLUE, VERMILION
 STYLES = ("-", "--")  # of the networks
@@ -40,11 +40,6 @@ def draw(path: Path, networks: Sequence[tuple[str, Verification]], *, title: str
     write_pages(path, [figure])
 
 
-def _points(found: Verification) -> Iterator[tuple[str, Point]]:
-    yield "EER", found.eer
-    yield from ((f"FPR {fpr:g}", point) for fpr, point in found.at_fpr.items() if point)
-
-
 def _draw_scores(axes: Axes, found: Verification, before: str, style: str) -> None:
     kinds = (("two identities", found.different, DIFFERENT), ("one identity", found.same, SAME))
     edges = np.arange(0, BINS, GROUP) / SCALE - 1
@@ -58,7 +53,8 @@ def _draw_scores(axes: Axes, found: Verification, before: str, style: str) -> No
 
 
 def _draw_thresholds(axes: Axes, found: Verification) -> None:
-    for (name, point), style in zip(_points(found), ("-", "--", "-.", ":"), strict=False):
+    points = ((name, point) for name, point in found.points().items() if point)
+    for (name, point), style in zip(points, ("-", "--", "-.", ":"), strict=False):
         axes.axvline(point.threshold, color=BLACK, linestyle=style, linewidth=1, label=f"{point.threshold:.3f}: {name}")
     axes.legend(fontsize=7, loc="upper left")
 
@@ -76,7 +72,8 @@ def _draw_curve(axes: Axes, found: Verification, label: str | None, style: str) 
 
 def _draw_points(axes: Axes, found: Verification) -> None:
     lowest = _lowest(found)
-    for (name, point), marker in zip(_points(found), "osD^", strict=False):
+    points = ((name, point) for name, point in found.points().items() if point)
+    for (name, point), marker in zip(points, "osD^", strict=False):
         value, low, high = (
             point.reached if point.target else (1 - point.fnr.value, 1 - point.fnr.high, 1 - point.fnr.low)
         )

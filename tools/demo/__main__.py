@@ -12,7 +12,6 @@ not). Exit code 1 if the end is not 5 mAP points above the frozen start.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -50,6 +49,7 @@ from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.paths import expanded
 from utils.run import CONFIG, RESULTS
+from utils.run.results import END, START, read_results
 
 logger = logging.getLogger("demo")
 
@@ -70,13 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         empty(folder)
     train(cfg, folder)
 
-    evaluations = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["evaluations"]
-    by_moment = {entry["when"]: entry for entry in evaluations}
+    by_moment = {entry["when"]: entry for entry in read_results(folder / RESULTS)["evaluations"]}
     benchmark = make_benchmark(cfg)
     write_sheet(benchmark, folder / SHEET, size=cfg.INPUT.SIZE_TRAIN)
     two_modalities = bool(benchmark.templates)
     if not two_modalities:  # tools.attention takes all images as of one modality
-        draw(Path(by_moment["end"]["checkpoint"]), benchmark, folder, cfg.MODEL.DEVICE)
+        draw(Path(by_moment[END]["checkpoint"]), benchmark, folder, cfg.MODEL.DEVICE)
     recipe = PUBLISHED_CCLNET if two_modalities else PUBLISHED
     departures = differences(cfg, load(recipe), besides=NO_DEPARTURE)
     lines = (f"  {key}: {ours} (published {published})" for key, (ours, published) in departures.items())
@@ -102,7 +101,7 @@ def empty(folder: Path) -> None:
 
 def judge(by_moment: dict[str, dict]) -> int:
     """Compare the frozen start with the end, by a run's entries of results.json."""
-    start, end = (by_moment[when]["mAP"] for when in ("start", "end"))
+    start, end = (by_moment[when]["mAP"] for when in (START, END))
     logger.info("mAP %.1f before training, %.1f after: %+.1f", 100 * start, 100 * end, 100 * (end - start))
     if end < start + GAIN:
         sys.stderr.write(f"error: training did not gain {100 * GAIN:.0f} mAP points; something is broken\n")

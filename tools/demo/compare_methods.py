@@ -5,14 +5,12 @@ Of each seed, tools.compare then prints how sure the differences to the baseline
     python -m tools.demo.compare_methods --seeds 0 1 2            # a quarter of an hour on two cores
 
 A seed decides on everything: people, cameras, prompts, batches. Methods with the same seed see the same data set. Runs
-go to --folder, one folder each; what is there already is read, not run again, and what was interrupted is resumed.
+go to --folder, one folder each; what has ended is read, not run again, and what was interrupted is resumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import statistics
 import sys
 from collections.abc import Sequence
@@ -34,21 +32,19 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
 import torch
-import yaml
 from yacs.config import CfgNode
 
-from configs import load, to_dict
+from configs import load
 from datasets.build import make_benchmark, make_loader
 from tools import compare
 from train_svllreid import train
-from utils.errors import UserError
 from utils.logs import log_to_screen
 from utils.metrics import rank_features
 from utils.records import Labels
 from utils.report import markdown
-from utils.run import CONFIG, RESULTS
+from utils.run import RESULTS
+from utils.run.results import END, START, read_results
 
-logger = logging.getLogger("compare_methods")
 METHODS = {
     "baseline (identity + triplet)": "configs/demo/vit_base.yml",
     "CLIP-ReID": "configs/demo/vit_clipreid.yml",
@@ -69,12 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder = arguments.folder / f"{Path(config).stem}_{seed}"
             seeds = ["SOLVER.SEED", str(seed), "DATASETS.SYNTHETIC.SEED", str(seed)]
             cfg = load(ROOT / config, [*arguments.overrides, *seeds])
-            if not finished(folder, cfg):
-                train(cfg, folder)
-            start, end = (next(e for e in _entries(folder) if e["when"] == when) for when in ("start", "end"))
-            scores[name].append(end)
+            train(cfg, folder)
+            entries = {entry["when"]: entry for entry in read_results(folder / RESULTS)["evaluations"]}
+            scores[name].append(entries[END])
             if name == "CLIP-ReID":  # the start is the same for all methods
-                scores[FROZEN].append(start)
+                scores[FROZEN].append(entries[START])
                 scores[PIXELS].append(score_pixels(cfg))
     sys.stdout.write(table(scores, arguments.seeds) + "\n")
     for place, seed in enumerate(arguments.seeds):
@@ -107,24 +102,6 @@ def table(scores: dict[str, list[dict]], seeds: list[int]) -> str:
     ]
     rows.append(["SVLL-ReID − CLIP-ReID", *(f"{gap:+.1f}" for gap in gaps), f"{statistics.mean(gaps):+.1f}", ""])
     return markdown(rows, numbers=range(1, len(rows[0])))
-
-
-def finished(folder: Path, cfg: CfgNode) -> bool:
-    """Whether a run with these settings is there.
-
-    Raises:
-        UserError: the folder holds a run with other settings.
-    """
-    if not (folder / CONFIG).is_file():
-        return False
-    if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) != to_dict(cfg):
-        raise UserError(f"{folder}: holds a run with other settings; delete it or give another --folder")
-    return any(entry["when"] == "end" for entry in _entries(folder))  # else training resumes it
-
-
-def _entries(folder: Path) -> list[dict]:
-    file = folder / RESULTS
-    return json.loads(file.read_text(encoding="utf-8"))["evaluations"] if file.is_file() else []
 
 
 if __name__ == "__main__":

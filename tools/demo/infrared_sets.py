@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from datasets import regdb, sysu
-from datasets.synthetic import Parameters
 from tools.demo.rendering.blocks import (
     BLOCKS_VERSION,
     BlockCamera,
@@ -19,7 +18,7 @@ from tools.demo.rendering.blocks import (
     sample_figure,
 )
 from tools.demo.rendering.scene import Rendered
-from tools.demo.sets import Task
+from tools.demo.sets import Rendering, Task
 from utils.errors import UserError
 from utils.records import INFRARED
 
@@ -44,6 +43,7 @@ class InfraredKind:
     title: str
     splits: int = 0
     inverted: bool = False
+    version: int = BLOCKS_VERSION
 
 
 INFRARED_KINDS = {
@@ -56,25 +56,13 @@ INFRARED_KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class InfraredSet:
-    """One data set: its kind and its parameters, of which cameras_per_identity has no meaning here.
+class InfraredSet(Rendering):
+    """Of figures in two modalities; `kind` is an InfraredKind, and cameras_per_identity has no meaning here."""
 
-    Raises:
-        UserError: a parameter that is out of range.
-    """
-
-    kind: InfraredKind
-    parameters: Parameters
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, least in (("train_identities", 2), ("train_images", 2), ("test_identities", 1), ("test_images", 6)):
             if (value := getattr(self.parameters, name)) < least:
                 raise UserError(f"synthetic data: {name}: expected at least {least}, got {value}")
-
-    @property
-    def folder_name(self) -> str:
-        return self.parameters.folder(self.kind.name)
 
     @property
     def text_files(self) -> tuple[str, ...]:
@@ -82,16 +70,7 @@ class InfraredSet:
         return tuple(self.texts(()))
 
     def counts(self) -> dict[str, int]:
-        """How many images each folder holds."""
         return dict(Counter(path.rpartition("/")[0] for task in self.tasks() for path in task.paths))
-
-    def manifest(self) -> dict[str, object]:
-        return {
-            "kind": self.kind.title,
-            "renderer_version": BLOCKS_VERSION,
-            "parameters": asdict(self.parameters),
-            "files": self.counts(),
-        }
 
     def tasks(self) -> Iterator[Task]:
         """All images, each of which depends on nothing that was drawn before it."""

@@ -37,9 +37,9 @@ from tqdm import tqdm
 
 from datasets.build import make_benchmark, parameters_of
 from datasets.several import names_of
-from datasets.synthetic import MANIFEST, Parameters
-from tools.demo.infrared_sets import INFRARED_KINDS, InfraredKind, InfraredSet
-from tools.demo.sets import KINDS, SPLITS, Kind, RenderedSet
+from datasets.synthetic import MANIFEST
+from tools.demo.infrared_sets import INFRARED_KINDS, InfraredSet
+from tools.demo.sets import KINDS, SPLITS, RenderedSet, Rendering
 from utils.errors import UserError
 from utils.files import replacing_folder
 from utils.logs import log_to_screen
@@ -48,7 +48,6 @@ from utils.records import Benchmark
 
 logger = logging.getLogger("render")
 ALL_KINDS = {**KINDS, **INFRARED_KINDS}
-Rendering = RenderedSet | InfraredSet
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,14 +66,8 @@ def render_missing(cfg: CfgNode, names: str | None = None) -> list[Path]:
     if not names:
         return []
     root = expanded(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR")
-    return [render(root, rendering(name, parameters_of(cfg))) for name in names]
-
-
-def rendering(name: str, parameters: Parameters) -> Rendering:
-    """The data set of this name in DATASETS.NAMES."""
-    if name in INFRARED_KINDS:
-        return InfraredSet(INFRARED_KINDS[name], parameters)
-    return RenderedSet(KINDS[name], parameters)
+    sets = (InfraredSet if name in INFRARED_KINDS else RenderedSet for name in names)
+    return [render(root, one(ALL_KINDS[name], parameters_of(cfg))) for name, one in zip(names, sets, strict=True)]
 
 
 def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
@@ -84,12 +77,6 @@ def rendered_benchmark(cfg: CfgNode, name: str | None = None) -> Benchmark:
 
 def render(root: Path, data: Rendering, *, progress: bool | None = None) -> Path:
     """Render the data set below `root`, or find it there -> its folder.
-
-    There are six cameras, one per background family. People's images are JPEG files of 128 x 64 pixels (height x
-    width) named as in Market-1501, `0002_c1s1_000451_00.jpg`: person (from 1, training people first), camera (1 to 6),
-    sequence, frame, box; other kinds are named as in their benchmarks. Each test identity has one query in each of its
-    cameras; its other images are the gallery. Those that pass by in an image are of the same split, so the test
-    identities are unknown in training altogether.
 
     The folder appears under its name only when it is whole. A folder that is whole is reused; one of ours that lacks
     files or was rendered by another version is replaced. Several processes may call this at the same time.
@@ -112,14 +99,14 @@ def _find_or_write(root: Path, data: Rendering, progress: bool) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     if _is_complete(target, data):
         return target
-    _refuse_foreign(target, data.kind)
+    _refuse_foreign(target, data)
     if target.exists():
         logger.info("%s is incomplete or of another version of the renderer and is rendered anew", target)
     try:
         with replacing_folder(target) as draft:
             _write(draft, data, progress)
             if not _is_complete(target, data):
-                _refuse_foreign(target, data.kind)
+                _refuse_foreign(target, data)
                 shutil.rmtree(target, ignore_errors=True)
     except OSError:
         if not _is_complete(target, data):  # by a process that was faster
@@ -154,27 +141,27 @@ def _write(folder: Path, data: Rendering, progress: bool) -> None:
 # ---------------------------------------------------------------------------------------------------- folders
 
 
-def _read_manifest(folder: Path, kind: Kind | InfraredKind) -> dict[str, object] | None:
+def _read_manifest(folder: Path, data: Rendering) -> dict[str, object] | None:
     """The manifest of a folder of this kind that this module wrote, else None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("kind") == kind.title else None
+    return manifest if isinstance(manifest, dict) and manifest.get("kind") == data.kind.title else None
 
 
 def _is_complete(folder: Path, data: Rendering) -> bool:
     """Whether the folder was written with these parameters by this renderer and has all its files."""
-    if _read_manifest(folder, data.kind) != data.manifest():
+    if _read_manifest(folder, data) != data.manifest():
         return False
     if not all((folder / name).is_file() for name in data.text_files):
         return False
     return all(len(list((folder / name).glob("*.jpg"))) == count for name, count in data.counts().items())
 
 
-def _refuse_foreign(folder: Path, kind: Kind | InfraredKind) -> None:
+def _refuse_foreign(folder: Path, data: Rendering) -> None:
     """Raise UserError if there is something in the way that this module did not write."""
-    if os.path.lexists(folder) and (folder.is_symlink() or _read_manifest(folder, kind) is None):
+    if os.path.lexists(folder) and (folder.is_symlink() or _read_manifest(folder, data) is None):
         raise UserError(
             f"{folder} is in the way of the synthetic data set and was not written by it (no valid {MANIFEST}); "
             "move or delete it, or choose another root"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Kind:
         name: in DATASETS.NAMES.
         title: what the manifest calls it.
         version: of all that paints its images; another one renders them anew.
-        train, query, gallery: folders inside the data set.
+        folders: of training, queries and gallery, inside the data set.
         file_name: from identity, camera and image, all counted from 1.
         sample: draws one identity.
         stream: number of the random stream of identities.
@@ -55,9 +55,7 @@ class Kind:
     name: str
     title: str
     version: int | list[int]
-    train: str
-    query: str
-    gallery: str
+    folders: tuple[str, ...]
     file_name: Callable[[int, int, int], str]
     sample: Callable[[np.random.Generator], Subject]
     stream: int
@@ -70,9 +68,7 @@ PEOPLE = Kind(
     name="synthetic",
     title="svll-reid synthetic person data set",
     version=RENDERER_VERSION,
-    train=market1501.TRAIN,
-    query=market1501.QUERY,
-    gallery=market1501.GALLERY,
+    folders=(market1501.TRAIN, market1501.QUERY, market1501.GALLERY),
     file_name=lambda identity, camera, image: f"{identity:04d}_c{camera}s1_{image:06d}_00.jpg",
     sample=sample_person,
     stream=IDENTITY_STREAM,
@@ -83,9 +79,7 @@ OCCLUDED = replace(
     name="synthetic_occluded",
     title="svll-reid synthetic occluded person data set",
     version=[RENDERER_VERSION, OCCLUDER_VERSION, VEHICLE_VERSION],  # a parked car hides people
-    train=f"{dukemtmc.OCCLUDED.folders[0]}/{market1501.TRAIN}",
-    query=f"{dukemtmc.OCCLUDED.folders[0]}/{market1501.QUERY}",
-    gallery=f"{dukemtmc.OCCLUDED.folders[0]}/{market1501.GALLERY}",
+    folders=tuple(f"{dukemtmc.OCCLUDED.folders[0]}/{name}" for name in PEOPLE.folders),
     file_name=lambda identity, camera, image: f"{identity:04d}_c{camera}_f{image:07d}.jpg",
     hides_queries=True,
 )
@@ -93,9 +87,7 @@ VEHICLES = Kind(
     name="synthetic_vehicle",
     title="svll-reid synthetic vehicle data set",
     version=[RENDERER_VERSION, VEHICLE_VERSION],
-    train=f"{veri.ORIGIN.folders[0]}/{veri.TRAIN}",
-    query=f"{veri.ORIGIN.folders[0]}/{veri.QUERY}",
-    gallery=f"{veri.ORIGIN.folders[0]}/{veri.GALLERY}",
+    folders=tuple(f"{veri.ORIGIN.folders[0]}/{name}" for name in (veri.TRAIN, veri.QUERY, veri.GALLERY)),
     file_name=lambda identity, camera, image: f"{identity:04d}_c{camera:03d}_{image:08d}_0.jpg",
     sample=sample_vehicle,
     stream=VEHICLE_STREAM,
@@ -115,17 +107,47 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RenderedSet:
-    """One data set: its kind and its parameters.
+class Rendering:
+    """One data set: what is rendered, with `name`, `title` and `version`, and how much of it.
 
     Raises:
         UserError: a parameter that is out of range.
     """
 
-    kind: Kind
+    kind: Any
     parameters: Parameters
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError if a parameter is out of range."""
+
+    @property
+    def folder_name(self) -> str:
+        return self.parameters.folder(self.kind.name)
+
+    def manifest(self) -> dict[str, object]:
+        return {
+            "kind": self.kind.title,
+            "renderer_version": self.kind.version,
+            "parameters": asdict(self.parameters),
+            "files": self.counts(),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How many images each folder holds."""
+        raise NotImplementedError
+
+
+class RenderedSet(Rendering):
+    """Of people or vehicles; `kind` is a Kind, whose files are named as in its benchmark.
+
+    There are six cameras, one per background family. Each test identity has one query in each of its cameras; its other
+    images are the gallery. Those that pass by in an image are of the same split: training knows no test identity.
+    """
+
+    def check(self) -> None:
         of, cameras = self.parameters, self.parameters.cameras_per_identity
         for name in ("train_identities", "train_images", "test_identities"):
             if getattr(of, name) < 1:
@@ -143,10 +165,6 @@ class RenderedSet:
             )
 
     @property
-    def folder_name(self) -> str:
-        return self.parameters.folder(self.kind.name)
-
-    @property
     def text_files(self) -> tuple[str, ...]:
         """The files beside the images."""
         return VIEWPOINT_FILES if self.kind.has_viewpoints else ()
@@ -160,34 +178,21 @@ class RenderedSet:
         return {name: "".join(lines[split]) for name, split in zip(self.text_files, SPLITS, strict=False)}
 
     def counts(self) -> dict[str, int]:
-        """How many images each folder holds."""
-        of, kind = self.parameters, self.kind
+        of = self.parameters
         queries, tests = of.test_identities * of.cameras_per_identity, of.test_identities * of.test_images
-        return {
-            kind.train: of.train_identities * of.train_images,
-            kind.query: queries,
-            kind.gallery: tests if kind.has_viewpoints else tests - queries,
-        }
-
-    def manifest(self) -> dict[str, object]:
-        return {
-            "kind": self.kind.title,
-            "renderer_version": self.kind.version,
-            "parameters": asdict(self.parameters),
-            "files": self.counts(),
-        }
+        numbers = (of.train_identities * of.train_images, queries, tests - (not self.kind.has_viewpoints) * queries)
+        return dict(zip(self.kind.folders, numbers, strict=True))
 
     def tasks(self) -> Iterator[Task]:
         """All images, each of which depends on nothing that was drawn before it."""
-        of, kind = self.parameters, self.kind
+        of, (train, query, gallery) = self.parameters, self.kind.folders
         for identity in range(of.train_identities):
             for image in range(of.train_images):
-                yield Task("train", identity, image, [f"{kind.train}/{self._file_name('train', identity, image)}"])
+                yield Task("train", identity, image, [f"{train}/{self._file_name('train', identity, image)}"])
         for identity in range(of.test_identities):
             for image in range(of.test_images):
-                folders = [kind.query] if self._is_query("test", image) else [kind.gallery]
-                if kind.has_viewpoints and kind.gallery not in folders:
-                    folders.append(kind.gallery)
+                asked = self._is_query("test", image)
+                folders = [query] * asked + [gallery] * (not asked or self.kind.has_viewpoints)
                 name = self._file_name("test", identity, image)
                 yield Task("test", identity, image, [f"{folder}/{name}" for folder in folders])
 

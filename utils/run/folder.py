@@ -16,7 +16,7 @@ from typing import NamedTuple
 import yaml
 
 from utils.checkpoint import save_checkpoint, write_tensors
-from utils.errors import UserError, one_line, writing
+from utils.errors import UserError, one_line
 from utils.files import replace_text
 from utils.run import CONFIG, NON_FINITE, RESULTS, STATES, TENSORBOARD, VERSIONS, WRITTEN
 from utils.run.metrics import Metrics
@@ -96,18 +96,7 @@ def read_config(path: Path) -> dict:
 
 
 class RunFolder:
-    """OUTPUT_DIR of a training.
-
-        config.yaml      resolved configuration
-        train_log.txt    what the screen shows
-        metrics.jsonl    every logged number, a JSON object a line
-        results.json     evaluations at start and end, and of later tests
-        versions.json    revision, libraries, data fingerprint
-        *.pth            checkpoints
-        *pseudo_labels.npz  clusters that later stages learn from
-        *.md             model card of the last one
-        resume/          the newest states to resume from
-        tensorboard/     where TensorBoard is installed
+    """OUTPUT_DIR of a training; docs/runs.md says what is in it.
 
     Args:
         path: the folder; made if absent.
@@ -130,7 +119,8 @@ class RunFolder:
         earlier: EarlierRun | None = None,
         ended: bool = False,
     ):
-        self.path, self.fingerprint, self.earlier = path, fingerprint, earlier
+        self.path, self.earlier = path, earlier
+        self.facts = {"config": config, "fingerprint": fingerprint}  # of every checkpoint
         state = earlier.state if earlier else None
         self.states = [state.path] if state else []  # whole ones, oldest first
         if not earlier and (path / CONFIG).exists():
@@ -154,24 +144,15 @@ class RunFolder:
                 raise
             raise UserError(f"OUTPUT_DIR {path}: cannot be written to ({error.strerror})") from error
 
-    def record(self, kind: str, *, step: int, **values) -> None:
-        """Append numbers to metrics.jsonl, and to TensorBoard; `step` counts over the whole stage."""
-        self.metrics.record(kind, step=step, **values)
-
     def save(self, name: str, contents: dict) -> Path:
-        """Write a checkpoint, with the run's fingerprint -> its path."""
+        """Write a checkpoint, with the configuration and the run's fingerprint -> its path."""
         path = self.path / name
         with _reporting(path):
-            save_checkpoint(path, {**contents, "fingerprint": self.fingerprint})
+            save_checkpoint(path, {**contents, **self.facts})
         logger.info("saved %s", path)
         return path
 
-    def write_card(self, path: Path, text: str) -> None:
-        """Write the model card of a checkpoint."""
-        with writing(path):
-            replace_text(path, text)
-
-    def save_state(self, name: str, contents: dict, run: dict) -> Path:
+    def save_state(self, name: str, contents: dict, run: dict) -> None:
         """Write a checkpoint with all that training resumes from, and leave only the newest ones.
 
         Args:
@@ -183,18 +164,16 @@ class RunFolder:
         with _reporting(path):
             run = {**run, "metrics_bytes": self.metrics.put_on_disk()}
             path.parent.mkdir(exist_ok=True)
-            save_checkpoint(path, {**contents, "fingerprint": self.fingerprint, "run": run})
+            save_checkpoint(path, {**contents, **self.facts, "run": run})
         self.states = [*self.states, path][-KEPT:]
         drop_states(self.path, keep=self.states)
-        return path
 
-    def save_failure(self, contents: dict) -> Path:
+    def save_failure(self, contents: dict) -> None:
         """Write what there is to look into after a loss that was not finite."""
         path = self.path / NON_FINITE
         with _reporting(path):
-            write_tensors(path, contents)
+            write_tensors(path, {**contents, "config": self.facts["config"]})
         logger.info("what there is to look into: %s", path)
-        return path
 
     def discard(self) -> bool:
         """Empty the folder, if no training step was logged, no checkpoint saved and no run was here before -> whether

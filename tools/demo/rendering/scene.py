@@ -109,7 +109,9 @@ def photograph(
         raise ValueError(f"an image of {height} x {width} (height x width) is too wide for the background")
     sheet, ground = _background(subject, camera, rng, sheet_width)
     placement = _place(subject, camera, rng, sheet)
-    _paint_passer_by_behind(sheet, subject, placement, camera, rng, passers_by)
+    if rng.random() < camera.occlusion * 0.8 and passers_by:  # somebody farther away, smaller and higher up
+        lower = -rng.uniform(0, 0.05)
+        _paint_stranger(sheet, subject, placement, rng, passers_by, distance=(0.3, 0.5), lower=lower, scale=(0.8, 0.95))
     figure = _paint_subject(sheet, subject, placement, ground, outlined=occluder is not None)
     _paint_obstacle(sheet, subject, placement, camera, rng, passers_by)
     if occluder is not None:
@@ -152,12 +154,7 @@ def _paint_subject(
     sheet: Image.Image, subject: Subject, placement: _Placement, ground: tuple[float, ...], *, outlined: bool
 ) -> np.ndarray | None:
     """The subject and its shadow on the floor; if asked for, where the figure is, bool (H, W) of the sheet."""
-    where = {
-        "centre_x": placement.centre_x,
-        "top": placement.top,
-        "height": placement.height,
-        "yaw": placement.yaw,
-    }
+    where = {name: getattr(placement, name) for name in ("centre_x", "top", "height", "yaw")}
     subject.paint_shadow(sheet, shade(ground, 0.6), **where)
     before = np.array(sheet) if outlined else None
     subject.paint(sheet, **where, phase=placement.phase)
@@ -190,20 +187,6 @@ def _paint_stranger(
         yaw=yaw,
         phase=phase,
     )
-
-
-def _paint_passer_by_behind(
-    sheet: Image.Image,
-    subject: SubjectType,
-    placement: _Placement,
-    camera: Camera,
-    rng: np.random.Generator,
-    passers_by: Sequence[SubjectType],
-) -> None:
-    """Now and then somebody farther away, smaller and higher up in the image."""
-    if rng.random() < camera.occlusion * 0.8 and passers_by:
-        lower = -rng.uniform(0, 0.05)
-        _paint_stranger(sheet, subject, placement, rng, passers_by, distance=(0.3, 0.5), lower=lower, scale=(0.8, 0.95))
 
 
 def _paint_obstacle(
