@@ -11,7 +11,7 @@ from tools.benchmark import __main__ as benchmark
 from tools.benchmark import clustering, image, ranking, reranking, text
 from tools.benchmark.data import labelled_features
 from tools.benchmark.machine import Clock, Run
-from tools.benchmark.measure import Case, Measured, Setting, Way, measure
+from tools.benchmark.measure import Case, Measured, Setting, Way, counts_of, measure
 from tools.benchmark.network import make_network
 from tools.benchmark.report import table
 from utils.clustering import cluster, near_pairs
@@ -61,6 +61,11 @@ def test_both_ways_of_the_image_part_compute_the_same():
         assert ours.flops < textbook.flops
 
 
+def test_operators_are_counted_without_views():
+    some = torch.ones(2, 3)
+    assert counts_of(lambda: (some.T @ some).view(9)[:4].add(1)) == {"flops": 36.0, "calls": 2}
+
+
 def test_ways_take_turns_and_short_ones_are_warmed_up():
     calls = []
     ways = tuple(Way(name, lambda name=name: calls.append(name), 2.0) for name in "ab")
@@ -71,12 +76,12 @@ def test_ways_take_turns_and_short_ones_are_warmed_up():
 
 def test_a_table_has_medians_speed_ups_and_shares():
     def measured(name: str, flops: float | None, *seconds: float) -> Measured:
-        return Measured(Way(name, list, flops), [Run(2 * each, each, 3_000_000) for each in seconds])
+        return Measured(Way(name, list, flops, calls=70), [Run(2 * each, each, 3_000_000) for each in seconds])
 
     found = [measured("slow", 8e12, 4, 4, 6), measured("fast", None, 1, 2, 2), measured("product", 4e12, 1, 1, 1)]
     lines = table(found, CPU).splitlines()
-    assert lines[2] == "| slow | 8 (8–12) | 4 (4–6) | 1.00 | 8 | 50% | 3 |"
-    assert lines[3] == "| fast | 4 (2–4) | 2 (1–2) | 3.00 |  |  | 3 |"
+    assert lines[2] == "| slow | 8 (8–12) | 4 (4–6) | 1.00 | 8 | 50% | 70 | 3 |"
+    assert lines[3] == "| fast | 4 (2–4) | 2 (1–2) | 3.00 |  |  | 70 | 3 |"
 
 
 def test_the_clock_sees_memory_that_is_given_back_or_was_free():

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,20 @@ def test_the_scaler_of_fp16_is_resumed(data, tmp_path):
     train(tmp_path, data, **half)
     ours, theirs = (read_tensors(states(each)[-1])["run"]["scaler"] for each in (tmp_path, tmp_path / "straight"))
     assert ours == theirs and ours["_growth_tracker"] > 0
+    assert_same(tmp_path, tmp_path / "straight")
+
+
+def test_compiled_towers_are_resumed(data, tmp_path, monkeypatch):
+    """Every part compiles anew, as a new process does, for the shapes that it sees first."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which needs no C++ compiler
+    train(tmp_path / "straight", data, SOLVER__COMPILE="True")
+    kept = 0
+    for step in (3, 2 * STEPS + 3, None):  # within an epoch of either stage
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        train(tmp_path, data, crash=step and step - kept, SOLVER__COMPILE="True")
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        kept = (step or 0) - 1
     assert_same(tmp_path, tmp_path / "straight")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from processor.image_stage import ImageStage
-from tools.benchmark.measure import Case, Setting, Way, flops_of
+from tools.benchmark.measure import Case, Setting, Way, counts_of
 from tools.benchmark.network import make_network, size_of
 from utils.records import Batch, SideInfo
 
@@ -54,6 +54,6 @@ def ways(stage: ImageStage, work: Callable[[], Tensor]) -> tuple[Way, ...]:
             tower.by_blocks, stage.one_view_at_a_time = textbook, textbook or usual
             return work()
 
-        return Way(name, run, flops_of(run))
+        return Way(name, run, **counts_of(run))
 
     return way("textbook", True), way("ours", False)

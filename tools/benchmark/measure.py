@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools.benchmark.machine import Clock, Run
@@ -36,6 +37,7 @@ class Way(NamedTuple):
     run: Callable[[], object]
     flops: float | None = None  # of its matrix products
     size: int | None = None  # of what it works on, where ways differ in that
+    calls: int | None = None  # of operators that compute something, for which a GPU needs a launch or a few
 
 
 class Case(NamedTuple):
@@ -82,11 +84,21 @@ def matrix_product(device: torch.device) -> Way:
     return Way(f"product {SIDE} × {SIDE} × {SIDE}", lambda: matrix @ matrix, 2.0 * SIDE**3)
 
 
-def flops_of(run: Callable[[], object]) -> float:
-    """Operations of the matrix products and convolutions of a run."""
-    with FlopCounterMode(display=False) as counter:
+def counts_of(run: Callable[[], object]) -> dict[str, Any]:
+    """`flops`, of matrix products and convolutions, and `calls` of a run, for a Way."""
+    with Calls() as calls, FlopCounterMode(display=False) as flops:
         run()
-    return float(counter.get_total_flops())
+    return {"flops": float(flops.get_total_flops()), "calls": calls.count}
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators, without those that only look at a tensor in another way."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += not operator.is_view
+        return operator(*args, **(kwargs or {}))
 
 
 def fastest(step: Callable[[], object], device: torch.device, repeats: int) -> float:

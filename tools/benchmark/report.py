@@ -11,7 +11,7 @@ import torch
 from tools.benchmark.measure import Measured
 from utils.report import markdown
 
-TITLES = ("", "wall, s", "CPU, s", "speed-up", "TFLOP", "share", "memory, MB")
+TITLES = ("", "wall, s", "CPU, s", "speed-up", "TFLOP", "share", "calls", "memory, MB")
 
 
 def table(found: Sequence[Measured], device: torch.device) -> str:
@@ -32,6 +32,7 @@ def table(found: Sequence[Measured], device: torch.device) -> str:
             f"{median(first / own for first, own in zip(times[0], seconds, strict=True)):.2f}",
             f"{flops / 1e12:.3g}" if flops else "",
             f"{flops / median(seconds) / fastest:.0%}" if flops else "",
+            str(one.way.calls or ""),
             f"{max(memory) / 1e6:.0f}" if memory else "",
         )
         rows.append((one.way.name, *cells))
@@ -50,7 +51,7 @@ def _spread(seconds: Sequence[float]) -> str:
 
 def as_json(found: Sequence[Measured]) -> list[dict[str, Any]]:
     """Every run of every way."""
-    facts = ("name", "flops", "size")
+    facts = ("name", "flops", "size", "calls")
     return [
         {fact: getattr(one.way, fact) for fact in facts} | {"runs": [run._asdict() for run in one.runs]}
         for one in found

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from model.clip import TextTower
 from model.prompts import mask
 from processor.prompt_stage import PromptStage
-from tools.benchmark.measure import Case, Setting, Way, flops_of
+from tools.benchmark.measure import Case, Setting, Way, counts_of
 from tools.benchmark.network import make_network
 from utils.records import FeatureBatch
 
@@ -37,7 +37,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             model.prompts.zero_grad()
             loss(stage, batch).backward()
 
-        return Way(name, step, flops_of(step))
+        return Way(name, step, **counts_of(step))
 
     yield Case(
         f"a step with the text tower of {setting.name}, {len(pids)} images of {setting.identities} identities",
