@@ -21,7 +21,7 @@ from model.clip import resize_positions
 from model.conv_stem import ConvStem
 from model.files import check_tensors
 from model.heads import SideEmbedding
-from model.pretrained import NONE
+from model.pretrained import NONE, refuse_network
 from model.published import GRIDS
 from model.swin import add_semantics, pad_first
 from model.timm_tower import MapTower, TokenTower, Variant, make_timm
@@ -29,6 +29,8 @@ from utils.checkpoint import load_strictly, read_tensors
 from utils.errors import WeightsError, some
 from utils.paths import expanded
 
+LEADS = ("teacher", "state_dict", "model")  # keys of which one may lead to the state dict
+PREFIX = "backbone."  # of the tower's names in files of pre-training, if they have one
 WRAPPER = "module."  # what data parallelism puts before all names; DINO's code wraps a teacher that has batch norm
 TOWER = "image.net."  # how the names of timm's tower begin in our network
 FINE_TUNED = {
@@ -82,8 +84,6 @@ class Family(NamedTuple):
     where: str  # the file is to be had
     arguments: Mapping[str, Any] = {}  # further ones for timm.create_model
     pads_first: bool = False  # whether a Swin pads before it rolls
-    inside: tuple[str, ...] = ("teacher",)  # keys of which one may lead to the state dict
-    prefix: str = "backbone."  # of the tower's names in files of pre-training
     whole: Mapping[str, str] = FINE_TUNED  # how names begin in files of a whole network -> in ours
     names: Mapping[str, str] = {}  # how they begin within the tower -> in timm's; # stands for a number
     dropped: Mapping[str, str] = VIT_EXTRAS  # how names within the tower or beside it begin that are left out -> why
@@ -169,7 +169,6 @@ FAMILIES = {
         "none is stated: ask its authors before you pass it on",
         "github.com/dcp15/ISR_ICCV2023_Oral",
         {"num_classes": 512},  # its linear layer
-        inside=("state_dict", "model"),
         whole={"feat.": TOWER + "head.fc.", "model.": TOWER},
         names=SWIN_NAMES,
         dropped={**SWIN_EXTRAS, r"head\.": CLASSES},
@@ -228,13 +227,12 @@ def read_family(name: str, contents: Mapping, source: str) -> Contents:
     Raises:
         WeightsError: no tensors are in it; they are no numbers; they are of a network with further branches.
     """
-    family, state = FAMILIES[name], state_of(name, contents)
+    family, state = FAMILIES[name], state_of(contents)
     if not state:
-        raise WeightsError(f"{source}: holds no tensors of {name}; its keys are {', '.join(map(repr, contents))}")
+        raise WeightsError(f"{source}: holds no tensors of {name}; its keys are {some([*map(repr, contents)])}")
     refuse_branches(state, source)
     check_tensors(state, source)
-    rows, whole = _layout(family, state)
-    start = next(theirs for theirs, ours in rows.items() if ours == TOWER)
+    rows, start, whole = _layout(family, state)
     wrapper = WRAPPER if start.startswith(WRAPPER) else ""
     shown = partial(_to_theirs, rows=rows, names=family.names)
     tensors, unknown = {}, []
@@ -248,7 +246,8 @@ def read_family(name: str, contents: Mapping, source: str) -> Contents:
         elif shown(ours) != key or ours == key:
             unknown.append(key)
         else:
-            tensors[ours] = _placed(ours, value, family)
+            by_row = ours == "image.side.table" and value.ndim == 3  # theirs is [rows, 1, D]
+            tensors[ours] = family.convert(ours, value.squeeze(1) if by_row else value)
     if unknown:
         raise WeightsError(f"{source}: {len(unknown)} unexpected ({some(unknown)}); is it a {name} (MODEL.NAME)?")
     said = [f"dropped: {some(keys)}: {why}" for why, keys in dropped.items()]
@@ -264,10 +263,9 @@ def refuse_branches(state: Iterable[str], source: str) -> None:
         )
 
 
-def state_of(name: str, contents: Mapping) -> dict[str, Tensor]:
+def state_of(contents: Mapping) -> dict[str, Tensor]:
     """The state dict in a family's file; empty if there is none."""
-    leads = (contents.get(key) for key in (*FAMILIES[name].inside, "state_dict", "model"))
-    inner = next((value for value in leads if isinstance(value, Mapping)), contents)
+    inner = next((contents[key] for key in LEADS if isinstance(contents.get(key), Mapping)), contents)
     return {key: value for key, value in inner.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
@@ -285,7 +283,9 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
     path = expanded(pretrain, "MODEL.PRETRAIN")
     if not path.exists():
         raise WeightsError(f"{source}: there is no such file; expected that of {name}, from {family.where}")
-    found = read_family(name, read_tensors(path), source)
+    contents = read_tensors(path)
+    refuse_network(contents, state_of(contents), path)
+    found = read_family(name, contents, source)
     if found.is_network and family.has_heads:
         raise WeightsError(f"{source}: is a fine-tuned network, which MODEL.INIT_FROM and TEST.WEIGHT take")
     said, state = found.said, {key.removeprefix(TOWER): value for key, value in found.tensors.items()}
@@ -295,35 +295,36 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
         if old and old != grid:
             state["pos_embed"] = resize_positions(table, old, grid)
             said = [*said, f"position table resized from {old} to {grid}"]
-    hint = f"is it a {name} (MODEL.NAME)?"
-    load_strictly(tower.net, state, source=source, hint=hint, shown=lambda key: found.shown(TOWER + key))
+    load_strictly(tower.net, state, source=source, name=name, shown=lambda key: found.shown(TOWER + key))
     return [f"{source}: {line}" for line in (*said, f"licence: {family.licence}")]
 
 
 def candidates(state: Mapping[str, Tensor]) -> list[str]:
-    """The families whose whole networks have nearly all their names and shapes in a file's state dict."""
+    """The families whose whole networks have all names and shapes in a file's state dict, but for position tables."""
     found = []
     for name, family in FAMILIES.items():
-        rows, whole = _layout(family, state)
+        rows, _, whole = _layout(family, state)
         if whole:
             there = {_to_ours(key, rows, family.names): value.shape for key, value in state.items()}
             with torch.device("meta"):
                 wanted = _create(family, 0.0, weight_init="skip").state_dict()
-            fits = sum(there.get(TOWER + key) == value.shape for key, value in wanted.items())
-            if fits > 0.9 * len(wanted):
+            wanted.pop("pos_embed", None)  # which follows the size of images
+            if all(there.get(TOWER + key) == value.shape for key, value in wanted.items()):
                 found.append(name)
     return found
 
 
-def _layout(family: Family, state: Iterable[str]) -> tuple[dict[str, str], bool]:
-    """How names begin in this file -> in our network; and whether it is a whole network's file."""
+def _layout(family: Family, state: Iterable[str]) -> tuple[dict[str, str], str, bool]:
+    """How names begin in this file -> in our network; how those of the tower do; and whether it is a whole network's
+    file."""
     for wrapper in ("", WRAPPER):
         rows = {wrapper + theirs: ours for theirs, ours in family.whole.items()}
         start = next(theirs for theirs, ours in rows.items() if ours == TOWER)
         if any(key.startswith(start) for key in state):
-            return rows, True
-    starts = [wrapper + prefix for prefix in (family.prefix, "") for wrapper in (WRAPPER, "")]
-    return {next(start for start in starts if any(key.startswith(start) for key in state)): TOWER}, False
+            return rows, start, True
+    starts = (WRAPPER + PREFIX, PREFIX, WRAPPER, "")
+    start = next(start for start in starts if any(key.startswith(start) for key in state))
+    return {start: TOWER}, start, False
 
 
 def _to_ours(key: str, rows: Mapping[str, str], names: Mapping[str, str]) -> str:
@@ -349,9 +350,3 @@ def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
                 replacement = replacement.replace("#", number, 1)
             return replacement + name[match.end() :]
     return name
-
-
-def _placed(name: str, value: Tensor, family: Family) -> Tensor:
-    if name == "image.side.table" and value.ndim == 3:
-        return value.squeeze(1)  # theirs is [rows, 1, D]
-    return family.convert(name, value)

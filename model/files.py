@@ -44,7 +44,8 @@ def state_in(contents: Mapping, source: str) -> dict[str, Tensor]:
         names = ", ".join(keys or "itself" for keys in large)
         raise WeightsError(
             f"{source}: holds several dictionaries of tensors ({names}); save the right one in a file of its own: "
-            f"python -c \"import torch; torch.save(torch.load('{source}'){large[-1]}, 'right.pth')\""
+            'python -c "import argparse, torch; torch.serialization.add_safe_globals([argparse.Namespace]); '
+            f"torch.save(torch.load('{source}'){large[-1]}, 'right.pth')\""
         )
     state = found[large[0]]
     for name, value in state.items():

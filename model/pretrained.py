@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import open_clip
 from open_clip import pretrained as hub
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from model import tiny_clip
@@ -69,14 +67,7 @@ def build_clip(name: str, activation: str) -> open_clip.CLIP:
         if activation != QUICK_GELU:
             raise WeightsError(f"MODEL.ACTIVATION: {name} has {QUICK_GELU}, not {activation}")
         return tiny_clip.build()
-    clip = open_clip.CLIP(**clip_config(name), quick_gelu=activation == QUICK_GELU)
-    visual = clip.visual
-    transformer = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
-    if not transformer and not isinstance(visual, ModifiedResNet):
-        raise WeightsError(
-            f"MODEL.NAME: {name!r} has neither a vision transformer with a class token (ViT-B-16) nor CLIP's ResNet"
-        )
-    return clip
+    return open_clip.CLIP(**clip_config(name), quick_gelu=activation == QUICK_GELU)
 
 
 def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_clip.CLIP, str]:
@@ -105,7 +96,7 @@ def load_clip(name: str, pretrain: str, activation: str = AUTO) -> tuple[open_cl
     state = {key: value for key, value in state.items() if key not in ARCHIVE_EXTRAS}
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(wanted["logit_scale"].shape)
-    load_strictly(clip, state, source=f"MODEL.PRETRAIN {pretrain}", hint=f"is it a {name} (MODEL.NAME)?")
+    load_strictly(clip, state, source=f"MODEL.PRETRAIN {pretrain}", name=name)
     if settled is None:  # asked only of weights that fit
         raise WeightsError(
             f"MODEL.ACTIVATION: {pretrain} does not say whether it was trained with quick_gelu (OpenAI, DFN, MetaCLIP) "
@@ -159,11 +150,17 @@ def tower_state(path: Path) -> dict[str, Tensor]:
     """
     contents = read_tensors(path)
     state = state_in(contents, str(path))
-    if contents.get("format") == FORMAT or is_published(state):
-        raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
+    refuse_network(contents, state, path)
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     check_tensors(state, f"MODEL.PRETRAIN: {path}")
     return state
+
+
+def refuse_network(contents: Mapping, state: Mapping, path: Path) -> None:
+    """Raise WeightsError if what was read from a file of MODEL.PRETRAIN is a whole network of this program, or a
+    published one."""
+    if contents.get("format") == FORMAT or is_published(state):
+        raise WeightsError(f"MODEL.PRETRAIN: {path} is a checkpoint for re-identification, which MODEL.INIT_FROM takes")
 
 
 def fetch(name: str, tag: str, entry: dict, settings: str = "") -> Path:

@@ -103,7 +103,6 @@ class TokenTower(TimmTower):
     def _set_stride(self, image_size: tuple[int, int], stride: tuple[int, int]) -> None:
         embed, old = self.net.patch_embed, self.net.patch_embed.grid_size
         self.grid = embed.grid_size = self.grid_for(image_size, stride)
-        embed.num_patches = self.grid[0] * self.grid[1]
         stem = self.patch[0] // embed.proj.kernel_size[0]  # its own stride; 1 without one
         if any(step % stem for step in stride):
             raise WeightsError(f"MODEL.STRIDE_SIZE: invalid value {tuple(stride)}; expected multiples of {stem}")
@@ -287,7 +286,7 @@ def fill(tower: TokenTower | MapTower, name: str, pretrain: str) -> list[str]:
             state = convert(state, tower.net)
         except Exception as error:  # of any type: it expects a file of this tower
             raise WeightsError(f"{source}: is no file of timm/{name} ({type(error).__name__}: {error})") from error
-    load_strictly(tower.net, state, source=source, hint=f"is it a {name} (MODEL.NAME)?")
+    load_strictly(tower.net, state, source=source, name=f"timm/{name}")
     return [f"{source}: licence {licence}"] if licence else []
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ from model.clip import ResNetTower, ViTTower
 from model.families import FAMILIES, IMAGENET
 from model.heads import SideEmbedding
 from model.pretrained import clip_config, clip_names
-from model.timm_tower import fill, make_timm, pixels, read_facts, tags_of
+from model.timm_tower import Facts, fill, make_timm, pixels, read_facts, tags_of
 from utils.errors import WeightsError
 from utils.records import SideInfo
 
@@ -114,7 +114,7 @@ def make_tower(
 
 def _meant(name: str) -> str:
     """What to write instead of a MODEL.NAME that there is not: one that differs in case, signs or timm's prefix, else
-    similar ones."""
+    the shortest that hold it, or similar ones."""
 
     def bare(name: str) -> str:
         return re.sub(r"[^a-z0-9]", "", re.sub(f"^(hf-hub:)?{TIMM}", "", name.strip().lower()))
@@ -129,7 +129,8 @@ def _meant(name: str) -> str:
             return f"expected MODEL.NAME {each} MODEL.PRETRAIN {tag}"
     if alike := [each for each in names.get(bare(name), ()) if each != name]:
         return f"near it: {', '.join(alike)}"
-    near = difflib.get_close_matches(bare(name), names, n=3)
+    holding = sorted((key for key in names if len(bare(name)) > 2 and bare(name) in key), key=len)
+    near = holding[:3] or difflib.get_close_matches(bare(name), names, n=3)
     hint = f"near it: {', '.join(each for key in near for each in names[key]) or 'ViT-B-16'}; see docs/towers.md"
     if name.startswith(TIMM) or not {":", "/"} & set(name):
         return hint
@@ -140,31 +141,27 @@ def _meant(name: str) -> str:
 
 
 def _timm_row(name: str) -> Tower:
-    facts = read_facts(name)
-    return Tower(
-        lambda visual, *settings, **options: make_timm(name, *settings, **options),
-        facts.patch,
-        facts.stride,
-        side_width=(lambda visual: facts.width) if facts.has_token else None,
-        options=("test_size", "pooling", "embed_dim", "drop_path"),
-        fill=lambda tower, pretrain: fill(tower, name, pretrain),
-        pixels=partial(pixels, name),
-    )
+    # A tower that has no choice of pooling says so itself.
+    return _row(name, make_timm, fill, read_facts(name), ("pooling",), pixels=partial(pixels, name))
 
 
 def _family_row(name: str) -> Tower:
     family = FAMILIES[name]
     facts = read_facts(family.timm)
-    width = family.arguments.get("embed_dim", facts.width)
-    own = [*(["pooling"] if facts.has_token else []), *(["semantic_weight"] if family.semantic else [])]
+    facts = facts._replace(width=family.arguments.get("embed_dim", facts.width))
+    options = [*(["pooling"] if facts.has_token else []), *(["semantic_weight"] if family.semantic else [])]
+    return _row(name, families.make, families.fill, facts, options, pixels=lambda pretrain: family.pixels)
+
+
+def _row(name: str, make: Callable, fill: Callable, facts: Facts, options: Iterable[str], *, pixels: Callable) -> Tower:
     return Tower(
-        lambda visual, *settings, **options: families.make(name, *settings, **options),
+        lambda visual, *settings, **options: make(name, *settings, **options),
         facts.patch,
         facts.stride,
-        side_width=(lambda visual: width) if facts.has_token else None,
-        options=("test_size", "embed_dim", "drop_path", *own),
-        fill=lambda tower, pretrain: families.fill(tower, name, pretrain),
-        pixels=lambda pretrain: family.pixels,
+        side_width=(lambda visual: facts.width) if facts.has_token else None,
+        options=("test_size", "embed_dim", "drop_path", *options),
+        fill=lambda tower, pretrain: fill(tower, name, pretrain),
+        pixels=pixels,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from model.families import FAMILIES, candidates, read_family, refuse_branches, s
 from model.files import check_tensors, layout, state_in
 from model.svllreid import SvllReid
 from model.towers import find_tower
-from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, read_tensors
+from utils.checkpoint import FORMAT, check_checkpoint, is_torchscript, misfits, read_tensors
 from utils.errors import WeightsError, some
 from utils.release_folder import is_release, locate, read_release
 from utils.schema import Checkpoint, check
@@ -34,7 +34,6 @@ PARTS = {
     "text projector": (r"text_projector\.", "MODEL.SSL_HIDDEN and MODEL.SSL_OUT"),
 }
 SIZES = "INPUT.SIZE_TRAIN and MODEL.STRIDE_SIZE"
-SHOWN = 3  # faults in a message
 
 
 class Weights(NamedTuple):
@@ -80,7 +79,7 @@ def read_weights(path: str | Path, name: str = "") -> Weights:
     contents = read_tensors(path)
     if contents.get("format") == FORMAT:
         return weights_in(contents, source)
-    state = state_of(name, contents) if name in FAMILIES else state_in(contents, source)
+    state = state_of(contents) if name in FAMILIES else state_in(contents, source)
     if published.is_published(state):
         check_tensors(state, source)
         tensors = published.from_published(state, source=source)
@@ -231,7 +230,7 @@ def load_weights(
         verdict[outcome].append("position table")
     taken: dict[str, Tensor] = {}
     for part, (start, setting) in PARTS.items():
-        mine = {name for name in wanted if re.match(start, name)}
+        mine = {name: value for name, value in wanted.items() if re.match(start, name)}
         theirs = {name: value for name, value in tensors.items() if re.match(start, name)}
         if part in spare:
             if theirs:
@@ -239,34 +238,19 @@ def load_weights(
         elif mine and not theirs and part in fresh:
             verdict[f"not in the file, {fresh[part]}"].append(part)
         else:
-            faults += _missing_or_unexpected(weights, part, mine, theirs.keys())
-            places = {name: wanted[name] for name in sorted(mine & theirs.keys()) if not (table and name == table.name)}
-            faults += filter(None, (_misfit(weights, name, theirs[name], places[name], setting) for name in places))
             taken.update(theirs)
+            if table:  # which has been compared
+                mine.pop(table.name, None)
+                theirs.pop(table.name, None)
+            faults += [f"{part}: {fault}, as follows from {setting}" for fault in misfits(theirs, mine, weights.shown)]
             if theirs:
                 count = f"{len(theirs.get('prompts.context', ()))} " if part == "prompts" else ""
                 verdict["loaded"].append(count + part)
     if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise WeightsError(f"{weights.source}: does not fit the network: {'; '.join(faults[:SHOWN])}{more}")
+        raise WeightsError(f"{weights.source}: does not fit the network: {some(faults, separator='; ')}")
     if not next(model.parameters()).is_meta:
         model.load_state_dict({**wanted, **taken})
     return [f"{outcome}: {', '.join(parts)}" for outcome, parts in verdict.items()]
-
-
-def _missing_or_unexpected(weights: Weights, part: str, mine: Set[str], theirs: Set[str]) -> Iterator[str]:
-    for word, names in (("missing", mine - theirs), ("unexpected", theirs - mine)):
-        if names:
-            shown = some([weights.shown(name) for name in sorted(names)])
-            yield f"{part}: {len(names)} {word} ({shown}), as follows from {PARTS[part][1]}"
-
-
-def _misfit(weights: Weights, name: str, value: Tensor, place: Tensor, setting: str) -> str | None:
-    if value.shape != place.shape:
-        return f"{weights.shown(name)} is {list(value.shape)}, not {list(place.shape)}, as follows from {setting}"
-    if value.is_floating_point() != place.is_floating_point():
-        return f"{weights.shown(name)} is of {value.dtype}, not {place.dtype}; the file is damaged"
-    return None
 
 
 class _PositionTable(NamedTuple):
@@ -306,8 +290,8 @@ class _PositionTable(NamedTuple):
             return f"resized from {_times(self.old)} to {_times(self.new)}"
         elif value.shape != place.shape or (self.weights.architecture and self.old != self.new):
             faults.append(self._unlike(value))
-        elif misfit := _misfit(self.weights, self.name, value, place, SIZES):
-            faults.append(misfit)
+        else:
+            faults += misfits({self.name: value}, {self.name: place}, self.weights.shown)
         return ""
 
     def _unlike(self, value: Tensor) -> str:

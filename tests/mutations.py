@@ -75,12 +75,13 @@ MUTATIONS = (
     mutation(
         "layer norms with 1e-6",
         "build_clip",
-        "_1 = open_clip.CLIP(...)",
+        "return open_clip.CLIP(...)",
         """
-        _1 = open_clip.CLIP(...)
-        for module in _1.modules():
+        clip = open_clip.CLIP(...)
+        for module in clip.modules():
             if hasattr(module, "normalized_shape"):
                 module.eps = 1e-6
+        return clip
         """,
         *(VIT, SENTENCES, IMAGE),
     ),

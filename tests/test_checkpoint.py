@@ -102,14 +102,16 @@ def test_files_that_are_no_checkpoints(tmp_path, contents):
 def test_strict_loading_copies_everything_or_nothing():
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     state = {name: torch.ones_like(value) for name, value in module.state_dict().items()}
-    load_strictly(module, state, source="x.pth", hint="why")
+    load_strictly(module, state, source="x.pth", name="RN50")
     assert all((value == 1).all() for value in module.state_dict().values())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     bad = {name: value + 1 for name, value in state.items() if name != "1.running_mean"}
     bad |= {"0.bias": torch.zeros(1), "more": torch.zeros(1)}
-    named = r"x\.pth: .*missing \(1\.running_mean\).*unexpected \(more\).*0\.bias is \[1\], not \[2\]; why"
+    named = r"x\.pth: .*missing \(1\.running_mean\).*unexpected \(more\).*0\.bias is \[1\], not \[2\]; is it a RN50"
     with pytest.raises(WeightsError, match=named):
-        load_strictly(module, bad, source="x.pth", hint="why")
+        load_strictly(module, bad, source="x.pth", name="RN50")
+    with pytest.raises(WeightsError, match=r"0\.weight is of torch\.int8, not torch\.float32"):  # quantised
+        load_strictly(module, state | {"0.weight": state["0.weight"].to(torch.int8)}, source="x.pth", name="RN50")
     assert_same(dict(module.state_dict()), before)
 
 

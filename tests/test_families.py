@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from builders import benchmark, side_info
+from builders import SMALL_TRAINING, benchmark, side_info
 from families_reference import SWIN, VIT, batch_norm_shapes, draw, linear_shapes, swin, swin_shapes, vit, vit_shapes
 from PIL import Image
 from safetensors.torch import save_file
@@ -24,7 +24,7 @@ from model.towers import make_tower
 from model.weights import read_weights
 from processor.inference import Embedder
 from tools import convert_checkpoint, release
-from utils.checkpoint import read_checkpoint, read_tensors
+from utils.checkpoint import read_checkpoint, read_tensors, save_checkpoint
 from utils.errors import WeightsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,7 +157,10 @@ def test_overlapping_patches(tmp_path):
         make_tower("transreid_ssl_small_ics", SIZE, (15, 15))
 
 
-@pytest.mark.parametrize(("name", "expected"), [("personvit_base", (16, 240)), ("solider_swin_tiny", (4, 248))])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("personvit_base", (16, 240)), ("transreid_ssl_base_ics", (16, 240)), ("solider_swin_tiny", (4, 248))],
+)
 def test_a_size_that_it_does_not_take_is_answered_with_multiples_of_the_patch(name, expected):
     says = rf"INPUT.SIZE_TEST \(250, 128\): {name} .*multiples of {expected[0]}, e.g. \({expected[1]}, 128\)"
     with pytest.raises(WeightsError, match=says):
@@ -249,9 +252,7 @@ def fine_tuned(state, *, side=None, width=VIT["width"]):
 def words(tmp_path, *more, config=BASELINE):
     return [
         *("--config_file", config, "DATASETS.ROOT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"),
-        *("DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8", "DATASETS.SYNTHETIC.TRAIN_IMAGES", "4"),
-        *("DATASETS.SYNTHETIC.TEST_IDENTITIES", "4", "DATASETS.SYNTHETIC.TEST_IMAGES", "6"),
-        *("SOLVER.STAGE2.IMS_PER_BATCH", "16", "SOLVER.STAGE2.MAX_EPOCHS", "1", "OUTPUT_DIR", str(tmp_path / "run")),
+        *(*SMALL_TRAINING, "OUTPUT_DIR", str(tmp_path / "run")),
         *("MODEL.SIE_CAMERA", "False", "TEST.NECK_FEAT", "before", "INPUT.PIXEL_MEAN", "()", "INPUT.PIXEL_STD", "()"),
         *("INPUT.SIZE_TRAIN", str(SIZE), "INPUT.SIZE_TEST", str(SIZE), "MODEL.PRETRAIN", "none"),
         *("MODEL.STRIDE_SIZE", "(16, 16)", *more),
@@ -387,8 +388,11 @@ def test_what_is_at_the_wrong_door_is_sent_to_the_right_one(tmp_path):
     with pytest.raises(WeightsError, match=r"tower\.pth.*MODEL\.PRETRAIN"):
         read_weights(tmp_path / "tower.pth", name)
     tower = make_tower(name, SIZE, (16, 16))
-    with pytest.raises(WeightsError, match=r"whole\.pth.*MODEL\.INIT_FROM"):
-        fill(tower, name, str(tmp_path / "whole.pth"))
+    save_checkpoint(tmp_path / "ours.pth", {"model": state, "config": {}, "architecture": {}})
+    torch.save({"image_encoder.proj": torch.ones(2, 2)}, tmp_path / "published.pth")
+    for file in ("whole", "ours", "published"):
+        with pytest.raises(WeightsError, match=rf"{file}\.pth.* is a .*which MODEL\.INIT_FROM"):
+            fill(tower, name, str(tmp_path / f"{file}.pth"))
     with pytest.raises(WeightsError, match=r"openai.*huggingface\.co/lakeAGI/PersonViT"):
         fill(tower, name, "openai")
 
@@ -397,10 +401,11 @@ def test_a_file_without_its_name_says_which_may_be_meant(tmp_path):
     torch.save(fine_tuned(state_of("solider_swin_base"), width=128), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=r"MODEL\.NAME.*solider_swin_base") as caught:
         read_weights(tmp_path / "x.pth")
-    assert "vit" not in str(caught.value)
+    assert "vit" not in str(caught.value) and "cion" not in str(caught.value)
     torch.save(fine_tuned(state_of("personvit_base")), tmp_path / "y.pth")
-    with pytest.raises(WeightsError, match=r"personvit_base, transreid_base"):
+    with pytest.raises(WeightsError, match=r"personvit_base, transreid_base") as caught:
         read_weights(tmp_path / "y.pth")
+    assert "_ics" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "transreid_base"])

@@ -1,10 +1,11 @@
 """CLIP's weights: every form of file, every way of going wrong."""
 
+import argparse
 import io
 import re
+import shlex
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -125,10 +126,12 @@ def test_positions_are_resized_from_those_in_the_file(tmp_path):
 
 
 def test_a_file_is_what_it_holds_not_what_it_is_called(tmp_path):
-    write(tmp_path / "weights", weights(), "safetensors").rename(tmp_path / "weights.bin")
-    write(tmp_path / "other", weights(), "state dict").rename(tmp_path / "other.safetensors")
+    state = weights() | {"logit_scale": torch.tensor([2.0])}  # a vector in some
+    write(tmp_path / "weights", state, "safetensors").rename(tmp_path / "weights.bin")
+    write(tmp_path / "other", state, "state dict").rename(tmp_path / "other.safetensors")
     for name in ("weights.bin", "other.safetensors"):
-        assert torch.equal(load_clip(SMALL, str(tmp_path / name), "gelu")[0].visual.proj, weights()["visual.proj"])
+        clip, _ = load_clip(SMALL, str(tmp_path / name), "gelu")
+        assert torch.equal(clip.visual.proj, state["visual.proj"]) and clip.logit_scale == 2
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit in
@@ -179,6 +182,17 @@ def test_a_file_without_one_dictionary_of_tensors_says_what_it_has(tmp_path, con
     for door in (lambda path: load_clip(SMALL, str(path)), read_weights):
         with pytest.raises(WeightsError, match=rf"thing\.pth.*{re.escape(word)}"):
             door(tmp_path / "thing.pth")
+
+
+def test_of_several_dictionaries_the_command_saves_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"student": {"x": ONE, "y": ONE}, "teacher": TIMM, "args": argparse.Namespace()}, "x.pth")
+    with pytest.raises(WeightsError) as refused:
+        load_clip(SMALL, "x.pth")
+    _, code = shlex.split(str(refused.value).partition("python ")[2])
+    with torch.serialization.safe_globals([]):
+        exec(code)
+    assert torch.load("right.pth").keys() == TIMM.keys()
 
 
 @pytest.mark.parametrize(
@@ -374,14 +388,12 @@ def test_an_address_that_is_none_is_no_answer():
 
 
 @pytest.mark.usefixtures("nothing_cached")
-def test_a_network_that_swallows_everything_is_given_up_within_5_seconds(monkeypatch):
+def test_a_network_that_swallows_everything_is_given_up(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait() and unresolved())
-    started = time.perf_counter()
     try:
-        with pytest.raises(WeightsError, match="the network does not answer"):
+        with pytest.raises(WeightsError, match="the network does not answer"):  # or the test would not end
             load_clip("ViT-B-16", "openai")
-        assert time.perf_counter() - started < 5
     finally:
         released.set()
 

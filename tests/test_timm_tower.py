@@ -6,16 +6,17 @@ from functools import partial
 import pytest
 import timm
 import torch
-from builders import benchmark, side_info
+from builders import SMALL_TRAINING, benchmark, side_info
 from safetensors.torch import save_file
 
 import test_svllreid
 import train_svllreid
 from configs import load
 from model import pretrained
-from model.build import load_model, make_model, settle_pixels
+from model.build import load_model, make_model, settle_architecture, settle_pixels
 from model.heads import SideEmbedding
 from model.timm_tower import Variant, fill, make_timm, pixels, read_facts
+from model.weights import read_weights
 from utils.checkpoint import read_checkpoint
 from utils.errors import WeightsError
 from utils.run import LOG
@@ -27,6 +28,7 @@ SMALL = {
     "vit_tiny_patch16_224": (256, 128),
     "vit_small_patch14_reg4_dinov2": (252, 126),
     "vit_small_patch16_dinov3": (256, 128),
+    "vit_small_patch16_rope_mixed_224": (256, 128),
     "eva02_tiny_patch14_224": (224, 112),
     "swin_tiny_patch4_window7_224": (256, 128),
     "test_convnext": (256, 128),
@@ -129,13 +131,28 @@ def test_layers_are_counted_from_the_patches_to_the_last_block():
 
 def test_gradient_checkpointing_changes_no_gradient():
     tower = make_timm("test_vit", (160, 160), (16, 16)).train()
-    images, gradients = torch.randn(2, 3, 160, 160), []
+    images, gradients, passes = torch.randn(2, 3, 160, 160), [], []
+    tower.net.blocks[0].register_forward_pre_hook(lambda block, inputs: passes.append(on))
     for on in (False, True):
         tower.set_grad_checkpointing(on)
         tower.zero_grad()
         tower(images).last.square().sum().backward()
         gradients.append([p.grad.clone() for p in tower.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)
+    assert passes == [False, True, True]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+def test_blocks_are_dropped_at_rates_that_grow_to_the_last(name, rate):
+    """Also where timm's own rate is not 0."""
+    with torch.device("meta"):
+        tower = make_timm(name, (160, 160), stride_of(name), drop_path=rate)
+    blocks = [module for module in tower.modules() if hasattr(module, "drop_path1")]
+    for number, block in enumerate(blocks):
+        wanted = pytest.approx(rate * number / (len(blocks) - 1))
+        assert [getattr(part, "drop_prob", 0.0) for part in (block.drop_path1, block.drop_path2)] == [wanted, wanted]
+    assert len(blocks) >= 6
 
 
 def test_normalisation_follows_the_weights_unless_it_is_set(tmp_path):
@@ -168,19 +185,10 @@ def test_what_does_not_go_together_is_named(words, says):
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "kind"])
-def test_a_file_that_does_not_fit_names_the_tensor(tmp_path, fault):
-    state = own_net("test_vit", (160, 160)).state_dict()
-    if fault == "missing":
-        del state["blocks.1.mlp.fc1.bias"]
-    elif fault == "unexpected":
-        state["blocks.1.mlp.fc1.bias2"] = torch.zeros(1)
-    elif fault == "kind":  # quantised, for example
-        state["blocks.1.mlp.fc1.bias"] = state["blocks.1.mlp.fc1.bias"].to(torch.int8)
-    else:
-        state["blocks.1.mlp.fc1.bias"] = torch.zeros(7)
+def test_a_file_that_does_not_fit_names_the_tensor(tmp_path):
+    state = own_net("test_vit", (160, 160)).state_dict() | {"blocks.1.mlp.fc1.bias": torch.zeros(7)}
     save_file(state, tmp_path / "net.safetensors")
-    with pytest.raises(WeightsError, match=r"blocks\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(WeightsError, match=r"blocks\.1\.mlp\.fc1\.bias is \[7\].*is it a timm/test_vit"):
         fill(make_timm("test_vit", (160, 160), (16, 16)), "test_vit", str(tmp_path / "net.safetensors"))
 
 
@@ -220,10 +228,7 @@ def test_a_tag_comes_from_the_hub_or_says_where_it_is(tmp_path, monkeypatch):
 def words(tmp_path, folder, *more):
     return [
         *("--config_file", BASELINE, "DATASETS.ROOT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"),
-        *("DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8", "DATASETS.SYNTHETIC.TRAIN_IMAGES", "4"),
-        *("DATASETS.SYNTHETIC.TEST_IDENTITIES", "4", "DATASETS.SYNTHETIC.TEST_IMAGES", "6"),
-        *("SOLVER.STAGE2.IMS_PER_BATCH", "16", "SOLVER.STAGE2.MAX_EPOCHS", "1", "OUTPUT_DIR", str(tmp_path / folder)),
-        *more,
+        *(*SMALL_TRAINING, "OUTPUT_DIR", str(tmp_path / folder), *more),
     ]
 
 
@@ -247,6 +252,9 @@ def test_it_trains_saves_and_is_tested(tmp_path, name, more):
     *_, trained, tested = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]
     assert trained["mAP"] == tested["mAP"]
     assert load_model(path).embed(torch.randn(2, 3, 64, 32)).shape[1] == (128 + 6 if name == "test_vit" else 96)
+    asked = load(None, ["MODEL.STRIDE_SIZE", "(8, 8)"])
+    _, architecture, _ = settle_architecture(asked, read_weights(path), requested=["MODEL.STRIDE_SIZE"])
+    assert architecture["stride"] == ([8, 8] if name == "test_vit" else [32, 32])  # a ResNet has no other
 
 
 def test_prompts_of_a_clip_guide_another_tower(tmp_path):

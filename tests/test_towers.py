@@ -215,6 +215,11 @@ def test_each_identity_is_computed_once():
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
+def test_names_of_clips():
+    for name, patch, stride in (("ViT-B-32-quickgelu", 32, None), ("ViT-L-14-336", 14, None), ("RN50", 16, (16, 16))):
+        assert find_tower(name)[1:3] == (patch, stride) and find_tower(name).is_clip
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
@@ -229,6 +234,8 @@ def test_each_identity_is_computed_once():
         ("ViT-B/16", "near it: ViT-B-16"),
         ("ViT-Tiny8", "near it: ViT-Tiny-8"),
         ("RN500", "near it: RN50"),
+        ("dinov3", "near it: timm/vit_7b_patch16_dinov3"),
+        ("isr", "near it: isr_swin_base"),
     ],
 )
 def test_a_name_that_there_is_not_is_answered_with_what_is_meant(name, meant):

@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -242,32 +242,35 @@ class _TorchScript(pickle.Unpickler):
 
 
 def load_strictly(
-    module: nn.Module, state: dict[str, Tensor], *, source: str, hint: str, shown: Callable[[str], str] = str
+    module: nn.Module, state: dict[str, Tensor], *, source: str, name: str, shown: Callable[[str], str] = str
 ) -> None:
     """Copy `state` into `module`, which must have exactly these tensors in exactly these shapes, and kinds of numbers.
 
     Args:
+        name: MODEL.NAME, for the message.
         shown: what a tensor is called in the file.
 
     Raises:
-        WeightsError: naming the first missing, unexpected and mis-shaped tensors, with `source` and `hint`.
+        WeightsError: naming the first missing, unexpected and mis-shaped tensors, with `source` and `name`.
     """
-    wanted = module.state_dict()
-    faults = []
-    for word, names in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
-        if names:
-            faults.append(f"{len(names)} {word} ({some([shown(name) for name in sorted(names)])})")
-    shapes = [
-        f"{shown(name)} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    kinds = [
-        f"{shown(name)} is of {state[name].dtype}, not {wanted[name].dtype}"
-        for name in wanted.keys() & state.keys()
-        if state[name].is_floating_point() != wanted[name].is_floating_point()
-    ]
-    faults += ["; ".join(sorted(unlike)[:3]) for unlike in (shapes, kinds) if unlike]
-    if faults:
-        raise WeightsError(f"{source}: the tensors do not fit the network: {'; '.join(faults)}; {hint}")
+    if faults := misfits(state, module.state_dict(), shown):
+        what = some(faults, separator="; ")
+        raise WeightsError(f"{source}: the tensors do not fit the network: {what}; is it a {name} (MODEL.NAME)?")
     module.load_state_dict(state)
+
+
+def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shown: Callable[[str], str] = str) -> list[str]:
+    """How a file's tensors differ from a network's: those missing, those unexpected, and each of another shape or kind
+    of number; with names as `shown` has them."""
+    faults = [
+        f"{len(keys)} {word} ({some([shown(key) for key in sorted(keys)])})"
+        for word, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys()))
+        if keys
+    ]
+    for key in sorted(wanted.keys() & state.keys()):
+        value, place = state[key], wanted[key]
+        if value.shape != place.shape:
+            faults.append(f"{shown(key)} is {list(value.shape)}, not {list(place.shape)}")
+        elif value.is_floating_point() != place.is_floating_point():
+            faults.append(f"{shown(key)} is of {value.dtype}, not {place.dtype}")
+    return faults

@@ -36,9 +36,9 @@ def writing(what: object) -> Iterator[None]:
         raise UserError(f"{what}: cannot be written ({error.strerror or error})") from error
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def some(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
     """The first names of many, for a message."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return separator.join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def one_line(error: BaseException) -> str:
