@@ -1,8 +1,7 @@
 """The configuration. `load(path, overrides)` reads it."""
 
 from configs.checks import ConfigError
-from configs.loading import differences, from_dict, load, load_for_test, to_dict
+from configs.loading import differences, from_dict, load, load_for_test, replaced, to_dict
 from configs.resuming import check_changes
-from configs.stages import STAGES
 
-__all__ = ["STAGES", "ConfigError", "check_changes", "differences", "from_dict", "load", "load_for_test", "to_dict"]
+__all__ = ["ConfigError", "check_changes", "differences", "from_dict", "load", "load_for_test", "replaced", "to_dict"]

@@ -60,6 +60,17 @@ def load_for_test(path: str | Path | None, overrides: Sequence[str]) -> CfgNode:
     return cfg
 
 
+def replaced(cfg: CfgNode, settings: Mapping[str, object]) -> CfgNode:
+    """A frozen copy of `cfg` with other values of these keys."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in settings.items():
+        *blocks, leaf = key.split(".")
+        reduce(getitem, blocks, cfg)[leaf] = value
+    cfg.freeze()
+    return cfg
+
+
 def to_dict(cfg: CfgNode) -> dict:
     """The configuration as nested dictionaries of plain types, for checkpoints and files."""
     return {

@@ -11,6 +11,7 @@ import torch
 from open_clip import CLIP
 from yacs.config import CfgNode
 
+from configs import replaced
 from configs.defaults import KEYS
 from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
@@ -129,12 +130,9 @@ def settle_pixels(cfg: CfgNode) -> CfgNode:
     Raises:
         WeightsError: there is no tower of this name.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
     mean, std = find_tower(cfg.MODEL.NAME).pixels(cfg.MODEL.PRETRAIN)
-    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = cfg.INPUT.PIXEL_MEAN or mean, cfg.INPUT.PIXEL_STD or std
-    cfg.freeze()
-    return cfg
+    given = cfg.INPUT
+    return replaced(cfg, {"INPUT.PIXEL_MEAN": given.PIXEL_MEAN or mean, "INPUT.PIXEL_STD": given.PIXEL_STD or std})
 
 
 def _pseudo_prompts(cfg: CfgNode, benchmark: Benchmark, text: bool) -> dict:
@@ -321,8 +319,7 @@ def settle_architecture(
         obeyed.discard("MODEL.STRIDE_SIZE")  # there is only one
     if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW) and SIDE & set(requested):
         obeyed |= SIDE  # a table can be left out, but not halved
-    cfg, differences = cfg.clone(), []
-    cfg.defrost()
+    differences, settings = [], {}
     for name, key in SETTLED.items():
         asked, settled = _plain(attrgetter(key)(cfg)), architecture[name]
         if key in obeyed and asked != settled:
@@ -330,10 +327,8 @@ def settle_architecture(
             architecture[name] = settled = asked
         elif asked not in (settled, AUTO, []):
             differences.append(f"{key}: the checkpoint has {settled}, the configuration {asked}, which is not used")
-        *blocks, leaf = key.split(".")
-        attrgetter(".".join(blocks))(cfg)[leaf] = tuple(settled) if isinstance(settled, list) else settled
-    cfg.freeze()
-    return cfg, architecture, differences
+        settings[key] = tuple(settled) if isinstance(settled, list) else settled
+    return replaced(cfg, settings), architecture, differences
 
 
 def load_model(path: str | Path, cfg: CfgNode | None = None) -> SvllReid:

@@ -232,8 +232,7 @@ def read_family(name: str, contents: Mapping, source: str) -> Contents:
         raise WeightsError(f"{source}: holds no tensors of {name}; its keys are {some([*map(repr, contents)])}")
     refuse_branches(state, source)
     check_tensors(state, source)
-    rows, whole = _layout(family, state)
-    start = next(theirs for theirs, ours in rows.items() if ours == TOWER)
+    rows, start, whole = _layout(family, state)
     wrapper = WRAPPER if start.startswith(WRAPPER) else ""
     shown = partial(_to_theirs, rows=rows, names=family.names)
     tensors, unknown = {}, []
@@ -247,7 +246,8 @@ def read_family(name: str, contents: Mapping, source: str) -> Contents:
         elif shown(ours) != key or ours == key:
             unknown.append(key)
         else:
-            tensors[ours] = _placed(ours, value, family)
+            by_row = ours == "image.side.table" and value.ndim == 3  # theirs is [rows, 1, D]
+            tensors[ours] = family.convert(ours, value.squeeze(1) if by_row else value)
     if unknown:
         raise WeightsError(f"{source}: {len(unknown)} unexpected ({some(unknown)}); is it a {name} (MODEL.NAME)?")
     said = [f"dropped: {some(keys)}: {why}" for why, keys in dropped.items()]
@@ -303,7 +303,7 @@ def candidates(state: Mapping[str, Tensor]) -> list[str]:
     """The families whose whole networks have all names and shapes in a file's state dict, but for position tables."""
     found = []
     for name, family in FAMILIES.items():
-        rows, whole = _layout(family, state)
+        rows, _, whole = _layout(family, state)
         if whole:
             there = {_to_ours(key, rows, family.names): value.shape for key, value in state.items()}
             with torch.device("meta"):
@@ -314,15 +314,17 @@ def candidates(state: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def _layout(family: Family, state: Iterable[str]) -> tuple[dict[str, str], bool]:
-    """How names begin in this file -> in our network; and whether it is a whole network's file."""
+def _layout(family: Family, state: Iterable[str]) -> tuple[dict[str, str], str, bool]:
+    """How names begin in this file -> in our network; how those of the tower do; and whether it is a whole network's
+    file."""
     for wrapper in ("", WRAPPER):
         rows = {wrapper + theirs: ours for theirs, ours in family.whole.items()}
         start = next(theirs for theirs, ours in rows.items() if ours == TOWER)
         if any(key.startswith(start) for key in state):
-            return rows, True
+            return rows, start, True
     starts = (WRAPPER + PREFIX, PREFIX, WRAPPER, "")
-    return {next(start for start in starts if any(key.startswith(start) for key in state)): TOWER}, False
+    start = next(start for start in starts if any(key.startswith(start) for key in state))
+    return {start: TOWER}, start, False
 
 
 def _to_ours(key: str, rows: Mapping[str, str], names: Mapping[str, str]) -> str:
@@ -348,9 +350,3 @@ def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
                 replacement = replacement.replace("#", number, 1)
             return replacement + name[match.end() :]
     return name
-
-
-def _placed(name: str, value: Tensor, family: Family) -> Tensor:
-    if name == "image.side.table" and value.ndim == 3:
-        return value.squeeze(1)  # theirs is [rows, 1, D]
-    return family.convert(name, value)

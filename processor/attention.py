@@ -47,7 +47,7 @@ def attention_map(embedder: Embedder, image: Input, method: str = ROLLOUT) -> Te
     if method == SHARE:
         return _shares(embedder, image, embedder([image])[0])[0]
     views = _views(embedder, image)
-    with torch.no_grad(), _watched(embedder.model.image, views) as seen:
+    with torch.no_grad(), _watched(embedder.model.image) as seen:
         _embed(embedder, views)
     if not seen.weights or (method == ROLLOUT and seen.pooled):
         raise UserError(f"this tower has no class token, whose attention would be shown by {method!r}; try {SHARE!r}")
@@ -90,7 +90,7 @@ def pair_shares(embedder: Embedder, a: Input, b: Input) -> PairShares:
 def _shares(embedder: Embedder, image: Input, unit: Tensor) -> tuple[Tensor, float]:
     """Shares [h, w] in the cosine of an image's feature and `unit`, and the rest."""
     views = _views(embedder, image)
-    with torch.enable_grad(), _watched(embedder.model.image, views) as seen:
+    with torch.enable_grad(), _watched(embedder.model.image) as seen:
         feature = _embed(embedder, views)
         cosine = feature @ unit.to(feature) / feature.norm().detach()
         (slopes,) = torch.autograd.grad(cosine, seen.end)
@@ -172,7 +172,7 @@ class _Seen:
 
 
 @contextmanager
-def _watched(tower: Any, images: Tensor) -> Iterator[_Seen]:
+def _watched(tower: Any) -> Iterator[_Seen]:
     """See what `tower` does, whose features stay the same, to rounding.
 
     Raises:

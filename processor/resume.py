@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from configs import STAGES, check_changes, from_dict
+from configs import check_changes, from_dict
+from configs.stages import STAGES
 from datasets.several import count_evaluations
 from utils.errors import DataError, UserError, WeightsError
 from utils.run import CONFIG

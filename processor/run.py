@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from yacs.config import CfgNode
 
-from configs import STAGES, to_dict
+from configs import to_dict
+from configs.stages import STAGES
 from model.build import settle_pixels
 from model.svllreid import SvllReid
 from processor.card import facts_of, model_card

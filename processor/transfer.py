@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from yacs.config import CfgNode
 
-from configs import ConfigError, from_dict, load
+from configs import ConfigError, from_dict, load, replaced
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
 from datasets.several import TWO_WAYS, names_of, shifted
 from model.weights import Weights
@@ -107,13 +108,13 @@ def prepare(
         if name in ONE_NAME_MANY_SETS and fingerprint["test"] != home.tested_on:
             home = None
     if home is None:
-        left = {key for key in inherited if _value(cfg, key) != OF_THE_DATA[key]} if weights.config else set()
+        left = {key for key in inherited if attrgetter(key)(cfg) != OF_THE_DATA[key]} if weights.config else set()
         if left or benchmark is None or benchmark.first_camera:
-            own = _without(cfg, left)
+            own = replaced(cfg, {key: OF_THE_DATA[key] for key in left})
             benchmark = make_benchmark(own, name, train=False)
             fingerprint = data_fingerprint(benchmark)
         notes += [
-            f"{key} {_value(cfg, key)} is of the training's data set; {benchmark.name} is another one: "
+            f"{key} {attrgetter(key)(cfg)} is of the training's data set; {benchmark.name} is another one: "
             f"{OF_THE_DATA[key]} ({key} on the command line is obeyed)"
             for key in sorted(left)
         ]
@@ -140,19 +141,3 @@ def _in_words(side: str, at_home: bool | None, name: str) -> str:
     if at_home is None:
         return f"rows by their numbers; whether they were learned for {name}, the file does not say"
     return f"rows by their numbers, which were learned on other data sets than {name}: its cameras may be others"
-
-
-def _value(cfg: CfgNode, key: str) -> object:
-    block, leaf = key.split(".")
-    return cfg[block][leaf]
-
-
-def _without(cfg: CfgNode, keys: Collection[str]) -> CfgNode:
-    """`cfg` with what holds for other data sets than the training's."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key in keys:
-        block, leaf = key.split(".")
-        cfg[block][leaf] = OF_THE_DATA[key]
-    cfg.freeze()
-    return cfg

@@ -29,6 +29,11 @@ from utils.stopping import Stopping
 TEMPLATE = "A photo of a {} person."
 IMAGE, PATCH = (32, 16), 8
 SMALL = "ViT-Small-Test"
+SMALL_TRAINING = (  # settings of one of a second, on rendered people
+    *("DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8", "DATASETS.SYNTHETIC.TRAIN_IMAGES", "4"),
+    *("DATASETS.SYNTHETIC.TEST_IDENTITIES", "4", "DATASETS.SYNTHETIC.TEST_IMAGES", "6"),
+    *("SOLVER.STAGE2.IMS_PER_BATCH", "16", "SOLVER.STAGE2.MAX_EPOCHS", "1"),
+)
 
 
 def small_config(

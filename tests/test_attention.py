@@ -82,7 +82,7 @@ def test_what_the_class_token_gets_from_all_tokens_is_what_its_attention_adds(na
     views = _views(embed, images[0])
     for block in blocks:
         block.attn.register_forward_hook(lambda module, args, out: added.append(out[0] if type(out) is tuple else out))
-    with torch.no_grad(), _watched(tower, views) as seen:
+    with torch.no_grad(), _watched(tower) as seen:
         tower(views)
     for block, own, output in zip(blocks, seen.blocks, added, strict=True):
         slope = torch.randn(1, output.shape[-1])

@@ -110,6 +110,8 @@ def test_strict_loading_copies_everything_or_nothing():
     named = r"x\.pth: .*missing \(1\.running_mean\).*unexpected \(more\).*0\.bias is \[1\], not \[2\]; is it a RN50"
     with pytest.raises(WeightsError, match=named):
         load_strictly(module, bad, source="x.pth", name="RN50")
+    with pytest.raises(WeightsError, match=r"0\.weight is of torch\.int8, not torch\.float32"):  # quantised
+        load_strictly(module, state | {"0.weight": state["0.weight"].to(torch.int8)}, source="x.pth", name="RN50")
     assert_same(dict(module.state_dict()), before)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from builders import benchmark, side_info
+from builders import SMALL_TRAINING, benchmark, side_info
 from families_reference import SWIN, VIT, batch_norm_shapes, draw, linear_shapes, swin, swin_shapes, vit, vit_shapes
 from PIL import Image
 from safetensors.torch import save_file
@@ -252,9 +252,7 @@ def fine_tuned(state, *, side=None, width=VIT["width"]):
 def words(tmp_path, *more, config=BASELINE):
     return [
         *("--config_file", config, "DATASETS.ROOT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"),
-        *("DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8", "DATASETS.SYNTHETIC.TRAIN_IMAGES", "4"),
-        *("DATASETS.SYNTHETIC.TEST_IDENTITIES", "4", "DATASETS.SYNTHETIC.TEST_IMAGES", "6"),
-        *("SOLVER.STAGE2.IMS_PER_BATCH", "16", "SOLVER.STAGE2.MAX_EPOCHS", "1", "OUTPUT_DIR", str(tmp_path / "run")),
+        *(*SMALL_TRAINING, "OUTPUT_DIR", str(tmp_path / "run")),
         *("MODEL.SIE_CAMERA", "False", "TEST.NECK_FEAT", "before", "INPUT.PIXEL_MEAN", "()", "INPUT.PIXEL_STD", "()"),
         *("INPUT.SIZE_TRAIN", str(SIZE), "INPUT.SIZE_TEST", str(SIZE), "MODEL.PRETRAIN", "none"),
         *("MODEL.STRIDE_SIZE", "(16, 16)", *more),
@@ -403,10 +401,11 @@ def test_a_file_without_its_name_says_which_may_be_meant(tmp_path):
     torch.save(fine_tuned(state_of("solider_swin_base"), width=128), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=r"MODEL\.NAME.*solider_swin_base") as caught:
         read_weights(tmp_path / "x.pth")
-    assert "vit" not in str(caught.value)
+    assert "vit" not in str(caught.value) and "cion" not in str(caught.value)
     torch.save(fine_tuned(state_of("personvit_base")), tmp_path / "y.pth")
-    with pytest.raises(WeightsError, match=r"personvit_base, transreid_base"):
+    with pytest.raises(WeightsError, match=r"personvit_base, transreid_base") as caught:
         read_weights(tmp_path / "y.pth")
+    assert "_ics" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "transreid_base"])

@@ -49,16 +49,20 @@ SECONDS = 20  # nothing here may hang
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning"),
-    # pytest puts its own in place of the filters of `datasets.images`, which "on the screen" is about.
+    # pytest puts its own in place of the filters of `datasets.images`.
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
 ]
 
 
+class Late(BaseException):
+    """No Exception, which who reads an image would take for the image's fault."""
+
+
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
     def late(*_):
-        raise TimeoutError(f"not done after {SECONDS} s")
+        raise Late(f"not done after {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)

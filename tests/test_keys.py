@@ -26,10 +26,11 @@ from yacs.config import CfgNode
 
 import test_svllreid
 import train_svllreid
-from configs import STAGES, load, to_dict
+from configs import load, to_dict
 from configs.defaults import ROWS
 from configs.keys import ALWAYS, UNTIL_OVER
 from configs.loading import flatten
+from configs.stages import STAGES
 from datasets.build import make_loader
 from model.build import make_model
 from processor.build.evaluation import evaluate_model

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from builders import benchmark, data_of, image_batch, new_run
+from builders import SMALL_TRAINING, benchmark, data_of, image_batch, new_run
 from torch import nn
 
 import test_svllreid
@@ -79,12 +79,10 @@ def registered(monkeypatch):
 )
 def test_a_tower_is_trained_saved_resumed_and_tested(tmp_path, name, words, width):
     run = [
-        *("DATASETS.ROOT_DIR", str(tmp_path), "DATASETS.SYNTHETIC.TRAIN_IDENTITIES", "8", "MODEL.DEVICE", "cpu"),
-        *("DATASETS.SYNTHETIC.TRAIN_IMAGES", "4", "DATASETS.SYNTHETIC.TEST_IDENTITIES", "4", "MODEL.NAME", name),
-        *("DATASETS.SYNTHETIC.TEST_IMAGES", "6", "SOLVER.STAGE2.IMS_PER_BATCH", "16", "OUTPUT_DIR"),
-        *(str(tmp_path / "run"), *words),
+        *("DATASETS.ROOT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "MODEL.NAME", name),
+        *(*SMALL_TRAINING, "OUTPUT_DIR", str(tmp_path / "run"), *words),
     ]
-    train_svllreid.main(["--config_file", BASELINE, *run, "SOLVER.STAGE2.MAX_EPOCHS", "1"])
+    train_svllreid.main(["--config_file", BASELINE, *run])
     train_svllreid.main(["--config_file", BASELINE, *run, "SOLVER.STAGE2.MAX_EPOCHS", "2"])  # resumes
     first, last = tmp_path / "run" / f"{name}_1.pth", tmp_path / "run" / f"{name}_2.pth"
     start, end = (read_checkpoint(path)["model"] for path in (first, last))

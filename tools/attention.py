@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tools.inference import (
     PICTURES,
@@ -48,27 +47,11 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
-from torch import Tensor
-
 from datasets.find_images import find_images
 from processor.attention import ROLLOUT, SHARE, attention_map, has_class_token, pair_shares
 from processor.inference import Embedder
+from tools.heat import Heat, Row
 from utils.progress import progress
-
-
-class Heat(NamedTuple):
-    """A map over an image."""
-
-    grid: Tensor  # [h, w]; what is below 0 is shown as 0
-    words: str  # below it
-
-
-class Row(NamedTuple):
-    """An image and its maps."""
-
-    image: str
-    name: str
-    heats: Sequence[Heat]  # of each network
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,10 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from processor.inference import as_rgb
+from tools.heat import Heat, Row
 from tools.pages import DOTS
-
-if TYPE_CHECKING:
-    from tools.attention import Heat, Row
 
 ROWS = 6  # images on a page
 HEIGHT = 2.0  # of an image, inches

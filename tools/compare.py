@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from configs import ConfigError, load_for_test
+from configs import ConfigError, load_for_test, replaced
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
@@ -30,7 +30,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--weight", metavar="FILE", action="append", required=True, help="a network; the first is the reference")
     add("--data", metavar="NAME", action="append", default=[], help="a data set; default: those of the first network")
-    add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which published files need")
+    add("--config_file", metavar="FILE", help="a YAML file, which published files need")
     add_output(parser, "--output", ".json", default="compare.json")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add("--batch", metavar="N", type=at_least(1), default=8, help="images at a time when time is measured; default: 8")
@@ -137,11 +137,7 @@ def open_one(arguments: argparse.Namespace, weight: str, names: Sequence[str]) -
 
 def measure(test: NetworkTest, name: str, device: torch.device, weight: str, seconds: float) -> list[Measured]:
     """NetworkTest a network on one data set, in each of the variants that it is tested in."""
-    cfg = test.cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.NAMES = name
-    cfg.freeze()
-    test = test._replace(cfg=cfg)
+    test = test._replace(cfg=replaced(test.cfg, {"DATASETS.NAMES": name}))
     parameters, measured = sum(parameter.numel() for parameter in test.model.image.parameters()), []
     for one in data_sets(test, device, render_missing):
         prepared = one.prepared

@@ -34,17 +34,17 @@ def network_parser(description: str, *, skips: bool = True, crosses: bool = Fals
     parser = new_parser(description)
     add = parser.add_argument
     add("--weight", metavar="FILE", required=True, help="the checkpoint, ours or a published file")
-    add("--config_file", "--config-file", metavar="FILE", help="a YAML file, which a published file needs")
+    add("--config_file", metavar="FILE", help="a YAML file, which a published file needs")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add(
         "--modality",
         choices=("visible", "infrared", *(("visible,infrared", "infrared,visible") if crosses else ())),
         help=f"of all images{', or of the first and second' if crosses else ''}, for a network with a stem for each",
     )
-    add("--batch_size", "--batch-size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
+    add("--batch_size", metavar="N", type=at_least(1), default=64, help="images at a time; default: 64")
     if skips:
         add(
-            *("--skip-unreadable", "--skip_unreadable"),
+            "--skip-unreadable",
             action="store_true",
             help="exit with 0 although images cannot be read; they are named, and the others done, in any case",
         )
@@ -159,7 +159,7 @@ def short_names(weights: Sequence[str]) -> list[str]:
 def add_cache_options(parser: argparse.ArgumentParser, *, where: str = "beside the output") -> None:
     """Let a command line say where features are remembered; `where` they are by default."""
     add_output(parser, "--cache", ".sqlite", meaning=f"of features, else features.sqlite {where}")
-    parser.add_argument("--no-cache", "--no_cache", action="store_true", help="remember no features")
+    parser.add_argument("--no-cache", action="store_true", help="remember no features")
 
 
 def add_output(

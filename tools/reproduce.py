@@ -313,7 +313,7 @@ def listing(outcomes: Outcomes, plan: Plan) -> str:
         cfg, files = plan.config(row), (row.data_set, *row.files)
         read[files] = read.get(files) or images(cfg)
         lines = [
-            *facts(row, outcome, plan).items(),
+            *facts(row, outcome).items(),
             *(("command", command) for command in commands(row, plan)),
             *(("source", row.source), ("images", read[files]), ("weights", weights(cfg))),
             *([("note", row.note)] if row.note else []),
@@ -325,13 +325,12 @@ def listing(outcomes: Outcomes, plan: Plan) -> str:
 def markdown(outcomes: Outcomes, plan: Plan) -> str:
     """The table of docs/results.md."""
     rows = [
-        {**facts(row, outcome, plan), "command": ", then ".join(commands(row, plan, mark="`"))}
-        for row, outcome in outcomes
+        {**facts(row, outcome), "command": ", then ".join(commands(row, plan, mark="`"))} for row, outcome in outcomes
     ]
     return report.markdown([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def facts(row: Row, outcome: Result | str | None, plan: Plan) -> dict[str, str]:
+def facts(row: Row, outcome: Result | str | None) -> dict[str, str]:
     """What is said of a row, by its title."""
     published = (figures(row.published) or "not at hand") + " (unverified)" * row.unverified
     ours = f"error: {outcome}" if outcome else "not yet run"

@@ -40,7 +40,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("target", metavar="TARGET", help="new folder; for --form csv a new folder or *.csv")
     add("--train", type=float, default=0.5, metavar="FRACTION", help="of the identities, for training (default 0.5)")
     per_camera = "queries of every test identity and camera; without cameras, of every test identity (default 1)"
-    add("--query-per-camera", "--query_per_camera", type=at_least(1), default=1, metavar="N", help=per_camera)
+    add("--query-per-camera", type=at_least(1), default=1, metavar="N", help=per_camera)
     add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the random draws (default 0)")
     add("--form", choices=FORMS, default=FORMS[0], help="form of the output (default folders)")
     add("--link", action="store_true", help="link to the images instead of copying them")

@@ -24,6 +24,7 @@ from utils.workers import REMEDY, dead_worker
 
 REFUSED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EIO}
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}  # to do with one file
+SPELLINGS = str.maketrans("-_", "_-")  # of options
 ENDS = {"'": "'", "[": "]", "(": ")"}  # of values with blanks in them
 FAILED, SIGNALLED = 2, 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
@@ -53,20 +54,20 @@ def parse(
     for option, settings in (options or {}).items():
         parser.add_argument(option, **settings)
     parser.add_argument(
-        *("--config_file", "--config-file"),
+        "--config_file",
         metavar="FILE",
         default=config_file,
         help="a YAML file, e.g. configs/person/vit_svllreid.yml",
     )
-    parser.add_argument("--print_config", "--print-config", action="store_true", help="print all settings as YAML")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML")
     parser.add_argument(
-        *("--help-keys", "--help_keys"),
+        "--help-keys",
         metavar="PREFIX",
         nargs="?",
         const="",
         help="print the keys that begin with PREFIX, with defaults, meanings and valid values",
     )
-    parser.add_argument("--local-rank", "--local_rank", type=_local_rank, help=argparse.SUPPRESS)
+    parser.add_argument("--local-rank", type=_local_rank, help=argparse.SUPPRESS)
     for file in files:
         parser.add_argument(file, metavar=file.upper())
     add_settings(
@@ -85,10 +86,18 @@ def parse(
     return arguments
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options of several words with - and with _ between them, whichever they are declared with."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
+        others = (name[:2] + name[2:].translate(SPELLINGS) for name in names if name.startswith("--"))
+        return super().add_argument(*dict.fromkeys([*names, *others]), **settings)
+
+
 def new_parser(description: str) -> argparse.ArgumentParser:
     """A parser of a script or tool, whose docstring is `description`."""
     module = sys.modules["__main__"].__spec__  # None for a script
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -46,7 +46,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
     add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
-    add("--no-figure", "--no_figure", action="store_true", help="no picture")
+    add("--no-figure", action="store_true", help="no picture")
     add_beside(parser)
     arguments = parse_labelled(parser, argv)
     if arguments.beside and arguments.no_figure:

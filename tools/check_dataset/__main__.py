@@ -15,7 +15,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from configs import STAGES, load
+from configs import load
+from configs.stages import STAGES
 from utils.command import answer_early, parse, run_script
 
 OPTIONS = {

@@ -28,7 +28,6 @@ class Camera:
     """One camera's constants.
 
     Attributes:
-        background: one of BACKGROUNDS.
         canvas: RGB image, CANVAS_SIZE square; every image shows a random crop of it.
         gain: (3,) factors on the channels, exposure excluded.
         exposure: factor on all channels.
@@ -46,7 +45,6 @@ class Camera:
         occlusion: probability of something in front of the person.
     """
 
-    background: str
     canvas: Image.Image
     gain: np.ndarray
     exposure: float
@@ -84,7 +82,6 @@ def sample_camera(rng: np.random.Generator, *, difficulty: float = 1.0, backgrou
     texture = Image.fromarray(_texture(rng, background))
     gain = np.exp(rng.normal(0, 0.13 * difficulty, 3))
     return Camera(
-        background=background,
         canvas=texture.resize((CANVAS_SIZE, CANVAS_SIZE), Image.Resampling.BILINEAR),
         gain=(gain / gain.mean()).astype(np.float32),
         exposure=float(np.exp(rng.normal(0, 0.18 * difficulty))),
