@@ -1,12 +1,15 @@
 """Who may import whom, where the config is opened, who may print, name a device or unpickle."""
 
 import ast
+import ctypes
 import platform
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +90,20 @@ def test_memory_that_is_free_is_used_again():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     first, second = map(int, done.stdout.split())
     assert second < 100 < first
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2**31, {-3: 2**30, -1: -1}), (2**25, {-3: 2**25, -1: -1}), (0, {})])
+def test_all_or_nothing_is_kept_where_a_c_library_refuses_large_blocks(most, expected, monkeypatch):
+    accepted = {}
+
+    def mallopt(which: int, value: int) -> bool:
+        if value <= most:
+            accepted[which] = value
+        return value <= most
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    runpy.run_path(str(ROOT / "utils/runtime.py"))
+    assert accepted == expected
 
 
 SCRIPTS = [["train_svllreid.py"], ["test_svllreid.py"]]

@@ -15,9 +15,12 @@ import os
 from contextlib import suppress
 
 LARGEST = 2**30  # bytes of a block that is kept when it is free; larger ones (matrices of distances) are given back
+LARGEST_BEFORE = 2**25  # the most that older versions of glibc accept
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 with suppress(AttributeError, OSError, TypeError):  # other C libraries than glibc keep what is free, or cannot be told
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST)
-    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)  # never
+    mallopt = ctypes.CDLL(None).mallopt
+    # Without it, the other would make blocks of 128 kB be given back, which by default are kept once there were some.
+    if mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE):
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
