@@ -19,6 +19,7 @@ from configs.defaults import BLOCKS, KEYS, defaults
 from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
 from configs.values import convert
 
+COMMAND_LINE = "command line"  # in messages
 CLOSE = 0.75  # similarity from which a known key is suggested for an unknown one
 
 
@@ -49,15 +50,30 @@ def load_for_test(path: str | Path | None, overrides: Sequence[str]) -> CfgNode:
     """The same for a test of TEST.WEIGHT; without a file TEST.WEIGHT alone, for the others stand on the checkpoint's.
 
     Raises:
-        ConfigError: as `load`, and without TEST.WEIGHT.
+        ConfigError: as `load` or `check_overrides`, and without TEST.WEIGHT.
     """
     if not path:
+        check_overrides(overrides)
         given = dict(zip(overrides[::2], overrides[1::2], strict=False)).get("TEST.WEIGHT", "")
         overrides = ["TEST.WEIGHT", given]
     cfg = load(path, overrides)
     if not cfg.TEST.WEIGHT:
         raise ConfigError("TEST.WEIGHT: which checkpoint? e.g. TEST.WEIGHT runs/market/ViT-B-16_60.pth")
     return cfg
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Say what is wrong with overrides before the checkpoint is read whose settings they stand on.
+
+    Raises:
+        ConfigError: no pairs, or a value that its key never takes.
+    """
+    settings = _Settings()
+    for key, text in _pairs(overrides):
+        if key in KEYS:
+            with settings.judged(key, COMMAND_LINE):
+                settings.set(key, text)
+    settings.check()
 
 
 def replaced(cfg: CfgNode, settings: Mapping[str, object]) -> CfgNode:
@@ -128,21 +144,28 @@ class _Settings:
                 taken[key] = value if key in SWITCHES else self.set(key, value)
         self.switches.follow(taken, self.cfg, where=where)
 
-    def finish(self, overrides: Sequence[str]) -> CfgNode:
-        """Add the command line -> the frozen configuration; ConfigError names all faults."""
-        overrides = list(overrides)
-        if len(overrides) % 2:
-            raise ConfigError(f"expected pairs KEY VALUE; {overrides[-1]!r} is left over")
-        pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
-        # What flat keys mean depends on the stages, wherever on the command line these stand.
-        for key, text in sorted(pairs, key=lambda pair: pair[0] != STAGES):
-            self.add({key: text}, where="command line")
+    def check(self) -> None:
+        """Raise ConfigError, which names all faults, if there are any."""
         if self.faults:
             layers = itertools.groupby(self.faults.values(), key=lambda fault: fault[0])
             raise ConfigError("; ".join(f"{where}: {'; '.join(what for _, what in of)}" for where, of in layers))
+
+    def finish(self, overrides: Sequence[str]) -> CfgNode:
+        """Add the command line -> the frozen configuration; ConfigError names all faults."""
+        # What flat keys mean depends on the stages, wherever on the command line these stand.
+        for key, text in sorted(_pairs(overrides), key=lambda pair: pair[0] != STAGES):
+            self.add({key: text}, where=COMMAND_LINE)
+        self.check()
         check_together(self.cfg)
         self.cfg.freeze()
         return self.cfg
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """KEY, VALUE, KEY, VALUE, ... in pairs."""
+    if len(overrides) % 2:
+        raise ConfigError(f"expected pairs KEY VALUE; {overrides[-1]!r} is left over")
+    return list(zip(overrides[::2], overrides[1::2], strict=True))
 
 
 def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from yacs.config import CfgNode
 
-from configs import ConfigError, from_dict, load, to_dict
+from configs import ConfigError, from_dict, load, load_for_test, to_dict
 from configs.checks import check_value
 from configs.defaults import ROWS, defaults
 from configs.help import help_keys, resolved
@@ -232,6 +232,17 @@ def test_all_faults_of_all_layers_are_told_at_once(tmp_path):
 def test_overrides_come_in_pairs():
     with pytest.raises(ConfigError, match="'OUTPUT_DIR' is left over"):
         load(None, ["SOLVER.SEED", "1", "OUTPUT_DIR"])
+
+
+def test_wrong_overrides_of_a_test_are_found_before_the_checkpoint_is_read():
+    weight = ["TEST.WEIGHT", "x.pth"]
+    with pytest.raises(ConfigError, match=r"'TEST\.FLIP' is left over"):
+        load_for_test(None, [*weight, "TEST.FLIP"])
+    with pytest.raises(ConfigError, match=r"command line: TEST\.FLIP: .*'3'.*; TEST\.RE_RANKING_K1: "):
+        load_for_test(None, [*weight, "TEST.FLIP", "3", "TEST.RE_RANKING_K1", "0"])
+    # What only the checkpoint's settings allow, and a value that a later one replaces, may be right.
+    right = ["SOLVER.MAX_EPOCHS", "3", "TEST.FLIP", "3", "TEST.FLIP", "True", "MODEL.USE_SSL", "no"]
+    assert load_for_test(None, [*weight, *right]).TEST.WEIGHT == "x.pth"
 
 
 # -------------------------------------------------------------------------------------------------------------- files

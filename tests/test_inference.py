@@ -394,3 +394,10 @@ def test_words_that_would_be_ignored_are_refused(trained, tool, words, capsys):
     with pytest.raises(SystemExit):
         tool.read_command_line(["--weight", str(trained[0]), *words])
     assert next(word for word in reversed(words) if word.startswith("--")) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["TEST.FLIP"], ["TEST.FLIP", "3"]])
+def test_wrong_settings_are_refused_before_a_checkpoint_is_read(tmp_path, words):
+    (tmp_path / "x.pth").touch()
+    with pytest.raises(ConfigError, match=r"TEST\.FLIP"):
+        release.read_command_line(["--weight", str(tmp_path / "x.pth"), "--output", "x", *words])

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs import check_overrides
 from configs.defaults import BLOCKS, KEYS
 from utils.command import Pairs, at_least, check_there, check_weight, new_parser
 from utils.errors import UserError, check_installed
@@ -70,6 +71,7 @@ def parse(
 
     Raises:
         UserError: no images, or some where nothing is expected; a file or folder that is not there.
+        ConfigError: settings that are no pairs, or a value that its key never takes.
     """
     name, meaning = words or ("", "")
     parser.add_argument("images", nargs="*", metavar=name, help=meaning)
@@ -81,6 +83,7 @@ def parse(
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
+    check_overrides(arguments.overrides)
     if example and not arguments.images:
         raise UserError(f"{name}: expected images, e.g. {example}")
     return arguments
