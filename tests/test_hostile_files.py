@@ -29,7 +29,6 @@ from torch import nn
 
 from configs import ConfigError, from_dict, load, to_dict
 from datasets.findings import Report
-from datasets.folder import folder
 from datasets.images import MOST_PIXELS, Images, Loader, read_image, shown
 from datasets.transforms import TestTransform
 from model.build import load_model, make_model, rebuild, settle_architecture
@@ -866,9 +865,3 @@ for path in sorted(Path(sys.argv[1]).iterdir()) * 2:
     command = [sys.executable, "-c", program, str(tmp_path)]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [f"{tmp_path}/bomb{number}.jpg" for number in (1, 2)] * 2
-
-
-def test_a_named_pipe_is_no_csv_file(tmp_path):
-    os.mkfifo(tmp_path / "mine.csv")
-    with pytest.raises(DataError, match=r"mine\.csv: "):
-        folder(tmp_path)
