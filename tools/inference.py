@@ -17,7 +17,7 @@ from utils.errors import UserError, check_installed
 from utils.files import instead_of_file
 from utils.paths import expanded
 
-PICTURES = (".png", ".svg", ".pdf")  # of pictures
+PICTURES = (".png", ".svg", ".pdf")
 
 if TYPE_CHECKING:
     from processor.inference import Embedder
