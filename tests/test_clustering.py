@@ -99,6 +99,18 @@ def test_the_nearest_of_many_that_are_equally_near_are_the_first(count: int, cop
         assert torch.equal(k_reciprocal.nearest_of_all(known, count), expected)
 
 
+def test_copies_are_equally_far_to_the_last_bit(monkeypatch):
+    """A product rounds differently from one column to the next, and from one block to another."""
+    features = F.normalize(torch.randn(67, 200, generator=torch.Generator().manual_seed(0)))
+    features[20:40] = features[47:]
+    known = k_reciprocal.Distances(features, features.mean(dim=0))
+    for pairs in (2**24, 500, 67):
+        monkeypatch.setattr(k_reciprocal, "PAIRS_AT_ONCE", pairs)
+        for rows, columns, block in known.blocks():
+            assert columns == slice(0, 67) and torch.equal(block, block[:, known.copy_of])
+            assert (block[known.copy_of[rows, None] == known.copy_of] == 0).all()
+
+
 def test_distances_are_left_alone():
     found = near_pairs(people(), EPS, 10)
     before = found.copy()
