@@ -123,7 +123,12 @@ ANSWERED_EARLY = [
     (SCRIPTS[1], ["TEST.WEIGHT", "x.pth", "--print_config"], 2, "error: --print_config: a test without --config_file"),
     *((command, ["SOLVER.SEDE", "1"], 2, "did you mean SOLVER.SEED?") for command in (SCRIPTS[0], CHECK, DEMO)),
     *((command, ["--config_file", "no.yml"], 2, "config file no.yml: ") for command in (*SCRIPTS, CHECK, DEMO)),
-    (SCRIPTS[0], ["DATASETS.ROOT_DIR", "/no", "OUTPUT_DIR", "/no"], 2, "DATASETS.ROOT_DIR /no: there is no such"),
+    (
+        SCRIPTS[0],
+        ["DATASETS.ROOT_DIR", "no/data", "OUTPUT_DIR", "no/run"],
+        2,
+        "DATASETS.ROOT_DIR no/data: there is no such",
+    ),
     (SCRIPTS[1], ["TEST.WEIGHT", "no.pth"], 2, "TEST.WEIGHT no.pth: there is no such file"),
     (CONVERT, ["no.pth", "new.pth"], 2, "SOURCE no.pth: there is no such file"),
     (["-m", "tools.benchmark"], ["--batch", "0"], 2, "--batch: invalid value '0'"),
