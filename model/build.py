@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
-import torch
 from open_clip import CLIP
 from yacs.config import CfgNode
 
@@ -17,6 +16,7 @@ from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
 from model.pretrained import build_clip, load_clip
 from model.published import describe, template_of
+from model.shapes import shapes_only
 from model.svllreid import SvllReid, build_network
 from model.towers import find_tower
 from model.weights import Weights, load_weights, plan_reuse, read_weights, side_rows, weights_in
@@ -380,7 +380,7 @@ def rebuild(
         architecture["name"], {source + SETTLED[size]: architecture[size] for size in ("image_size", "test_size")}
     )
     try:
-        with torch.device("meta"):  # first without memory: a damaged description may be of a network of any size
+        with shapes_only():  # first without memory: a damaged description may be of a network of any size
             skeleton = build_network({**architecture, "sentences": False}, _empty_clip(architecture))
             text = dict.fromkeys(("text tower", "prompts"), "compared below")
             load_weights(skeleton, weights, spare={**spare, **text}, fresh=fresh, resize=resize)

@@ -290,9 +290,12 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
     """
     if tuple(old) == tuple(new):
         return embedding
-    rows = embedding.flatten(0, -2)
-    tokens, patches = rows.split([len(rows) - old[0] * old[1], old[0] * old[1]])
-    grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)  # [1, D, h, w]
+    *lengths, rows, width = embedding.shape
+    prefix, patches = rows - old[0] * old[1], old[0] * old[1]
+    shape = (*lengths, prefix + new[0] * new[1], width)
+    if embedding.is_meta:  # see model/shapes.py
+        return embedding.new_empty(shape)
+    tokens, grid = embedding.flatten(0, -2).split([prefix, patches])
+    grid = grid.reshape(1, *old, width).permute(0, 3, 1, 2)  # [1, D, h, w]
     grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False, antialias=False)
-    rows = torch.cat([tokens, grid.flatten(2).transpose(1, 2)[0]])
-    return rows.reshape(*embedding.shape[:-2], *rows.shape)
+    return torch.cat([tokens, grid.flatten(2).transpose(1, 2)[0]]).reshape(shape)

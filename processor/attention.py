@@ -8,7 +8,6 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -278,6 +277,7 @@ def _watch_map(tower: Any, seen: _Seen, stack: ExitStack) -> None:
 
 def _hold_deviation(seen: _Seen) -> Any:
     """Layer norms after the trunk divide by a constant, so that what follows is affine."""
+    from timm.layers import LayerNorm2d  # here, because `model` is to import timm first
 
     def hold(module: nn.LayerNorm, args: tuple, output: Tensor) -> Tensor | None:
         if not hasattr(seen, "end"):

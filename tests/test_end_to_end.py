@@ -56,9 +56,9 @@ def arguments(config: str, folder: Path, **changes: str) -> list[str]:
     return ["--config_file", str(ROOT / config), *(word for pair in settings.items() for word in pair)]
 
 
-def script(name: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def script(name: str, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / name), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300)
 
 
 def results(folder: Path) -> list[dict]:
@@ -132,8 +132,16 @@ def test_the_log_adds_up(trained):
 
 def test_a_new_process_gets_the_same_numbers_from_the_checkpoint(trained):
     end = end_of(trained)
-    done = script("test_svllreid.py", "TEST.WEIGHT", trained / "run" / "ViT-Tiny-8_2.pth", cwd=trained)
+    done = script(
+        "test_svllreid.py",
+        "TEST.WEIGHT",
+        trained / "run" / "ViT-Tiny-8_2.pth",
+        cwd=trained,
+        PYTHONPROFILEIMPORTTIME="1",
+    )
     assert done.returncode == 0, done.stderr
+    imported = done.stderr.split()
+    assert "open_clip" in imported and "torch._dynamo" not in imported  # the compiler
     test = results(trained / "run")[-1]
     assert test["when"] == "test"
     for name in ("mAP", "mINP", "rank1", "rank5", "rank10"):

@@ -5,15 +5,59 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import small_clip, small_resnet
+
+from model.clip import ResNetTower, ViTTower
+from model.heads import SideEmbedding
+from model.shapes import shapes_only
 
 ROOT = Path(__file__).resolve().parent.parent
 # Clustering, the assignment of clusters, plots, figures, the Hub, searching and indices.
 LATER = ("sklearn", "scipy", "matplotlib", "pandas", "faiss", "qdrant_client", "onnx", "onnxruntime", "gradio")
+COMPILER = "torch._dynamo"
+
+
+def loaded(program: str) -> list[str]:
+    """Names of the modules that are there after a program in a process of its own."""
+    program = f"{program}\nimport sys; print(*sorted(sys.modules))"
+    there = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return there.stdout.split()
 
 
 @pytest.mark.parametrize("module", ["train_svllreid", "test_svllreid"])
 def test_what_a_run_with_a_clip_does_not_use_is_not_imported(module):
-    program = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    there = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = there.stdout.split()
-    assert {"torch", "open_clip"} <= set(loaded) and not set(LATER) & set(loaded)
+    there = loaded(f"import {module}")
+    assert {"torch", "open_clip", "torchvision", "timm"} <= set(there)
+    assert not {*LATER, COMPILER} & set(there)
+
+
+ASKS = {
+    "function": "from torch._dynamo.utils import counters",
+    "package": "import torch._dynamo; assert torch._dynamo.config",
+    "module": "import torch._dynamo.config; assert torch._dynamo.utils.counters is not None",
+    "decorator": "f = torch.compiler.disable(lambda: 1, reason='tested'); assert f() == 1",
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_who_needs_the_compiler_gets_it(ask):
+    there = loaded(
+        "import model, torch\n"
+        f"with model._without_compiler():\n    {ASKS[ask]}\n"
+        "assert torch.compile(lambda x: x + 1, backend='aot_eager')(torch.ones(1)).item() == 2\n"
+        "from torch._dynamo.utils import is_compile_supported as asked\n"
+        "from torchvision.ops.roi_align import is_compile_supported as later\n"
+        "assert later('cpu') == asked('cpu') and later('meta') == asked('meta')"
+    )
+    assert COMPILER in there
+
+
+def test_networks_of_shapes_have_those_of_networks():
+    def shapes() -> list[dict]:
+        side = SideEmbedding(3, 0, 64, camera=True, view=False, scale=3.0)
+        towers = ViTTower(small_clip().visual, (48, 32), (6, 6), side), ResNetTower(small_resnet().visual, (64, 32))
+        return [{name: value.shape for name, value in tower.state_dict().items()} for tower in towers]
+
+    with shapes_only():
+        there = shapes()
+    assert there == shapes()
