@@ -84,12 +84,16 @@ import train_svllreid
 from configs import ConfigError, differences, from_dict, load
 from datasets.build import make_benchmark
 from datasets.msmt17 import UNKNOWN, msmt17_version
-from model.pretrained import cached
+from model import tiny_clip
+from model.pretrained import NONE, cached
+from model.timm_tower import tags_of
+from model.towers import TIMM
 from processor.build.evaluation import refinement_of
 from processor.card import DATA_SETS
 from processor.turn import Turn
 from utils import report
 from utils.errors import UserError, one_line
+from utils.hub import on_hub
 from utils.logs import log_to_screen
 from utils.records import Refinement
 from utils.report import COLUMNS
@@ -370,11 +374,18 @@ def images(cfg: CfgNode) -> str:
 def weights(cfg: CfgNode) -> str:
     """Where the weights that training starts from are looked for, and whether they are there."""
     name, source = cfg.MODEL.NAME, cfg.MODEL.INIT_FROM or cfg.MODEL.PRETRAIN
-    if "/" in source:
-        return f"{source}: {'there' if Path(source).expanduser().is_file() else 'missing'}"
-    tag = hub.get_pretrained_cfg(name, source)
+    tag, fetched = None, on_hub(source)
+    if not cfg.MODEL.INIT_FROM:
+        if source == NONE:
+            return f"{source}: training starts from random numbers"
+        tag = hub.get_pretrained_cfg(name, source)
+        fetched = bool(tag) or (name.startswith(TIMM) and source in tags_of(name.removeprefix(TIMM)))
+        if (name, source) == (tiny_clip.NAME, tiny_clip.TAG):
+            source = str(tiny_clip.FILE)
     there = cached(tag) if tag else None
-    return f"{there}: there" if there else f"{source}: training fetches what is not on this machine"
+    if fetched:
+        return f"{there}: there" if there else f"{source}: training fetches what is not on this machine"
+    return f"{source}: {'there' if Path(source).expanduser().exists() else 'missing'}"
 
 
 def version_of_msmt17(root: Path) -> str:
