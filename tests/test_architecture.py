@@ -7,7 +7,8 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +186,27 @@ def climbing(path: str, source: str) -> list[str]:
     return faults
 
 
+def dotted(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules of which each imports the one before, the last one the first again; empty if there are none. Imports
+    within functions and for types count."""
+    modules = {dotted(path): ast.parse(source) for path, source in sources.items()}
+    graph = {}
+    for module, tree in modules.items():
+        names = {name for _, name in imported(tree)}
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names |= {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+        graph[module] = names & modules.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
 def opens_config(path: str, source: str) -> list[str]:
     if owner(path) == "configs" or re.search(r"/build(\.py$|/)", path) or path in OPENS or FLOORS[owner(path)] == TOP:
         return []
@@ -267,6 +289,31 @@ CHECKS = {
 def test_the_house_is_in_order(check):
     faults = [fault for path, source in sources().items() for fault in CHECKS[check](path, source)]
     assert not faults, "\n".join(["", *faults])
+
+
+def test_imports_form_no_circle():
+    assert circle(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "faulty"),
+    [
+        ({"a/x.py": "def f():\n    import a.y", "a/y.py": "from a.z import Z", "a/z.py": "from a import x"}, True),
+        ({"a/__init__.py": "from a.x import X", "a/x.py": "if TYPE_CHECKING:\n    import a"}, True),
+        (
+            {
+                "a/x.py": "from a import y, z",
+                "a/y.py": "from a.z import x",
+                "a/z.py": "import b.x",
+                "a/__init__.py": "",
+            },
+            False,
+        ),
+    ],
+)
+def test_a_circle_is_found(sources, faulty):
+    found = circle(sources)
+    assert set(found) == ({dotted(path) for path in sources} if faulty else set())
 
 
 def test_every_module_has_a_floor():
