@@ -134,6 +134,19 @@ NO_TEST = [
     (["hf-hub:a/b"], "OUTPUT_DIR: expected a folder for the results, as hf-hub:a/b is not on this machine"),
     (["README.md", "DATASETS.NAMES", "veri", "DATASETS.ROOT_DIR", "no/data"], "DATASETS.ROOT_DIR no/data: there is"),
 ]
+WEIGHT, THERE = ["--weight", "README.md"], "README.md: exists already and is not overwritten"
+NO_OUTPUT = [
+    *((name, [*WEIGHT, "--output", "README.md"], THERE) for name in ("export", "release")),
+    *(("convert_checkpoint", ["LICENSE", "README.md"], THERE), ("split_dataset", ["docs", "README.md"], THERE)),
+    ("calibrate", [*WEIGHT, "--output", "no/x.json"], "--output no/x.json: there is no folder"),
+    ("benchmark", ["--json", "no/x.json"], "--json no/x.json: there is no folder"),
+    ("check_dataset", ["--sheet", "no/x.png"], "--sheet no/x.png: there is no folder"),
+    ("demo.pretrain_tiny_clip", ["--out", "no/x.safetensors"], "--out no/x.safetensors: there is no folder"),
+    ("reproduce", ["--output", "no"], "--output no: there is no such folder"),
+    ("reproduce", ["--", "TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    ("demo.compare_methods", ["TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    ("demo", ["DATASETS.NAMES", "synthetic+synthetic_vehicle"], "one training has one prompt for all"),
+]
 ANSWERED_EARLY = [
     *((command, ["--help"], 0, "usage: ") for command in SCRIPTS),
     *((command, ["--help"], 0, f"usage: python {' '.join(command)} ") for command in TOOLS),
@@ -154,6 +167,7 @@ ANSWERED_EARLY = [
     *((command, ["TEST.WEIGHT", *words], 2, answer) for command in TESTS for words, answer in NO_TEST),
     (CONVERT, ["no.pth", "new.pth"], 2, "SOURCE no.pth: there is no such file"),
     (["-m", "tools.benchmark"], ["--batch", "0"], 2, "--batch: invalid value '0'"),
+    *((["-m", f"tools.{name}"], words, 2, answer) for name, words, answer in NO_OUTPUT),
 ]
 
 

@@ -187,10 +187,13 @@ def add_output(
     parser.add_argument(option, metavar="FILE", type=checked, default=default, help=said)
 
 
-def check_output(path: str, option: str, *endings: str) -> None:
-    """Raise UserError if no file can be written to `path`, or one that does not end so: an image may be in the way."""
+def check_output(path: str, option: str, *endings: str, new: bool = False) -> None:
+    """Raise UserError if no file can be written to `path`: its folder has to be there, or what is mistyped would be
+    made. It is one that does not end so (an image may be in the way), or with `new` is there already."""
     target = expanded(path, option).absolute()
-    if not path.lower().endswith(endings):
+    if new and os.path.lexists(target):
+        raise UserError(f"{option} {path}: exists already and is not overwritten")
+    if endings and not path.lower().endswith(endings):
         raise UserError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
     if not target.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {target.parent}")

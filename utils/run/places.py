@@ -12,18 +12,18 @@ from utils.paths import expanded
 from utils.run import CONFIG, NON_FINITE, STATES, TENSORBOARD, WRITTEN
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, key: str = "OUTPUT_DIR") -> None:
     """Raise UserError if nothing could be written to `path`; nothing is left there."""
     existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not existing.exists():
-        raise UserError(f"OUTPUT_DIR {path}: {existing} is a link to nothing")
+        raise UserError(f"{key} {path}: {existing} is a link to nothing")
     if not existing.is_dir():
-        raise UserError(f"OUTPUT_DIR {path}: {existing} is a file; a folder is needed")
+        raise UserError(f"{key} {path}: {existing} is a file; a folder is needed")
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise UserError(f"OUTPUT_DIR {path}: {existing} cannot be written to ({error.strerror})") from error
+        raise UserError(f"{key} {path}: {existing} cannot be written to ({error.strerror})") from error
 
 
 def check_unused(path: Path) -> None:
