@@ -15,7 +15,7 @@ from configs.defaults import KEYS
 from configs.stages import CLUSTER, IMAGE, PROMPT, STAGES
 from model.clip import AUTO, QUICK_GELU
 from model.pretrained import build_clip, load_clip
-from model.published import describe, template_of
+from model.published_network import describe, template_of
 from model.shapes import shapes_only
 from model.svllreid import SvllReid, build_network
 from model.towers import find_tower

@@ -399,6 +399,13 @@ MUTATIONS = (
         f"{CCLNET}::test_the_loss_against_plain_loops",
     ),
     mutation(
+        "unsmoothed images against the texts of clusters",
+        "ClusterStage.__init__",
+        "ImageToText(_1)",
+        "ImageToText(0.0)",
+        f"{CCLNET}::test_the_loss_against_plain_loops",
+    ),
+    mutation(
         "clusters are found anew in an epoch that is resumed",
         "cluster_parts",
         "state is None",

@@ -7,11 +7,15 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+import train_svllreid
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
@@ -113,6 +117,36 @@ TOOLS = [
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
 ]
 CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "convert_checkpoint", "demo"))
+RENDERED = ("DATASETS.NAMES", "synthetic", "OUTPUT_DIR", "no/run")
+NO_TRAINING = [
+    (["DATASETS.NAMES", "synthetic+synthetic_vehicle"], "one training has one prompt for all"),
+    (["DATASETS.NAMES", "marktet1501"], "DATASETS.NAMES: invalid value 'marktet1501'; did you mean market1501?"),
+    ([*RENDERED, "MODEL.PRETRAIN", "no/clip.pt"], "MODEL.PRETRAIN no/clip.pt: there is no such file"),
+    ([*RENDERED, "MODEL.INIT_FROM", "no.pth"], "MODEL.INIT_FROM no.pth: there is no such file"),
+    ([*RENDERED, "OUTPUT_DIR", "README.md"], "OUTPUT_DIR README.md: README.md is a file; a folder is needed"),
+]
+TESTS = (SCRIPTS[1], ["-m", "tools.robustness"])
+NO_TEST = [
+    (["no.pth"], "TEST.WEIGHT no.pth: there is no such file"),
+    (["README.md", "DATASETS.NAMES", "marktet1501"], "DATASETS.NAMES: invalid value 'marktet1501'"),
+    (["README.md", "TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    (["README.md", "OUTPUT_DIR", "LICENSE"], "OUTPUT_DIR LICENSE: LICENSE is a file; a folder is needed"),
+    (["hf-hub:a/b"], "OUTPUT_DIR: expected a folder for the results, as hf-hub:a/b is not on this machine"),
+    (["README.md", "DATASETS.NAMES", "veri", "DATASETS.ROOT_DIR", "no/data"], "DATASETS.ROOT_DIR no/data: there is"),
+]
+WEIGHT, THERE = ["--weight", "README.md"], "README.md: exists already and is not overwritten"
+NO_OUTPUT = [
+    *((name, [*WEIGHT, "--output", "README.md"], THERE) for name in ("export", "release")),
+    *(("convert_checkpoint", ["LICENSE", "README.md"], THERE), ("split_dataset", ["docs", "README.md"], THERE)),
+    ("calibrate", [*WEIGHT, "--output", "no/x.json"], "--output no/x.json: there is no folder"),
+    ("benchmark", ["--json", "no/x.json"], "--json no/x.json: there is no folder"),
+    ("check_dataset", ["--sheet", "no/x.png"], "--sheet no/x.png: there is no folder"),
+    ("demo.pretrain_tiny_clip", ["--out", "no/x.safetensors"], "--out no/x.safetensors: there is no folder"),
+    ("reproduce", ["--output", "no"], "--output no: there is no such folder"),
+    ("reproduce", ["--", "TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    ("demo.compare_methods", ["TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    ("demo", ["DATASETS.NAMES", "synthetic+synthetic_vehicle"], "one training has one prompt for all"),
+]
 ANSWERED_EARLY = [
     *((command, ["--help"], 0, "usage: ") for command in SCRIPTS),
     *((command, ["--help"], 0, f"usage: python {' '.join(command)} ") for command in TOOLS),
@@ -129,9 +163,11 @@ ANSWERED_EARLY = [
         2,
         "DATASETS.ROOT_DIR no/data: there is no such",
     ),
-    (SCRIPTS[1], ["TEST.WEIGHT", "no.pth"], 2, "TEST.WEIGHT no.pth: there is no such file"),
+    *((SCRIPTS[0], words, 2, answer) for words, answer in NO_TRAINING),
+    *((command, ["TEST.WEIGHT", *words], 2, answer) for command in TESTS for words, answer in NO_TEST),
     (CONVERT, ["no.pth", "new.pth"], 2, "SOURCE no.pth: there is no such file"),
     (["-m", "tools.benchmark"], ["--batch", "0"], 2, "--batch: invalid value '0'"),
+    *((["-m", f"tools.{name}"], words, 2, answer) for name, words, answer in NO_OUTPUT),
 ]
 
 
@@ -144,6 +180,14 @@ def test_what_is_wrong_with_a_command_line_is_said_before_torch_is_loaded(comman
     assert "argparse" in loaded and "torch" not in loaded
 
 
+def test_a_folder_that_holds_a_run_is_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / "results.json").touch()
+    words = ["DATASETS.NAMES", "synthetic", "OUTPUT_DIR", str(tmp_path), "RESUME"]
+    with pytest.raises(UserError, match=r"holds a run already \(results\.json\)"):
+        train_svllreid.read_command_line([*words, "False"])
+    assert train_svllreid.read_command_line([*words, "True"])[1] == tmp_path
+
+
 def climbing(path: str, source: str) -> list[str]:
     faults = []
     own = owner(path)
@@ -154,6 +198,27 @@ def climbing(path: str, source: str) -> list[str]:
         elif other in FLOORS and other != own and not FLOORS[other] < FLOORS[own] and FLOORS[own] < TOP:
             faults.append(f"{path}:{line}: floor {FLOORS[own]} imports {name} of floor {FLOORS[other]}")
     return faults
+
+
+def dotted(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules of which each imports the one before, the last one the first again; empty if there are none. Imports
+    within functions and for types count."""
+    modules = {dotted(path): ast.parse(source) for path, source in sources.items()}
+    graph = {}
+    for module, tree in modules.items():
+        names = {name for _, name in imported(tree)}
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names |= {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+        graph[module] = names & modules.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def opens_config(path: str, source: str) -> list[str]:
@@ -238,6 +303,31 @@ CHECKS = {
 def test_the_house_is_in_order(check):
     faults = [fault for path, source in sources().items() for fault in CHECKS[check](path, source)]
     assert not faults, "\n".join(["", *faults])
+
+
+def test_imports_form_no_circle():
+    assert circle(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "faulty"),
+    [
+        ({"a/x.py": "def f():\n    import a.y", "a/y.py": "from a.z import Z", "a/z.py": "from a import x"}, True),
+        ({"a/__init__.py": "from a.x import X", "a/x.py": "if TYPE_CHECKING:\n    import a"}, True),
+        (
+            {
+                "a/x.py": "from a import y, z",
+                "a/y.py": "from a.z import x",
+                "a/z.py": "import b.x",
+                "a/__init__.py": "",
+            },
+            False,
+        ),
+    ],
+)
+def test_a_circle_is_found(sources, faulty):
+    found = circle(sources)
+    assert set(found) == ({dotted(path) for path in sources} if faulty else set())
 
 
 def test_every_module_has_a_floor():

@@ -17,6 +17,7 @@ from PIL import Image
 import train_svllreid
 from configs import load
 from datasets import build as data_build
+from datasets.names import PROMPTS
 from loss.memory import Memory
 from model.build import load_model, make_model
 from processor.build import cluster as build_cluster
@@ -94,6 +95,7 @@ def words(folder: Path, **changes: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def registered(monkeypatch, benchmark):
     monkeypatch.setitem(data_build.BENCHMARKS, "blocks", lambda cfg, train: benchmark)
+    monkeypatch.setitem(PROMPTS, "blocks", TEMPLATES)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -114,6 +116,7 @@ def whole(tmp_path_factory, benchmark) -> Path:
     """A run that nobody stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data_build.BENCHMARKS, "blocks", lambda cfg, train: benchmark)
+        patch.setitem(PROMPTS, "blocks", TEMPLATES)
         return train_svllreid.main(words(tmp_path_factory.mktemp("run") / "whole"))
 
 
@@ -249,7 +252,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_moves_no_memory(tmp_path):
     assert all(memory["prototypes"].isfinite().all() for memory in position["epoch_state"]["memories"])
 
 
-def test_the_settings_are_those_of_the_stage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("smooth", "smoothing"), [("False", 0.0), ("True", 0.1)])
+def test_the_settings_are_those_of_the_stage(tmp_path, monkeypatch, smooth, smoothing):
     made = []
 
     class Kept(ClusterStage):
@@ -261,12 +265,12 @@ def test_the_settings_are_those_of_the_stage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build_cluster, "ClusterStage", Kept)
     settings = {"TEMP": "0.07", "MOMENTUM": "0.3", "SWAP_MODE": "reference", "SWAP_START": "5", "SWAP_RATIO": "0.2"}
-    changes = {"MODEL__I2T_LOSS_WEIGHT": "0.5", "MODEL__IF_LABELSMOOTH": "False", "SOLVER__CLUSTER__MAX_EPOCHS": "1"}
+    changes = {"MODEL__I2T_LOSS_WEIGHT": "0.5", "MODEL__IF_LABELSMOOTH": smooth, "SOLVER__CLUSTER__MAX_EPOCHS": "1"}
     changes |= {f"MEMORY__{key}": value for key, value in settings.items()}
     with pytest.raises(Killed):
         train_svllreid.main(words(tmp_path / "run", **changes))
     for stage, weight in zip(made, (0.0, 0.5), strict=True):
-        assert stage.weights == {"cluster": 1.0, "image_text": weight} and stage.image_text.smoothing == 0
+        assert stage.weights == {"cluster": 1.0, "image_text": weight} and stage.image_text.smoothing == smoothing
         assert stage.swap == Swap("reference", 5, 0.2)
         assert [(memory.temperature, memory.momentum) for memory in stage.memories] == [(0.07, 0.3)] * 2
 
@@ -364,13 +368,13 @@ def test_the_configurations_are_the_published_settings(name):
 
 
 def stage_of(
-    benchmark: Benchmark, *, texts: Texts | None = None, swap: str = "none"
+    benchmark: Benchmark, *, texts: Texts | None = None, swap: str = "none", **options: float
 ) -> tuple[ClusterStage, torch.Tensor]:
     cfg = load(CCLNET, [word for pair in SETTINGS.items() for word in pair])
     model = make_model(cfg, benchmark)
     modalities = torch.tensor([sample.modality for sample in benchmark.train])
     on = {"cluster": 1.0, "image_text": 1.0 if texts else 0.0}
-    options = {"weights": on, "modalities": modalities, "swap": Swap(swap, 1, 0.1), "texts": texts}
+    options |= {"weights": on, "modalities": modalities, "swap": Swap(swap, 1, 0.1), "texts": texts}
     return ClusterStage(model, memory=Memory, **options), modalities
 
 
@@ -380,10 +384,13 @@ def batch_of(stage: ClusterStage, indices: list[int]) -> Batch:
     return Batch(images, torch.zeros_like(chosen), SideInfo.unknown(stage.modalities[chosen]), chosen)
 
 
-def test_the_loss_against_plain_loops(benchmark):
+@pytest.mark.parametrize(("options", "smoothing"), [({}, 0.1), ({"smoothing": 0.0}, 0.0)])
+def test_the_loss_against_plain_loops(benchmark, options, smoothing):
     count = len(benchmark.train)
-    texts = Texts((torch.randn(2, 128), torch.randn(3, 128)), torch.arange(count) % 3 - 1)
-    stage, modalities = stage_of(benchmark, texts=texts)
+    # Were as many images of one text as of another, smoothing would hardly show: to an untrained tower all are alike.
+    own_texts = torch.tensor([-1, 0, 1, 1]).repeat(count)[:count]
+    texts = Texts((4 * torch.randn(2, 128), 4 * torch.randn(3, 128)), own_texts)
+    stage, modalities = stage_of(benchmark, texts=texts, **options)
     stage.eval()
     labels = torch.arange(count) % 4 - 1  # -1 is an outlier
     features = torch.nn.functional.normalize(torch.randn(count, 512), dim=1)
@@ -412,7 +419,7 @@ def test_the_loss_against_plain_loops(benchmark):
             scores = [float(projected[place].detach() @ text.double()) for text in texts.features[modality]]
             logs = [score - math.log(sum(map(math.exp, scores))) for score in scores]
             own = logs[texts.labels[indices[place]]]
-            image_text -= (0.9 * own + 0.1 * sum(logs) / len(logs)) / len(told)
+            image_text -= ((1 - smoothing) * own + smoothing * sum(logs) / len(logs)) / len(told)
     assert losses.terms["cluster"].item() == pytest.approx(cluster, rel=1e-4)
     assert losses.terms["image_text"].item() == pytest.approx(image_text, rel=1e-3)
     assert losses.total.item() == pytest.approx(cluster + image_text, rel=1e-3)

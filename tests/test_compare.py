@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +106,24 @@ def test_figures_are_those_of_a_test_and_differences_theirs(networks, tmp_path, 
     assert "flip" in next(line for line in out.splitlines() if line.startswith("| data set |"))
     again = run(tmp_path, *weights, *places, "TEST.FLIP", "True")[1]["networks"][1]
     assert again["difference"] == other["difference"]  # seeded; the data set is the checkpoint's
+
+
+def test_networks_are_timed_in_turn_on_a_machine_that_slows_down(networks, tmp_path, monkeypatch):
+    real, now, timed = compare.embed_images, [0.0], []
+
+    def embed(model, *rest, **options):
+        now[0] += len(timed)  # every call takes a second longer than the one before
+        timed.append(id(model))
+        return real(model, *rest, **options)
+
+    monkeypatch.setattr(compare, "embed_images", embed)
+    clock = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 0.0)
+    monkeypatch.setattr("tools.benchmark.machine.time", clock)
+    first, second, places = networks
+    _, found = run(tmp_path, "--weight", str(first), "--weight", str(second), *places, "--repeats", "3")
+    assert len(set(timed)) == 2 and timed == timed[:2] * 4  # the first of each does not count
+    # Medians of (2, 4, 6) and (3, 5, 7) seconds, of two images.
+    assert [row["milliseconds_per_image"] for row in found["networks"]] == [2000, 2500]
 
 
 def test_what_cannot_be_read_is_named_and_the_others_are_done(networks, tmp_path, capsys):

@@ -16,7 +16,8 @@ from configs import load, to_dict
 from model import build
 from model.build import load_model, make_model, settle_architecture
 from model.pretrained import load_clip
-from model.published import GRIDS, describe
+from model.published import GRIDS
+from model.published_network import describe
 from model.towers import find_tower
 from model.weights import plan_reuse, read_weights
 from tools import convert_checkpoint

@@ -195,8 +195,27 @@ def test_weights_are_looked_for_where_they_would_be_read(plan, tmp_path, monkeyp
     assert reproduce.weights(mine) == f"{file}: missing"
     file.touch()
     assert reproduce.weights(mine) == f"{file}: there"
-    for config in (Plan(overrides=SMALL).config(ROWS[PLAIN]), plan.config(ROWS["msmt17-dinov3_base"])):
-        assert "missing" not in reproduce.weights(config)
+    tag = plan.config(ROWS["msmt17-dinov3_base"])
+    assert reproduce.weights(tag) == "lvd1689m: training fetches what is not on this machine"
+    tiny = Plan(overrides=SMALL).config(ROWS[PLAIN])
+    assert re.fullmatch(".*/weights/vit_tiny_8_rendered.safetensors: there", reproduce.weights(tiny))
+
+
+@pytest.mark.parametrize("row", [PLAIN, "msmt17-dinov3_base", "msmt17-personvit_base"])
+@pytest.mark.parametrize("key", ["MODEL.PRETRAIN", "MODEL.INIT_FROM"])
+def test_weights_in_the_folder_of_today_are_files_too(plan, tmp_path, monkeypatch, row, key):
+    monkeypatch.chdir(tmp_path)
+    cfg = Plan(plan.root, plan.output, overrides=(key, "mine.pth")).config(ROWS[row])
+    assert reproduce.weights(cfg) == "mine.pth: missing"
+    Path("mine.pth").touch()
+    assert reproduce.weights(cfg) == "mine.pth: there"
+
+
+def test_weights_of_the_hub_are_fetched_and_none_are_not(plan):
+    there = Plan(overrides=("MODEL.INIT_FROM", "hf-hub:user/mine")).config(ROWS[PLAIN])
+    assert reproduce.weights(there) == "hf-hub:user/mine: training fetches what is not on this machine"
+    none = Plan(overrides=("MODEL.PRETRAIN", "none")).config(ROWS[PLAIN])
+    assert reproduce.weights(none) == "none: training starts from random numbers"
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts

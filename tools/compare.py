@@ -5,8 +5,9 @@
 
 Prints a Markdown table and writes --output with everything that changes a figure. Differences are to the first network
 that can be read, with 95 % intervals of a paired bootstrap over queries; they need the same queries, gallery and
-protocol. The time of an image is that of its features in batches of --batch random images, measured here and now.
-Settings are those of each checkpoint, with those of the command line on top; --config_file is for published files.
+protocol. The time of an image is that of its features in batches of --batch random images, measured here and now; the
+networks, all in memory, take turns. Settings are those of each checkpoint, with those of the command line on top;
+--config_file is for published files.
 
 Exit code 1 if a network could not be tested or compared, which is said; the others are done.
 """
@@ -17,7 +18,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from configs import ConfigError, load_for_test, replaced
+from configs import ConfigError, check_overrides, load_for_test, replaced
+from datasets.names import check_known
+from tools.early import check_data
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
@@ -34,29 +37,33 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_output(parser, "--output", ".json", default="compare.json")
     add("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     add("--batch", metavar="N", type=at_least(1), default=8, help="images at a time when time is measured; default: 8")
-    add("--repeats", metavar="N", type=at_least(1), default=5, help="of which the fastest counts; default: 5")
+    add("--repeats", metavar="N", type=at_least(1), default=5, help="whose median counts; default: 5")
     add_settings(parser, "settings of all, e.g. DATASETS.ROOT_DIR /data TEST.RE_RANKING True")
     arguments = parser.parse_intermixed_args(argv)
     if len(set(arguments.weight)) < len(arguments.weight):
         raise UserError("--weight: the same network twice; expected different ones")
     load_for_test(arguments.config_file, ["TEST.WEIGHT", arguments.weight[0], *arguments.overrides])
+    check_data(check_overrides(arguments.overrides), arguments.overrides[::2])
+    for name in arguments.data:
+        check_known(name)
     return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
     answer_early(read_command_line)
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from statistics import median
 from typing import NamedTuple
 
 import torch
 
-from datasets.several import SEVERAL, names_of
+from datasets.names import SEVERAL, names_of
 from model.towers import stem_only
 from processor.build.evaluation import evaluate_model
 from processor.build.testing import NetworkTest, data_sets, entry_of, open_network
 from processor.evaluate import embed_images
-from tools.benchmark.measure import fastest
+from tools.benchmark.measure import Way, measure_once
 from tools.demo.render import render_missing
 from utils.bootstrap import REPLICATES, paired_difference
 from utils.devices import computing_in, describe, pick_device
@@ -95,18 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare as the command line says; 1 if something could not be."""
     arguments = read_command_line(argv)
     device = pick_device(arguments.device)
-    names, measured, failed = list(arguments.data), [], {}
+    names, tests, steps, measured, failed = list(arguments.data), {}, {}, [], {}
     for weight in arguments.weight:
         try:
             test = open_one(arguments, weight, names)
             names = names or names_of(test.cfg.DATASETS.NAMES)
-            seconds = seconds_per_image(test, device, arguments.batch, arguments.repeats)
+            step = embedding(test, device, arguments.batch)
+            step()  # the first time does not count
         except (UserError, ConfigError) as error:
             failed[weight] = one_line(error)
             continue
+        tests[weight], steps[weight] = test, step
+    seconds = seconds_in_turn(steps, device, arguments.repeats)
+    for weight, test in tests.items():
         for name in names:
             try:
-                measured += measure(test, name, device, weight, seconds)
+                measured += measure(test, name, device, weight, seconds[weight] / arguments.batch)
             except (UserError, ConfigError) as error:
                 failed[f"{weight} on {name}"] = one_line(error)
     for what, why in failed.items():
@@ -146,9 +157,8 @@ def measure(test: NetworkTest, name: str, device: torch.device, weight: str, sec
     return measured
 
 
-@torch.no_grad()
-def seconds_per_image(test: NetworkTest, device: torch.device, batch: int, repeats: int) -> float:
-    """How long the features of an image take, with flip and in the precision of the test."""
+def embedding(test: NetworkTest, device: torch.device, batch: int) -> Callable[[], object]:
+    """What makes the features of random images, with flip and in the precision of the test."""
     model, cfg = test.model.to(device).eval(), test.cfg
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(batch, 3, *test.architecture["test_size"], generator=generator).to(device)
@@ -156,8 +166,22 @@ def seconds_per_image(test: NetworkTest, device: torch.device, batch: int, repea
     options = {"neck": cfg.TEST.NECK_FEAT == "after", "flip": cfg.TEST.FLIP}
     side: SideInfo | None = SideInfo.unknown(visible)
     side = stem_only(model.image, side) if cfg.TEST.SIE == "none" else side
-    with computing_in(cfg.TEST.PRECISION, device):
-        return fastest(lambda: embed_images(model, images, side, **options), device, repeats) / batch
+
+    @torch.no_grad()
+    def step() -> None:
+        with computing_in(cfg.TEST.PRECISION, device):
+            embed_images(model, images, side, **options)
+
+    return step
+
+
+def seconds_in_turn(steps: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """The median of the seconds that each step takes; they take turns, so that all feel what else the machine does."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            seconds[name].append(measure_once(Way(name, step), device, fresh=False).wall)
+    return {name: median(found) for name, found in seconds.items()}
 
 
 def difference_to_first(one: Measured, measured: Sequence[Measured]) -> dict[str, Estimate] | str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,15 +98,3 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         self.count += not operator.is_view
         return operator(*args, **(kwargs or {}))
-
-
-def fastest(step: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The least seconds that `step` took; the first time does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
