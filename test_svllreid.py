@@ -19,16 +19,14 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from configs import load_for_test
-from utils.command import answer_early, check_weight, parse, run_script
+from tools.early import read_test
+from utils.command import answer_early, parse, run_script
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, CfgNode]:
     """The words of the command line, and the settings; without a configuration file, TEST.WEIGHT alone."""
     arguments = parse(__doc__, argv)
-    cfg = load_for_test(arguments.config_file, arguments.overrides)
-    check_weight(cfg.TEST.WEIGHT, "TEST.WEIGHT")
-    return arguments, cfg
+    return arguments, read_test(arguments)
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

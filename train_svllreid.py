@@ -6,7 +6,6 @@ python train_svllreid.py --config_file configs/person/vit_svllreid.yml DATASETS.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from configs import load
-from utils.command import answer_early, check_there, parse, run_script
+from tools.early import check_training
+from utils.command import answer_early, parse, run_script
 from utils.paths import expanded
 
 
@@ -23,10 +23,7 @@ def read_command_line(argv: list[str] | None = None) -> tuple[CfgNode, Path, lis
     arguments = parse(__doc__, argv)
     cfg = load(arguments.config_file, arguments.overrides)
     folder = expanded(cfg.OUTPUT_DIR or default_folder(cfg, arguments.config_file), "OUTPUT_DIR")
-    rendered = all(name.startswith("synthetic") for name in cfg.DATASETS.NAMES.split("+"))
-    if not os.path.lexists(folder) and not rendered:
-        advice = "; expected the folder that holds the data sets (docs/data.md); none is ever downloaded"
-        check_there(cfg.DATASETS.ROOT_DIR, "DATASETS.ROOT_DIR", advice)
+    check_training(cfg, folder)
     return cfg, folder, arguments.overrides[::2]
 
 

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from configs.checks import ConfigError, check_together, check_value
 from configs.defaults import BLOCKS, KEYS, defaults
-from configs.published import STAGES, SWITCHES, Switches, tells_method, translate
+from configs.published import PUBLISHED, STAGES, SWITCHES, Switches, refuse_other_programs, tells_method, translate
 from configs.values import convert
 
 COMMAND_LINE = "command line"  # in messages
@@ -62,18 +62,23 @@ def load_for_test(path: str | Path | None, overrides: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
+def check_overrides(overrides: Sequence[str]) -> CfgNode:
     """Say what is wrong with overrides before the checkpoint is read whose settings they stand on.
 
+    Returns:
+        The defaults with `overrides` on top, but for published keys, whose meaning the checkpoint's settings decide.
+
     Raises:
-        ConfigError: no pairs, or a value that its key never takes.
+        ConfigError: no pairs, unknown keys, or a value that its key never takes.
     """
     settings = _Settings()
     for key, text in _pairs(overrides):
-        if key in KEYS:
+        if key not in PUBLISHED:
             with settings.judged(key, COMMAND_LINE):
+                refuse_other_programs({key: text})
                 settings.set(key, text)
     settings.check()
+    return settings.cfg
 
 
 def replaced(cfg: CfgNode, settings: Mapping[str, object]) -> CfgNode:

@@ -97,6 +97,8 @@ FLAT = {
     )
 }
 
+PUBLISHED = {*DROPPED, *ONE_VALUE, *SWITCHES, *FLAT}
+
 # A two-stage file without any of these is CLIP-ReID's.
 SELF_SUPERVISION = {
     *("MODEL.SSL_TYPE", "MODEL.SSL_HIDDEN", "MODEL.SSL_OUT", "MODEL.SIE_TWINS", "INPUT.TWIN_ERASED_AREA"),
@@ -132,7 +134,7 @@ def translate(
     Raises:
         ConfigError: another program's file; keys of both published trees; flat keys where two stages run.
     """
-    _refuse_other_programs(values)
+    refuse_other_programs(values)
     flat = [key for key in values if key in FLAT]
     staged = [key for key in values if key.startswith(("SOLVER.STAGE1.", "SOLVER.STAGE2."))]
     if flat and staged:
@@ -165,7 +167,8 @@ def translate(
     return {**ours, **method}
 
 
-def _refuse_other_programs(values: Mapping[str, Any]) -> None:
+def refuse_other_programs(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError if settings are those of another program."""
     settings = {key: " ".join((key, str(value).lstrip("('\""))) for key, value in values.items()}
     for program, signs in OTHER_PROGRAMS.items():
         if theirs := [key for key, setting in settings.items() if setting.startswith(signs)]:

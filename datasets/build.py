@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -23,9 +22,10 @@ from datasets.hold_out import hold_out
 from datasets.images import Images, Loader
 from datasets.market1501 import market1501
 from datasets.msmt17 import msmt17, msmt17_version
+from datasets.names import SEVERAL, check_known, names_together
 from datasets.regdb import regdb
 from datasets.sampler import IdentitySampler, OrderedSampler
-from datasets.several import SEVERAL, combine, names_of
+from datasets.several import combine
 from datasets.synthetic import READERS, REGDB_FORM, SYSU_FORM, Parameters, read_rendered
 from datasets.sysu import sysu_mm01
 from datasets.transforms import TestTransform, TrainTransform
@@ -104,19 +104,16 @@ def make_benchmark(
         render: called with the name of a rendered data set before it is read, and after all others were.
 
     Raises:
-        DataError: an unknown name (the message has the right ones), or what the reader or the file system found wrong.
+        DataError: what is wrong with the names, or what the reader or the file system found wrong.
     """
     if name is None:
-        names = names_of(cfg.DATASETS.NAMES)
-        if len(names) > 1:
+        name = cfg.DATASETS.NAMES
+        if SEVERAL in name:
+            names = names_together(name, cfg.DATASETS.NOUN)
             ordered = sorted(names, key=RENDERED.__contains__)
             read = {one: make_benchmark(cfg, one, train=train, render=render) for one in ordered}
             return combine([read[one] for one in names])
-        name = names[0]
-    if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"DATASETS.NAMES: invalid value {name!r}; {meant}expected one of {', '.join(BENCHMARKS)}")
+    check_known(name, BENCHMARKS)
     if render is not None and name in RENDERED:
         render(cfg, name)
     try:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from datasets.identity_folders import list_folder, read_folders
 from datasets.labels import FOLDERS, GALLERY, QUERY, TRAIN, Found, LabelledImage, natural, numbering
+from datasets.names import own_prompt
 from datasets.table import is_table, read_table
 from utils.errors import DataError
 from utils.metrics import CROSS_CAMERA, PROTOCOLS
@@ -79,7 +80,7 @@ def folder(root: Path, *, noun: str = "person", protocol: str = CROSS_CAMERA, tr
     trained = {image.identity for image in training}
     return Benchmark(
         name="folder",
-        template=f"A photo of a {{}} {noun}.",  # {}: the learned tokens
+        template=own_prompt(noun),
         train=samples(training, dense(training)),
         trials=(Trial(samples(query, shared), samples(gallery, shared)),),
         ignored=PROTOCOLS[protocol],

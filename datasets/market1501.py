@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datasets.names import PERSON
 from datasets.naming import (
     MARKET_FORM,
-    PERSON,
     Origin,
     dense_labels,
     read_three_folders,

@@ -15,7 +15,8 @@ import re
 from itertools import product
 from pathlib import Path
 
-from datasets.naming import PERSON, Origin, dense_labels, not_found, places, read_list, require_folder
+from datasets.names import PERSON
+from datasets.naming import Origin, dense_labels, not_found, places, read_list, require_folder
 from utils.errors import DataError
 from utils.metrics import same_camera
 from utils.records import Benchmark, Sample, Trial

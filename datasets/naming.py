@@ -15,8 +15,6 @@ from typing import NamedTuple
 from utils.errors import DataError, some
 from utils.records import NOTHING, Omitted, Sample, Trial
 
-PERSON = "A photo of a {} person."
-VEHICLE = "A photo of a {} vehicle."
 JUNK = -1
 NAME = re.compile(r"(-1|\d+)_c(\d+)")  # identity and camera, at the start of the base name; never on the folders above
 MARKET_FORM = ("bounding_box_train", "query", "bounding_box_test")

@@ -15,8 +15,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from datasets.naming import PERSON, Origin, dense_labels, read_list, usual_folder
-from datasets.sysu import RANKS, TEMPLATES
+from datasets.names import PERSON, TEMPLATES
+from datasets.naming import Origin, dense_labels, read_list, usual_folder
+from datasets.sysu import RANKS
 from utils.errors import DataError
 from utils.metrics import ignore_nothing
 from utils.records import INFRARED, VISIBLE, Benchmark, Sample, Trial

@@ -5,36 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from utils.errors import DataError
+from datasets.names import SEVERAL
 from utils.records import Benchmark, Sample, Trial
-
-SEVERAL = "+"  # between the names of data sets that are trained on together
-
-
-TWO_WAYS = ("regdb", "synthetic_regdb")  # data sets of DATASETS.REGDB_SPLIT, whose tests have two directions
-
-
-def count_evaluations(names: str) -> int:
-    """How many results an evaluation of all data sets has."""
-    return sum(2 if name in TWO_WAYS else 1 for name in names_of(names))
-
-
-def names_of(names: str) -> list[str]:
-    """The data sets that DATASETS.NAMES names.
-
-    Raises:
-        DataError: an empty name, or one that is there twice.
-    """
-    several = names.split(SEVERAL)
-    if not all(several):
-        raise DataError(
-            f"DATASETS.NAMES {names!r}: one of the names is empty; expected, e.g., market1501 or "
-            "\"('market1501', 'msmt17')\""
-        )
-    twice = sorted({name for name in several if several.count(name) > 1})
-    if twice:
-        raise DataError(f"DATASETS.NAMES {names!r}: {twice[0]} is there twice")
-    return several
 
 
 def combine(benchmarks: Sequence[Benchmark]) -> Benchmark:
@@ -42,22 +14,8 @@ def combine(benchmarks: Sequence[Benchmark]) -> Benchmark:
 
     Training identities and cameras continue from one data set to the next, in queries and galleries, too, so
     that side information has a row for every camera of every set. Viewpoints mean the same everywhere and keep theirs.
-
-    Raises:
-        DataError: sets of people and of vehicles, which have no prompt in common; a set of two modalities, whose
-            protocol is about its own cameras.
+    All have the prompt of the first (`datasets.names.names_together`).
     """
-    for benchmark in benchmarks:
-        if benchmark.templates:
-            raise DataError(
-                f"DATASETS.NAMES: {benchmark.name} has two modalities; expected that it is trained on alone"
-            )
-    templates = {benchmark.template: benchmark.name for benchmark in benchmarks}
-    if len(templates) > 1:
-        (one, first), (other, second), *_ = templates.items()
-        raise DataError(
-            f"DATASETS.NAMES: {first} says {one!r} and {second} {other!r}; one training has one prompt for all"
-        )
     parts, pids, cams = [], 0, 0
     for benchmark in benchmarks:
         parts.append(shifted(benchmark, pids=pids, cams=cams))

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from datasets.names import PERSON, TEMPLATES
 from datasets.naming import (
-    PERSON,
     Origin,
     all_omitted,
     dense_labels,
@@ -39,7 +39,6 @@ MODALITIES = {1: VISIBLE, 2: VISIBLE, 3: INFRARED, 4: VISIBLE, 5: VISIBLE, 6: IN
 MODES = {"all": (1, 2, 4, 5), "indoor": (1, 2)}  # cameras of the gallery; 3, an infrared one, is indoor, too
 TRIALS = 10
 RANKS = (1, 5, 10, 20)
-TEMPLATES = ("A visible photo of a {} person.", "An infrared photo of a {} person.")
 
 Folders = dict[tuple[int, int], tuple[Sample, ...]]  # by identity and number of the camera, of those that have images
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.naming import VEHICLE, Origin, dense_labels, read_list, require_folder, seen_in_training, usual_folder
+from datasets.names import VEHICLE
+from datasets.naming import Origin, dense_labels, read_list, require_folder, seen_in_training, usual_folder
 from utils.metrics import ignore_nothing
 from utils.records import Benchmark, Sample, Trial
 

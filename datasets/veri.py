@@ -17,8 +17,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.names import VEHICLE
 from datasets.naming import (
-    VEHICLE,
     Origin,
     dense_labels,
     read_three_folders,

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from configs import check_changes, from_dict
 from configs.stages import STAGES
-from datasets.several import count_evaluations
+from datasets.names import count_evaluations
 from utils.errors import DataError, UserError, WeightsError
 from utils.run import CONFIG
 from utils.run.folder import EarlierRun

@@ -24,8 +24,9 @@ from utils.distributed import collective, is_main, join_processes, leave_process
 from utils.files import write_text
 from utils.logs import log_to_file
 from utils.run import LOG, RESULTS
-from utils.run.folder import EarlierRun, RunFolder, check_unused, check_writable, earlier_run
+from utils.run.folder import EarlierRun, RunFolder, earlier_run
 from utils.run.lock import lock
+from utils.run.places import check_unused, check_writable
 from utils.run.results import START, append_result
 from utils.seeds import seed_everything
 from utils.stopping import Interrupted, Stopping

@@ -10,7 +10,8 @@ from yacs.config import CfgNode
 
 from configs import ConfigError, from_dict, load, replaced
 from datasets.build import ONE_NAME_MANY_SETS, make_benchmark
-from datasets.several import TWO_WAYS, names_of, shifted
+from datasets.names import TWO_WAYS, names_of
+from datasets.several import shifted
 from model.weights import Weights
 from processor.build.evaluation import settle_side
 from utils.errors import WeightsError

@@ -14,6 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import train_svllreid
+from utils.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     **{"configs": 0},
@@ -114,6 +117,36 @@ TOOLS = [
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
 ]
 CHECK, CONVERT, DEMO = (["-m", f"tools.{name}"] for name in ("check_dataset", "convert_checkpoint", "demo"))
+RENDERED = ("DATASETS.NAMES", "synthetic", "OUTPUT_DIR", "no/run")
+NO_TRAINING = [
+    (["DATASETS.NAMES", "synthetic+synthetic_vehicle"], "one training has one prompt for all"),
+    (["DATASETS.NAMES", "marktet1501"], "DATASETS.NAMES: invalid value 'marktet1501'; did you mean market1501?"),
+    ([*RENDERED, "MODEL.PRETRAIN", "no/clip.pt"], "MODEL.PRETRAIN no/clip.pt: there is no such file"),
+    ([*RENDERED, "MODEL.INIT_FROM", "no.pth"], "MODEL.INIT_FROM no.pth: there is no such file"),
+    ([*RENDERED, "OUTPUT_DIR", "README.md"], "OUTPUT_DIR README.md: README.md is a file; a folder is needed"),
+]
+TESTS = (SCRIPTS[1], ["-m", "tools.robustness"])
+NO_TEST = [
+    (["no.pth"], "TEST.WEIGHT no.pth: there is no such file"),
+    (["README.md", "DATASETS.NAMES", "marktet1501"], "DATASETS.NAMES: invalid value 'marktet1501'"),
+    (["README.md", "TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    (["README.md", "OUTPUT_DIR", "LICENSE"], "OUTPUT_DIR LICENSE: LICENSE is a file; a folder is needed"),
+    (["hf-hub:a/b"], "OUTPUT_DIR: expected a folder for the results, as hf-hub:a/b is not on this machine"),
+    (["README.md", "DATASETS.NAMES", "veri", "DATASETS.ROOT_DIR", "no/data"], "DATASETS.ROOT_DIR no/data: there is"),
+]
+WEIGHT, THERE = ["--weight", "README.md"], "README.md: exists already and is not overwritten"
+NO_OUTPUT = [
+    *((name, [*WEIGHT, "--output", "README.md"], THERE) for name in ("export", "release")),
+    *(("convert_checkpoint", ["LICENSE", "README.md"], THERE), ("split_dataset", ["docs", "README.md"], THERE)),
+    ("calibrate", [*WEIGHT, "--output", "no/x.json"], "--output no/x.json: there is no folder"),
+    ("benchmark", ["--json", "no/x.json"], "--json no/x.json: there is no folder"),
+    ("check_dataset", ["--sheet", "no/x.png"], "--sheet no/x.png: there is no folder"),
+    ("demo.pretrain_tiny_clip", ["--out", "no/x.safetensors"], "--out no/x.safetensors: there is no folder"),
+    ("reproduce", ["--output", "no"], "--output no: there is no such folder"),
+    ("reproduce", ["--", "TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    ("demo.compare_methods", ["TEST.FLPI", "True"], "there is no key TEST.FLPI; did you mean TEST.FLIP?"),
+    ("demo", ["DATASETS.NAMES", "synthetic+synthetic_vehicle"], "one training has one prompt for all"),
+]
 ANSWERED_EARLY = [
     *((command, ["--help"], 0, "usage: ") for command in SCRIPTS),
     *((command, ["--help"], 0, f"usage: python {' '.join(command)} ") for command in TOOLS),
@@ -130,9 +163,11 @@ ANSWERED_EARLY = [
         2,
         "DATASETS.ROOT_DIR no/data: there is no such",
     ),
-    (SCRIPTS[1], ["TEST.WEIGHT", "no.pth"], 2, "TEST.WEIGHT no.pth: there is no such file"),
+    *((SCRIPTS[0], words, 2, answer) for words, answer in NO_TRAINING),
+    *((command, ["TEST.WEIGHT", *words], 2, answer) for command in TESTS for words, answer in NO_TEST),
     (CONVERT, ["no.pth", "new.pth"], 2, "SOURCE no.pth: there is no such file"),
     (["-m", "tools.benchmark"], ["--batch", "0"], 2, "--batch: invalid value '0'"),
+    *((["-m", f"tools.{name}"], words, 2, answer) for name, words, answer in NO_OUTPUT),
 ]
 
 
@@ -143,6 +178,14 @@ def test_what_is_wrong_with_a_command_line_is_said_before_torch_is_loaded(comman
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert done.returncode == code and answer in done.stdout + done.stderr
     assert "argparse" in loaded and "torch" not in loaded
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / "results.json").touch()
+    words = ["DATASETS.NAMES", "synthetic", "OUTPUT_DIR", str(tmp_path), "RESUME"]
+    with pytest.raises(UserError, match=r"holds a run already \(results\.json\)"):
+        train_svllreid.read_command_line([*words, "False"])
+    assert train_svllreid.read_command_line([*words, "True"])[1] == tmp_path
 
 
 def climbing(path: str, source: str) -> list[str]:

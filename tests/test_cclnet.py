@@ -17,6 +17,7 @@ from PIL import Image
 import train_svllreid
 from configs import load
 from datasets import build as data_build
+from datasets.names import PROMPTS
 from loss.memory import Memory
 from model.build import load_model, make_model
 from processor.build import cluster as build_cluster
@@ -94,6 +95,7 @@ def words(folder: Path, **changes: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def registered(monkeypatch, benchmark):
     monkeypatch.setitem(data_build.BENCHMARKS, "blocks", lambda cfg, train: benchmark)
+    monkeypatch.setitem(PROMPTS, "blocks", TEMPLATES)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -114,6 +116,7 @@ def whole(tmp_path_factory, benchmark) -> Path:
     """A run that nobody stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data_build.BENCHMARKS, "blocks", lambda cfg, train: benchmark)
+        patch.setitem(PROMPTS, "blocks", TEMPLATES)
         return train_svllreid.main(words(tmp_path_factory.mktemp("run") / "whole"))
 
 

@@ -240,8 +240,13 @@ def test_wrong_overrides_of_a_test_are_found_before_the_checkpoint_is_read():
         load_for_test(None, [*weight, "TEST.FLIP"])
     with pytest.raises(ConfigError, match=r"command line: TEST\.FLIP: .*'3'.*; TEST\.RE_RANKING_K1: "):
         load_for_test(None, [*weight, "TEST.FLIP", "3", "TEST.RE_RANKING_K1", "0"])
+    with pytest.raises(ConfigError, match=r"command line: there is no key TEST\.FLPI; did you mean TEST\.FLIP\?"):
+        load_for_test(None, [*weight, "TEST.FLPI", "True"])
+    with pytest.raises(ConfigError, match=r"command line: has keys of TransReID \(MODEL\.JPM\)"):
+        load_for_test(None, [*weight, "MODEL.JPM", "True"])
     # What only the checkpoint's settings allow, and a value that a later one replaces, may be right.
     right = ["SOLVER.MAX_EPOCHS", "3", "TEST.FLIP", "3", "TEST.FLIP", "True", "MODEL.USE_SSL", "no"]
+    right += ["MODEL.NECK", "bnneck", "DATALOADER.SAMPLER", "softmax_triplet"]
     assert load_for_test(None, [*weight, *right]).TEST.WEIGHT == "x.pth"
 
 

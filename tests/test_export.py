@@ -19,7 +19,7 @@ from utils.errors import UserError
 def test_onnxruntime_gives_the_embedders_features_for_any_number_of_images(trained, tmp_path, words, tolerance):
     path, _, benchmark = trained
     images = [sample.path for sample in benchmark.trials[0].gallery][:3]
-    file = tmp_path / "new" / "reid.onnx"
+    file = tmp_path / "reid.onnx"
     tool.main(["--weight", str(path), "--output", str(file), *images, *words])
     embedder = Embedder.from_checkpoint(path, device="cpu", overrides=[word for word in words if word != "--fp16"])
     session = onnxruntime.InferenceSession(file, export.session_options(), providers=["CPUExecutionProvider"])

@@ -14,7 +14,8 @@ from builders import benchmark
 import test_svllreid
 import train_svllreid
 from configs import ConfigError, load
-from datasets.build import make_benchmark
+from datasets.build import BENCHMARKS, RENDERED, make_benchmark
+from datasets.names import PROMPTS, names_together
 from datasets.several import combine
 from tools.check_dataset import __main__ as check_dataset
 from tools.demo.render import rendered_benchmark
@@ -48,10 +49,42 @@ def test_an_unknown_camera_stays_unknown():
     assert [sample.camid for sample in both.evaluated()[1].train] == [-1, 3, 2, 3]
 
 
-def test_what_cannot_be_trained_on_together():
-    one = benchmark(name="a")
-    with pytest.raises(DataError, match=r"a says 'A photo of a \{\} person.' and b 'A photo of a \{\} vehicle.'"):
-        combine([one, benchmark(name="b", template="A photo of a {} vehicle.")])
+VEHICLES = "market1501 says 'A photo of a {} person.' and veri 'A photo of a {} vehicle.'; one training has one"
+
+
+@pytest.mark.parametrize(
+    ("names", "noun", "message"),
+    [
+        ("market1501+veri", "person", VEHICLES),
+        ("market1501+msmt17+veri", "person", VEHICLES),
+        ("folder+synthetic", "horse", "folder says 'A photo of a {} horse.' and synthetic 'A photo of a {} person.'"),
+        (
+            "synthetic+synthetic_sysu",
+            "person",
+            "synthetic_sysu has two modalities; expected that it is trained on alone",
+        ),
+        ("regdb+sysu_mm01", "person", "regdb has two modalities"),
+    ],
+)
+def test_what_cannot_be_trained_on_together_is_said_before_it_is_read_or_rendered(tmp_path, names, noun, message):
+    root = tmp_path / "data"
+    words = ["DATASETS.NAMES", names, "DATASETS.NOUN", noun, "DATASETS.ROOT_DIR", str(root)]
+    for make in (make_benchmark, rendered_benchmark):
+        with pytest.raises(DataError, match=re.escape(message)):
+            make(load(None, words))
+    assert not root.exists()
+
+
+def test_every_reader_has_the_prompt_of_the_table(settings):
+    assert BENCHMARKS.keys() == PROMPTS.keys()
+    for name in RENDERED:
+        found = rendered_benchmark(load(DEMO, [*settings[2:-6], "DATASETS.NAMES", name]))
+        assert PROMPTS[name] == (found.templates or (found.template,))
+
+
+def test_data_sets_of_one_prompt_are_trained_on_together():
+    assert names_together("veri+synthetic_vehicle+folder", "vehicle") == ["veri", "synthetic_vehicle", "folder"]
+    assert names_together("sysu_mm01", "person") == ["sysu_mm01"]
 
 
 def test_names_may_be_a_tuple():

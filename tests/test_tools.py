@@ -18,7 +18,19 @@ from datasets.build import make_benchmark
 from model import tiny_clip
 from model.build import make_model
 from tools import __main__ as listing
-from tools import attention, compare, embed, one_in_many, rank_lists, search, tsne
+from tools import (
+    attention,
+    compare,
+    convert_checkpoint,
+    embed,
+    export,
+    one_in_many,
+    rank_lists,
+    release,
+    search,
+    split_dataset,
+    tsne,
+)
 from tools.calibrate import __main__ as calibrate
 from tools.check_dataset.sheet import MARGIN
 from tools.demo import __main__ as demo
@@ -131,6 +143,34 @@ OUTPUTS = [
     *((search, "--cache", ".sqlite"), (search, "--output", ".json"), (search, "--picture", ".png")),
     (tsne, "--output", ".png"),
 ]
+
+
+NEW = [  # of which nothing may be there yet: the words before it, its name, whether it is a folder, which is made
+    *((export, ["--weight", "w.pth", "--output"], "--output", False), (convert_checkpoint, ["w.pth"], "TARGET", False)),
+    (release, ["--weight", "w.pth", "--output"], "--output", True),
+    (split_dataset, ["images"], "TARGET", True),
+    (split_dataset, ["images", "--form", "csv"], "TARGET", True),
+]
+
+
+@pytest.mark.parametrize(("tool", "words", "name", "folder"), NEW)
+def test_nothing_is_overwritten_and_the_folder_of_a_file_is_not_made(tool, words, name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("images/1/a.jpg", "full/x.txt"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for target, wrong in (("w.pth", "exists"), ("full", "exists"), ("dangling", "exists"), ("w.pth/x", "")):
+        with pytest.raises(UserError, match=f"^{name} {target}: {wrong}"):
+            tool.read_command_line([*words, target])
+    for target in ("none/x", "none/x.csv"):
+        if folder and not ("csv" in words and target.endswith("csv")):
+            tool.read_command_line([*words, target])
+        else:
+            with pytest.raises(UserError, match=f"^{name} {target}: there is no folder .*/none$"):
+                tool.read_command_line([*words, target])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("tool", "option", "ending"), OUTPUTS)

@@ -18,7 +18,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from configs import ConfigError, load_for_test, replaced
+from configs import ConfigError, check_overrides, load_for_test, replaced
+from datasets.names import check_known
+from tools.early import check_data
 from tools.inference import add_output
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
 from utils.errors import UserError
@@ -41,6 +43,9 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(set(arguments.weight)) < len(arguments.weight):
         raise UserError("--weight: the same network twice; expected different ones")
     load_for_test(arguments.config_file, ["TEST.WEIGHT", arguments.weight[0], *arguments.overrides])
+    check_data(check_overrides(arguments.overrides), arguments.overrides[::2])
+    for name in arguments.data:
+        check_known(name)
     return arguments
 
 
@@ -53,7 +58,7 @@ from typing import NamedTuple
 
 import torch
 
-from datasets.several import SEVERAL, names_of
+from datasets.names import SEVERAL, names_of
 from model.towers import stem_only
 from processor.build.evaluation import evaluate_model
 from processor.build.testing import NetworkTest, data_sets, entry_of, open_network

@@ -16,6 +16,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from configs import load, to_dict
+from tools.inference import check_output
 from utils.command import answer_early, check_there, parse, run_script
 from utils.paths import expanded
 
@@ -24,6 +25,7 @@ def read_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace
     """The words of the command line, and the settings."""
     arguments = parse(__doc__, argv, files=("source", "target"))
     check_there(arguments.source, "SOURCE")
+    check_output(arguments.target, "TARGET", new=True)
     return arguments, load(arguments.config_file, arguments.overrides)
 
 
@@ -35,7 +37,7 @@ from model.pretrained import QUICK_GELU
 from model.published import to_published
 from model.weights import Weights, read_weights
 from utils.checkpoint import save_checkpoint, write_tensors
-from utils.errors import UserError, WeightsError, writing
+from utils.errors import WeightsError, writing
 from utils.fingerprint import versions
 
 
@@ -43,11 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     """Convert as the command line says."""
     arguments, cfg = read_command_line(argv)
     target = expanded(arguments.target)
-    if target.exists():
-        raise UserError(f"TARGET {target}: exists already and is not overwritten")
     weights = read_weights(arguments.source, cfg.MODEL.NAME)
     with writing(f"TARGET {target}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
         if weights.architecture is None:
             _from_published(weights, target, cfg, arguments.overrides[::2])
         else:

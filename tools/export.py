@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.inference import network_parser, open_embedder, parse
+from tools.inference import check_output, network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
 from utils.errors import UserError, check_installed, writing
 from utils.paths import expanded
@@ -26,8 +26,7 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layout", choices=("onnx", "published"), default="onnx", help="default: onnx")
     parser.add_argument("--fp16", action="store_true", help="onnx: weights and activations are float16")
     arguments = parse(parser, argv)
-    if expanded(arguments.output).exists():
-        raise UserError(f"--output {arguments.output}: exists already and is not overwritten")
+    check_output(arguments.output, "--output", new=True)
     if arguments.layout == "onnx":
         check_installed("an ONNX file", "onnx", "onnxruntime", "onnxscript")
     return arguments
@@ -49,8 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
     arguments = read_command_line(argv)
     target = expanded(arguments.output)
-    with writing(target):
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
     if arguments.layout == "published":
         weights = read_weights(arguments.weight)
         if "image.visual.proj" not in weights.tensors and "image.visual.layer1.0.conv1.weight" not in weights.tensors:

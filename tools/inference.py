@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs import check_overrides
 from configs.defaults import BLOCKS, KEYS
+from tools.early import check_data, given_settings
 from utils.command import Pairs, at_least, check_there, check_weight, new_parser
 from utils.errors import UserError, check_installed
 from utils.files import instead_of_file
@@ -83,7 +83,7 @@ def parse(
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
-    check_overrides(arguments.overrides)
+    given_settings(arguments.config_file, arguments.overrides)
     if example and not arguments.images:
         raise UserError(f"{name}: expected images, e.g. {example}")
     return arguments
@@ -119,6 +119,9 @@ def parse_labelled(parser: argparse.ArgumentParser, argv: Sequence[str] | None) 
     arguments = parse(parser, argv, words=words)
     if len(arguments.images) > 1:
         raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
+    if not arguments.images:
+        given = given_settings(arguments.config_file, arguments.overrides)
+        check_data(given, arguments.overrides[::2])
     return arguments
 
 
@@ -184,10 +187,13 @@ def add_output(
     parser.add_argument(option, metavar="FILE", type=checked, default=default, help=said)
 
 
-def check_output(path: str, option: str, *endings: str) -> None:
-    """Raise UserError if no file can be written to `path`, or one that does not end so: an image may be in the way."""
+def check_output(path: str, option: str, *endings: str, new: bool = False) -> None:
+    """Raise UserError if no file can be written to `path`: its folder has to be there, or what is mistyped would be
+    made. It is one that does not end so (an image may be in the way), or with `new` is there already."""
     target = expanded(path, option).absolute()
-    if not path.lower().endswith(endings):
+    if new and os.path.lexists(target):
+        raise UserError(f"{option} {path}: exists already and is not overwritten")
+    if endings and not path.lower().endswith(endings):
         raise UserError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
     if not target.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {target.parent}")

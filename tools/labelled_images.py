@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from datasets.several import names_of
+from datasets.names import names_of
 from datasets.unsplit import unsplit
 from processor.inference import Embedder
 from processor.transfer import OF_THE_DATA, check_held_out, homes_of, prepare, settings_of

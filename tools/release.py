@@ -15,8 +15,10 @@ import sys
 
 from tools.inference import network_parser, open_embedder, parse
 from utils.command import answer_early, run_script
+from utils.files import check_new_folder
 from utils.hub import PREFIX
 from utils.paths import expanded
+from utils.run.places import check_writable
 
 
 def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,7 +28,11 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="FOLDER", required=True, help="the folder to write")
     add("--push", metavar="USER/NAME", help="upload it to this repository of the Hub; a new one is private")
     add("--license", metavar="ID", help="of the network, by the Hub's names; default: mit if all is this repository's")
-    return parse(parser, argv, words=None)
+    arguments = parse(parser, argv, words=None)
+    folder = expanded(arguments.output, "--output")
+    check_new_folder(folder, "--output")
+    check_writable(folder, "--output")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -34,14 +40,13 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 
 from processor.release import release
 from utils import hub
-from utils.release_folder import FILES, check_unused
+from utils.release_folder import FILES
 
 
 def main(argv: list[str] | None = None) -> None:
     """Release as the command line says."""
     arguments = read_command_line(argv)
-    folder = expanded(arguments.output, "--output")
-    check_unused(folder)
+    folder = expanded(arguments.output)
     if arguments.push:
         hub.check_login(arguments.push)
     embedder = open_embedder(arguments)

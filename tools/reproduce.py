@@ -29,9 +29,18 @@ from typing import NamedTuple
 
 import yaml
 
+from configs import check_overrides
 from utils.command import FAILED, add_settings, answer_early, new_parser, run_script
+from utils.errors import UserError
+from utils.paths import expanded
 
 OUTPUT, ALL = Path("runs/reproduce"), "all"
+# Keys that a row or an option decides on; the published figures are of the test split.
+OWNED = (
+    *("OUTPUT_DIR", "DATASETS.ROOT_DIR", "SOLVER.SEED", "DATASETS.NAMES", "DATASETS.HOLD_OUT"),
+    *("DATASETS.SYSU_MODE", "DATASETS.REGDB_SPLIT"),
+    *("TEST.WEIGHT", "TEST.FLIP", "TEST.AQE", "TEST.RE_RANKING"),
+)
 Figures = Mapping[str, float]  # in per cent
 
 
@@ -70,7 +79,13 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, default=OUTPUT, help="folder of the runs (default %(default)s)")
     add("--seed", type=int, help="SOLVER.SEED (default: that of the configuration)")
     add_settings(parser, "settings of all commands, after --")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if owned := [key for key in arguments.overrides[::2] if key in OWNED]:
+        raise UserError(f"{owned[0]}: invalid as a setting of all commands; the row or an option sets it")
+    check_overrides(arguments.overrides)
+    if not arguments.run and arguments.output != OUTPUT and not expanded(arguments.output, "--output").is_dir():
+        raise UserError(f"--output {arguments.output}: there is no such folder, and so there are no runs in it")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -92,7 +107,7 @@ from processor.build.evaluation import refinement_of
 from processor.card import DATA_SETS
 from processor.turn import Turn
 from utils import report
-from utils.errors import UserError, one_line
+from utils.errors import one_line
 from utils.hub import on_hub
 from utils.logs import log_to_screen
 from utils.records import Refinement
@@ -108,12 +123,6 @@ REPRODUCED, BELOW, ABOVE = "reproduced", "below", "above"
 NOT_REPRODUCED = 1  # exit code
 # How many points a figure may be off; rank-k moves more from seed to seed, as a query counts all or nothing.
 TOLERANCE = {"mAP": 0.5, "rank1": 1.0, "rank5": 1.0}
-# Keys that a row or an option decides on; the published figures are of the test split.
-OWNED = (
-    *("OUTPUT_DIR", "DATASETS.ROOT_DIR", "SOLVER.SEED", "DATASETS.NAMES", "DATASETS.HOLD_OUT"),
-    *("DATASETS.SYSU_MODE", "DATASETS.REGDB_SPLIT"),
-    *("TEST.WEIGHT", "TEST.FLIP", "TEST.AQE", "TEST.RE_RANKING"),
-)
 # Settings that say where, on what and how often something is logged, not how a number comes about.
 NO_DEPARTURE = (
     *("OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "TEST.IMS_PER_BATCH"),
@@ -201,10 +210,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for, show rows, and return the exit code."""
     arguments = read_command_line(argv)
     plan = Plan(arguments.root, arguments.output, arguments.seed, tuple(arguments.overrides))
-    if owned := [key for key in plan.overrides[::2] if key in OWNED]:
-        raise UserError(f"{owned[0]}: invalid as a setting of all commands; the row or an option sets it")
-    if not arguments.run and plan.output != OUTPUT and not plan.output.expanduser().is_dir():
-        raise UserError(f"--output {plan.output}: there is no such folder, and so there are no runs in it")
     log_to_screen()
     for row in ROWS.values():
         plan.config(row)  # a wrong override is named before anything is run

@@ -24,8 +24,9 @@ from statistics import fmean
 
 from yacs.config import CfgNode
 
-from configs import ConfigError, load_for_test
-from utils.command import answer_early, check_weight, parse, run_script
+from configs import ConfigError
+from tools.early import read_test
+from utils.command import answer_early, parse, run_script
 
 OPTIONS = {
     "--corruptions": {"type": int, "default": 0, "metavar": "RUNS", "help": "corruptions in place of the changes"}
@@ -37,9 +38,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Names
     arguments = parse(__doc__, argv, options=OPTIONS)
     if arguments.corruptions < 0:
         raise ConfigError(f"--corruptions: invalid value {arguments.corruptions}, expected a number of runs from 1 on")
-    cfg = load_for_test(arguments.config_file, arguments.overrides)
-    check_weight(cfg.TEST.WEIGHT, "TEST.WEIGHT")
-    return arguments, cfg, arguments.corruptions
+    return arguments, read_test(arguments), arguments.corruptions
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

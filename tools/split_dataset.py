@@ -27,7 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.inference import check_output
 from utils.command import answer_early, at_least, new_parser, run_script
+from utils.errors import UserError
+from utils.paths import expanded
+from utils.run.places import check_writable
 
 FORMS = ("folders", "csv")
 
@@ -49,7 +53,26 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--train: invalid value {arguments.train}, expected a fraction above 0 and below 1")
     if arguments.link and arguments.form == "csv":
         parser.error("--link: a CSV file names the images where they are; there is nothing to link")
+    arguments.source, arguments.target = expanded(arguments.source, "SOURCE"), expanded(arguments.target, "TARGET")
+    _check_places(arguments.source, arguments.target, file=_is_file(arguments.target, arguments.form))
     return arguments
+
+
+def _is_file(target: Path, form: str) -> bool:
+    return form == "csv" and target.suffix.lower() == ".csv"
+
+
+def _check_places(source: Path, target: Path, *, file: bool) -> None:
+    if not source.is_dir():
+        raise UserError(f"SOURCE {source}: {'is a file' if source.exists() else 'there is no such folder'}")
+    if os.path.lexists(target):
+        raise UserError(f"TARGET {target}: exists already and is not overwritten")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"TARGET {target}: is inside SOURCE, which is only read")
+    if file:
+        check_output(str(target), "TARGET", new=True)
+    else:
+        check_writable(target, "TARGET")
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -59,10 +82,9 @@ import numpy as np
 
 from datasets.identity_folders import read_identities, usual_protocol
 from datasets.labels import FOLDERS, GALLERY, JUNK, QUERY, TRAIN, LabelledImage, natural, numbering
-from utils.errors import UserError, some, writing
+from utils.errors import some, writing
 from utils.files import replace_text, replacing_folder
 from utils.metrics import ALL, CROSS_CAMERA
-from utils.paths import expanded
 
 TABLE = "pictures.csv"
 COMMAND = "python train_svllreid.py --config_file configs/person/vit_clipreid.yml"
@@ -80,8 +102,10 @@ class Splits(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Split as the command line says."""
     arguments = read_command_line(argv)
-    source, target = expanded(arguments.source, "SOURCE"), expanded(arguments.target, "TARGET")
-    _check_places(source, target)
+    source, target = arguments.source, arguments.target
+    ready = [name for name in (*FOLDERS[QUERY], *FOLDERS[GALLERY]) if (source / name).is_dir()]
+    if len(ready) > 1:
+        raise UserError(f"SOURCE {source}: is split already (it holds {' and '.join(ready)})")
     images, omitted = read_identities(source)
     if not images:
         raise UserError(f"SOURCE {source}: expected a folder per identity, with images in it; found no image")
@@ -143,8 +167,7 @@ def write(splits: Images, source: Path, target: Path, *, form: str, link: bool =
     Raises:
         OSError: what the file system says.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if form == "csv" and target.suffix.lower() == ".csv":
+    if _is_file(target, form):
         _write_csv(splits, source, target)
         return
     with replacing_folder(target) as folder:
@@ -152,18 +175,6 @@ def write(splits: Images, source: Path, target: Path, *, form: str, link: bool =
             _write_csv(splits, source, folder / TABLE)
         else:
             _write_images(splits, folder, link=link)
-
-
-def _check_places(source: Path, target: Path) -> None:
-    if not source.is_dir():
-        raise UserError(f"SOURCE {source}: {'is a file' if source.exists() else 'there is no such folder'}")
-    if os.path.lexists(target):
-        raise UserError(f"TARGET {target}: exists already and is not overwritten")
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"TARGET {target}: is inside SOURCE, which is only read")
-    ready = [name for name in (*FOLDERS[QUERY], *FOLDERS[GALLERY]) if (source / name).is_dir()]
-    if len(ready) > 1:
-        raise UserError(f"SOURCE {source}: is split already (it holds {' and '.join(ready)})")
 
 
 def _queries(seen: dict[str, list[LabelledImage]], count: int, rng: np.random.Generator) -> list[LabelledImage]:

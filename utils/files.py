@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from utils.errors import writing
+from utils.errors import UserError, writing
 
 THREADS = 8  # network file systems answer slowly, but many requests at a time
 T = TypeVar("T")
@@ -60,6 +60,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(folder: Path, what: str) -> None:
+    """Raise UserError unless a folder is absent or empty, as `replacing_folder` makes it; `what` names it."""
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
+        raise UserError(f"{what} {folder}: exists already and is not overwritten")
 
 
 def replace_text(path: Path, text: str) -> None:

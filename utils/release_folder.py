@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from utils import checkpoint, hub
-from utils.errors import UserError, WeightsError, writing
-from utils.files import replacing_folder
+from utils.errors import WeightsError, writing
+from utils.files import check_new_folder, replacing_folder
 from utils.paths import expanded
 
 FORMAT = "svllreid-release-1"
@@ -79,7 +79,7 @@ def write_release(folder: Path, tensors: Mapping[str, Tensor], contents: Mapping
     Raises:
         UserError: it is there and not empty, or cannot be written.
     """
-    check_unused(folder)
+    check_new_folder(folder, "--output")
     with writing(folder), replacing_folder(folder) as new:
         save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, new / TENSORS)
         facts = {"format": FORMAT, "sha256": _checksum(new / TENSORS), **contents}
@@ -88,12 +88,6 @@ def write_release(folder: Path, tensors: Mapping[str, Tensor], contents: Mapping
         for path in new.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-
-
-def check_unused(folder: Path) -> None:
-    """Raise UserError unless a folder is absent or empty."""
-    if os.path.lexists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
-        raise UserError(f"--output {folder}: exists already and is not overwritten")
 
 
 def _checksum(path: Path) -> str:

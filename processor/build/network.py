@@ -9,7 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from configs.stages import CLUSTER, IMAGE
-from datasets.several import names_of
+from datasets.names import names_of
 from model.build import make_model, resume_model
 from model.svllreid import SvllReid
 from model.weights import read_weights

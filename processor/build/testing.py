@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from datasets.build import RENDERED
 from datasets.check import quick_check
-from datasets.several import names_of
+from datasets.names import names_of
 from model.build import RESIZING, rebuild, settle_architecture
 from model.svllreid import SvllReid
 from model.weights import Weights, read_weights
@@ -22,14 +22,10 @@ from processor.result import result_entry
 from processor.transfer import OF_THE_DATA, Prepared, check_held_out, homes_of, prepare, settings_of
 from utils.devices import describe
 from utils.distributed import main_first, on_main
-from utils.errors import UserError
 from utils.fingerprint import Watch
-from utils.hub import on_hub
-from utils.paths import expanded
 from utils.records import Benchmark, Evaluation
-from utils.release_folder import locate
 from utils.run import RESULTS
-from utils.run.folder import check_writable
+from utils.run.places import results_folder
 from utils.run.results import read_results
 
 logger = logging.getLogger(__name__)
@@ -78,22 +74,9 @@ def open_network(cfg: CfgNode, overrides: Sequence[str], *, configured: bool | N
 def open_test(cfg: CfgNode, overrides: Sequence[str], *, configured: bool, results: str = RESULTS) -> NetworkTest:
     """The same with a folder, which has or gets the file `results` that is to be added to."""
     test = open_network(cfg, overrides, configured=configured)
-    folder = expanded(test.cfg.OUTPUT_DIR, "OUTPUT_DIR") if test.cfg.OUTPUT_DIR else results_folder(cfg.TEST.WEIGHT)
-    check_writable(folder)
+    folder = results_folder(cfg.TEST.WEIGHT, test.cfg.OUTPUT_DIR)
     read_results(folder / results)  # refused now if nothing can be added to it
     return test._replace(folder=folder)
-
-
-def results_folder(weight: str) -> Path:
-    """Where results go without OUTPUT_DIR: beside a checkpoint, or into the folder of a released network.
-
-    Raises:
-        UserError: it is on the Hub.
-    """
-    if on_hub(weight):
-        raise UserError(f"OUTPUT_DIR: expected a folder for the results, as {weight} is not on this machine")
-    path = locate(weight)
-    return path if path.is_dir() else path.parent
 
 
 def data_sets(test: NetworkTest, device: torch.device, render: Callable[[CfgNode, str], object]) -> Iterator[Ready]:

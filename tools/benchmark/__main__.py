@@ -14,7 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from tools.inference import PICTURES, add_output
 from utils.command import answer_early, at_least, new_parser, run_script
+from utils.errors import UserError
 
 PARTS = ("input", "ranking", "reranking", "clustering", "text", "image", "growth")
 
@@ -30,15 +32,18 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=at_least(1), default=3, metavar="N", help="runs of each way (default 3)")
     parser.add_argument("--device", default="auto", help="as MODEL.DEVICE (default auto)")
-    parser.add_argument("--figure", metavar="FILE", help="of growth: .png, .svg or .pdf")
-    parser.add_argument("--json", metavar="FILE", help="write every single measurement here, too")
+    add_output(parser, "--figure", *PICTURES, meaning="of growth")
+    add_output(parser, "--json", ".json", meaning="write every single measurement here, too")
     networks = parser.add_argument_group("of a network")
     networks.add_argument("--name", default="ViT-Tiny-8", help="architecture (default ViT-Tiny-8)")
     networks.add_argument("--batch", type=at_least(1), default=64, metavar="N", help="images (default 64)")
     networks.add_argument(
         "--identities", type=at_least(1), default=16, metavar="N", help="identities in the batch (default 16)"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.figure and "growth" not in (arguments.parts or PARTS):
+        raise UserError(f"--figure {arguments.figure}: is of growth; expected that part")
+    return arguments
 
 
 class _Parts(argparse.Action):
@@ -72,7 +77,6 @@ from tools.benchmark.machine import machine
 from tools.benchmark.measure import Measured, Setting, measure
 from tools.benchmark.report import as_json, table
 from utils.devices import pick_device
-from utils.errors import UserError, check_installed
 from utils.files import replace_text
 from utils.paths import expanded
 
@@ -84,14 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for every case of the parts."""
     arguments = read_command_line(argv)
     device = pick_device(arguments.device)
-    target, figure = (
-        expanded(path, option) if path else None
-        for path, option in ((arguments.json, "--json"), (arguments.figure, "--figure"))
-    )
-    if figure is not None:
-        check_installed("--figure", "matplotlib")
-        if "growth" not in (arguments.parts or PARTS):
-            raise UserError(f"--figure {arguments.figure}: is of growth; expected that part")
+    target, figure = (expanded(path) if path else None for path in (arguments.json, arguments.figure))
     setting = Setting(device, arguments.scale, arguments.name, arguments.batch, arguments.identities)
     facts = machine(device)
     sys.stdout.write(f"{', '.join(f'{name} {value}' for name, value in facts.items())}\n")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from tools.inference import (
     PICTURES,
     add_beside,
+    add_output,
     check_output,
     for_each_network,
     network_parser,
@@ -44,8 +45,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line."""
     parser = network_parser(__doc__)
     add = parser.add_argument
-    add("--output", metavar="FILE", help="written to; default: beside the checkpoint, NAME.calibration.json")
-    add("--figure", metavar="FILE", help=".png, .svg or .pdf; default: beside that, NAME.calibration.png")
+    add_output(parser, "--output", ".json", meaning="written to, else beside the checkpoint, NAME.calibration.json")
+    add_output(parser, "--figure", *PICTURES, meaning="a picture, else beside that, NAME.calibration.png")
     add("--no-figure", action="store_true", help="no picture")
     add_beside(parser)
     arguments = parse_labelled(parser, argv)

@@ -17,6 +17,9 @@ from yacs.config import CfgNode
 
 from configs import load
 from configs.stages import STAGES
+from datasets.names import names_together
+from tools.early import check_root
+from tools.inference import check_output
 from utils.command import answer_early, parse, run_script
 
 OPTIONS = {
@@ -25,7 +28,6 @@ OPTIONS = {
         "help": "check labels and files only, in a few seconds; otherwise every image is decoded, on all cores",
     },
     "--sheet": {
-        "type": Path,
         "metavar": "FILE.png",
         "help": "where to draw the contact sheet: training identities (rows) in their cameras (columns); "
         "default: runs/check_NAME.png, with --quick none",
@@ -36,7 +38,11 @@ OPTIONS = {
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[CfgNode, argparse.Namespace]:
     """The settings, and this tool's own options."""
     arguments = parse(__doc__, argv, options=OPTIONS)
-    return load(arguments.config_file, arguments.overrides), arguments
+    cfg = load(arguments.config_file, arguments.overrides)
+    if arguments.sheet:
+        check_output(arguments.sheet, "--sheet", ".png")
+    check_root(cfg, names_together(cfg.DATASETS.NAMES, cfg.DATASETS.NOUN))
+    return cfg, arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -47,7 +53,6 @@ from tools.check_dataset.full import full_check
 from tools.check_dataset.report import text
 from tools.check_dataset.sheet import write_sheet
 from tools.demo.render import rendered_benchmark
-from tools.inference import check_output
 from utils.paths import expanded
 
 SHEETS = Path("runs")
@@ -56,11 +61,13 @@ SHEETS = Path("runs")
 def main(argv: Sequence[str] | None = None) -> int:
     """Check what the command line names; 0 if it can be used, 1 if not."""
     cfg, options = read_command_line(argv)
-    sheet = _place(options.sheet) if options.sheet else None
+    sheet = expanded(options.sheet) if options.sheet else None
     benchmark = rendered_benchmark(cfg)
     if sheet is None and not options.quick:
         name = "".join(letter if letter.isalnum() or letter in "-+" else "_" for letter in benchmark.name)
-        sheet = _place(SHEETS / f"check_{name}.png")
+        SHEETS.mkdir(exist_ok=True)
+        sheet = SHEETS / f"check_{name}.png"
+        check_output(str(sheet), "--sheet", ".png")
     instances = cfg.DATALOADER.NUM_INSTANCE
     drawn = any(STAGES[name].draws_identities for name in cfg.PROCESSOR.STAGES)
     identities = cfg.SOLVER.STAGE2.IMS_PER_BATCH // instances if drawn else None
@@ -72,14 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_sheet(benchmark, sheet, size=cfg.INPUT.SIZE_TRAIN)
         sys.stdout.write(f"{sheet}: training identities (rows) in their cameras (columns)\n")
     return 1 if report.problems else 0
-
-
-def _place(sheet: Path) -> Path:
-    """Where a sheet can be written; its folder is made."""
-    sheet = expanded(sheet, "--sheet")
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    check_output(str(sheet), "--sheet", ".png")
-    return sheet
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ from pathlib import Path
 import yaml
 
 from configs import differences, load
+from datasets.names import names_together
 from utils.command import answer_early, parse, run_script
+from utils.paths import expanded
+from utils.run.places import check_writable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEMO, PUBLISHED = CONFIGS / "demo/vit_svllreid.yml", CONFIGS / "person/vit_svllreid.yml"
@@ -34,6 +37,8 @@ def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.cfg = load(arguments.config_file, arguments.overrides)
     name = Path(arguments.config_file).stem
     arguments.folder = FOLDER if name == DEMO.stem else FOLDER.with_name(f"{FOLDER.name}_{name}")
+    names_together(arguments.cfg.DATASETS.NAMES, arguments.cfg.DATASETS.NOUN)
+    check_writable(expanded(arguments.cfg.OUTPUT_DIR or arguments.folder, "OUTPUT_DIR"))
     return arguments
 
 
@@ -47,7 +52,6 @@ from train_svllreid import train
 from utils.devices import pick_device
 from utils.errors import UserError
 from utils.logs import log_to_screen
-from utils.paths import expanded
 from utils.run import CONFIG, RESULTS
 from utils.run.results import END, START, read_results
 

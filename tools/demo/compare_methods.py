@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs import check_overrides
 from utils.command import add_settings, answer_early, at_least, new_parser, run_script
+from utils.run.places import check_writable
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,7 +27,10 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="of the runs (default %(default)s)")
     add_settings(parser, "settings of all runs, after --")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    check_overrides(arguments.overrides)
+    check_writable(arguments.folder, "--folder")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds

@@ -14,13 +14,13 @@ import argparse
 import io
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from tools.inference import check_output
 from utils.command import answer_early, at_least, new_parser, run_script
 
 
@@ -34,7 +34,10 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of training (default %(default)s)")
     parser.add_argument("--processes", type=at_least(1), default=2, help="that render images (default %(default)s)")
     parser.add_argument("--out", type=Path, help="file to write (default: the file of this repository)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.out:
+        check_output(str(arguments.out), "--out", ".safetensors")
+    return arguments
 
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds
@@ -52,7 +55,6 @@ from tools.demo.rendering.camera import sample_camera
 from tools.demo.rendering.caption import caption
 from tools.demo.rendering.person import sample_person
 from tools.demo.rendering.scene import photograph
-from utils.errors import UserError
 
 logger = logging.getLogger("pretrain_tiny_clip")
 
@@ -67,8 +69,6 @@ TEMPLATES = ("A photo of a X X X X person.", "A photo of a X X X X vehicle.")
 def main(argv: Sequence[str] | None = None) -> None:
     args = read_command_line(argv)
     args.out = args.out or tiny_clip.FILE
-    if not os.access(args.out.parent, os.W_OK):
-        raise UserError(f"--out {args.out}: the folder {args.out.parent} cannot be written to")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.manual_seed(args.seed)
 

@@ -36,7 +36,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds
 from tqdm import tqdm
 
 from datasets.build import make_benchmark, parameters_of
-from datasets.several import names_of
+from datasets.names import names_of
 from datasets.synthetic import MANIFEST
 from tools.demo.infrared_sets import INFRARED_KINDS, InfraredSet
 from tools.demo.sets import KINDS, SPLITS, RenderedSet, Rendering

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,36 +18,13 @@ from utils.errors import UserError, one_line
 from utils.files import replace_text
 from utils.run import CONFIG, NON_FINITE, RESULTS, STATES, TENSORBOARD, VERSIONS, WRITTEN
 from utils.run.metrics import Metrics
+from utils.run.places import check_unused
 from utils.run.results import read_results, take_back_results
 from utils.run.state import KEPT, State, drop_states, newest_state, next_state, state_files
 from utils.schema import Settings, fault
 from utils.workers import dead_worker
 
 logger = logging.getLogger(__name__)
-
-
-def check_writable(path: Path) -> None:
-    """Raise UserError if nothing could be written to `path`; nothing is left there."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
-    if not existing.exists():
-        raise UserError(f"OUTPUT_DIR {path}: {existing} is a link to nothing")
-    if not existing.is_dir():
-        raise UserError(f"OUTPUT_DIR {path}: {existing} is a file; a folder is needed")
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {path}: {existing} cannot be written to ({error.strerror})") from error
-
-
-def check_unused(path: Path) -> None:
-    """Raise UserError if `path` holds a run already, or any file that a run would write."""
-    taken = [name for name in (CONFIG, *WRITTEN, TENSORBOARD, STATES, NON_FINITE) if (path / name).exists()]
-    taken += sorted(file.name for file in path.glob("*.pth"))
-    if taken:
-        raise UserError(
-            f"OUTPUT_DIR {path}: holds a run already ({taken[0]}); give another OUTPUT_DIR, or move that one away"
-        )
 
 
 class EarlierRun(NamedTuple):
