@@ -18,6 +18,7 @@ from loss.memory import Memory
 from loss.self_supervised import NegativeCosine, NTXent, SupCon, find_positives
 from model.heads import Predictor
 from model.prompts import MOVING, mask, mix, swap, words_only
+from processor.compiled import compile_tower
 from processor.evaluate import Features, embed_all, evaluate, rank_trials
 from processor.image_stage import ImageStage, all_text_features
 from processor.loop import _update, fit
@@ -522,3 +523,16 @@ def test_a_benchmark_says_what_ranks_count_and_which_are_reported():
     found = evaluate(Confused(torch.eye(2)), toy, loader, device=CPU)
     assert plain.trials[0].cmc.tolist()[:3] == [0, 0, 1] and found.trials[0].cmc.tolist()[:3] == [0, 1, 1]
     assert found.mean == {"mAP": plain.mean["mAP"], "mINP": plain.mean["mINP"], "rank1": 0, "rank2": 1, "rank20": 1}
+
+
+def test_a_machine_without_a_compiler_is_said_in_a_line(monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    tower = nn.Linear(2, 2)
+    compile_tower(tower)
+    with torch.no_grad():
+        assert tower(torch.ones(1, 2)).shape == (1, 2)
+    with pytest.raises(UserError, match=r"^SOLVER\.COMPILE True: .*No working C\+\+ compiler.*SOLVER\.COMPILE False$"):
+        tower(torch.ones(1, 2))
