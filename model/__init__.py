@@ -20,7 +20,7 @@ class _Later(ModuleType):
     """Stands for the module `ASKED` while others are imported."""
 
     def is_compile_supported(self, device_type: str) -> bool:
-        return import_module(ASKED).is_compile_supported(device_type)
+        return self.__getattr__("is_compile_supported")(device_type)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # Python itself asks
@@ -35,7 +35,7 @@ def _without_compiler() -> Iterator[None]:
     disable, later = torch.compiler.disable, _Later(ASKED)
 
     def disable_later(fn: Any = None, recursive: bool = True, **reason: Any) -> Any:
-        return torch._disable_dynamo(fn, recursive)
+        return getattr(torch, "_disable_dynamo", disable)(fn, recursive)  # the latter loads the compiler now
 
     sys.modules.setdefault(ASKED, later)
     torch.compiler.disable = disable_later
@@ -43,7 +43,7 @@ def _without_compiler() -> Iterator[None]:
         yield
     finally:
         torch.compiler.disable = disable
-        if sys.modules[ASKED] is later:
+        if sys.modules.get(ASKED) is later:
             del sys.modules[ASKED]
 
 

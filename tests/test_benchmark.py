@@ -109,6 +109,12 @@ def test_both_textbooks_rank_as_the_program_does():
     assert 0.05 < expected.mAP < 0.95
 
 
+def test_ranking_is_measured_however_few_images_there_are():
+    for case in ranking.cases(SMALL._replace(scale=0.001)):
+        for way in case.ways:
+            way.run()
+
+
 def test_what_does_not_fit_is_left_out(monkeypatch):
     names = {True: "published, numpy", False: "textbook, numpy"}
     for fits, free in ((True, 10**12), (False, 10)):

@@ -31,6 +31,17 @@ def test_what_a_run_with_a_clip_does_not_use_is_not_imported(module):
     assert not {*LATER, COMPILER} & set(there)
 
 
+def test_what_was_imported_first_is_not_searched_for_garbage():
+    there = loaded(
+        "import gc\n"
+        "from utils.command import answer_early, run_script\n"
+        "answer_early(lambda: None)\n"
+        "imported, off = [object], not gc.isenabled()\n"
+        "run_script(lambda: print(off, gc.isenabled(), any(each is imported for each in gc.get_objects())))"
+    )
+    assert there[:3] == ["True", "True", "False"]
+
+
 ASKS = {
     "function": "from torch._dynamo.utils import counters",
     "package": "import torch._dynamo; assert torch._dynamo.config",
@@ -50,6 +61,20 @@ def test_who_needs_the_compiler_gets_it(ask):
         "assert later('cpu') == asked('cpu') and later('meta') == asked('meta')"
     )
     assert COMPILER in there
+
+
+def test_who_calls_the_compiler_while_others_are_imported_gets_it():
+    assert COMPILER in loaded(
+        "import model\n"
+        "with model._without_compiler():\n"
+        "    from torch._dynamo.utils import is_compile_supported as asked\n"
+        "    asked('cpu')"
+    )
+
+
+def test_pytorch_may_have_another_way_to_load_the_compiler_later():
+    there = loaded("import torch._dynamo; del torch._disable_dynamo; import model")
+    assert {"open_clip", "torchvision", "timm"} <= set(there)
 
 
 def test_networks_of_shapes_have_those_of_networks():

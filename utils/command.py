@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import select
@@ -164,12 +165,17 @@ def _local_rank(text: str) -> str:
 
 
 def answer_early(read: Callable[[], object]) -> None:
-    """Exit if the command line asks for help or is wrong; `main` reads it again."""
+    """Exit if the command line asks for help or is wrong; `main` reads it again.
+
+    What is imported until `main` stays: Python's search for garbage would go through it again and again, a seventh of
+    the time that a test of the demo takes.
+    """
     logging.disable()  # `main` logs it
     code = run_script(read)
     logging.disable(logging.NOTSET)
     if code:
         sys.exit(code)
+    gc.disable()
 
 
 def check_there(path: str, what: str, advice: str = "") -> None:
@@ -192,6 +198,9 @@ def run_script(main: Callable[[], object]) -> int:
     Errors that a user can fix become one line on stderr and in the log file, of one process only: UserError,
     ConfigError, and what the operating system refuses.
     """
+    if not gc.isenabled():  # since answer_early
+        gc.freeze()
+        gc.enable()
     with screen():
         try:
             returned = main()

@@ -86,7 +86,7 @@ def published(test: Arrays, top: int = 50) -> tuple[float, float, np.ndarray]:
         found = hits.cumsum()
         precisions.append((found / np.arange(1, len(hits) + 1) * hits).sum() / found[-1])
         inverses.append(found[-1] / (hits.nonzero()[0].max() + 1))
-        cmc.append(found[:top].clip(max=1))
+        cmc.append(hits.argmax() < np.arange(1, top + 1))
     return float(np.mean(precisions)), float(np.mean(inverses)), np.mean(cmc, 0)
 
 
