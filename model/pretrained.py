@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import open_clip
@@ -30,6 +31,16 @@ ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # in Open
 def clip_names() -> list[str]:
     """The names of the tiny CLIP and of those that open_clip knows."""
     return [*tiny_clip.CONFIGS, *open_clip.list_models()]
+
+
+def taken_clips() -> list[str]:
+    """Those of them that `clip_config` takes."""
+    taken = []
+    for name in clip_names():  # a tenth of a second for all
+        with suppress(WeightsError):
+            clip_config(name)
+            taken.append(name)
+    return taken
 
 
 def clip_config(name: str) -> dict:

@@ -39,7 +39,7 @@ from model import families
 from model.clip import ResNetTower, ViTTower
 from model.families import FAMILIES, IMAGENET
 from model.heads import SideEmbedding
-from model.pretrained import clip_config, clip_names
+from model.pretrained import clip_config, clip_names, taken_clips
 from model.timm_tower import Facts, fill, make_timm, pixels, read_facts, tags_of
 from utils.errors import WeightsError
 from utils.records import SideInfo
@@ -121,7 +121,7 @@ def _meant(name: str) -> str:
 
     names = defaultdict(list)
     others = (each for each, row in TOWERS.items() if not row.is_clip)
-    for each in (*clip_names(), *others, *FAMILIES, *(TIMM + each for each in timm.list_models())):
+    for each in (*taken_clips(), *others, *FAMILIES, *(TIMM + each for each in timm.list_models())):
         names[bare(each)].append(each)
     stem, _, tag = name.strip().rpartition(".")
     for each in names.get(bare(stem), ()):

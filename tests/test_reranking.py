@@ -84,6 +84,16 @@ def test_no_unit_is_too_small_or_too_large(unit: float):
     assert largest_error(rerank(query, gallery, 8, 3, 0.3), dense(query, gallery, 8, 3, 0.3)) < EXACT
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e-19, 1e-22, 1e-37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_difference_is_too_small_beside_what_all_features_have(unit: float, dtype: torch.dtype):
+    """Distances divided by squares of 1e-22 would be NaN."""
+    query, gallery = split(clustered())
+    one = torch.ones(len(query) + len(gallery), 1, dtype=dtype)
+    common = split(torch.cat([unit * clustered().to(dtype), one], dim=1))
+    assert largest_error(rerank(*common, 8, 3, 0.3), dense(query, gallery, 8, 3, 0.3)) < EXACT
+
+
 def test_no_distance_is_negative():
     """|a|² + |b|² - 2ab is, for images that are far from the others and all but the same: here by about 1."""
     features = 1e8 * clustered().double()

@@ -242,3 +242,12 @@ def test_a_name_that_there_is_not_is_answered_with_what_is_meant(name, meant):
     with pytest.raises(WeightsError) as refused:
         find_tower(name)
     assert str(refused.value).partition("; ")[2].partition(";")[0].partition(", ")[0] in (meant, f"expected {meant}")
+
+
+@pytest.mark.parametrize("name", ["vit-b-16-siglip", "ViT-B-16-SigLIP-25", "EVA02-B16", "coca", "MobileCLIP", "ViT-H"])
+def test_only_names_that_there_are_are_offered(name):
+    """open_clip has CLIPs that are not of OpenAI's form under the first five."""
+    with pytest.raises(WeightsError, match="near it: ") as refused:
+        find_tower(name)
+    for near in str(refused.value).partition("near it: ")[2].partition(";")[0].split(", "):
+        assert find_tower(near)

@@ -95,6 +95,8 @@ def rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float
     features = torch.cat([query, gallery])
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
     features = features.ldexp(-features.abs().max().frexp().exponent)  # no unit is too small or too large
+    low, high = features.aminmax(dim=0)  # nor are differences beside a common offset; 2^127 and more is too large
+    features = features.ldexp(-(high - low).max().frexp().exponent.clamp(min=-126))
     result = query.new_empty(num_queries, len(gallery), dtype=torch.float32)
     neighbours, farthest = _neighbours(features, (k2, round(k1 / 2) + 1, k1 + 1), result)
     result *= (lambda_value / farthest[:num_queries, None]).float()
