@@ -687,12 +687,14 @@ def test_the_report_without_cameras(tmp_path, capsys):
 
 
 def test_csv_form(tmp_path):
-    """A file where asked for, or in a new folder; paths from where it is, whatever links lead there."""
+    """A file in a folder that is there, or in a new one; paths from where it is, whatever links lead there."""
     source = crowd(tmp_path / "a" / "source")
     (tmp_path / "b" / "c").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "b" / "c")
     expected = labels(folder(split(source, tmp_path / "folders")))
-    for name in ("b/x.csv", "new/folders/x.csv", "new/folder/x", "link/y.csv", "link/y"):
+    with pytest.raises(UserError, match="there is no folder"):
+        split(source, tmp_path / "new" / "x.csv", "--form", "csv")
+    for name in ("b/x.csv", "new/folder/x", "link/y.csv", "link/y"):
         target = tmp_path / name
         assert labels(folder(split(source, target, "--form", "csv"))) == expected
         file = target if target.suffix else target / "pictures.csv"
