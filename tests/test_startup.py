@@ -77,6 +77,20 @@ def test_pytorch_may_have_another_way_to_load_the_compiler_later():
     assert {"open_clip", "torchvision", "timm"} <= set(there)
 
 
+@pytest.mark.parametrize("name", ["ViT-B-16", "RN50"])
+def test_the_compiler_is_not_loaded_for_shapes(name):
+    assert COMPILER not in loaded(
+        "from model.heads import SideEmbedding\n"
+        "from model.pretrained import build_clip\n"
+        "from model.shapes import shapes_only\n"
+        "from model.towers import make_tower\n"
+        "with shapes_only():\n"
+        f"    visual = build_clip({name!r}, 'quick_gelu').visual\n"
+        "    side = lambda width: SideEmbedding(6, 1, width, camera=True, view=False, scale=3.0)\n"
+        f"    make_tower({name!r}, (256, 128), (16, 16), side=side, visual=visual)"
+    )
+
+
 def test_networks_of_shapes_have_those_of_networks():
     def shapes() -> list[dict]:
         side = SideEmbedding(3, 0, 64, camera=True, view=False, scale=3.0)

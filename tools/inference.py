@@ -83,7 +83,7 @@ def parse(
     if arguments.images and not words:
         raise UserError(f"{arguments.images[0]}: is no setting; expected KEY VALUE, e.g. TEST.FLIP True")
     _check_named(arguments, name)
-    given_settings(arguments.config_file, arguments.overrides)
+    arguments.given = given_settings(arguments.config_file, arguments.overrides)
     if example and not arguments.images:
         raise UserError(f"{name}: expected images, e.g. {example}")
     return arguments
@@ -120,8 +120,7 @@ def parse_labelled(parser: argparse.ArgumentParser, argv: Sequence[str] | None) 
     if len(arguments.images) > 1:
         raise UserError(f"FOLDER: expected one folder, or settings such as DATASETS.NAMES; got {arguments.images}")
     if not arguments.images:
-        given = given_settings(arguments.config_file, arguments.overrides)
-        check_data(given, arguments.overrides[::2])
+        check_data(arguments.given, arguments.overrides[::2])
     return arguments
 
 
@@ -188,8 +187,8 @@ def add_output(
 
 
 def check_output(path: str, option: str, *endings: str, new: bool = False) -> None:
-    """Raise UserError if no file can be written to `path`: its folder has to be there, or what is mistyped would be
-    made. It is one that does not end so (an image may be in the way), or with `new` is there already."""
+    """Raise UserError if `path` cannot be written, does not end so (it may be an image of the user's) or, with `new`,
+    is there already. Its folder has to be there: one of a mistyped name is not made."""
     target = expanded(path, option).absolute()
     if new and os.path.lexists(target):
         raise UserError(f"{option} {path}: exists already and is not overwritten")

@@ -70,7 +70,7 @@ def _check_places(source: Path, target: Path, *, file: bool) -> None:
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"TARGET {target}: is inside SOURCE, which is only read")
     if file:
-        check_output(str(target), "TARGET", new=True)
+        check_output(str(target), "TARGET")
     else:
         check_writable(target, "TARGET")
 
